@@ -1,0 +1,120 @@
+"""What every test shares: no leaks, the reference folders, modest Hypothesis runs."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+hypothesis.settings.register_profile("default", deadline=None, max_examples=60, print_blob=True)
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=60, print_blob=True, derandomize=True)
+hypothesis.settings.register_profile("long", deadline=None, max_examples=3000, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default"))
+
+
+def _folder(variable: str, default: Path) -> Path:
+    folder = Path(os.environ.get(variable, default))
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not here ({variable} names another place)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus_dir() -> Path:
+    """The folder of real TIFFs: ``INDEX.csv`` and ``files/``."""
+    return _folder("LAZYTILES_CORPUS", SHARED / "corpus")
+
+
+@pytest.fixture(scope="session")
+def hostile_dir() -> Path:
+    """The folder of damaged TIFFs and manifests: ``hostile.csv``, ``manifests.csv`` and what they name."""
+    return _folder("LAZYTILES_HOSTILE", SHARED / "hostile")
+
+
+# Owned by the system, the interpreter or a test tool for the whole run: no test can leak these.
+_STANDING_FILES = ("/dev/", "/proc/", "/sys/", sys.prefix, sys.base_prefix)
+_STANDING_CHILDREN = (b"resource_tracker", b"forkserver")
+_STANDING_THREADS = ("lazytiles-shared", "pytest_timeout", "Profile", "IO loop", "TCP-Executor")
+
+
+def _descriptors() -> Counter[str]:
+    """What each open descriptor leads to, without the bounded pool of image files."""
+    found: Counter[str] = Counter()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue
+        if not target.startswith(_STANDING_FILES):
+            found[target] += 1
+    return found
+
+
+def _threads() -> Counter[str]:
+    return Counter(
+        t.name for t in threading.enumerate() if not t.name.startswith(_STANDING_THREADS) and t not in _dask_threads()
+    )
+
+
+def _dask_threads() -> set[threading.Thread]:
+    pool = getattr(sys.modules.get("dask.threaded"), "default_pool", None)
+    return set(getattr(pool, "_threads", ()))
+
+
+def _children() -> Counter[str]:
+    found: Counter[str] = Counter()
+    for task in os.listdir("/proc/self/task"):
+        try:
+            pids = Path(f"/proc/self/task/{task}/children").read_text().split()
+        except OSError:
+            continue
+        for pid in pids:
+            try:
+                command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            except OSError:
+                continue
+            if not any(word in command for word in _STANDING_CHILDREN):
+                found[f"{pid} {command!r}"] += 1
+    return found
+
+
+def _close_shared_files() -> None:
+    """Empty the library's pool of descriptors, which is bounded and outlives a read on purpose."""
+    files = sys.modules.get("lazytiles.files")
+    if files is not None:
+        files.pool.clear()
+
+
+def _state() -> dict[str, Counter[str]]:
+    return {"descriptor": _descriptors(), "thread": _threads(), "child process": _children()}
+
+
+def _left(before: dict[str, Counter[str]]) -> list[str]:
+    after = _state()
+    return [f"{kind} {what}" for kind in after for what in after[kind] - before[kind]]
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Descriptors, threads and child processes are after a test what they were before it."""
+    before = _state()
+    yield
+    if request.node.get_closest_marker("leaks"):
+        return
+    _close_shared_files()
+    end = time.monotonic() + 3
+    while (left := _left(before)) and time.monotonic() < end:
+        gc.collect()
+        time.sleep(0.02)
+    assert not left, f"left behind: {left}"
