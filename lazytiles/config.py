@@ -1,0 +1,135 @@
+"""What a user may set (`configure`) and what the library counts (`counters`)."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
+from typing import Any
+
+from lazytiles.errors import LimitError
+
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The limits in force; see `configure` for their meaning and units."""
+
+    cache_bytes: int = 256 * MIB
+    threads: int = os.cpu_count() or 1
+    max_segment_bytes: int = 256 * MIB
+    max_window_bytes: int = 4096 * MIB
+    open_files: int = 64
+    mmap: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("cache_bytes", 0), ("threads", 1), ("max_segment_bytes", 1)):
+            self._check(name, least)
+        for name, least in (("max_window_bytes", 1), ("open_files", 1)):
+            self._check(name, least)
+        if not isinstance(self.mmap, bool):
+            raise LimitError(f"mmap must be True or False, not {self.mmap!r}")
+
+    def _check(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise LimitError(f"{name} must be an integer of at least {least}, not {value!r}")
+
+
+def _from_environment() -> Settings:
+    given: dict[str, int | bool] = {}
+    for field in fields(Settings):
+        text = os.environ.get(f"LAZYTILES_{field.name.upper()}")
+        if text is None:
+            continue
+        try:
+            given[field.name] = bool(int(text)) if field.name == "mmap" else int(text)
+        except ValueError:
+            raise LimitError(
+                f"environment variable LAZYTILES_{field.name.upper()}={text!r} is not an integer"
+            ) from None
+    return Settings(**given)  # type: ignore[arg-type]  # names come from the dataclass itself
+
+
+_settings = _from_environment()
+_counts = {"segments_decoded": 0, "bytes_read": 0, "cache_hits": 0, "files_opened": 0, "batches_alive": 0}
+_lock = threading.RLock()  # re-entered when a collection inside it frees a batch
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.RLock()))
+
+
+def configure(
+    *,
+    cache_bytes: int | None = None,
+    threads: int | None = None,
+    max_segment_bytes: int | None = None,
+    max_window_bytes: int | None = None,
+    open_files: int | None = None,
+    mmap: bool | None = None,
+) -> Settings:
+    """Set limits for this process and return all that are in force; what is not given stays.
+
+    Each can also be set before start by an environment variable, such as ``LAZYTILES_CACHE_BYTES``.
+
+    Parameters
+    ----------
+    cache_bytes : bytes of decoded segments kept for later reads; 0 keeps none
+    threads : threads that decode together, the calling one included
+    max_segment_bytes : bytes of one decoded segment; a page with larger ones is refused
+    max_window_bytes : bytes of one read (the array that it returns); a larger one is refused
+    open_files : descriptors kept open; a quarter of the process's limit is never exceeded
+    mmap : whether uncompressed pages are read through a memory map
+
+    Raises
+    ------
+    LimitError : a value of the wrong kind or out of range
+
+    >>> before = configure()
+    >>> configure(threads=2).threads
+    2
+    >>> configure(threads=before.threads) == before
+    True
+    """
+    global _settings
+    given: dict[str, Any] = {
+        "cache_bytes": cache_bytes,
+        "threads": threads,
+        "max_segment_bytes": max_segment_bytes,
+        "max_window_bytes": max_window_bytes,
+        "open_files": open_files,
+        "mmap": mmap,
+    }
+    with _lock:
+        _settings = replace(_settings, **{k: v for k, v in given.items() if v is not None})
+        return _settings
+
+
+def settings() -> Settings:
+    """The settings in force."""
+    return _settings
+
+
+def count(name: str, amount: int = 1) -> None:
+    """Add to a counter."""
+    with _lock:
+        _counts[name] += amount
+
+
+def counters() -> Mapping[str, int]:
+    """What this process has done so far, as a read-only snapshot.
+
+    Returns
+    -------
+    mapping with ``segments_decoded`` (segments), ``bytes_read`` (bytes taken from image files),
+    ``cache_hits`` (segments), ``files_opened`` (descriptors) and ``batches_alive`` (batches of
+    flows that are being finished, wait, or are held by their consumer; what flows have read ahead of
+    that is bounded by their ``readahead_bytes`` instead)
+
+    >>> sorted(counters())
+    ['batches_alive', 'bytes_read', 'cache_hits', 'files_opened', 'segments_decoded']
+    """
+    with _lock:
+        return MappingProxyType(dict(_counts))

@@ -1,0 +1,56 @@
+"""The exceptions: one hierarchy, each also the builtin it refines."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class LazyTilesError(Exception):
+    """Anything that lazytiles itself refuses or cannot do."""
+
+
+class ManifestError(LazyTilesError, ValueError):
+    """The table is damaged, contradicts itself or asks for what is not there."""
+
+
+class RegionError(LazyTilesError, OSError):
+    """An image file cannot be opened or is not what its tags say."""
+
+
+class SegmentError(RegionError):
+    """One segment of a page cannot be read or decoded; its neighbours still can."""
+
+
+class LimitError(LazyTilesError, ValueError):
+    """A read would exceed a limit set by `configure`."""
+
+
+class StoreError(LazyTilesError, OSError):
+    """A store is incomplete, locked, damaged or would be overwritten."""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """The optional module of that name, or an `ImportError` that names the extra which brings it.
+
+    Parameters
+    ----------
+    module : dotted module name, such as ``"h5py"``
+    extra : the extra of lazytiles that installs it, such as ``"hdf5"``
+
+    Raises
+    ------
+    ImportError : the package is not installed
+
+    >>> require("json", extra="none").loads("[1]")
+    [1]
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        if error.name is None or error.name.partition(".")[0] != package:
+            raise
+        raise ImportError(
+            f"{package} is not installed; it comes with the extra {extra!r}: pip install 'lazytiles[{extra}]'"
+        ) from error
