@@ -1,0 +1,331 @@
+"""One segment's bytes to an array: decoded, and compared with what the page promises.
+
+tifffile's decoders do the work. Beside them stand the checks that they leave out (an image codec's
+own header before it is decoded, the end of a JPEG stream) and libtiff's LZW decoder, which is faster.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+JPEG = frozenset({6, 7, 34892, 33007})
+CCITT = frozenset({2, 3, 4})
+DEFLATE = frozenset({8, 32946})
+LZW = 5
+_MOST_CODECS = 256
+
+Decoder = Callable[..., tuple[Any, tuple[int, ...], tuple[int, ...]]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Codec:
+    """How the segments of a page are decoded.
+
+    Parameters
+    ----------
+    compression : TIFF's number
+    segment : (height, width, samples) of a whole segment
+    image : (height, width) of the page, pixels
+    tiled : whether segments overhang the page (tiles) or end with it (strips)
+    dtype : of a decoded sample
+    decode : tifffile's decoder of one segment
+    tables, header : JPEG tables and header shared by the segments
+    lzw : predictor and byte order for libtiff's LZW decoder, or None
+    stored_row : bytes of a row as it is stored, and the fill order, for LZW streams that libtiff cannot decode alone
+    """
+
+    compression: int
+    segment: tuple[int, int, int]
+    image: tuple[int, int]
+    tiled: bool
+    dtype: np.dtype[Any]
+    decode: Decoder
+    tables: bytes | None
+    header: bytes | None
+    lzw: tuple[int, str] | None
+    stored_row: tuple[int, int]
+
+    def extent(self, row: int, column: int) -> tuple[int, int]:
+        """(height, width) in pixels of the part of a segment that lies inside the page."""
+        return (
+            min(self.segment[0], self.image[0] - row * self.segment[0]),
+            min(self.segment[1], self.image[1] - column * self.segment[1]),
+        )
+
+    def __call__(self, data: bytes | memoryview, index: int, row: int, column: int) -> NDArray[Any]:
+        """One segment as an array (height, width, samples) that covers its part of the page.
+
+        Parameters
+        ----------
+        data : the stored bytes
+        index : number of the segment in the page
+        row, column : its place in the grid
+
+        Raises
+        ------
+        ValueError : whatever is wrong with the bytes, in words
+        """
+        if self.lzw is not None:
+            return self.decode_run([data], row, 1)
+        needed = self.extent(row, column)
+        if self.compression in JPEG:
+            array = self._jpeg(bytes(data), index, needed)
+        else:
+            array = self._decoded(bytes(data), index, needed)
+        if self.compression in CCITT:
+            array = array.astype(np.bool_)
+        if array.dtype != self.dtype:
+            raise ValueError(f"holds {array.dtype} samples, the page says {self.dtype}")
+        if array.ndim != 3 or array.shape[2] != self.segment[2]:
+            raise ValueError(f"holds an array of shape {array.shape}, the page says {self.segment}")
+        if array.shape[0] < needed[0] or array.shape[1] < needed[1]:
+            raise ValueError(f"holds {array.shape[:2]} pixels, {needed} are needed")
+        return array
+
+    def _decoded(self, data: bytes, index: int, needed: tuple[int, int]) -> NDArray[Any]:
+        if self.compression in tifffile.TIFF.IMAGE_COMPRESSIONS and self.compression not in JPEG:
+            return self._image(data, needed)
+        if self.compression == LZW:
+            data = self._sound_lzw(data, needed)
+        try:
+            array = self.decode(data, index)[0]
+        except Exception:
+            if self.compression not in DEFLATE:
+                raise
+            limit = self.segment[0] * self.segment[1] * self.segment[2] * self.dtype.itemsize
+            plain = zlib.decompressobj().decompress(data, limit)
+            array = self.decode(zlib.compress(plain, 0), index)[0]
+        decoded: NDArray[Any] = array[0]
+        return decoded
+
+    def _sound_lzw(self, data: bytes, needed: tuple[int, int]) -> bytes:
+        """The same rows as a stream that is safe: imagecodecs follows codes that were never defined, and crashes."""
+        width, fill_order = self.stored_row
+        shape = (self.segment[0] if self.tiled else needed[0], width, 1)
+        data = data if fill_order == 1 else bytes(imagecodecs.bitorder_decode(data))
+        plain = imagecodecs.tiff_decode(wrap_lzw([data], shape, shape[0], np.dtype(np.uint8), 1, "<"))
+        sound = bytes(imagecodecs.lzw_encode(plain.tobytes()))
+        return sound if fill_order == 1 else bytes(imagecodecs.bitorder_encode(sound))
+
+    def _jpeg(self, data: bytes, index: int, needed: tuple[int, int]) -> NDArray[Any]:
+        components = check_jpeg(data, needed, self.segment)
+        if components == b"RGB":  # the stream itself says so, whatever the page's tags say
+            array = imagecodecs.jpeg8_decode(data, tables=self.tables, colorspace="rgb", outcolorspace="rgb")
+            return np.atleast_3d(array)
+        decoded: NDArray[Any] = self.decode(data, index, jpegtables=self.tables, jpegheader=self.header)[0][0]
+        return decoded
+
+    def _image(self, data: bytes, needed: tuple[int, int]) -> NDArray[Any]:
+        """An image codec, held to the extent that the tags give: it refuses before it allocates."""
+        decompress = tifffile.TIFF.DECOMPRESSORS[self.compression]
+        options = {"hasalpha": True} if self.compression == 50001 and self.segment[2] == 4 else {}
+        extents = {self.segment[:2], needed, (needed[0], self.segment[1])}
+        reason: Exception = ValueError("no extent fits")
+        for height, width in sorted(extents, reverse=True):
+            out = np.empty((height, width, self.segment[2]), self.dtype)
+            try:
+                decompress(data, out=out if self.segment[2] > 1 else out[..., 0], **options)
+            except ValueError as error:
+                reason = error
+            else:
+                return out
+        raise reason
+
+    def decode_run(self, datas: Sequence[bytes | memoryview], row: int, count: int) -> NDArray[Any]:
+        """Neighbouring LZW segments of one column as one array, by one call of libtiff.
+
+        Returns
+        -------
+        array (rows, width, samples)
+        """
+        assert self.lzw is not None
+        height, width, samples = self.segment
+        rows = height * count
+        if not self.tiled:
+            rows = min(rows, self.image[0] - row * height)
+        wrapped = wrap_lzw(datas, (rows, width, samples), height, self.dtype, *self.lzw)
+        array: NDArray[Any] = imagecodecs.tiff_decode(wrapped)
+        return array.reshape(rows, width, samples)
+
+
+def codec_of(page: tifffile.TiffPage, dtype: np.dtype[Any]) -> Codec:
+    """The codec of a parsed page; pages of one layout share tifffile's decoder."""
+    samples = 1 if page.planarconfig == 2 else page.samplesperpixel
+    tiled = bool(page.is_tiled)
+    height = page.tilelength if tiled else min(page.rowsperstrip or page.imagelength, page.imagelength)
+    segment = (height, page.tilewidth if tiled else page.imagewidth, samples)
+    return Codec(
+        compression=int(page.compression),
+        segment=segment,
+        image=(page.imagelength, page.imagewidth),
+        tiled=tiled,
+        dtype=dtype,
+        decode=_shared_decoder(page),
+        tables=page.jpegtables,
+        header=page.jpegheader,
+        lzw=_lzw_form(page, dtype),
+        stored_row=(-(-segment[1] * samples * _bits(page) // 8), int(page.fillorder)),
+    )
+
+
+def _bits(page: tifffile.TiffPage) -> int:
+    return page.bitspersample if isinstance(page.bitspersample, int) else 0
+
+
+def _lzw_form(page: tifffile.TiffPage, dtype: np.dtype[Any]) -> tuple[int, str] | None:
+    whole = page.bitspersample in {8, 16, 32, 64} and page.bitspersample == dtype.itemsize * 8
+    fits = page.predictor in {1, 2, 3} and page.fillorder == 1 and page.sampleformat in {1, 2, 3}
+    if page.compression != LZW or not whole or not fits or page.is_subsampled:
+        return None
+    return int(page.predictor), page.parent.byteorder
+
+
+_decoders: OrderedDict[tuple[Any, ...], Decoder] = OrderedDict()
+_decoders_lock = threading.Lock()
+
+
+def _shared_decoder(page: tifffile.TiffPage) -> Decoder:
+    key = (
+        (
+            page.shaped,
+            page.is_tiled,
+            page.tilelength,
+            page.tilewidth,
+            page.rowsperstrip,
+            page.samplesperpixel,
+        ),
+        (page.parent.byteorder, page.bitspersample, int(page.sampleformat), page.fillorder, page.predictor),
+        (page.compression, page.extrasamples, page.photometric, page.planarconfig, page.subsampling),
+        (repr(page.nodata), page.is_jfif, page.tags.valueof(292)),
+    )
+    with _decoders_lock:
+        decoder = _decoders.get(key)
+        if decoder is None:
+            decoder = _decoders[key] = page.decode
+            while len(_decoders) > _MOST_CODECS:
+                _decoders.popitem(last=False)
+        _decoders.move_to_end(key)
+    return decoder
+
+
+def check_jpeg(data: bytes, needed: tuple[int, int], segment: tuple[int, int, int]) -> bytes:
+    """See that a JPEG stream is complete and as large as its tile before it is decoded (ITU T.81 B.2).
+
+    Returns
+    -------
+    the ids of its components; nothing where it has no frame header
+
+    Raises
+    ------
+    ValueError : cut short, or its frame header contradicts the tags
+    """
+    if b"\xff\xd9" not in data[-64:]:
+        raise ValueError("the JPEG stream is cut short: no end marker")
+    frame = jpeg_frame(data)
+    if frame is None:
+        return b""
+    height, width, samples, components = frame
+    most = (segment[0] + 15, segment[1] + 15)
+    if not (needed[0] <= height <= most[0] and needed[1] <= width <= most[1]):
+        raise ValueError(f"the JPEG frame is {height} x {width}, the tags say {segment[0]} x {segment[1]}")
+    if samples != segment[2]:
+        raise ValueError(f"the JPEG frame has {samples} samples a pixel, the tags say {segment[2]}")
+    return components
+
+
+def jpeg_frame(data: bytes) -> tuple[int, int, int, bytes] | None:
+    """(height, width, samples, component ids) of a JPEG stream's frame header; None if it has none."""
+    at = 2
+    while data[:2] == b"\xff\xd8" and at + 9 < len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:
+            at += 1
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width, samples = struct.unpack_from(">HHB", data, at + 5)
+            return height, width, samples, data[at + 10 : at + 10 + 3 * samples : 3]
+        if marker == 0xDA:
+            return None
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None
+
+
+def wrap_lzw(
+    datas: Sequence[bytes | memoryview],
+    shape: tuple[int, int, int],
+    strip_rows: int,
+    dtype: np.dtype[Any],
+    predictor: int,
+    byteorder: str,
+) -> bytes:
+    """LZW segments as the strips of a TIFF in memory (TIFF 6.0 sections 2 and 13).
+
+    Parameters
+    ----------
+    datas : stored bytes, from top to bottom
+    shape : (rows, width, samples) of all of them together
+    strip_rows : rows of each but the last
+    """
+    rows, width, samples = shape
+    sizes = np.array([len(data) for data in datas], dtype=np.int64)
+    n = len(datas)
+    kind = {"u": 1, "i": 2, "f": 3}[dtype.kind]
+    words = np.array([dtype.itemsize * 8] * samples + [kind] * samples, dtype=byteorder + "u2").tobytes()
+    arrays, tables = 8, 8 + len(words)
+    first = tables + 8 * n
+    ends = first + np.cumsum(sizes)
+    offsets = np.concatenate([[first], ends[:-1]])
+    directory = int(ends[-1]) + int(ends[-1]) % 2
+    pad = b"\0" * (directory - int(ends[-1]))
+    long, short = 4, 3
+    entries = [
+        (256, long, 1, width),
+        (257, long, 1, rows),
+        (258, short, samples, arrays),
+        (259, short, 1, LZW),
+        (262, short, 1, 1),
+        (273, long, n, tables),
+        (277, short, 1, samples),
+        (278, long, 1, strip_rows),
+        (279, long, n, tables + 4 * n),
+        (317, short, 1, predictor),
+        (339, short, samples, arrays + 2 * samples),
+    ]
+    pack = _inline(byteorder, words, offsets, sizes, samples)
+    ifd = struct.pack(byteorder + "H", len(entries)) + b"".join(
+        struct.pack(byteorder + "HHI", code, type_, length) + pack(code, type_, length, value)
+        for code, type_, length, value in entries
+    )
+    table = np.concatenate([offsets, sizes]).astype(byteorder + "u4").tobytes()
+    mark = b"II*\0" if byteorder == "<" else b"MM\0*"
+    head = mark + struct.pack(byteorder + "I", directory) + words + table
+    return b"".join([head, *datas, pad, ifd, b"\0\0\0\0"])
+
+
+def _inline(
+    byteorder: str, words: bytes, offsets: NDArray[np.int64], sizes: NDArray[np.int64], samples: int
+) -> Callable[[int, int, int, int], bytes]:
+    """Packs the value field of an entry: the value itself where it fits four bytes, else its place."""
+
+    def pack(code: int, type_: int, length: int, value: int) -> bytes:
+        if code in (258, 339) and length <= 2:
+            part = words[: 2 * length] if code == 258 else words[2 * samples : 2 * samples + 2 * length]
+            return part.ljust(4, b"\0")
+        if code in (273, 279) and length == 1:
+            return struct.pack(byteorder + "I", int((offsets if code == 273 else sizes)[0]))
+        if type_ == 3 and length == 1:
+            return struct.pack(byteorder + "HH", value, 0)
+        return struct.pack(byteorder + "I", value)
+
+    return pack
