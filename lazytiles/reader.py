@@ -1,0 +1,334 @@
+"""Many windows of many pages: each segment read and decoded once, its parts scattered where they belong.
+
+`read` carries out a `Plan` on the shared threads. The calling thread works too, so that a read never
+waits for a free thread; what is not finished when it is stopped is left alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lazytiles.cache import Pending, cache, filled
+from lazytiles.config import count, settings
+from lazytiles.errors import LazyTilesError, LimitError, SegmentError
+from lazytiles.files import FileKey, pool
+from lazytiles.page import Page
+from lazytiles.plan import Done, Failed, Plan, Target
+from lazytiles.raw import row_ranges, slice_windows
+from lazytiles.remote import Range, portions, remote
+
+_MOST_THREADS = 64
+
+
+class _Threads:
+    """The process's shared threads, as many as any read has wanted at once; a forked child makes its own."""
+
+    def __init__(self) -> None:
+        self._executor: ThreadPoolExecutor | None = None
+        self._size = 0
+        self._lock = threading.Lock()
+
+    def executor(self, helpers: int) -> ThreadPoolExecutor:
+        """An executor of at least so many threads. Of no more than are wanted: it starts new ones up to its limit."""
+        size = min(max(helpers, settings().threads - 1), _MOST_THREADS)
+        with self._lock:
+            if self._executor is None or size > self._size:
+                if self._executor is not None:
+                    self._executor.shutdown(wait=False)
+                self._executor, self._size = ThreadPoolExecutor(size, thread_name_prefix="lazytiles-shared"), size
+            return self._executor
+
+    def forget(self) -> None:
+        self.__init__()  # type: ignore[misc]  # the threads of the parent do not exist in the child
+
+
+shared = _Threads()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=shared.forget)
+
+
+def check_limit(nbytes: int, what: str) -> None:
+    """Refuse a read whose array would exceed `max_window_bytes`."""
+    limit = settings().max_window_bytes
+    if nbytes > limit:
+        raise LimitError(
+            f"{what} is {nbytes:,} bytes, max_window_bytes is {limit:,}; read less at once, or raise it with "
+            "lazytiles.configure(max_window_bytes=...)"
+        )
+
+
+class _Read:
+    """One plan being carried out."""
+
+    def __init__(self, plan: Plan, target: Target, done: Done, failed: Failed, stop: threading.Event | None) -> None:
+        self.plan = plan
+        self.target = target
+        self.done = done
+        self.failed = failed
+        self.stop = stop or threading.Event()
+        pieces = np.bincount(plan.pieces[:, 0], minlength=len(plan.windows))
+        self.missing: list[int] = pieces.tolist()
+        self.jobs = plan.jobs.tolist()
+        self.starts = plan.starts.tolist()
+        self.ranges = plan.ranges.tolist()
+        self.lock = threading.Lock()
+        self.decoded = 0
+        self.bytes_read = 0
+
+    def run(self, threads: int) -> None:
+        """Everything: first what is only sliced, then the jobs, on so many threads."""
+        self._check_files()
+        self.bytes_read = self.plan.raw_bytes
+        if len(self.plan.empty):
+            self.done(self.plan.empty.tolist())
+        jobs = len(self.jobs)
+        if any(page.file.is_remote for page in self.plan.windows.pages):
+            self._far(threads)
+        else:
+            self._sliced(self.plan.raw.tolist())
+            if jobs > 1:
+                self._advise()
+            if jobs:
+                _spread(self._job, jobs, min(threads, jobs), self.stop)
+        count("segments_decoded", self.decoded)
+        count("bytes_read", self.bytes_read)
+
+    def _check_files(self) -> None:
+        windows = self.plan.windows
+        files = {page.file for page in windows.pages}
+        remote.refresh(key.path for key in files if key.is_remote)
+        for key in files:
+            try:
+                pool.check(key)
+            except LazyTilesError as error:
+                on = [k for k, page in enumerate(windows.pages) if page.file == key]
+                self.failed(np.flatnonzero(np.isin(windows.page, on)).tolist(), error)
+
+    def _advise(self) -> None:
+        ranges: dict[FileKey, list[tuple[int, int]]] = {}
+        for job, (offset, size, _) in zip(self.jobs, self.ranges, strict=True):
+            key = self.plan.windows.pages[job[0]].file
+            if size and 0 <= offset < key.size:
+                ranges.setdefault(key, []).append((offset, size))
+        for key, spans in ranges.items():
+            with suppress(LazyTilesError):  # the read itself will say it, with the window's name
+                pool.advise(key, spans)
+
+    def _far(self, threads: int) -> None:
+        """The same with files behind addresses: what a portion of the plan needs is fetched first, in one go."""
+        plan, raw = self.plan, self.plan.raw.tolist()
+        pages, boxes = plan.windows.pages, plan.windows.boxes.tolist()
+        slices = [row_ranges(pages[plan.windows.page[number]], boxes[number]) for number in raw]
+        for part in portions(slices):
+            with remote.ahead(item for k in part for item in slices[k]):
+                self._sliced(raw[part.start : part.stop])
+        wanted = [self._wanted(number) for number in range(len(self.jobs))]
+        for part in portions(wanted):
+            with remote.ahead(item for k in part for item in wanted[k]):
+                _spread(lambda k, first=part.start: self._job(first + k), len(part), threads, self.stop)  # type: ignore[misc]
+
+    def _wanted(self, number: int) -> list[Range]:
+        """The byte ranges of the segments of a job that are not kept decoded."""
+        at, first, length = self.jobs[number][:3]
+        page = self.plan.windows.pages[at]
+        left = [k for k in range(first, first + length) if not cache.holds((page.file, page.number, k))]
+        spans = ((int(page.offsets[k]), int(page.counts[k])) for k in left)
+        return [(page.file.path, a, a + n) for a, n in spans if n and a >= 0 and a + n <= page.file.size]
+
+    def _sliced(self, raw: list[int]) -> None:
+        """What needs no decoding: windows of uncompressed pages."""
+        if raw:
+            self.done(slice_windows(self.plan.windows, raw, self.target, self.failed))
+
+    def _job(self, number: int) -> None:
+        at, first, length, row, column, _ = self.jobs[number]
+        page = self.plan.windows.pages[at]
+        pieces = self.plan.pieces[self.starts[number] : self.starts[number + 1]].tolist()
+        try:
+            blocks = self._blocks(page, first, length, row, column, self.ranges[number])
+            self._scatter(blocks, pieces)
+        except LazyTilesError as error:
+            self.failed(sorted({piece[0] for piece in pieces}), error)
+            return
+        finished = []
+        with self.lock:
+            for piece in pieces:
+                self.missing[piece[0]] -= 1
+                if not self.missing[piece[0]]:
+                    finished.append(piece[0])
+        if finished:
+            self.done(finished)
+
+    def _scatter(self, blocks: list[tuple[int, NDArray[Any]]], pieces: list[list[int]]) -> None:
+        bands = self.plan.windows.bands
+        whole = len(blocks) == 1
+        for window, y0, y1, x0, x1, y, x, band in pieces:
+            target = self.target(window)
+            for top, block in blocks:
+                start, stop = (y0, y1) if whole else (max(y0, top), min(y1, top + block.shape[0]))
+                if stop <= start:
+                    continue
+                part = block[start - top : stop - top, x0:x1]
+                rows = slice(y + start - y0, y + stop - y0)
+                columns = slice(x, x + x1 - x0)
+                if band:
+                    target[rows, columns, band - 1] = part[..., 0]
+                else:
+                    target[rows, columns] = part if bands is None else part[..., list(bands)]
+
+    def _blocks(
+        self, page: Page, first: int, length: int, row: int, column: int, where: list[int]
+    ) -> list[tuple[int, NDArray[Any]]]:
+        """The decoded segments of a job as (first row within the job, array) from top to bottom."""
+        height = page.segment[0]
+        if not page.counts[first]:
+            shape = (height * length, page.segment[1], page.segment_samples)
+            return [(0, filled(shape, page.dtype, page.fill))]
+        if not settings().cache_bytes:
+            return self._decode(page, range(first, first + length), row, column, where)
+        found: list[tuple[int, NDArray[Any]]] = []
+        waiting: list[tuple[int, Pending]] = []
+        mine: list[int] = []
+        try:
+            for segment in range(first, first + length):
+                mine.append(segment)
+                claim = cache.claim((page.file, page.number, segment))
+                if claim is not None:
+                    mine.pop()
+                    if isinstance(claim, Pending):
+                        waiting.append((segment, claim))
+                    else:
+                        found.append(((segment - first) * height, claim))
+            count("cache_hits", len(found))
+            if mine:
+                found += self._decode_and_keep(page, first, mine, row, column, where, whole=len(mine) == length)
+        except BaseException:  # an interrupt, too, leaves no claim behind that others would wait for
+            for segment in mine:
+                cache.settle((page.file, page.number, segment), None)
+            raise
+        for segment, pending in waiting:
+            pending.ready.wait()
+            array = pending.array
+            if array is None:  # the other thread failed; let this one say why
+                at = row + segment - first
+                array = self._decode(page, range(segment, segment + 1), at, column, None)[0][1]
+            found.append(((segment - first) * height, array))
+        return found
+
+    def _decode_and_keep(
+        self, page: Page, first: int, mine: list[int], row: int, column: int, where: list[int], *, whole: bool
+    ) -> list[tuple[int, NDArray[Any]]]:
+        height = page.segment[0]
+        kept: dict[int, NDArray[Any]] = {}
+        blocks: list[tuple[int, NDArray[Any]]] = []
+        try:
+            runs = [range(mine[0], mine[-1] + 1)] if whole else [range(k, k + 1) for k in mine]
+            for run in runs:
+                start = run[0] - first
+                for top, block in self._decode(page, run, row + start, column, where if whole else None):
+                    blocks.append((start * height + top, block))
+                    for k in range(-(-block.shape[0] // height)):
+                        segment = run[0] + top // height + k
+                        kept[segment] = block[k * height : (k + 1) * height] if len(run) > 1 else block
+        finally:
+            for segment in mine:
+                cache.settle((page.file, page.number, segment), kept.get(segment))
+        return blocks
+
+    def _decode(
+        self, page: Page, segments: range, row: int, column: int, where: list[int] | None
+    ) -> list[tuple[int, NDArray[Any]]]:
+        if where is not None and where[2] and len(segments) > 1:
+            data = memoryview(pool.read(page.file, *_inside(page, segments[0], where[0], where[1])))
+            ends = np.cumsum(page.counts[segments.start : segments.stop]).tolist()
+            datas: Sequence[Any] = [data[a:b] for a, b in itertools.pairwise([0, *ends])]
+        else:
+            spans = [(int(page.offsets[k]), int(page.counts[k])) for k in segments]
+            datas = [pool.read(page.file, *_inside(page, k, *span)) for k, span in zip(segments, spans, strict=True)]
+        with self.lock:
+            self.decoded += len(segments)
+            self.bytes_read += sum(map(len, datas))
+        return _decoded(page, segments, row, column, datas)
+
+
+def _decoded(
+    page: Page, segments: range, row: int, column: int, datas: Sequence[Any]
+) -> list[tuple[int, NDArray[Any]]]:
+    if page.codec.lzw is not None and len(segments) > 1:
+        try:
+            return [(0, page.codec.decode_run(datas, row, len(segments)))]
+        except Exception:  # one by one, below, the damaged segment gets its name
+            pass
+    blocks = []
+    for k, (segment, data) in enumerate(zip(segments, datas, strict=True)):
+        try:
+            blocks.append((k * page.segment[0], page.codec(data, segment, row + k, column)))
+        except (Exception, RecursionError) as error:
+            raise SegmentError(
+                f"{page}: segment {segment} (row {row + k}, column {column}) cannot be decoded: {error}; "
+                "the file is damaged there or of an unsupported kind: restore it or leave its windows out"
+            ) from error
+    return blocks
+
+
+def _inside(page: Page, segment: int, offset: int, size: int) -> tuple[int, int]:
+    if offset < 0 or offset + size > page.file.size:
+        raise SegmentError(
+            f"{page}: segment {segment} lies at bytes {offset} to {offset + size} of a file of {page.file.size} "
+            "bytes; the file is cut short or its tables are damaged: restore it or leave its windows out"
+        )
+    return offset, size
+
+
+def _spread(work: Callable[[int], None], jobs: int, threads: int, stop: threading.Event) -> None:
+    """Do jobs 0, 1, 2, … on the calling thread and up to `threads - 1` shared ones."""
+    numbers = itertools.count()
+
+    def loop() -> None:
+        while not stop.is_set() and (number := next(numbers)) < jobs:
+            work(number)
+
+    helpers: list[Future[None]] = []
+    with suppress(RuntimeError):  # the interpreter ends, or a larger pool came: the calling thread does the rest
+        helpers.extend(shared.executor(threads - 1).submit(loop) for _ in range(threads - 1))
+    try:
+        loop()
+    except BaseException:
+        stop.set()
+        raise
+    finally:
+        for helper in helpers:
+            if not helper.cancel():
+                helper.result()
+
+
+def read(
+    plan: Plan,
+    target: Target,
+    done: Done,
+    failed: Failed,
+    *,
+    threads: int | None = None,
+    stop: threading.Event | None = None,
+) -> None:
+    """Carry out a plan.
+
+    Parameters
+    ----------
+    plan : what to read
+    target : the array (height, width, bands) into which a window is written, by its number
+    done : told, from any thread, which windows are complete, each once
+    failed : told, from any thread, which windows cannot be completed, and why; maybe more than once each
+    threads : threads that decode, the calling one included; default as configured
+    stop : set by anyone to leave the rest undone
+    """
+    _Read(plan, target, done, failed, stop).run(threads or settings().threads)

@@ -1,0 +1,209 @@
+"""The segment cache: an exact budget, one decode for all who want it, and never a poisoned array."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+import lazytiles as lt
+from lazytiles.cache import Pending, SegmentCache, cache
+from lazytiles.files import FileKey
+from tests.limits import Counting, within_limits
+from tests.made import make, pixels, write
+
+KEY = FileKey("x", 1, 2, 3, 4)
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    with within_limits():
+        yield
+
+
+def held():
+    """Bytes of memory that the cache keeps alive, whatever its arrays say of themselves."""
+    total = 0
+    for array in cache._arrays.values():
+        base = array
+        while isinstance(base.base, np.ndarray):
+            base = base.base
+        assert not array.flags.writeable
+        total += max(base.nbytes, memoryview(base.base).nbytes if base.base is not None else 0)
+    return total
+
+
+@pytest.mark.parametrize("options", [{"tile": (16, 16)}, {"rowsperstrip": 2}, {"rowsperstrip": 40}])
+@pytest.mark.parametrize("compression", ["lzw", "zlib", "zstd", "packbits", "jpeg"])
+@pytest.mark.parametrize("budget", [3000, 20_000])
+def test_the_budget_is_exact(budget, compression, options, tmp_path):
+    image = pixels((90, 70, 3))
+    path = write(tmp_path / "a.tif", image, compression=compression, **options)
+    with within_limits(cache_bytes=budget):
+        region = lt.open_region(path)
+        whole = region[...]
+        rng = np.random.default_rng(0)
+        for _ in range(40):
+            y, x = rng.integers(0, 50, 2)
+            np.testing.assert_array_equal(region[y : y + 20, x : x + 20], whole[y : y + 20, x : x + 20])
+            assert cache.nbytes == sum(array.nbytes for array in cache._arrays.values()) == held()
+            assert cache.nbytes <= budget
+    assert cache.nbytes == 0
+
+
+def test_nothing_is_kept_without_a_budget(tmp_path):
+    image = pixels((64, 64))
+    region = lt.open_region(write(tmp_path / "a.tif", image, compression="zlib", tile=(16, 16)))
+    with within_limits(cache_bytes=0), Counting() as done:
+        for _ in range(3):
+            region[:20, :20]
+        assert not cache._arrays
+    assert (done.segments, done.hits) == (12, 0)
+
+
+def test_what_fits_is_decoded_once(tmp_path):
+    made = make(tmp_path, tiles=40)
+    tiles = lt.open_tiles(made.manifest, made.folder, frames=list(made.frames))
+    with Counting() as first:
+        tiles.shuffle(1)[:]
+    assert first.segments == tiles.plan(slice(None)).segments > 0
+    for seed in range(2, 5):
+        with Counting() as later:
+            np.testing.assert_array_equal(tiles.shuffle(seed)[:], made.dense()[tiles.order])
+            for start in range(0, 40, 7):
+                tiles[start : start + 7]
+        assert later.segments == 0
+        assert later.files == 0
+        assert later.hits > 0
+    lt.clear_cache()
+    with Counting() as again:
+        tiles[:]
+    assert again.segments == first.segments
+
+
+def test_what_is_handed_out_never_reaches_the_cache(tmp_path):
+    image = pixels((48, 48, 3))
+    for k, options in enumerate(({"tile": (16, 16)}, {"rowsperstrip": 48}, {"rowsperstrip": 3})):
+        for compression in ("lzw", "zlib", "packbits", None):
+            region = lt.open_region(
+                write(tmp_path / f"{k}{compression}.tif", image, compression=compression, **options)
+            )
+            for key in (np.s_[:], np.s_[:16, :16], np.s_[0], np.s_[..., 0], np.s_[3:3], np.s_[[1, 2]], ()):
+                got = region[key]
+                assert got.flags.writeable
+                got[...] = 255 - got
+                np.testing.assert_array_equal(region[key], image[key])
+
+
+def test_concurrent_misses_decode_once(tmp_path):
+    image = pixels((256, 256), np.uint16)
+    path = write(tmp_path / "a.tif", image, compression="zlib", tile=(64, 64))
+    for _ in range(5):
+        lt.clear_cache()
+        region = lt.open_region(path)
+        start, wrong = threading.Barrier(8), []
+
+        def read(region=region, start=start, wrong=wrong):
+            start.wait()
+            if not np.array_equal(region[...], image):
+                wrong.append(1)
+
+        threads = [threading.Thread(target=read) for _ in range(8)]
+        with Counting() as done:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert not wrong
+        assert done.segments == 16
+
+
+def test_a_failed_decode_is_not_kept_and_wakes_who_waits(tmp_path):
+    image = pixels((64, 64))
+    path = write(tmp_path / "a.tif", image, compression="zlib", tile=(32, 32))
+    import tifffile
+
+    with tifffile.TiffFile(path) as tiff:
+        offset = tiff.pages[0].dataoffsets[0]
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(bytes(40))
+    region, errors = lt.open_region(path), []
+
+    def read():
+        try:
+            region[:40, :40]
+        except lt.SegmentError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    assert len(errors) == 6
+    assert not cache._pending
+    assert all(key[2] != 0 for key in cache._arrays)
+    np.testing.assert_array_equal(region[32:, 32:], image[32:, 32:])
+
+
+def test_claims_and_settlements():
+    own = SegmentCache()
+    key = (KEY, "0", 5)
+    assert own.claim(key) is None
+    waiting = own.claim(key)
+    assert isinstance(waiting, Pending)
+    assert not waiting.ready.is_set()
+    own.settle(key, np.ones(10))
+    assert waiting.ready.is_set()
+    assert waiting.array is own.claim(key)
+    assert own.nbytes == 80
+    other = (KEY, "1", 5)
+    assert own.claim(other) is None
+    own.settle(other, np.zeros((4, 100))[:, :10])  # a part of something larger
+    assert own.nbytes == 80 + 320
+    own.forget()
+    assert own.nbytes == 0
+
+
+def test_a_segment_larger_than_the_budget_passes_through(tmp_path):
+    image = pixels((64, 64))
+    region = lt.open_region(write(tmp_path / "a.tif", image, compression="zlib", rowsperstrip=64))
+    with within_limits(cache_bytes=1000):
+        for _ in range(2):
+            np.testing.assert_array_equal(region[10:20], image[10:20])
+            assert cache.nbytes == 0
+
+
+def test_one_path_with_new_contents_is_another_file(tmp_path):
+    a, b = pixels((40, 40), seed=1), pixels((40, 40), seed=2)
+    path = write(tmp_path / "a.tif", a, compression="zlib")
+    np.testing.assert_array_equal(lt.open_region(path), a)
+    write(path, b, compression="zlib")
+    np.testing.assert_array_equal(lt.open_region(path), b)
+
+
+def test_an_interrupt_leaves_no_claim_behind(tmp_path, monkeypatch):
+    """Control-C while a segment is claimed or decoded must not make the next read wait for ever."""
+    image = pixels((64, 64))
+    region = lt.open_region(write(tmp_path / "a.tif", image, compression="zlib", tile=(32, 32)))
+    claim = cache.claim
+    for place in range(1, 5):
+        lt.clear_cache()
+        calls = []
+
+        def interrupted(key, calls=calls, place=place):
+            calls.append(key)
+            got = claim(key)
+            if len(calls) == place:
+                raise KeyboardInterrupt
+            return got
+
+        monkeypatch.setattr(cache, "claim", interrupted)
+        with within_limits(threads=1), pytest.raises(KeyboardInterrupt):
+            region[...]
+        monkeypatch.undo()
+        assert not cache._pending
+        np.testing.assert_array_equal(region, image)
