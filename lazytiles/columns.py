@@ -1,0 +1,199 @@
+"""Arrow columns to NumPy: text ids, whole numbers, and boxes by a strict grammar; nothing is evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+_BASE = 0x9E3779B97F4A7C15
+_NUMBER = r"[ \t]*(?P<n{}>-?[0-9]{{1,10}})[ \t]*"
+_PLAIN_NUMBER = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]{1,3})?$"
+_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
+
+
+def names_of(columns: str | Sequence[str] | None) -> list[str]:
+    """One column's name, several or none, as a list."""
+    return [] if columns is None else [columns] if isinstance(columns, str) else list(columns)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether an Arrow type is a kind of text."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def mask(array: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Arrow booleans as a NumPy mask; null is false."""
+    filled = pc.fill_null(array, False)
+    plain = filled.combine_chunks() if isinstance(filled, pa.ChunkedArray) else filled
+    return np.asarray(plain.to_numpy(zero_copy_only=False), bool)
+
+
+def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Text and whole numbers as text; anything else is a `TypeError`."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not (is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
+        raise TypeError(f"{kind} is not text")
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(kind)
+    return column if column.type == pa.string() else column.cast(pa.string())
+
+
+class Growing:
+    """An array that grows at its end: one block of memory, of which only what is filled is touched."""
+
+    def __init__(self, dtype: type[np.generic]) -> None:
+        self._block: NDArray[Any] = np.empty(2**20, dtype)
+        self._length = 0
+
+    def extend(self, values: NDArray[Any]) -> None:
+        """Append the values."""
+        length = self._length + len(values)
+        if length > len(self._block):
+            block = np.empty(max(length, 2 * len(self._block)), self._block.dtype)
+            block[: self._length] = self._block[: self._length]
+            self._block = block
+        self._block[self._length : length] = values
+        self._length = length
+
+    def values(self) -> NDArray[Any]:
+        """All that was appended, not copied."""
+        return self._block[: self._length]
+
+
+def hash_text(text: pa.StringArray) -> NDArray[np.uint64]:
+    """A 64-bit polynomial of each cell's bytes: texts of different hashes are different.
+
+    Examples
+    --------
+    >>> a, b, c = hash_text(pa.array(["x1", "x2", "x1"]))
+    >>> bool(a == b), bool(a == c)
+    (False, True)
+    """
+    _, offset_buffer, data = text.buffers()
+    offsets = np.frombuffer(offset_buffer, np.int32)[text.offset : text.offset + len(text) + 1]
+    if data is None or not len(text):
+        return np.zeros(len(text), np.uint64)
+    start = int(offsets[0])
+    letters = np.frombuffer(data, np.uint8)[start : int(offsets[-1])]
+    sums = np.zeros(len(letters) + 1, np.uint64)
+    np.cumsum((letters + np.uint64(1)) * _powers(_BASE, len(letters)), out=sums[1:])
+    ends = offsets - start
+    # Dividing by the power at which a cell begins: the base is odd, so it has an inverse modulo 2^64.
+    return (sums[ends[1:]] - sums[ends[:-1]]) * _powers(pow(_BASE, -1, 2**64), len(letters) + 1)[ends[:-1]]
+
+
+def _powers(base: int, count: int) -> NDArray[np.uint64]:
+    """The first powers of a base, modulo 2^64."""
+    return _power_table(base, max(count - 1, 0).bit_length())[:count]
+
+
+@lru_cache(maxsize=4)
+def _power_table(base: int, bits: int) -> NDArray[np.uint64]:
+    powers = np.full(2**bits, base, np.uint64)
+    powers[:1] = 1
+    table: NDArray[np.uint64] = np.cumprod(powers, dtype=np.uint64)
+    return table
+
+
+def parse_boxes(
+    text: pa.ChunkedArray | pa.Array, count: int | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Boxes written as text, by a strict grammar over the whole column; nothing is evaluated.
+
+    Four (or six) decimal integers of at most ten ASCII digits, between commas, in round or square brackets;
+    spaces are allowed, and nothing else.
+
+    Parameters
+    ----------
+    text : n cells of text
+    count : 4 or 6 numbers in each box; None takes 6 where no cell has 4
+
+    Returns
+    -------
+    int64 array, shape (n, 4) or (n, 6), 0 where a cell is not a box; and the mask, shape (n,), of those
+
+    Examples
+    --------
+    >>> boxes, bad = parse_boxes(pa.array(["(0, 0, 32, 32)", "[-1,0,8,8]", "(0,0,0x20,1)"]))
+    >>> boxes.tolist(), bad.tolist()
+    ([[0, 0, 32, 32], [-1, 0, 8, 8], [0, 0, 0, 0]], [False, False, True])
+    """
+    boxes, bad = _match_boxes(text, count or 4)
+    if count is None and len(bad) and bad.all():
+        solid, wrong = _match_boxes(text, 6)
+        if not wrong.all():
+            return solid, wrong
+    return boxes, bad
+
+
+def _match_boxes(text: pa.ChunkedArray | pa.Array, count: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    numbers = ",".join(_NUMBER.format(k) for k in range(count))
+    found = pc.extract_regex(text, rf"^[ \t]*(?P<open>[\[(]){numbers}(?P<close>[\])])[ \t]*$")
+    found = found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+    round_ = pc.equal(found.field("open"), "(")
+    matched = pc.equal(round_, pc.equal(found.field("close"), ")"))
+    bad = ~mask(pc.and_(found.is_valid(), pc.fill_null(matched, False)))
+    boxes = np.zeros((len(bad), count), np.int64)
+    for k in range(count):
+        digits = found.field(f"n{k}")
+        # Cells that did not match are null or empty here.
+        digits = pc.if_else(pa.array(~bad), digits, "0") if bad.any() else digits
+        boxes[:, k] = digits.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    return boxes, bad
+
+
+def integers(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """A column of whole numbers as int64, and a mask of the cells that are none."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    column = column.cast(kind) if pa.types.is_dictionary(column.type) else column
+    if is_text(kind):
+        trimmed = pc.utf8_trim(column, " ")
+        bad = ~mask(pc.match_substring_regex(trimmed, "^-?[0-9]{1,10}$"))
+        column = pc.if_else(pa.array(bad), "0", trimmed).cast(pa.int64())
+    elif pa.types.is_floating(kind):
+        values = column.to_numpy()
+        bad = ~(np.isfinite(values) & (np.floor(values) == values) & (np.abs(values) < 1e15))
+        return np.where(bad, 0, values).astype(np.int64), bad
+    elif pa.types.is_integer(kind):
+        bad = mask(column.is_null())
+        if kind == pa.uint64():
+            column = pc.min_element_wise(column, pa.scalar(2**62, pa.uint64()))
+        column = pc.fill_null(column.cast(pa.int64()), 0)
+    else:
+        return np.zeros(len(column), np.int64), np.ones(len(column), bool)
+    return column.to_numpy(), bad
+
+
+def plain_numbers(column: pa.ChunkedArray, empty_too: bool) -> pa.ChunkedArray:
+    """Text as int64 or float64 where every cell is a plain number, else as it was."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if not is_text(column.type) or not len(column):
+        return column
+    for pattern, kind in ((_INTEGER, pa.int64()), (_PLAIN_NUMBER, pa.float64())):
+        fits = pc.match_substring_regex(column, pattern)
+        if empty_too and kind == pa.float64():
+            fits = pc.or_(fits, pc.equal(column, ""))
+        if pc.all(fits, skip_nulls=False).as_py():
+            return pc.if_else(pc.equal(column, ""), None, column).cast(kind)
+    return column
+
+
+def to_numbers(column: pd.Series) -> NDArray[np.generic]:
+    """A column as a plain numeric array; NaN where a cell is no number."""
+    kind = column.dtype
+    if not pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_complex_dtype(kind):
+        if pd.api.types.is_datetime64_any_dtype(kind) or pd.api.types.is_timedelta64_dtype(kind):
+            return np.full(len(column), np.nan)
+        column = pd.to_numeric(column.astype(object).where(column.notna(), None), errors="coerce")
+    if column.isna().any() or pd.api.types.is_object_dtype(column.dtype):
+        return np.asarray(column.to_numpy(np.float64, na_value=np.nan))
+    values = np.asarray(column)
+    return values.astype(np.int64) if values.dtype == bool else values

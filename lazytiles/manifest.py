@@ -1,0 +1,397 @@
+"""The manifest: read, checked as a whole, and given back as one lean table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from lazytiles.columns import (
+    Growing,
+    as_text,
+    hash_text,
+    integers,
+    is_text,
+    mask,
+    names_of,
+    parse_boxes,
+    plain_numbers,
+    to_numbers,
+)
+from lazytiles.errors import ManifestError
+from lazytiles.problems import Problems
+from lazytiles.table import Pieces, open_table
+
+BOX_2D = ("xmin", "ymin", "xmax", "ymax")
+BOX_3D = ("xmin", "ymin", "zmin", "xmax", "ymax", "zmax")
+IDS = ("tile_id", "region_id", "label_id")
+
+_BAD_ID = r"[/\\\x00-\x1f\x7f]|^\.\.?$|^ *$"
+_LARGEST = 2**31 - 1
+_TEXT = pd.Series(["text"]).dtype
+if not isinstance(_TEXT, pd.StringDtype):
+    # Before pandas 3 text is Python objects by default, 60 bytes and more each.
+    _TEXT = pd.StringDtype("pyarrow")
+
+
+def read_manifest(
+    manifest: pd.DataFrame | str | os.PathLike[str],
+    *,
+    target: str | Sequence[str] | None = None,
+    tabular: str | Sequence[str] | None = None,
+    frames: Sequence[object] | None = None,
+    optional: Sequence[str] = (),
+    text: Sequence[str] = (),
+    allow_outside: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> pd.DataFrame:
+    """The manifest as one normalised table, or one error that lists everything wrong with it.
+
+    Nothing of the table is evaluated and no file but the manifest is opened.
+
+    Parameters
+    ----------
+    manifest : DataFrame, or path of a CSV (UTF-8, commas) or Parquet file, with the columns `tile_id`,
+        `region_id` (or `path`, a file below the image folder), optionally `label_id`, and boxes in half-open
+        pixels: `region_coordinates` as ``"(xmin, ymin, xmax, ymax)"``, or four columns `xmin, ymin, xmax, ymax`
+        (six with `zmin`, `zmax`), or none at all, for tiles that are whole images
+    target, tabular : the columns that must be finite numbers
+    optional : further such columns, if the table has them
+    frames : the label ids in use; targets are then checked in the rows of the last one only
+    text : further columns that stay text, such as those named in a path template
+    allow_outside : accept boxes that begin before pixel 0 (they are padded later)
+    progress : called with the number of rows read so far
+
+    Returns
+    -------
+    DataFrame, one row per row of the manifest, in its order: `tile_id` text, `region_id` and `label_id`
+    categories of text, the box columns int32, every other column as it was (from CSV: numbers where all
+    cells are plain numbers, else text)
+
+    Raises
+    ------
+    ManifestError : the table is damaged or contradicts itself; the first 20 problems of each kind, with
+        their lines, and how many there are
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"tile_id": [7], "region_id": ["001"], "region_coordinates": ["(0, 0, 32, 32)"]})
+    >>> read_manifest(table).to_dict("list")
+    {'tile_id': ['7'], 'region_id': ['001'], 'xmin': [0], 'ymin': [0], 'xmax': [32], 'ymax': [32]}
+    """
+    table, problems = inspect_manifest(
+        manifest,
+        target=target,
+        tabular=tabular,
+        frames=frames,
+        optional=optional,
+        text=text,
+        allow_outside=allow_outside,
+        progress=progress,
+    )
+    problems.raise_any()
+    return table
+
+
+def inspect_manifest(
+    manifest: pd.DataFrame | str | os.PathLike[str],
+    *,
+    target: str | Sequence[str] | None = None,
+    tabular: str | Sequence[str] | None = None,
+    frames: Sequence[object] | None = None,
+    optional: Sequence[str] = (),
+    text: Sequence[str] = (),
+    allow_outside: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[pd.DataFrame, Problems]:
+    """As `read_manifest`, but what is wrong is given back beside the table.
+
+    Returns
+    -------
+    the table, and its problems; rows that a problem names may hold 0 or empty text in the cell concerned
+
+    Raises
+    ------
+    ManifestError : the file is not a table at all
+    """
+    problems = Problems("the manifest")
+    source = open_table(manifest, problems)
+    problems.name, problems.where = source.name, source.where
+    numbers = [*names_of(target), *names_of(tabular), *(name for name in optional if name in source.columns)]
+    kept = _check_columns(source, numbers)
+    reading = _Reading(source, problems, kept, {*text} & {*kept})
+    reading.run(allow_outside, progress)
+    table = reading.finish(numbers, frames)
+    pa.default_memory_pool().release_unused()
+    return table, problems
+
+
+def _check_columns(source: Pieces, numbers: Sequence[str]) -> list[str]:
+    """The columns beside ids and boxes; refuses a table that lacks a column."""
+    have = source.columns
+    box = [name for name in BOX_3D if name in have]
+    wanted = ["tile_id", *numbers] if "path" in have else ["tile_id", "region_id", *numbers]
+    if box:
+        wanted += BOX_3D if "zmin" in have or "zmax" in have else BOX_2D
+    missing = [name for name in wanted if name not in have]
+    if missing:
+        near = [name for name in have if name.strip().lower() in missing and name not in missing]
+        hint = f"; is {near[0]!r} meant? Names have no spaces and small letters" if near else ""
+        raise ManifestError(
+            f"{source.name}: line 1: the column {', '.join(missing)} is missing; there are {', '.join(have)}{hint}"
+        )
+    return [name for name in have if name not in {*IDS, *BOX_3D, "region_coordinates"}]
+
+
+class _Reading:
+    """The columns of a manifest while its pieces come in."""
+
+    def __init__(self, source: Pieces, problems: Problems, kept: list[str], text: set[str]) -> None:
+        self.source, self.problems, self.kept, self.text = source, problems, kept, text
+        self.ids = [name for name in IDS if name in source.columns]
+        self.box_names: tuple[str, ...] = tuple(name for name in BOX_3D if name in source.columns)
+        if not self.box_names and "region_coordinates" in source.columns:
+            self.box_names = BOX_2D
+        self.columns: dict[str, list[pa.Array]] = {name: [] for name in (*self.ids, *kept)}
+        self.boxes: list[Growing] = []
+        self.hashes = Growing(np.uint64)
+        self.length = 0
+
+    def run(self, allow_outside: bool, progress: Callable[[int], None] | None) -> None:
+        """Take every piece in."""
+        for piece in self.source.pieces:
+            if not self.length and not self.box_names:
+                self._look_for_boxes(piece.slice(0, 1000))
+            skip = self._repeated_header(piece)
+            self.tiles = self._take_ids("tile_id", piece.column("tile_id"), skip)
+            for name in self.ids[1:]:
+                self._take_ids(name, piece.column(name), skip)
+            for name in self.kept:
+                column = piece.column(name)
+                self.columns[name] += (as_text(column) if name in self.text else column).chunks
+            if self.box_names:
+                columns = self._take_boxes(piece, skip, allow_outside)
+                self.boxes = self.boxes or [Growing(np.int32) for _ in columns]
+                for grown, column in zip(self.boxes, columns, strict=True):
+                    grown.extend(column)
+            self.length += len(piece)
+            if progress:
+                progress(self.length)
+
+    def note(self, kind: str, bad: NDArray[np.bool_], text: Callable[[int], str], start: int) -> None:
+        """Note the rows of a piece that begins at row `start`."""
+        self.problems.add_rows(
+            kind,
+            np.flatnonzero(bad) + start,
+            lambda row: f"{self.source.where(row)}: {text(row - start)}",
+        )
+
+    def _look_for_boxes(self, first: pa.Table) -> None:
+        """Boxes under another name would make every tile its whole image, and nobody would be told."""
+        for name in self.kept:
+            column = first.column(name)
+            looks = any(word in name.lower() for word in ("region", "coord", "window"))
+            if looks and is_text(column.type) and not parse_boxes(column)[1].all():
+                self.problems.add("boxes unnamed", f"line 1: the column {name} holds boxes; name it region_coordinates")
+
+    def _repeated_header(self, piece: pa.Table) -> NDArray[np.bool_]:
+        columns = [piece.column(name) for name in self.ids]
+        if not all(is_text(column.type) for column in columns):
+            return np.zeros(len(piece), bool)
+        same = [
+            mask(pc.equal(column, pa.scalar(name, column.type))) for name, column in zip(self.ids, columns, strict=True)
+        ]
+        skip: NDArray[np.bool_] = np.logical_and.reduce(same)
+        self.note("repeated header", skip, lambda _: "the header again; were files joined?", self.length)
+        return skip
+
+    def _take_ids(self, name: str, column: pa.ChunkedArray, skip: NDArray[np.bool_]) -> pa.Array:
+        try:
+            text = pc.fill_null(as_text(column), "").combine_chunks()
+        except TypeError:
+            raise ManifestError(
+                f"{self.source.name}: the column {name} holds {column.type}, ids are text; "
+                "read the table with dtype=str, so that 001 stays 001 and 1 does not become 1.0"
+            ) from None
+        if name == "tile_id":
+            bad = mask(pc.match_substring_regex(text, _BAD_ID))
+            self.columns[name].append(text)
+            self.hashes.extend(hash_text(text))
+        else:
+            # Few regions and labels, many tiles: the categories are looked at instead of the rows.
+            encoded = text.dictionary_encode()
+            bad = mask(pc.match_substring_regex(encoded.dictionary, _BAD_ID))
+            bad = bad[encoded.indices.to_numpy()] if bad.any() else np.zeros(len(text), bool)
+            self.columns[name].append(encoded)
+        self.note(f"bad {name}", bad & ~skip, lambda row: _id_message(name, text[row].as_py()), self.length)
+        return text
+
+    def _take_boxes(self, piece: pa.Table, skip: NDArray[np.bool_], allow_outside: bool) -> list[NDArray[np.int32]]:
+        if "region_coordinates" in self.source.columns:
+            text = as_text(piece.column("region_coordinates"))
+            boxes, bad = parse_boxes(text, len(self.box_names) if self.length else None)
+            self.box_names = BOX_2D if boxes.shape[1] == 4 else BOX_3D
+            given: Callable[[int], str] = lambda row: _short(text[row].as_py())  # noqa: E731
+        else:
+            columns = [integers(piece.column(name)) for name in self.box_names]
+            boxes = np.stack([values for values, _ in columns], axis=1)
+            bad = np.logical_or.reduce([wrong for _, wrong in columns])
+            given = lambda row: str(tuple(piece.column(n)[row].as_py() for n in self.box_names))  # noqa: E731
+        self._note_boxes(boxes, bad, skip, allow_outside, given)
+        boxes = np.where((bad | skip)[:, None], 0, np.clip(boxes, -_LARGEST, _LARGEST))
+        return [boxes[:, k].astype(np.int32) for k in range(len(self.box_names))]
+
+    def _note_boxes(
+        self,
+        boxes: NDArray[np.int64],
+        bad: NDArray[np.bool_],
+        skip: NDArray[np.bool_],
+        allow_outside: bool,
+        given: Callable[[int], str],
+    ) -> None:
+        half = boxes.shape[1] // 2
+        names = ", ".join(self.box_names)
+        low, high = boxes[:, :half], boxes[:, half:]
+        good = ~(bad | skip)
+        huge = good & ((boxes > _LARGEST) | (boxes < -_LARGEST)).any(axis=1)
+        good &= ~huge
+        negative = good & (low < 0).any(axis=1) & (not allow_outside)
+        empty = good & (high <= low).any(axis=1)
+        for kind, rows, cause in (
+            ("not a box", bad & ~skip, f"is not ({names}): {2 * half} whole numbers in brackets"),
+            ("box too large", huge, f"holds a number beyond {_LARGEST}"),
+            ("box outside", negative & ~empty, 'begins before pixel 0; correct it, or pass pad="reflect"'),
+            ("empty box", empty, f"is empty or inverted; it is ({names}), half-open, in pixels"),
+        ):
+            self.note(kind, rows, partial(self._box_message, given=given, cause=cause), self.length)
+
+    def _box_message(self, row: int, given: Callable[[int], str], cause: str) -> str:
+        return f"tile {self.tiles[row].as_py()}: box {given(row)} {cause}"
+
+    def finish(self, numbers: Sequence[str], frames: Sequence[object] | None) -> pd.DataFrame:
+        """The table, its rows checked against each other and its targets against arithmetic."""
+        if not self.length:
+            self.problems.add("empty", "the table has no rows")
+        table = self._assemble(numbers)
+        if not self.length:
+            return table
+        if self._has_repeated_tiles():
+            for kind, rows, text in _disagreements(table, self.source.where):
+                self.problems.add_rows(kind, rows, text)
+        used = np.ones(len(table), bool)
+        if frames is not None and len(frames) and "label_id" in table:
+            used = (table["label_id"] == str(frames[-1])).to_numpy()
+        for name in numbers:
+            self._check_numbers(table, name, used)
+        return table
+
+    def _has_repeated_tiles(self) -> bool:
+        hashes = self.hashes.values()
+        self.hashes = Growing(np.uint64)
+        hashes.sort()
+        return bool((hashes[1:] == hashes[:-1]).any())
+
+    def _assemble(self, numbers: Sequence[str]) -> pd.DataFrame:
+        data: dict[str, object] = {}
+        for name in self.source.columns:
+            chunks = self.columns.pop(name, None)
+            if name in self.ids:
+                kind = pa.string() if name == "tile_id" else pa.dictionary(pa.int32(), pa.string())
+                data[name] = _series(pa.chunked_array(chunks or [], kind).unify_dictionaries())
+            elif name in self.kept:
+                column = pa.chunked_array(chunks) if chunks else pa.chunked_array([], pa.string())
+                data[name] = _series(column if name in self.text else plain_numbers(column, name in numbers))
+            elif self.boxes and (name == "region_coordinates" or name in self.box_names):
+                for box_name, grown in zip(self.box_names, self.boxes, strict=True):
+                    data[box_name] = grown.values()
+                self.boxes = []
+        return pd.DataFrame(data, copy=False)
+
+    def _check_numbers(self, table: pd.DataFrame, name: str, used: NDArray[np.bool_]) -> None:
+        given = table[name]
+        values = to_numbers(given)
+        table[name] = values
+        self.problems.add_rows(
+            f"{name} not a number",
+            used & ~np.isfinite(values),
+            lambda row: (
+                f"{self.source.where(row)}: tile {table['tile_id'].iloc[row]}: "
+                f"{name} {_number_message(given.iloc[row])}"
+            ),
+        )
+
+
+def _number_message(value: object) -> str:
+    if value is None or value is pd.NA or value == "" or value != value:
+        return "is empty or NaN, not a finite number"
+    hint = "; a decimal comma?" if isinstance(value, str) and "," in value else ""
+    return f"{_short(str(value))!r} is not a finite number{hint}"
+
+
+def _series(column: pa.ChunkedArray) -> pd.Series:
+    series: pd.Series = column.to_pandas(split_blocks=True, types_mapper={pa.string(): _TEXT}.get)
+    return series
+
+
+def _short(text: str | None) -> str:
+    text = "" if text is None else text
+    return text if len(text) <= 60 else f"{text[:60]}… ({len(text)} characters)"
+
+
+def _id_message(name: str, value: str) -> str:
+    if not value.strip():
+        return f"the {name} is empty"
+    cause = r"an id is one name, without / or \ or .. or control characters"
+    if "://" in value:
+        cause = "an id is not an address; give the address as the image folder"
+    return f"{name} {_short(value)!r}: {cause}"
+
+
+def _disagreements(
+    table: pd.DataFrame, where: Callable[[int], str]
+) -> Iterator[tuple[str, NDArray[np.bool_], Callable[[int], str]]]:
+    """Rows that say of one tile what another row says otherwise, or again."""
+    codes, unique = pd.factorize(table["tile_id"])
+    first = np.zeros(len(unique), np.int64)
+    first[codes[::-1]] = np.arange(len(codes))[::-1]
+    tile = table["tile_id"]
+    if "label_id" in table:
+        labels = table["label_id"].cat.codes.to_numpy().astype(np.int64)
+        pairs, _ = pd.factorize(codes * (labels.max() + 1) + labels)
+    else:
+        pairs = codes
+    seen = np.zeros(pairs.max() + 1, np.int64)
+    seen[pairs[::-1]] = np.arange(len(pairs))[::-1]
+    again = seen[pairs] != np.arange(len(pairs))
+
+    def describe_again(row: int) -> str:
+        label = f" (label {table['label_id'].iloc[row]})" if "label_id" in table else ""
+        return f"{where(row)}: tile {tile.iloc[row]}{label} is already on {where(int(seen[pairs[row]]))}"
+
+    yield "duplicate", again, describe_again
+    columns = [name for name in ("region_id", *BOX_3D) if name in table]
+    differs = np.zeros(len(table), bool)
+    for name in columns:
+        values = table[name].cat.codes.to_numpy() if name == "region_id" else table[name].to_numpy()
+        differs |= values != values[first[codes]]
+    if "xmin" in table:
+        # A cell that is no box was noted already, and holds 0.
+        is_box = (table["xmax"] > table["xmin"]).to_numpy()
+        differs &= is_box & is_box[first[codes]]
+
+    def describe(row: int) -> str:
+        here, there = (table.iloc[k] for k in (row, first[codes[row]]))
+        said = [
+            f"box ({', '.join(str(r[n]) for n in columns if n != 'region_id')}) of region {r.get('region_id', '')}"
+            for r in (here, there)
+        ]
+        return f"{where(row)}: tile {here.tile_id}: {said[0]}, but {said[1]} on {where(first[codes[row]])}"
+
+    yield "frames disagree", differs & ~again, describe

@@ -1,0 +1,96 @@
+"""A collector of problems: everything that is wrong with a table is said once, in one error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lazytiles.errors import ManifestError
+
+SHOWN = 20
+"""How many problems of one kind are written out; the rest are counted."""
+
+
+def plural(count: int, word: str) -> str:
+    """A number and its word.
+
+    >>> plural(1, "problem"), plural(1200, "problem")
+    ('1 problem', '1,200 problems')
+    """
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
+
+
+@dataclass(slots=True)
+class Problems:
+    """Findings by kind: the first `SHOWN` of each as text, and how many there are.
+
+    Parameters
+    ----------
+    name : what is being checked, such as the manifest's path
+    where : a row number to how the user finds it, such as ``"line 3"``
+
+    >>> found = Problems("tiles.csv")
+    >>> found.add("duplicate", "line 3: tile t0 is already on line 2")
+    >>> print(found)
+    tiles.csv: line 3: tile t0 is already on line 2
+    """
+
+    name: str
+    texts: dict[str, list[str]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, list[int]] = field(default_factory=dict)
+    where: Callable[[int], str] = "row {}".format
+
+    def add(self, kind: str, text: str) -> None:
+        """Note one problem of a kind."""
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        shown = self.texts.setdefault(kind, [])
+        if len(shown) < SHOWN:
+            shown.append(text)
+
+    def add_rows(self, kind: str, rows: np.ndarray, describe: Callable[[int], str]) -> None:
+        """Note one problem per row; only the rows that are shown are described.
+
+        Parameters
+        ----------
+        rows : row numbers, or a boolean mask over the rows
+        describe : a row number to its text
+        """
+        numbers = np.flatnonzero(rows) if rows.dtype == bool else rows
+        if not len(numbers):
+            return
+        shown = self.texts.setdefault(kind, [])
+        for row in numbers[: SHOWN - len(shown)].tolist():
+            shown.append(describe(row))
+            self.rows.setdefault(kind, []).append(row)
+        self.counts[kind] = self.counts.get(kind, 0) + len(numbers)
+
+    def extend(self, kind: str, texts: Iterable[str]) -> None:
+        """Note several problems of a kind."""
+        for text in texts:
+            self.add(kind, text)
+
+    def __len__(self) -> int:
+        return sum(self.counts.values())
+
+    def __str__(self) -> str:
+        if len(self) == 1:
+            return f"{self.name}: {next(iter(self.texts.values()))[0]}"
+        lines = [f"{self.name}: {len(self)} problems"]
+        for kind, texts in self.texts.items():
+            lines += [f"  {text}" for text in texts]
+            if self.counts[kind] > len(texts):
+                lines.append(f"  and {self.counts[kind] - len(texts)} more of this kind ({kind})")
+        return "\n".join(lines)
+
+    def raise_any(self) -> None:
+        """Raise all that was noted.
+
+        Raises
+        ------
+        ManifestError : there is at least one problem
+        """
+        if len(self):
+            raise ManifestError(str(self))
