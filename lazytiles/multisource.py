@@ -1,0 +1,393 @@
+"""`MultiSourceArray`: many sources as one lazy array, with an order, labels and a table beside it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lazytiles.agreement import agreement, chosen, labels_of, limited, positions_of, table_of
+from lazytiles.blocks import positions, read_blocks, read_each, read_parts
+from lazytiles.doors import TileDoors
+from lazytiles.errors import ManifestError
+from lazytiles.gather import Done, TileForm
+from lazytiles.indexing import Request, request, select_rows
+from lazytiles.lazy import LazyArray, token
+from lazytiles.order import fresh_seed, permutation
+from lazytiles.plan import Plan
+from lazytiles.regiontiles import RegionTiles, gathered, open_ahead, read_tiles
+from lazytiles.split import kfold_rows, split_rows
+from lazytiles.view import checked_order, fits, into
+
+if TYPE_CHECKING:
+    from lazytiles.cost import Cost
+
+Int64s: TypeAlias = NDArray[np.int64]
+Box: TypeAlias = tuple[tuple[int, int], ...]
+
+MOST_PROBLEMS = 20
+
+
+class MultiSourceArray(TileDoors, LazyArray):
+    """Sources one after the other along axis 0, as one lazy array with NumPy's full indexing.
+
+    Parameters
+    ----------
+    sources : array-likes of one sample shape and dtype: NumPy arrays, memory maps, HDF5 datasets, Zarr arrays,
+        regions, views, other arrays of this class
+    labels : one value per source (default 0, 1, 2, … by source), or one array per source (a label per sample),
+        or one array or lazy source in step with all samples, such as mask tiles
+    shuffle : whether to start in a shuffled order
+    maxlen : at most so many samples of each source: the first ones, or with `shuffle` a random choice
+    seed : of that order and choice; None draws a fresh one
+    table : a DataFrame with one row per sample, or None
+    dtype : what to cast every source to; by default they must agree
+
+    Raises
+    ------
+    ValueError : sources that disagree, labels or a table of another length
+
+    Notes
+    -----
+    Any number of threads may read at once; `shuffle` and setting `order` are for one thread. Pickling keeps the
+    order and drops what is open.
+
+    Examples
+    --------
+    >>> both = MultiSourceArray([np.zeros((2, 3)), np.ones((3, 3))])
+    >>> both.shape, both.labels
+    ((5, 3), array([0, 0, 1, 1, 1]))
+    >>> both.shuffle(7)[0].shape
+    (3,)
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Any],
+        labels: Any = None,
+        *,
+        shuffle: bool = False,
+        maxlen: int | None = None,
+        seed: int | None = None,
+        table: pd.DataFrame | None = None,
+        dtype: Any = None,
+    ) -> None:
+        self.sources: tuple[Any, ...] = tuple(sources)
+        if not self.sources:
+            raise ValueError("an array of many sources needs at least one source")
+        inner, self.dtype = agreement(self.sources, dtype)
+        lengths = np.array([source.shape[0] for source in self.sources], dtype=np.int64)
+        self._starts = np.concatenate([[0], np.cumsum(lengths)])
+        total = int(self._starts[-1])
+        self.seed: int | None = None
+        self._labels = labels_of(labels, lengths, total)
+        if not isinstance(self._labels, np.ndarray | MultiSourceArray):
+            self._labels = MultiSourceArray([self._labels])
+        self._table = table_of(table, total)
+        self.tabular_columns: tuple[str, ...] | None = None
+        self._valid: NDArray[np.bool_] | None = None
+        self._rows = np.arange(total, dtype=np.int64)
+        self._order: Int64s | None = None
+        self._set_shape(inner)
+        if maxlen is not None:
+            self.seed = fresh_seed() if seed is None else seed
+            self._keep(limited(lengths, maxlen, self.seed if shuffle else None))
+        if shuffle:
+            self.shuffle(self.seed if seed is None else seed)
+
+    def _set_shape(self, inner: tuple[int, ...]) -> None:
+        self.shape: tuple[int, ...] = (len(self._rows), *inner)
+        first = self.sources[0]
+        self._form: TileForm | None = first.form if all(isinstance(s, RegionTiles) for s in self.sources) else None
+        self._row_axes = 2 if self._form is not None and first.timed else 1
+
+    def _keep(self, positions: Int64s) -> None:
+        """Keep only some samples, by their place in the unshuffled array."""
+        self._rows = self._rows[positions]
+        self._labels = chosen(self._labels, positions)
+        self._table = None if self._table is None else self._table.iloc[positions]
+        self._valid = None if self._valid is None else self._valid[positions]
+        self.shape = (len(self._rows), *self.shape[1:])
+        self._order = None
+
+    def _now(self) -> Int64s | slice:
+        return slice(None) if self._order is None else self._order
+
+    @property
+    def labels(self) -> Any:
+        """The labels in the current order: an array, a lazy array where they are one (mask tiles), or None."""
+        if self._labels is None or isinstance(self._labels, np.ndarray):
+            return None if self._labels is None else self._labels[self._now()]
+        return self._in_step(self._labels)
+
+    def get_labels(self) -> Any:
+        """The labels in the current order; the older name of `labels`."""
+        return self.labels
+
+    def _in_step(self, labels: MultiSourceArray) -> MultiSourceArray:
+        return labels if self._order is None else labels.select(self._order)
+
+    @property
+    def table(self) -> pd.DataFrame | None:
+        """The manifest's columns of the samples in the current order, or None."""
+        return None if self._table is None else self._table.iloc[self._now()].reset_index(drop=True)
+
+    @property
+    def tabular(self) -> NDArray[np.float32] | None:
+        """The columns given to the model beside the image, float32 (n, columns), in the current order, or None."""
+        if self._table is None or self.tabular_columns is None:
+            return None
+        values = self._table[list(self.tabular_columns)].to_numpy(dtype=np.float32)
+        return np.ascontiguousarray(values[self._now()])
+
+    @property
+    def valid(self) -> NDArray[np.bool_] | None:
+        """Which frames of which samples are there, (n, frames), in the current order; None where all must be."""
+        return None if self._valid is None else self._valid[self._now()]
+
+    @property
+    def region_ids(self) -> NDArray[np.int64]:
+        """The number of the source of each sample, in the current order."""
+        return self.index_pairs[:, 0]
+
+    @property
+    def sample_windows(self) -> Int64s | None:
+        """The window of each sample, starts then stops, in the current order; None unless from a manifest."""
+        if not all(hasattr(source, "windows") for source in self.sources):
+            return None
+        every = np.concatenate([source.windows for source in self.sources])
+        windows: Int64s = every[self._rows[self._now()]]
+        return windows
+
+    @property
+    def order(self) -> Int64s:
+        """Which sample comes where, int64, as a copy; settable to any permutation."""
+        return np.arange(len(self), dtype=np.int64) if self._order is None else self._order.copy()
+
+    @order.setter
+    def order(self, order: Any) -> None:
+        self._order = checked_order(order, len(self))
+        self.seed = None
+
+    @property
+    def index_pairs(self) -> Int64s:
+        """(source, index within it) of each sample in the current order, int64 (n, 2); settable."""
+        rows = self._rows[self._now()]
+        source = np.searchsorted(self._starts, rows, side="right") - 1
+        return np.stack([source, rows - self._starts[source]], axis=1)
+
+    @index_pairs.setter
+    def index_pairs(self, pairs: Any) -> None:
+        self.order = positions_of(pairs, self._rows, self._starts)
+
+    def shuffle(self, seed: int | None = None, *, window: int | None = None) -> MultiSourceArray:
+        """Reorder in place; returns the array itself.
+
+        Parameters
+        ----------
+        seed : the order is a function of the seed, the length and `window` alone; None draws a fresh seed and
+            keeps it in `seed`
+        window : shuffle sources, then samples within groups of so many sources, so that a batch touches few files
+        """
+        self.seed = fresh_seed() if seed is None else seed
+        groups = None
+        if window is not None:
+            groups = np.searchsorted(self._starts, self._rows, side="right") - 1
+        self._order = permutation(len(self), self.seed, groups=groups, window=window)
+        return self
+
+    def reset_order(self) -> MultiSourceArray:
+        """Back to the order of the manifest (or of the sources); returns the array itself."""
+        self._order, self.seed = None, None
+        return self
+
+    def copy(self) -> MultiSourceArray:
+        """The same samples and order over the same sources, to be reordered on its own."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def select(self, key: Any) -> MultiSourceArray:
+        """A lazy sub-array, its labels and table along; its order starts as the order of the selection.
+
+        Parameters
+        ----------
+        key : mask, slice or indices into the current order
+        """
+        positions = select_rows(key, len(self))
+        part = self.copy()
+        part.seed = None
+        part._keep(positions if self._order is None else self._order[positions])
+        return part
+
+    def split(
+        self, fraction: float, *, by: str | None = None, stratify: str | None = None, seed: int = 0
+    ) -> tuple[MultiSourceArray, MultiSourceArray]:
+        """Two parts, of about `fraction` and the rest of the samples; see `lazytiles.split`.
+
+        Parameters
+        ----------
+        fraction : share of the samples in the first part, between 0 and 1
+        by : a table column, or ``"source"``; no group of equal values is on both sides
+        stratify : a table column, or ``"labels"``, whose shares both sides keep
+        seed : of the draw
+        """
+        first, second = split_rows(self, fraction, by=by, stratify=stratify, seed=seed)
+        return self.select(first), self.select(second)
+
+    def kfold(
+        self, n: int, *, by: str | None = None, stratify: str | None = None, seed: int = 0
+    ) -> Iterator[tuple[MultiSourceArray, MultiSourceArray]]:
+        """`n` times a training and a test part; every sample is tested once; options as for `split`."""
+        still = self.copy()  # a shuffle between two folds must not move samples from one to another
+        for train, test in kfold_rows(still, n, by=by, stratify=stratify, seed=seed):
+            yield still.select(train), still.select(test)
+
+    def __getitem__(self, key: Any) -> Any:
+        asked = request(key, self.shape, row_axes=self._row_axes, cells=self._cells())
+        return asked.finish(self._block(asked))
+
+    def _cells(self) -> tuple[int | None, ...] | None:
+        if self._form is None or self._form.resample is not None:
+            return None
+        page = next((p for p in self.sources[0]._pages if p is not None), None)
+        return (*(page.segment if page is not None else self._form.size), None)
+
+    def take(self, indices: Any, out: NDArray[Any] | None = None, *, threads: int | None = None) -> NDArray[Any]:
+        """The batch read that everything uses: one plan, each segment decoded once, one new array.
+
+        Parameters
+        ----------
+        indices : integers, shape (n,), positions in the current order; negative ones count from the end
+        out : array (n, *sample shape) of the array's dtype to fill, or None
+        threads : threads that decode; default as configured
+
+        Returns
+        -------
+        array, shape (n, *sample shape)
+        """
+        asked = request(positions(indices), self.shape, row_axes=self._row_axes)
+        direct = out if out is not None and out.flags.c_contiguous else None
+        if direct is not None:
+            fits(direct, (len(indices), *self.shape[1:]), self.dtype)
+        block: NDArray[Any] = asked.finish(self._block(asked, out=direct, threads=threads))
+        return block if out is None else out if direct is not None else into(block, out)
+
+    def read_box(self, rows: Int64s, box: Box, origins: Int64s | None) -> NDArray[Any]:
+        """See `lazytiles.view.read_box`."""
+        if self._row_axes == 1:
+            return self._block(Request((rows,), box, origins, len(rows)))
+        if origins is None:
+            cut = tuple(slice(start, stop) for start, stop in box)
+            block: NDArray[Any] = self[(rows, *cut)]
+            return block
+        out = np.empty((len(rows), *(stop - start for start, stop in box)), self.dtype)
+        for k, row in enumerate(rows.tolist()):
+            moved = (slice(a + o, b + o) for (a, b), o in zip(box, origins[k].tolist(), strict=True))
+            out[k] = self[(row, *moved)]
+        return out
+
+    def _block(self, asked: Request, *, out: NDArray[Any] | None = None, threads: int | None = None) -> NDArray[Any]:
+        parts = self._parts(asked.rows)
+        if self._form is not None:
+            return read_tiles(parts, asked, self._form, out=out, threads=threads)
+        return read_parts(parts, asked, self.dtype, out=out)
+
+    def _parts(self, places: tuple[Int64s, ...]) -> list[tuple[Any, Int64s, tuple[Int64s, ...]]]:
+        """For each source that some samples lie in: the slots of the block they fill, and where they lie in it."""
+        now = places[0] if self._order is None else self._order[places[0]]
+        rows = self._rows[now]
+        number = np.searchsorted(self._starts, rows, side="right") - 1
+        if len(number) and (number == number[0]).all():
+            source = self.sources[int(number[0])]
+            return [(source, np.arange(len(rows)), (rows - self._starts[number[0]], *places[1:]))]
+        by_source = np.argsort(number, kind="stable")
+        cuts = np.flatnonzero(np.diff(number[by_source])) + 1
+        parts = []
+        for slots in np.split(by_source, cuts):
+            if len(slots):
+                k = int(number[slots[0]])
+                inside = rows[slots] - self._starts[k]
+                parts.append((self.sources[k], slots, (inside, *(place[slots] for place in places[1:]))))
+        return parts
+
+    def take_batches(
+        self,
+        batches: Sequence[Int64s],
+        done: Done,
+        *,
+        threads: int | None = None,
+        stop: threading.Event | None = None,
+    ) -> None:
+        """Read several batches as one plan, each segment decoded once for all of them.
+
+        Parameters
+        ----------
+        batches : positions in the current order, one int64 array for each batch
+        done : called once for each batch, ``done(k, array or error)``, from any thread, as soon as it is complete;
+            early batches first where that is possible. The array is new, contiguous and the caller's own
+        threads : threads that decode
+        stop : set by anyone to leave the rest undone
+        """
+        if self._form is None:
+            read_each(batches, partial(self.take, threads=threads), done, stop=stop)
+            return
+        places = [request(positions(batch), self.shape, row_axes=self._row_axes) for batch in batches]
+        if places:
+            read_blocks(places, self.shape[1:], self._form, self._parts, done, threads=threads, stop=stop)
+
+    def plan(self, indices: Any = None) -> Plan | Cost:
+        """What ``take(indices)`` would read, or without indices what an epoch costs, from tags alone; print it.
+
+        Parameters
+        ----------
+        indices : any first-axis key into the current order; None for `cost` of a whole epoch
+
+        Raises
+        ------
+        TypeError : the samples do not come from image files
+        """
+        if indices is None:
+            return self.cost()
+        if self._form is None:
+            raise TypeError("plan() describes reads of image files; these sources are arrays")
+        asked = request(select_rows(indices, len(self)), self.shape, row_axes=self._row_axes)
+        return gathered(self._parts(asked.rows), asked.box, None, self._form)[0].plan()
+
+    def verify(self) -> None:
+        """Open every region's tags once and refuse, in one error, all windows and files that cannot be read.
+
+        Raises
+        ------
+        ManifestError : the first 20 problems and how many there are; each names tile, file and window
+        """
+        problems: list[str] = []
+        sources = [self.sources[k] for k in np.unique(self.index_pairs[:, 0]).tolist()]
+        open_ahead([(source, self._rows[:0], ()) for source in sources if isinstance(source, RegionTiles)])
+        for source in sources:
+            if isinstance(source, RegionTiles | MultiSourceArray):
+                problems += source.verify() or []
+        if isinstance(self._labels, MultiSourceArray):
+            self._labels.verify()
+        if problems:
+            more = f"\nand {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
+            raise ManifestError("\n".join(problems[:MOST_PROBLEMS]) + more)
+
+    def name_of(self, position: int) -> str:
+        """The words for a sample, by its position in the current order."""
+        source, index = self.index_pairs[position].tolist()
+        own: Callable[[int], str] | None = getattr(self.sources[source], "describe", None)
+        return own(index) if own is not None else f"sample {index} of source {source}"
+
+    def __dask_tokenize__(self) -> Any:
+        return token("lazytiles.MultiSourceArray", self.sources, self._rows[self._now()])
+
+    def __repr__(self) -> str:
+        kind = {type(None): "no labels", np.ndarray: "labels"}.get(type(self._labels), "mask tiles")
+        order = "in order" if self._order is None else f"shuffled, seed {self.seed}"
+        return f"<MultiSourceArray: {self.shape} {self.dtype} from {len(self.sources)} sources, with {kind}, {order}>"

@@ -1,0 +1,288 @@
+"""The tiles of one region as a source, and how tiles of several regions are read as one plan."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import astuple
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lazytiles.errors import LazyTilesError, ManifestError, RegionError
+from lazytiles.gather import Gather, TileForm
+from lazytiles.indexing import Request, request
+from lazytiles.lazy import LazyArray, token
+from lazytiles.page import Page
+from lazytiles.reader import check_limit
+from lazytiles.region import Region
+from lazytiles.remote import is_remote
+
+Int64s: TypeAlias = NDArray[np.int64]
+Box: TypeAlias = tuple[tuple[int, int], ...]
+
+
+class RegionTiles(LazyArray):
+    """Windows of one region, in one or several frames, as a source `(n, [frames,] height, width, bands)`.
+
+    Parameters
+    ----------
+    regions : for each frame the function that opens its region (called when a tile of it is first read), or None
+        for a frame that is missing and filled with zeros
+    windows : int64, shape (n, 4), (y0, x0, y1, x1), pixels
+    form : what every tile looks like
+    timed : whether the frames are an axis of the samples
+    name : of the region, for messages
+    tile_name : the words for one of its windows, by its number
+    whole : whether each window is the whole image, whatever its size; `windows` are then set when it is opened
+    """
+
+    def __init__(
+        self,
+        regions: Sequence[Callable[[], Region] | None],
+        windows: Int64s,
+        form: TileForm,
+        *,
+        timed: bool,
+        name: str,
+        tile_name: Callable[[int], str],
+        whole: bool = False,
+    ) -> None:
+        self.regions = tuple(regions)
+        self.windows = windows
+        self.form = form
+        self.timed = timed
+        self.whole = whole
+        self.name = name
+        self.tile_name = tile_name
+        self._pages: list[Page | None] = [None] * len(self.regions)
+        self._sound = False
+        self._lock = threading.Lock()
+        frames = (len(self.regions),) if timed else ()
+        self.shape: tuple[int, ...] = (len(windows), *frames, *form.size, form.samples)
+        self.dtype = form.dtype
+
+    def __getitem__(self, key: Any) -> Any:
+        asked = request(key, self.shape, row_axes=1 + self.timed)
+        return asked.finish(read_tiles([(self, np.arange(asked.n), asked.rows)], asked, self.form))
+
+    def page(self, frame: int) -> Page | None:
+        """The page of a frame, opened now if it was not yet; None for a missing frame."""
+        page = self._pages[frame]
+        opener = self.regions[frame]
+        if page is None and opener is not None:
+            with self._lock:
+                page = self._pages[frame]
+                if page is None:
+                    page = self._pages[frame] = self._open(opener)
+                    self._sound = self._is_sound()
+        return page
+
+    def _is_sound(self) -> bool:
+        pages = [page for page in self._pages if page is not None]
+        if len(pages) + self.regions.count(None) < len(self.regions):
+            return False
+        try:
+            for page in pages:
+                self.check(page, np.arange(len(self), dtype=np.int64))
+        except ManifestError:
+            return False
+        return True
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether every frame has been opened and no window leaves its region."""
+        return self._sound
+
+    def _open(self, opener: Callable[[], Region]) -> Page:
+        region = opener()
+        page = region.pages[0]
+        if len(region.pages) > 1:
+            raise RegionError(f"{region.path}: is a volume of {len(region.pages)} slices; use open_volumes")
+        samples, wanted = page.shape[2], self.form.image_samples
+        if page.dtype != self.form.dtype or samples != wanted:
+            raise RegionError(
+                f"{page}: holds {samples} bands of {page.dtype}, the other regions hold {wanted} of "
+                f"{self.form.dtype}; regions of one array must agree: convert it, or choose bands=[...]"
+            )
+        if self.whole:
+            self.windows = np.broadcast_to(np.array([0, 0, *page.shape[:2]], dtype=np.int64), self.windows.shape)
+        return page
+
+    def describe(self, row: int) -> str:
+        """The words for one of its windows, with its box as users write it."""
+        y0, x0, y1, x1 = self.windows[row].tolist()
+        return f"{self.tile_name(row)} with box ({x0}, {y0}, {x1}, {y1}) of region {self.name}"
+
+    def check(self, page: Page, rows: Int64s) -> None:
+        """Refuse windows that leave the region unless they are padded."""
+        windows = self.windows[rows]
+        if self.form.pad is not None and not self.whole:
+            return
+        if self.whole and self.form.resample is None and page.shape[:2] != self.form.size:
+            raise ManifestError(
+                f"{self.tile_name(int(rows[0]))}: {page} is {page.shape[0]} x {page.shape[1]} pixels, the first image "
+                f"is {self.form.size[0]} x {self.form.size[1]}; pass size=(height, width) to resample them to one size"
+            )
+        outside = (windows[:, :2] < 0).any(axis=1) | (windows[:, 2:] > page.shape[:2]).any(axis=1)
+        if outside.any():
+            row = int(rows[np.flatnonzero(outside)[0]])
+            raise ManifestError(self.outside(row, page))
+
+    def outside(self, row: int, page: Page) -> str:
+        """The words for a window that leaves its region."""
+        y0, x0, y1, x1 = self.windows[row].tolist()
+        return (
+            f"{self.tile_name(row)}: box ({x0}, {y0}, {x1}, {y1}) leaves region {self.name} ({page.file.path}, "
+            f'{page.shape[0]} x {page.shape[1]}); pass pad="reflect" or correct the box'
+        )
+
+    def verify(self) -> list[str]:
+        """Everything that would fail when tiles of this region are read, as messages; opens every frame."""
+        problems = []
+        for frame in range(len(self.regions)):
+            try:
+                page = self.page(frame)
+                if page is not None:
+                    self.check(page, np.arange(len(self), dtype=np.int64))
+            except ManifestError as error:
+                problems.append(str(error))
+            except LazyTilesError as error:
+                problems.append(f"{self.describe(0)}: {error}")
+        return problems
+
+    def add_to(self, gather: Gather, rows: Int64s, frames: Int64s, slots: Int64s, absent: list[Int64s]) -> None:
+        """Put some of its tiles on the way; `absent` collects the slots of missing frames."""
+        single = len(self.regions) == 1
+        for frame in range(len(self.regions)) if not single else (0,):
+            chosen = slice(None) if single else np.flatnonzero(frames == frame)
+            wanted = rows[chosen]
+            if not len(wanted):
+                continue
+            page = self._named_page(frame, int(wanted[0]))
+            if page is None:
+                absent.append(slots[chosen])
+                continue
+            if not self._sound:
+                self.check(page, wanted)
+            gather.add(page, self.windows[wanted], slots[chosen])
+
+    def _named_page(self, frame: int, row: int) -> Page | None:
+        page = self._pages[frame]
+        if page is not None:
+            return page
+        try:
+            return self.page(frame)
+        except LazyTilesError as error:
+            raise type(error)(f"{self.describe(row)}: {error}") from error
+
+    def __dask_tokenize__(self) -> Any:
+        paths = [o.args[0] if isinstance(o, partial) else None for o in self.regions]
+        openers = [(o, stamp(p) if isinstance(p, str) else None) for o, p in zip(self.regions, paths, strict=True)]
+        return token("lazytiles.RegionTiles", openers, self.windows, astuple(self.form), self.timed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        del state["_lock"]
+        state["_pages"] = [None] * len(self.regions)
+        state["_sound"] = False
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<RegionTiles of {self.name!r}: {self.shape} {self.dtype}>"
+
+
+def stamp(path: str) -> tuple[int, int]:
+    """(size, time of change in ns) of a file, by which another process knows it again; zeros if it is not local."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
+
+
+Parts: TypeAlias = "Sequence[tuple[RegionTiles, Int64s, tuple[Int64s, ...]]]"
+
+
+def gathered(parts: Parts, box: Box, origins: Int64s | None, form: TileForm) -> tuple[Gather, list[Int64s]]:
+    """Tiles of some regions on their way into blocks, and the slots of missing frames.
+
+    Parameters
+    ----------
+    parts : for each region its tiles, the slots that they fill, and their rows (and frames) in the region
+    box, origins : what is wanted of each tile, as in `Request`
+    """
+    where: list[tuple[RegionTiles, Int64s, Int64s]] = []
+
+    def name(slot: int) -> str:
+        for tiles, slots, rows in where:
+            hit = np.flatnonzero(slots == slot)
+            if len(hit):
+                return tiles.describe(int(rows[hit[0]]))
+        return "tile"
+
+    open_ahead(parts)
+    gather = Gather(form, box, origins, name)
+    absent: list[Int64s] = []
+    for tiles, slots, places in parts:
+        frames = places[1] if tiles.timed else np.zeros(len(slots), dtype=np.int64)
+        where.append((tiles, slots, places[0]))
+        tiles.add_to(gather, places[0], frames, slots, absent)
+    return gather, absent
+
+
+def open_ahead(parts: Parts) -> None:
+    """Open together the regions behind addresses that some tiles need; what fails says so when it is read."""
+    waiting = [
+        (tiles, frame)
+        for tiles, _, _ in parts
+        if not tiles.is_sound
+        for frame, opener in enumerate(tiles.regions)
+        if isinstance(opener, partial) and opener.args and is_remote(str(opener.args[0]))
+    ]
+    if len(waiting) > 1:
+        with ThreadPoolExecutor(min(32, len(waiting)), thread_name_prefix="lazytiles-open") as threads:
+            for opened in [threads.submit(tiles.page, frame) for tiles, frame in waiting]:
+                with suppress(LazyTilesError):
+                    opened.result()
+
+
+def read_tiles(
+    parts: Parts,
+    asked: Request,
+    form: TileForm,
+    *,
+    out: NDArray[Any] | None = None,
+    threads: int | None = None,
+) -> NDArray[Any]:
+    """The block of a request over the tiles of some regions; the first error met is raised."""
+    shape = asked.block_shape
+    check_limit(math.prod(shape) * form.dtype.itemsize, f"a read of {shape}")
+    gather, absent = gathered(parts, asked.box, asked.origins, form)
+    block = np.empty(shape, form.dtype) if out is None else out.reshape(shape)
+    for slots in absent:
+        block[slots] = 0
+    stop = threading.Event()
+    results: list[NDArray[Any] | LazyTilesError] = []
+
+    def done(_: int, result: NDArray[Any] | LazyTilesError) -> None:
+        results.append(result)
+        if isinstance(result, LazyTilesError):
+            stop.set()
+
+    if all(shape):
+        gather.read([block], done, threads=threads, stop=stop)
+        for result in results:
+            if isinstance(result, LazyTilesError):
+                raise result
+    return block
