@@ -1,0 +1,187 @@
+"""`open_volumes`: from a manifest of boxes in volumes to one lazy array, with labels and table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lazytiles.catalog import filtered
+from lazytiles.errors import ManifestError
+from lazytiles.gather import PAD_MODES
+from lazytiles.manifest import BOX_3D, read_manifest
+from lazytiles.multisource import MultiSourceArray
+from lazytiles.paths import resolve_paths, template_columns
+from lazytiles.region import open_region
+from lazytiles.volumes import VolumeTiles
+
+Int64s = NDArray[np.int64]
+Volumes = str | os.PathLike[str] | Mapping[str, Any] | None
+
+
+def open_volumes(
+    manifest: pd.DataFrame | str | os.PathLike[str],
+    volumes: Volumes = None,
+    *,
+    path: str | None = None,
+    target: str | Sequence[str] | None = "target",
+    tabular: str | Sequence[str] | None = None,
+    masks: str | Mapping[str, Any] | None = None,
+    pad: str | None = None,
+    context: int | None = None,
+    bands: Sequence[int] | None = None,
+    where: Mapping[str, Any] | None = None,
+) -> MultiSourceArray:
+    """The boxes of volumes in a manifest as one lazy array; no voxel is read and one volume is opened.
+
+    Parameters
+    ----------
+    manifest : DataFrame, or path of a CSV or Parquet file, as `read_manifest` takes it, with boxes ``(xmin,
+        ymin, zmin, xmax, ymax, zmax)``, such as `make_grid` writes for a size of three numbers; without
+        boxes each row is a whole volume
+    volumes : the folder of the volumes; or a mapping from `region_id` to arrays `(Z, H, W[, S])`: NumPy, memory
+        maps, HDF5, Zarr, regions, `stack_regions`
+    path : where a volume lies in its folder, as a template over the columns; default ``"{region_id}.tif"``, or
+        with a `label_id` column ``"{label_id}/{region_id}.tif"``. All pages of a TIFF are slices
+    target : the column of the labels, a list of columns, or None
+    tabular : columns given to the model as a second input
+    masks : a path template or a mapping; the labels are then boxes of the masks (the middle slice, with
+        `context`)
+    pad : a NumPy pad mode for boxes that leave their volume; None refuses them
+    context : boxes of one slice get so many neighbouring slices on either side as bands; at the ends of the
+        volume the last slice is repeated, or `pad` says what is there
+    bands : which samples of volumes in files
+    where : keeps the boxes whose table has these values, as in `open_tiles`
+
+    Returns
+    -------
+    MultiSourceArray of shape (N, depth, height, width, S), or with `context` (N, height, width, (2 context + 1) S),
+    slice by slice, the bands of one slice together
+
+    Raises
+    ------
+    ManifestError : the table is damaged, boxes differ in extent or have four numbers, a volume is missing
+    RegionError : the first volume cannot be opened
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"tile_id": ["t"], "region_id": ["r"], "region_coordinates": ["(0,0,1,4,4,3)"]})
+    >>> tiles = open_volumes(table, {"r": np.arange(48).reshape(3, 4, 4)})
+    >>> tiles.shape, tiles[0, :, 0, 0, 0]
+    ((1, 2, 4, 4, 1), array([16, 32]))
+    """
+    if pad not in (None, *PAD_MODES):
+        raise ValueError(f"pad is None or one of {', '.join(PAD_MODES)}, not {pad!r}")
+    by_default = target == "target"
+    templates = [name for name in (path, masks) if isinstance(name, str)]
+    table = read_manifest(
+        manifest,
+        target=None if by_default else target,
+        optional=["target"] if by_default else (),
+        tabular=tabular,
+        text=[*(column for template in templates for column in template_columns(template)), "path"],
+        allow_outside=pad is not None,
+    )
+    windows = _windows_of(table)
+    folder = volumes
+    if folder is None:
+        folder = "." if isinstance(manifest, pd.DataFrame) else os.path.dirname(os.fspath(manifest)) or "."
+    array = _assembled(table, windows, folder, path, pad=pad, context=context, bands=bands)
+    if masks is not None:
+        place, template = (folder, masks) if isinstance(masks, str) else (masks, None)
+        array._labels = _assembled(table, windows, place, template, pad=pad, context=context and 0)
+    else:
+        array._labels = _labels(table, target)
+    array.tabular_columns = None if tabular is None else tuple([tabular] if isinstance(tabular, str) else tabular)
+    return array if where is None else filtered(array, where)
+
+
+def _labels(table: pd.DataFrame, target: str | Sequence[str] | None) -> Any:
+    if target is None or (target == "target" and "target" not in table):
+        return None
+    return table[target if isinstance(target, str) else list(target)].to_numpy()
+
+
+def _windows_of(table: pd.DataFrame) -> Int64s | None:
+    if "xmin" not in table:
+        return None
+    if "zmin" not in table:
+        raise ManifestError("volumes need boxes of six numbers, (xmin, ymin, zmin, xmax, ymax, zmax); see make_grid")
+    xmin, ymin, zmin, xmax, ymax, zmax = (table[name].to_numpy(dtype=np.int64) for name in BOX_3D)
+    windows = np.stack([zmin, ymin, xmin, zmax, ymax, xmax], axis=1)
+    extents = windows[:, 3:] - windows[:, :3]
+    other = np.flatnonzero((extents != extents[:1]).any(axis=1))
+    if len(other):
+        first, second = extents[0].tolist(), extents[other[0]].tolist()
+        raise ManifestError(
+            f"tile {table['tile_id'].iloc[other[0]]} is {second} voxels, tile {table['tile_id'].iloc[0]} {first} "
+            f"({len(other)} tiles differ from the first); boxes of volumes have one extent: make the grid with "
+            'edge="shift" or "pad"'
+        )
+    return windows
+
+
+def _openers(
+    table: pd.DataFrame, where: Any, path: str | None, bands: Sequence[int] | None
+) -> tuple[Int64s, list[Callable[[], Any]]]:
+    """The volume of every row as an index into a list, and how each is opened."""
+    if isinstance(where, Mapping):
+        codes, names = pd.factorize(table["region_id"].astype(str))
+        absent = [name for name in names if name not in where]
+        if absent:
+            raise ManifestError(f"there is no volume for region {absent[0]} ({len(absent)} of {len(names)} lack one)")
+        return codes.astype(np.int64), [partial(_given, where[name]) for name in names]
+    default = "{label_id}/{region_id}.tif" if "label_id" in table else "{region_id}.tif"
+    template = path or ("{path}" if "path" in table else default)
+    places, paths = resolve_paths(table, template, where)
+    return places, [partial(open_region, one, page="all", bands=bands) for one in paths]
+
+
+def _given(volume: Any) -> Any:
+    return volume
+
+
+def _assembled(
+    table: pd.DataFrame,
+    windows: Int64s | None,
+    where: Any,
+    path: str | None,
+    *,
+    pad: str | None,
+    context: int | None,
+    bands: Sequence[int] | None = None,
+) -> MultiSourceArray:
+    """One source per volume, and the samples in the order of the table."""
+    if not len(table):
+        raise ManifestError("the manifest has no rows")
+    codes, openers = _openers(table, where, path, bands)
+    first = openers[0]()
+    if len(first.shape) not in (3, 4):
+        raise ManifestError(f"a volume is (Z, H, W) or (Z, H, W, S); the first is {tuple(first.shape)}")
+    boxes = np.tile([0, 0, 0, *first.shape[:3]], (len(table), 1)) if windows is None else windows
+    by_volume = np.argsort(codes, kind="stable")
+    sources = []
+    for rows in np.split(by_volume, np.flatnonzero(np.diff(codes[by_volume])) + 1):
+        source = VolumeTiles(
+            openers[int(codes[rows[0]])],
+            boxes[rows],
+            (*first.shape, 1)[3],
+            first.dtype,
+            pad=pad,
+            context=context,
+            whole=windows is None,
+            name=str(table["region_id"].iloc[int(rows[0])]) if "region_id" in table else "",
+            tile_name=partial(_name, table["tile_id"].to_numpy()[rows]),
+        )
+        sources.append(source)
+    array = MultiSourceArray(sources, table=table.iloc[by_volume].reset_index(drop=True))
+    return array.select(np.argsort(by_volume, kind="stable"))
+
+
+def _name(ids: NDArray[Any], number: int) -> str:
+    return f"tile {ids[number]}"

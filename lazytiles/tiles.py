@@ -1,0 +1,358 @@
+"""`open_tiles`: from a manifest to one lazy array of tiles, with labels and table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lazytiles.boxlabels import scaled_boxes
+from lazytiles.catalog import catalog, filtered, open_registered
+from lazytiles.errors import ManifestError
+from lazytiles.frames import Frames
+from lazytiles.gather import PAD_MODES, TileForm
+from lazytiles.kinds import split_name
+from lazytiles.manifest import BOX_2D, read_manifest
+from lazytiles.multisource import MultiSourceArray
+from lazytiles.paths import default_template, resolve_paths, template_columns
+from lazytiles.problems import Problems
+from lazytiles.region import Region, band_numbers, open_region
+from lazytiles.regiontiles import RegionTiles
+from lazytiles.resample import METHODS
+from lazytiles.scenes import open_volumes
+
+Int64s: TypeAlias = NDArray[np.int64]
+
+
+def open_tiles(
+    manifest: pd.DataFrame | str | os.PathLike[str],
+    image_dir: str | os.PathLike[str] | None = None,
+    *,
+    frames: Any = None,
+    path: str | None = None,
+    target: str | Sequence[str] | None = "target",
+    tabular: str | Sequence[str] | None = None,
+    masks: str | None = None,
+    size: tuple[int, int] | None = None,
+    resample: str = "bilinear",
+    pad: str | None = None,
+    bands: Sequence[int] | None = None,
+    gray: bool = False,
+    level: int = 0,
+    missing: str = "raise",
+    scale_boxes: Sequence[str] = (),
+    where: Mapping[str, Any] | None = None,
+) -> MultiSourceArray:
+    """The tiles of a manifest as one lazy array; no image is decoded and only one is opened.
+
+    Parameters
+    ----------
+    manifest : DataFrame, or path of a CSV or Parquet file, see `read_manifest` for its columns; or a name that
+        was given to `register`, whose function then opens the tiles. Boxes of six numbers are those of volumes,
+        as `open_volumes` opens them
+    image_dir : the folder of the images; default the manifest's own
+    frames : a list of label ids gives a time axis in that order; one label id gives its rows alone
+    path : where an image lies, relative to `image_dir`, as a template over the manifest's columns; default
+        ``"{path}"`` where there is a column of that name, ``"{label_id}/{region_id}.tif"`` where there is a
+        `label_id`, else ``"{region_id}.tif"``
+    target : the column of the labels, a list of columns (labels of shape (N, k)), or None
+    tabular : columns given to the model as a second input
+    masks : a path template; the labels are then mask tiles cut with the same windows
+    size : (height, width), pixels, to which every window is resampled; without it all windows have one size
+    resample : ``"nearest"``, ``"bilinear"``, ``"bicubic"`` or ``"area"``; masks are always nearest
+    pad : NumPy's ``"constant"``, ``"edge"``, ``"reflect"``, ``"symmetric"`` or ``"wrap"`` for windows that leave
+        their region; None refuses them
+    bands : which samples of the images, in this order
+    gray : whether red, green and blue become one luminance band
+    level : resolution of each pyramid; boxes are in pixels of that level
+    missing : ``"raise"``, or ``"fill"`` to give zeros for a frame whose image is missing (see `valid`)
+    scale_boxes : label columns that are places in the image, x and y in turn, such as the corners of boxes; they
+        become places in the tile, scaled as it is by `size` (the tags of every image are read)
+    where : keeps the tiles whose table has these values: for each column a value, a collection of values, or a
+        function from the column to a mask
+
+    Returns
+    -------
+    MultiSourceArray of shape (N, height, width, C), or (N, T, height, width, C) with a list of frames; sample i is
+    the i-th tile of the table
+
+    Raises
+    ------
+    ManifestError : the table is damaged or contradicts itself, an image is missing or lies outside `image_dir`
+    RegionError : the first image cannot be opened
+    """
+    if isinstance(manifest, str) and manifest in catalog:
+        return open_registered(manifest, where=where)
+    _check_options(size, resample, pad, missing)
+    wanted = Frames.of(frames)
+    templates = [template for template in (path, masks) if template]
+    table = _table_of(manifest, target, tabular, wanted.labels, templates, outside=pad is not None)
+    if image_dir is None:
+        image_dir = "." if isinstance(manifest, pd.DataFrame) else os.path.dirname(os.fspath(manifest)) or "."
+    columns = _target_columns(table, target)
+    table = wanted.rows(table)
+    if "zmin" in table:
+        _check_flat(frames=wanted.timed, size=size, gray=gray, level=level, missing=missing, scale_boxes=scale_boxes)
+        given: dict[str, Any] = {"path": path, "target": target, "tabular": tabular, "masks": masks, "pad": pad}
+        return open_volumes(table, image_dir, where=where, bands=bands, **given)
+    windows = _windows_of(table)
+    opener = partial(open_region, level=level)
+    images = _Images.of(table, path, image_dir, wanted, missing, opener)
+    first = images.first()
+    form = _form(first, windows, table, size=size, resample=resample, pad=pad, bands=bands, gray=gray)
+    array = _assembled(table, windows, images, form, timed=wanted.timed)
+    array._valid = images.valid(array) if missing == "fill" else None
+    array._labels = _labels(array, target, columns, scale_boxes)
+    if masks is not None:
+        array._labels = _mask_tiles(table, windows, masks, image_dir, opener, form, pad)
+    array.tabular_columns = _names(tabular)
+    return array if where is None else filtered(array, where)
+
+
+def _table_of(
+    manifest: Any, target: Any, tabular: Any, frames: list[str] | None, templates: list[str], *, outside: bool
+) -> pd.DataFrame:
+    by_default = target == "target"
+    return read_manifest(
+        manifest,
+        target=None if by_default else target,
+        tabular=tabular,
+        frames=frames,
+        optional=["target"] if by_default else (),
+        text=[*(column for template in templates for column in template_columns(template)), "path"],
+        allow_outside=outside,
+    )
+
+
+def _check_options(size: Any, resample: str, pad: str | None, missing: str) -> None:
+    if size is not None and (len(size) != 2 or not all(isinstance(n, int | np.integer) and n > 0 for n in size)):
+        raise ValueError(f"size is (height, width) in pixels, not {size!r}")
+    for name, value, allowed in (
+        ("resample", resample, METHODS),
+        ("pad", pad, (None, *PAD_MODES)),
+        ("missing", missing, ("raise", "fill")),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
+
+
+def _check_flat(**given: Any) -> None:
+    """Refuse options that say nothing about volumes."""
+    wrong = [name for name, value in given.items() if value and value != "raise"]
+    if wrong:
+        raise ManifestError(f"boxes of six numbers lie in volumes; {wrong[0]}= is for images")
+
+
+def _names(columns: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    return None if columns is None else (columns,) if isinstance(columns, str) else tuple(columns)
+
+
+def _target_columns(table: pd.DataFrame, target: str | Sequence[str] | None) -> list[str]:
+    """The label columns; the default name is left out where the table has no such column."""
+    if target is None or (target == "target" and "target" not in table):
+        return []
+    return [target] if isinstance(target, str) else list(target)
+
+
+def _windows_of(table: pd.DataFrame) -> Int64s | None:
+    """(y0, x0, y1, x1) of each row; None where tiles are whole images."""
+    if "xmin" not in table:
+        return None
+    windows = np.empty((len(table), 4), dtype=np.int64)
+    for place, name in zip((1, 0, 3, 2), BOX_2D, strict=True):
+        windows[:, place] = table[name]
+    return windows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Images:
+    """For each frame which image each row lies in, and how to open it."""
+
+    codes: list[Int64s]
+    paths: list[list[str]]
+    there: list[NDArray[np.bool_]]
+    opener: Any
+
+    @classmethod
+    def of(
+        cls,
+        table: pd.DataFrame,
+        path: str | None,
+        image_dir: str | os.PathLike[str],
+        frames: Frames,
+        missing: str,
+        opener: Any,
+    ) -> _Images:
+        template = path or default_template(table)
+        codes, paths, there = [], [], []
+        problems = Problems("the manifest")
+        absent = Problems("the manifest")
+        for label in frames.labels if frames.labels is not None else (None,):
+            of = table if label is None else table.assign(label_id=pd.Categorical([label]).repeat(len(table)))
+            code, names = resolve_paths(of, template, image_dir, problems=absent if missing == "fill" else problems)
+            codes.append(code)
+            paths.append(names)
+            there.append(
+                np.array(["://" in name or os.path.exists(split_name(name)[0]) for name in names], dtype=np.bool_)
+            )
+        problems.raise_any()
+        if set(absent.counts) - {"missing image"} or not any(part.any() for part in there):
+            absent.raise_any()
+        return cls(codes, paths, there, opener)
+
+    def first(self) -> Region:
+        """The one image that tells dtype and bands of all."""
+        for codes, paths, there in reversed(list(zip(self.codes, self.paths, self.there, strict=True))):
+            present = np.flatnonzero(there[codes])
+            if len(present):
+                region: Region = self.opener(paths[int(codes[present[0]])])
+                return region
+        raise ManifestError("the manifest has no rows, or none of its images is there")
+
+    def openers(self, row: int) -> list[Any]:
+        """For each frame what opens the image of a row, or None where it is missing."""
+        found = []
+        for codes, paths, there in zip(self.codes, self.paths, self.there, strict=True):
+            code = int(codes[row])
+            found.append(partial(self.opener, paths[code]) if there[code] else None)
+        return found
+
+    def groups(self) -> Int64s:
+        """Rows that share the images of all frames have one number, by first appearance."""
+        joint = np.zeros(len(self.codes[0]), dtype=np.int64)
+        for codes in self.codes:
+            joint = pd.factorize(joint * (int(codes.max(initial=0)) + 1) + codes)[0].astype(np.int64)
+        return joint
+
+    def valid(self, array: MultiSourceArray) -> NDArray[np.bool_]:
+        """Which frames of which samples are there, (n, frames)."""
+        return np.stack([there[codes] for codes, there in zip(self.codes, self.there, strict=True)], axis=1)
+
+
+def _form(
+    first: Region,
+    windows: Int64s | None,
+    table: pd.DataFrame,
+    *,
+    size: tuple[int, int] | None,
+    resample: str,
+    pad: str | None,
+    bands: Sequence[int] | None,
+    gray: bool,
+) -> TileForm:
+    samples = first.inner_shape[2]
+    chosen = None
+    if bands is not None:
+        if gray:
+            raise ValueError("pass bands= or gray=True, not both")
+        bands = band_numbers(bands)
+        if not bands or any(not -samples <= band < samples for band in bands):
+            raise ManifestError(f"bands {list(bands)} asked for; {first.path} has bands 0 to {samples - 1}")
+        chosen = tuple(band % samples for band in bands)
+    if size is None:
+        size, resampled = _common_size(first, windows, table), None
+    else:
+        size, resampled = (int(size[0]), int(size[1])), resample
+        if resample != "nearest" and first.dtype.kind not in "uif":
+            raise ValueError(f"{resample} resampling of {first.dtype} images makes no sense; pass resample='nearest'")
+    wanted = 1 if gray else samples if chosen is None else len(chosen)
+    return TileForm(size, wanted, samples, first.dtype, chosen, gray, pad, resampled)
+
+
+def _common_size(first: Region, windows: Int64s | None, table: pd.DataFrame) -> tuple[int, int]:
+    if windows is None:
+        return first.inner_shape[0], first.inner_shape[1]
+    extents = windows[:, 2:] - windows[:, :2]
+    other = np.flatnonzero((extents != extents[0]).any(axis=1))
+    if len(other):
+        row = int(other[0])
+        raise ManifestError(
+            f"{_tile_name(table, windows, row)} is {extents[row, 0]} x {extents[row, 1]} pixels, "
+            f"{_tile_name(table, windows, 0)} is {extents[0, 0]} x {extents[0, 1]} ({len(other)} tiles differ from "
+            "the first); pass size=(height, width) to resample them to one size"
+        )
+    return int(extents[0, 0]), int(extents[0, 1])
+
+
+def _tile_name(table: pd.DataFrame, windows: Int64s | None, row: int) -> str:
+    tile = f"tile {table['tile_id'].iloc[row]}"
+    if windows is None:
+        return tile
+    y0, x0, y1, x1 = windows[row].tolist()
+    return f"{tile} with box ({x0}, {y0}, {x1}, {y1})"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Names:
+    """The words for the tiles of one region."""
+
+    table: pd.DataFrame
+    rows: Int64s
+
+    def __call__(self, number: int) -> str:
+        return f"tile {self.table['tile_id'].iloc[int(self.rows[number])]}"
+
+
+def _assembled(
+    table: pd.DataFrame, windows: Int64s | None, images: _Images, form: TileForm, *, timed: bool
+) -> MultiSourceArray:
+    """One source per region, and the samples in the order of the table."""
+    groups = images.groups()
+    lengths = np.bincount(groups)
+    mixed = bool((groups[1:] < groups[:-1]).any())  # else ten million rows are neither sorted nor copied
+    by_region = np.argsort(groups, kind="stable") if mixed else np.arange(len(table), dtype=np.int64)
+    boxes = windows[by_region] if mixed and windows is not None else windows
+    sources = []
+    for stop, length in zip(np.cumsum(lengths).tolist(), lengths.tolist(), strict=True):
+        rows = by_region[stop - length : stop]
+        sources.append(
+            RegionTiles(
+                images.openers(int(rows[0])),
+                np.zeros((length, 4), np.int64) if boxes is None else boxes[stop - length : stop],
+                form,
+                timed=timed,
+                name=str(table["region_id"].iat[int(rows[0])]) if "region_id" in table else "",
+                tile_name=_Names(table, rows),
+                whole=windows is None,
+            )
+        )
+    array = MultiSourceArray(sources, labels=np.zeros(len(table), np.int8).reshape(-1, 1))
+    array._rows = np.argsort(by_region, kind="stable").astype(np.int64) if mixed else by_region
+    array._table = table
+    return array
+
+
+def _labels(
+    array: MultiSourceArray, target: str | Sequence[str] | None, columns: list[str], places: Sequence[str]
+) -> Any:
+    if not columns:
+        return None
+    assert array.table is not None
+    labels = array.table[columns].to_numpy()
+    if places:
+        labels = scaled_boxes(array, labels, columns, places)
+    return labels[:, 0] if isinstance(target, str) else labels
+
+
+def _mask_tiles(
+    table: pd.DataFrame,
+    windows: Int64s | None,
+    template: str,
+    image_dir: str | os.PathLike[str],
+    opener: Any,
+    form: TileForm,
+    pad: str | None,
+) -> MultiSourceArray:
+    """Tiles of the masks under the same windows, nearest neighbour where they are resampled."""
+    images = _Images.of(table, template, image_dir, Frames(None, False), "raise", opener)
+    first = images.first()
+    samples = first.inner_shape[2]
+    resample = "nearest" if form.resample else None
+    mask_form = TileForm(form.size, samples, samples, first.dtype, pad=pad, resample=resample)
+    return _assembled(table, windows, images, mask_form, timed=False)
