@@ -1,0 +1,534 @@
+"""`BatchFlow`: one stream whatever the machinery, bounded memory, errors in their place, nothing left behind."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+import h5py
+import loky
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+
+import lazytiles as lt
+from lazytiles.errors import LazyTilesError, RegionError
+from lazytiles.flow import BatchFlow, Schedule
+from lazytiles.order import permutation
+from lazytiles.tandem import leaves, read_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Planned:
+    """A source that plans several batches together, as lazytiles' own do; some rows cannot be read."""
+
+    def __init__(self, array: np.ndarray, *, bad: tuple[int, ...] = (), pause_s: float = 0) -> None:
+        self.array, self.bad, self.pause_s = array, bad, pause_s
+        self.shape, self.dtype = array.shape, array.dtype
+        self.blocks: list[list[np.ndarray]] = []
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.array[key]
+
+    def name_of(self, position: int) -> str:
+        return f"tile t{position:03}"
+
+    def take(self, indices: np.ndarray, out: None = None, *, threads: int | None = None) -> np.ndarray:
+        for row in indices:
+            if row in self.bad:
+                raise RegionError(f"tile t{row:03}: box (0, 0, 4, 4) leaves region r.tif")
+        return self.array[indices]
+
+    def take_batches(self, batches, done, *, threads=None, stop=None) -> None:
+        self.blocks.append(list(batches))
+        for k, rows in enumerate(batches):
+            if stop is not None and stop.is_set():
+                return
+            time.sleep(self.pause_s)
+            try:
+                done(k, self.take(rows))
+            except LazyTilesError as error:
+                done(k, error)
+
+
+def jitter(batch: Any, rng: np.random.Generator) -> Any:
+    x, y = batch
+    return x + rng.integers(0, 100, x.shape), y
+
+
+def stream(flow: Any, epochs: int = 2) -> list[bytes]:
+    return [b"".join(array.tobytes() for array in leaves(batch)) for _ in range(epochs) for batch in flow]
+
+
+X = np.arange(23 * 3).reshape(23, 3)
+IDS = np.arange(23)
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[bytes]:
+    return stream(BatchFlow((X, IDS), 4, shuffle=True, seed=5, transform=jitter, prefetch=0))
+
+
+@pytest.mark.parametrize("kind", [np.asarray, Planned])
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("prefetch", [0, 1, 8])
+@pytest.mark.parametrize("readahead_bytes", [0, 300, 2**20])
+def test_the_stream_is_the_same_for_all_machinery(expected, kind, threads, prefetch, readahead_bytes):
+    options = {"threads": threads, "prefetch": prefetch, "readahead_bytes": readahead_bytes}
+    for _ in range(3):
+        flow = BatchFlow((kind(X), IDS), 4, shuffle=True, seed=5, transform=jitter, **options)
+        assert stream(flow) == expected
+
+
+@pytest.fixture(scope="session")
+def trackers() -> None:
+    """The two processes that watch over semaphores: started with the first executor, they stay to the end."""
+    with loky.ProcessPoolExecutor(1) as executor:
+        executor.submit(int).result()
+
+
+@pytest.mark.usefixtures("trackers")
+@pytest.mark.parametrize(("threads", "prefetch"), [(1, 0), (1, 1), (4, 8)])
+def test_processes_give_the_same_stream(expected, threads, prefetch):
+    options = {"threads": threads, "prefetch": prefetch, "processes": 2}
+    with BatchFlow((Planned(X), IDS), 4, shuffle=True, seed=5, transform=jitter, **options) as flow:
+        assert stream(flow) == expected
+
+
+def test_batches_are_the_planned_rows_of_the_epoch():
+    flow = BatchFlow(IDS, 4, shuffle=True, seed=9)
+    for epoch in range(2):
+        order = permutation(23, 9, epoch=epoch)
+        found = list(flow)
+        np.testing.assert_array_equal(np.concatenate(found), order)
+        assert [len(b) for b in found] == [4, 4, 4, 4, 4, 3] == [len(flow.rows(epoch, k)) for k in range(len(flow))]
+
+
+def test_structures_come_back_as_they_went_in():
+    (single,) = BatchFlow(X, 23)
+    np.testing.assert_array_equal(single, X)
+    (pair,) = BatchFlow([X, IDS], 23)
+    assert isinstance(pair, list)
+    np.testing.assert_array_equal(pair[1], IDS)
+    ((named, weights),) = BatchFlow(({"image": X, "id": IDS}, np.ones(23)), 23)
+    np.testing.assert_array_equal(named["image"], X)
+    assert weights.shape == (23,)
+
+
+def test_what_is_no_source_is_refused():
+    with pytest.raises(TypeError, match="a source has a shape"):
+        BatchFlow((X, "labels"), 4)
+    with pytest.raises(ValueError, match="one length, these have 23, 22"):
+        BatchFlow((X, IDS[1:]), 4)
+    with pytest.raises(TypeError, match="no source"):
+        BatchFlow((), 4)
+    with pytest.raises(ValueError, match="prefetch must be"):
+        BatchFlow(X, 4, prefetch=-1)
+    with pytest.raises(ValueError, match="batch_size"):
+        BatchFlow(X, 0)
+    with pytest.raises(ValueError, match="shard"):
+        BatchFlow(X, 4, shard=(2, 2))
+
+
+def test_pandas_columns_are_read_by_position():
+    labels = pd.Series(np.arange(23)[::-1], index=np.arange(23)[::-1])
+    (_, y), *_ = BatchFlow((X, labels), 4)
+    assert y.tolist() == [22, 21, 20, 19]
+
+
+@pytest.mark.leaks(reason="zarr keeps its event loop")
+def test_every_kind_of_source_gives_what_numpy_gives(tmp_path):
+    dense = np.random.default_rng(0).integers(0, 255, (17, 5, 4)).astype(">u2")
+    np.save(tmp_path / "a.npy", dense)
+    store = zarr.create_array(tmp_path / "a.zarr", shape=dense.shape, chunks=(4, 5, 4), dtype="u2")
+    store[:] = dense
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["a"] = dense
+        sources = [dense, np.load(tmp_path / "a.npy", mmap_mode="r"), file["a"], store, Planned(dense)]
+        for source in sources:
+            for rows in ([3, 3, 1, 16], [2, 3, 4], [], [5]):
+                found = read_rows(source, np.array(rows, np.int64))
+                np.testing.assert_array_equal(found, dense[rows])
+                assert found.dtype.isnative
+                assert found.flags.c_contiguous
+                assert not np.shares_memory(found, dense)
+            flow = BatchFlow(source, 4, shuffle=True, seed=1)
+            np.testing.assert_array_equal(np.concatenate(list(flow)), dense[permutation(17, 1, epoch=0)])
+        del source, sources
+
+
+def test_sampling_by_weight_and_with_replacement():
+    weights = np.ones(23)
+    weights[7] = 1e6
+    flow = BatchFlow(IDS, 23, weights=weights, replacement=True, seed=0)
+    assert np.mean(next(iter(flow)) == 7) > 0.9
+    with pytest.raises(ValueError, match="without replacement"):
+        BatchFlow(IDS, 23, weights=weights * (IDS > 3))
+    (once,) = BatchFlow(IDS, 23, weights=weights, seed=0)
+    assert sorted(once) == IDS.tolist()
+
+
+def test_drop_last_and_loop():
+    assert [len(b) for b in BatchFlow(IDS, 4, drop_last=True)] == [4] * 5
+    endless = BatchFlow(IDS, 4, shuffle=True, seed=2, loop=True).flow()
+    twice = [next(endless) for _ in range(12)]
+    endless.close()
+    assert [b.tobytes() for b in twice] == stream(BatchFlow(IDS, 4, shuffle=True, seed=2))
+    assert list(BatchFlow(IDS[:0], 4, loop=True)) == []
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+@pytest.mark.parametrize("samples", [60, 61])
+def test_shards_together_are_the_single_stream(ranks, samples):
+    data = np.arange(samples)
+    single = BatchFlow(data, 2 * ranks, shuffle=True, seed=3, drop_last=ranks > 1)
+    parts = [BatchFlow(data, 2, shuffle=True, seed=3, shard=(r, ranks)) for r in range(ranks)]
+    for _ in range(2):
+        together = [np.concatenate(shards) for shards in zip(*parts, strict=True)]
+        for one, other in zip(single, together, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@given(n=st.integers(0, 40), size=st.integers(1, 9), ranks=st.integers(1, 5), epoch=st.integers(0, 3))
+def test_schedules_are_disjoint_parts_of_one_permutation(n, size, ranks, epoch):
+    parts = [Schedule(n, size, shuffle=True, seed=1, shard=(r, ranks)) for r in range(ranks)]
+    rows = [p.rows((epoch, k)).tolist() for k in range(len(parts[0])) for p in parts]
+    flat = [row for part in rows for row in part]
+    assert flat == permutation(n, 1, epoch=epoch)[: len(flat)].tolist()
+    assert ranks > 1 or len(flat) == n
+
+
+@pytest.mark.parametrize("options", [{}, {"prefetch": 0, "readahead_bytes": 0}, {"readahead_bytes": 200}])
+def test_resumed_at_every_batch_it_equals_the_uninterrupted(options):
+    def make() -> BatchFlow:
+        return BatchFlow((Planned(X), IDS), 4, shuffle=True, seed=5, transform=jitter, **options)
+
+    whole = stream(make(), epochs=3)
+    for k in range(13):
+        first = make()
+        before = []
+        while len(before) < k:
+            for batch in first:
+                before.append(batch)
+                if len(before) == k:
+                    break
+        state = json.loads(json.dumps(first.state_dict()))
+        assert all(isinstance(value, int) for value in state.values())
+        second = make()
+        second.load_state_dict(state)
+        assert stream(second, epochs=3)[: len(whole) - k] == whole[k:]
+
+
+def test_a_fresh_seed_is_resumed_too():
+    first = BatchFlow(IDS, 4, shuffle=True)
+    begun = iter(first)
+    next(begun)
+    second = BatchFlow(IDS, 4, shuffle=True)
+    second.load_state_dict(first.state_dict())
+    assert [b.tobytes() for b in begun] == [b.tobytes() for b in second]
+
+
+def test_states_of_other_flows_are_refused():
+    state = BatchFlow(IDS, 4, shuffle=True, seed=1).state_dict()
+    for other, what in [
+        (BatchFlow(IDS[1:], 4, shuffle=True, seed=1), "23 samples; this one has 22"),
+        (BatchFlow(IDS, 5, shuffle=True, seed=1), "4 samples a batch"),
+        (BatchFlow(IDS, 4, shuffle=True, seed=2), "as its seed"),
+        (BatchFlow(IDS, 4, seed=1), "something else"),
+        (BatchFlow(X, 4, shuffle=True, seed=1), "something else"),
+    ]:
+        with pytest.raises(LazyTilesError, match=what):
+            other.load_state_dict(state)
+    with pytest.raises(LazyTilesError, match="version 7"):
+        BatchFlow(IDS, 4, shuffle=True, seed=1).load_state_dict({**state, "version": 7})
+
+
+def test_blocks_hold_their_bytes_and_each_batch_is_asked_once():
+    source = Planned(np.zeros((64, 8), "uint8"))
+    list(BatchFlow(source, 4, readahead_bytes=100))
+    assert [len(block) for block in source.blocks] == [3, 3, 3, 3, 3, 1]
+    np.testing.assert_array_equal(np.concatenate([r for b in source.blocks for r in b]), np.arange(64))
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 3])
+def test_a_stalled_consumer_bounds_what_is_alive(prefetch):
+    flow = BatchFlow(np.zeros((64, 8), "uint8"), 4, prefetch=prefetch)
+    iterator = iter(flow)
+    held = next(iterator)
+    settle()
+    assert lt.counters()["batches_alive"] == prefetch + 1
+    del held
+    iterator.close()
+    assert lt.counters()["batches_alive"] == 0
+
+
+class Counting(Planned):
+    """Knows how many of its arrays live."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        super().__init__(array)
+        self.alive: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()
+
+    def take(self, indices: np.ndarray, out: None = None, *, threads: int | None = None) -> np.ndarray:
+        found = super().take(indices)
+        self.alive[id(found)] = found
+        return found
+
+
+@pytest.mark.parametrize("transform", [None, lambda batch, rng: batch.astype("f8")])
+def test_a_stalled_consumer_bounds_the_bytes_read_ahead(transform):
+    source = Counting(np.zeros((64, 8), "uint8"))
+    iterator = iter(BatchFlow(source, 1, readahead_bytes=64, transform=transform))
+    for k in range(40):
+        batch = next(iterator)
+        if k % 7 == 0:
+            settle()
+            # Blocks of 8 batches of 8 bytes: a block and a half, and what the consumer holds.
+            assert len(source.alive) <= 12 + 1
+            assert lt.counters()["batches_alive"] <= 2 + 1
+    del batch, iterator
+    settle()
+    assert len(source.alive) == 0
+    assert lt.counters()["batches_alive"] == 0
+
+
+def ahead() -> int:
+    return sum(thread.name == "lazytiles-ahead" for thread in threading.enumerate())
+
+
+def settle() -> None:
+    end = time.monotonic() + 2
+    while ahead() and time.monotonic() < end:
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"prefetch": 0}, {"prefetch": 0, "readahead_bytes": 0}, {"readahead_bytes": 0}]
+)
+@pytest.mark.parametrize("bad", [0, 9, 22])
+def test_a_read_error_comes_at_its_batch(options, bad):
+    flow = BatchFlow((Planned(X, bad=(bad,)), IDS), 4, **options)
+    got = []
+    with pytest.raises(RegionError, match=rf"tile t{bad:03}: box \(0, 0, 4, 4\) leaves region r\.tif"):
+        got.extend(y for _, y in flow)
+    assert len(got) == bad // 4
+    settle()
+    assert ahead() == 0
+
+
+@pytest.mark.usefixtures("trackers")
+@pytest.mark.parametrize("options", [{}, {"prefetch": 0}, {"processes": 1}])
+def test_a_transform_error_names_batch_and_tiles(options):
+    with BatchFlow((Planned(X), IDS), 4, transform=fail_at_eight, **options) as flow:
+        got = []
+        with pytest.raises(LazyTilesError, match=r"transform of batch 2 of epoch 0 \(tile t008, .*odd"):
+            got.extend(y for _, y in flow)
+        assert len(got) == 2
+
+
+def fail_at_eight(batch: Any, rng: np.random.Generator) -> Any:
+    if 8 in batch[1]:
+        raise KeyError("odd")
+    return batch
+
+
+class Broken:
+    """A plain source: no planning, and nothing to be read."""
+
+    shape, dtype = X.shape, X.dtype
+
+    def __len__(self) -> int:
+        return 23
+
+    def __getitem__(self, key: Any) -> Any:
+        raise KeyError("gone")
+
+
+def test_a_plain_source_that_fails_is_named():
+    with pytest.raises(LazyTilesError, match=r"reading batch 0 of epoch 0 \(sample 0, .*KeyError: 'gone'"):
+        list(BatchFlow(Broken(), 4))
+
+
+def test_abandoned_iterators_leave_nothing():
+    flow = BatchFlow((Planned(np.zeros((64, 3)), pause_s=0.0005), np.arange(64)), 4, shuffle=True, seed=0)
+    for k in range(200):
+        iterator = iter(flow)
+        for _ in range(k % 3):
+            next(iterator)
+        del iterator
+    settle()
+    assert ahead() == 0
+    assert lt.counters()["batches_alive"] == 0
+
+
+def test_iterators_end_when_their_flow_is_closed():
+    with BatchFlow(Planned(X), 4) as flow:
+        iterator = iter(flow)
+        next(iterator)
+    assert list(iterator) == []
+    flow.close()
+    assert len(list(flow)) == 6
+
+
+def test_an_abandoned_epoch_begins_anew_and_a_finished_one_does_not():
+    flow = BatchFlow(IDS, 4, shuffle=True, seed=1)
+    first = next(iter(flow))
+    assert flow.epoch == 0
+    again = list(flow)
+    np.testing.assert_array_equal(first, again[0])
+    assert flow.epoch == 1
+    assert not np.array_equal(first, next(iter(flow)))
+
+
+@pytest.mark.usefixtures("trackers")
+def test_a_killed_worker_is_noticed_and_replaced(tmp_path):
+    trap = tmp_path / "once"
+    trap.touch()
+
+    def deadly(batch: Any, rng: np.random.Generator) -> Any:
+        if trap.exists():
+            trap.unlink()
+            import os
+
+            os.kill(os.getpid(), signal.SIGKILL)
+        return batch
+
+    with BatchFlow((Planned(X), IDS), 4, transform=deadly, processes=1) as flow:
+        with pytest.raises(LazyTilesError, match=r"batch 0 of epoch 0 \(tile t000.*a worker process ended"):
+            list(flow)
+        assert len(list(flow)) == 6
+
+
+@pytest.mark.parametrize("change", [copy.deepcopy, lambda f: pickle.loads(pickle.dumps(f))])
+def test_copies_go_on_without_what_was_read(change):
+    flow = BatchFlow((Planned(X), IDS), 4, shuffle=True, seed=5, transform=jitter)
+    iterator = iter(flow)
+    next(iterator)
+    twin = change(flow)
+    assert stream(twin, 1) == stream(BatchFlow((X, IDS), 4, shuffle=True, seed=5, transform=jitter), 1)
+
+
+def test_two_iterators_at_once_and_eight_threads():
+    flow = BatchFlow((Planned(X), IDS), 4, shuffle=True, seed=5, transform=jitter)
+    for one, other in zip(flow, flow, strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+    found: list[list[bytes]] = []
+
+    def consume() -> None:
+        found.append(stream(BatchFlow((Planned(X), IDS), 4, shuffle=True, seed=5, transform=jitter), 2))
+
+    workers = [threading.Thread(target=consume) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert found == [found[0]] * 8
+
+
+INTERRUPTED = """
+import sys, threading, time, _thread
+import numpy as np
+from tests.test_flow import Planned
+from lazytiles.flow import BatchFlow
+slow = Planned(np.zeros((4096, 8)), pause_s=0.05)
+flow = BatchFlow(slow, 4, transform=lambda b, rng: (time.sleep(0.05), b)[1])
+threading.Timer(0.4, _thread.interrupt_main).start()
+try:
+    for batch in flow:
+        pass
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+    if {keep}:
+        kept = iter(flow)
+        next(kept)
+"""
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_control_c_ends_the_interpreter_at_once(keep):
+    child = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", INTERRUPTED.format(keep=keep)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "interrupted\n"
+    before = time.monotonic()
+    _, errors = child.communicate(timeout=30)
+    assert time.monotonic() - before < 2.5
+    assert child.returncode == 0, errors
+    assert errors == ""
+
+
+@pytest.fixture
+def tiles(tmp_path) -> lt.MultiSourceArray:
+    rng = np.random.default_rng(4)
+    rows = []
+    for region in range(3):
+        for year in (2019, 2020):
+            (tmp_path / str(year)).mkdir(exist_ok=True)
+            image = rng.integers(0, 255, (96, 80, 3), dtype=np.uint8)
+            tifffile.imwrite(tmp_path / str(year) / f"r{region}.tif", image, compression="lzw", rowsperstrip=16)
+            for k in range(6):
+                x, y = rng.integers(0, 48, 2)
+                rows.append((f"t{region}-{k}", f"r{region}", str(year), f"({x}, {y}, {x + 32}, {y + 24})", k / 6))
+    table = pd.DataFrame(rows, columns=["tile_id", "region_id", "label_id", "region_coordinates", "target"])
+    last = table[table.label_id == "2020"].set_index("tile_id").region_coordinates
+    table["region_coordinates"] = table.tile_id.map(last)
+    return lt.open_tiles(table, tmp_path, frames=[2019, 2020])
+
+
+@pytest.mark.parametrize("readahead_bytes", [0, 20_000, 2**28])
+def test_opened_tiles_flow_with_their_labels(tiles, readahead_bytes):
+    tiles.shuffle(3)
+    dense, labels = np.asarray(tiles[:]), tiles.labels
+    flow = BatchFlow((tiles, labels), 5, shuffle=True, seed=1, readahead_bytes=readahead_bytes)
+    for epoch in range(2):
+        for k, (x, y) in enumerate(flow):
+            rows = flow.rows(epoch, k)
+            np.testing.assert_array_equal(x, dense[rows])
+            np.testing.assert_array_equal(y, labels[rows])
+            assert x.flags.c_contiguous
+            assert x.flags.writeable
+
+
+def test_read_ahead_decodes_each_segment_once(tiles):
+    lt.clear_cache()
+    whole = tiles.plan(np.arange(len(tiles))).segments
+    before = lt.counters()["segments_decoded"]
+    list(BatchFlow(tiles, 1, shuffle=True, seed=0))
+    assert lt.counters()["segments_decoded"] - before == whole
+
+
+def test_a_damaged_region_is_named_at_its_batch(tiles, tmp_path):
+    path = tmp_path / "2020" / "r1.tif"
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    got = []
+    with pytest.raises(LazyTilesError, match=r"t1-0.*r1\.tif|r1\.tif.*t1-0"):
+        got.extend(BatchFlow(tiles, 3))
+    assert len(got) == 2
+
+
+def test_the_repr_says_what_flows():
+    assert repr(BatchFlow(X, 4, seed=1)) == "BatchFlow(23 samples in order, 6 batches of 4, seed 1)"
+    assert "shuffled" in BatchFlow(X, 4, shuffle=True, shard=(1, 2), seed=1)._repr_html_()
