@@ -1,0 +1,1 @@
+"""One module for each framework; each is imported only when it is used."""

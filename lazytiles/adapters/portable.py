@@ -1,0 +1,245 @@
+"""Batches that every Keras backend takes: scaled, one-hot, and in the few forms that are portable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lazytiles.errors import LazyTilesError
+from lazytiles.tandem import Array, Structure, leaves, native, rebuilt
+
+Scale = Callable[[Array], Array]
+
+_TOO_WIDE = (
+    "images are float64, twice the size of what a model computes in; pass normalize=True or (mean, std), "
+    "or a transform that casts them"
+)
+
+
+def unit_range(images: Array) -> Array:
+    """Values mapped to 0..1 by the range of their dtype, as float32; floats are only cast.
+
+    >>> unit_range(np.array([0, 51, 255], "uint8"))
+    array([0. , 0.2, 1. ], dtype=float32)
+    """
+    if images.dtype.kind not in "iu":
+        return images.astype(np.float32)
+    span = np.iinfo(images.dtype)
+    if span.min == 0:
+        return np.divide(images, np.float32(span.max), dtype=np.float32)
+    return ((images.astype(np.float32) - span.min) / (float(span.max) - span.min)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Standard:
+    """Values minus a mean, over a standard deviation, as float32; one of each, or one a band (last axis).
+
+    >>> Standard([1, 2], [1, 4])(np.array([[1, 10]], "uint8"))
+    array([[0., 2.]], dtype=float32)
+    """
+
+    mean: Any
+    std: Any
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.float32))
+        if not (np.isfinite(self.mean).all() and np.isfinite(self.std).all() and (self.std > 0).all()):
+            raise ValueError(f"normalize needs finite means and positive deviations, not {self.mean} and {self.std}")
+
+    def __call__(self, images: Array) -> Array:
+        """Scale images, bands last."""
+        for values in (self.mean, self.std):
+            if values.ndim > 1 or values.size not in (1, images.shape[-1]):
+                raise ValueError(f"normalize has {values.size} bands, the images have {images.shape[-1]}")
+        scaled: Array = np.subtract(images, self.mean, dtype=np.float32)
+        scaled /= self.std
+        return scaled
+
+
+def scale_of(normalize: Any) -> Scale | None:
+    """The scaling that `KerasAdapter(normalize=)` names.
+
+    Parameters
+    ----------
+    normalize : False or None, True for `unit_range`, ``(mean, std)``, or anything with ``mean`` and
+        ``std`` as keys or attributes
+
+    Raises
+    ------
+    ValueError : none of these
+
+    >>> scale_of({"mean": 0, "std": 2})(np.array([4.0]))
+    array([2.], dtype=float32)
+    """
+    if normalize is None or normalize is False:
+        return None
+    if normalize is True:
+        return unit_range
+    if isinstance(normalize, Mapping) and {"mean", "std"} <= set(normalize):
+        return Standard(normalize["mean"], normalize["std"])
+    if hasattr(normalize, "mean") and hasattr(normalize, "std") and not callable(normalize.mean):
+        return Standard(normalize.mean, normalize.std)
+    if isinstance(normalize, tuple | list) and len(normalize) == 2:
+        return Standard(*normalize)
+    raise ValueError(f"normalize is True, False, (mean, std), or something with a mean and a std; not {normalize!r}")
+
+
+def one_hot(labels: Array, classes: int) -> Array:
+    """Class numbers as float32 rows with a single 1; a last axis of one is replaced.
+
+    Parameters
+    ----------
+    labels : integers (or floats that are whole) in 0..classes - 1, shape (n,), (n, 1) or (n, height,
+        width[, 1])
+
+    Returns
+    -------
+    float32, shape (n, classes) or (n, height, width, classes)
+
+    Raises
+    ------
+    ValueError : a label outside its classes
+
+    >>> one_hot(np.array([[2], [0]]), 3)
+    array([[0., 0., 1.],
+           [1., 0., 0.]], dtype=float32)
+    """
+    if labels.ndim > 1 and labels.shape[-1] == 1:
+        labels = labels[..., 0]
+    wrong = (labels < 0) | (labels >= classes) | (labels != np.floor(labels))
+    if wrong.any():
+        raise ValueError(f"label {labels[wrong][0].item()} is not a class number in 0..{classes - 1}")
+    return np.asarray(labels[..., None].astype(np.int64) == np.arange(classes), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Output:
+    """The last step of a batch before Keras: a tuple of one to three portable parts.
+
+    Inputs of rank 3 and more (and a single input of any rank) are scaled; float64 features become float32,
+    as Keras itself does with arrays; a single target becomes one-hot where `classes` is given.
+    """
+
+    scale: Scale | None = None
+    classes: int | None = None
+
+    def __call__(self, batch: Structure) -> tuple[Structure, ...]:
+        """The batch as Keras gets it."""
+        parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+        if not 1 <= len(parts) <= 3:
+            raise LazyTilesError(f"a batch is (x,), (x, y) or (x, y, sample_weight); this one has {len(parts)} parts")
+        x, *rest = parts
+        alone = not isinstance(x, tuple | list | Mapping)
+        x = _each(x, lambda array: self._input(array, alone=alone))
+        if self.classes is not None and rest:
+            rest[0] = one_hot(np.asarray(rest[0]), self.classes)
+        return (x, *(_each(part, _portable) for part in rest))
+
+    def _input(self, given: Any, *, alone: bool) -> Array:
+        array = _portable(given)
+        if self.scale is not None and (alone or array.ndim > 2):
+            return native(self.scale(array))
+        if array.dtype != np.float64:
+            return array
+        if len(array.shape) > 2:
+            raise TypeError(_TOO_WIDE)
+        return np.asarray(array, dtype=np.float32)
+
+    def check(self, x: Structure) -> None:
+        """Refuse inputs that no batch could be made of.
+
+        Raises
+        ------
+        TypeError : images of float64 that nothing casts
+        """
+        wide = any(np.dtype(source.dtype) == np.float64 and len(source.shape) > 2 for source in leaves(x))
+        if wide and self.scale is None:
+            raise TypeError(_TOO_WIDE)
+
+
+def parts_of(x: Structure, y: Structure = None, sample_weight: Structure = None) -> tuple[Structure, ...]:
+    """The sources as ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)``.
+
+    Parameters
+    ----------
+    x, y, sample_weight : as `KerasAdapter` takes them; a `MultiSourceArray` brings its labels and table columns
+
+    Raises
+    ------
+    ValueError : weights without targets
+    TypeError : something that no framework takes
+    """
+    if hasattr(x, "labels") and hasattr(x, "select"):
+        # Its own view of the samples: a later shuffle of the array must not part tiles from labels.
+        x = x.select(slice(None))
+        y = x.labels if y is None else y
+        tabular = getattr(x, "tabular", None)
+        x = x if tabular is None else (x, np.asarray(tabular, dtype=np.float32))
+    if y is None and sample_weight is not None:
+        raise ValueError("sample_weight needs targets: pass y")
+    given = {"x": x, "y": y, "sample_weight": sample_weight}
+    return tuple(check_part(part, name) for name, part in given.items() if part is not None)
+
+
+def check_part(data: Structure, name: str) -> Structure:
+    """The sources of one part of a batch, lists as tuples; what no backend takes is refused by name.
+
+    Raises
+    ------
+    TypeError : None, text or objects among them, or a list within a list
+    """
+    if isinstance(data, Mapping):
+        return {key: check_part(value, f"{name}[{key!r}]") for key, value in data.items()}
+    if isinstance(data, tuple | list):
+        if isinstance(data, list) and not any(hasattr(value, "shape") for value in data):
+            return check_part(np.asarray(data), name)
+        return tuple(check_part(value, f"{name}[{k}]") for k, value in enumerate(data))
+    if data is None:
+        raise TypeError(f"{name} is None; leave it out")
+    if np.dtype(getattr(data, "dtype", object)).kind in "OSUMmV" and type(data).__module__[:6] != "pandas":
+        kind = getattr(data, "dtype", type(data).__name__)
+        raise TypeError(f"{name} is of {kind}, which no Keras backend takes; map it to numbers")
+    return data
+
+
+def differences(first: Structure, batch: Structure) -> str:
+    """How the dtypes and ranks of a batch differ from the first one's; an empty text if they do not.
+
+    >>> differences((np.zeros(2, "uint8"),), (np.zeros(2, "float32"),))
+    'float32 where the first batch had uint8'
+    """
+    was, now = leaves(first), leaves(batch)
+    if len(was) != len(now):
+        return f"{len(now)} arrays where the first batch had {len(was)}"
+    for old, new in zip(was, now, strict=True):
+        if old.dtype != new.dtype:
+            return f"{new.dtype} where the first batch had {old.dtype}"
+        if old.ndim != new.ndim:
+            return f"{new.ndim} axes where the first batch had {old.ndim}"
+    return ""
+
+
+def copied(batch: Structure) -> Structure:
+    """The same batch in arrays of its own."""
+    return rebuilt(batch, iter([np.array(array) for array in leaves(batch)]))
+
+
+def _each(part: Structure, change: Callable[[Any], Array]) -> Structure:
+    if isinstance(part, Mapping):
+        return {key: _each(value, change) for key, value in part.items()}
+    if isinstance(part, tuple | list):
+        return tuple(_each(value, change) for value in part)
+    return change(part)
+
+
+def _portable(array: Any) -> Array:
+    if array is None:
+        raise LazyTilesError("a batch holds None; leave the part out")
+    array = np.asarray(array)
+    if array.ndim == 0 or array.dtype.kind in "OSUMmV":
+        raise LazyTilesError(f"a batch holds {array.dtype} of shape {array.shape}; Keras takes arrays of numbers")
+    return native(array)
