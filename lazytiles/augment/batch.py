@@ -1,0 +1,211 @@
+"""Transforms of whole batches, for `transform=` of `BatchFlow` and `KerasAdapter`: one draw per sample."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from html import escape
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lazytiles.augment.geometry import Placement, move_image, move_mask
+from lazytiles.augment.recipe import Amount, PerAxis, Recipe
+from lazytiles.augment.structure import Leaf, Names, find_leaves, rebuilt
+from lazytiles.augment.transform import mask_axes_of, spatial_axes
+
+# Functions that carry their own random state are seeded and called one at a time.
+_seeded = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Augment:
+    """The transform of batches that gives every sample a `random_transform` of its own.
+
+    A batch is an array of images, ``(x,)``, ``(x, y)``, ``(x, y, w)`` as tuple or list, or a dict.  Of `x`
+    (in a dict "x", "image" or "images"), itself an array, tuple or dict, arrays of three axes or more are
+    images and others stay as they are.  All the rest is a label and stays as it is if it has one or two axes,
+    (N,) or (N, k); is a mask and moves with its image if its axes are the image's pixels, with or without
+    channels; and is refused if it is neither or could be both.  `images` and `masks` say it outright.
+
+    Sample ``i`` gets what a loop of `random_transform_stack` over the samples with this one `rng` would give
+    it; leading axes of a sample, such as frames, share one draw.
+
+    Parameters
+    ----------
+    rotation, shift, shear, zoom, intensity, flip, warp, crop, fill, cval : as for `random_transform`
+    channel_axis : the channels' axis in one sample, such as -1 (last) or -3 (before rows and columns), or
+        None
+    images, masks : keys in a dict and positions in a tuple, of the batch or of its inputs; all others then
+        stay as they are
+
+    Raises
+    ------
+    ValueError : at birth, a parameter out of its range; when called, an array that is neither label nor mask
+
+    Notes
+    -----
+    Frozen and without state: one object serves any number of threads. Never writes to a batch.
+
+    >>> augment = Augment(flip=(False, 1.0))
+    >>> x, y = augment((np.arange(4).reshape(1, 2, 2, 1), np.array([7])), np.random.default_rng(0))
+    >>> x[0, ..., 0].tolist(), y.tolist()
+    ([[1, 0], [3, 2]], [7])
+    >>> augment
+    Augment(flip=(False, 1.0))
+    """
+
+    rotation: Amount = 0
+    shift: PerAxis = (0, 0)
+    shear: PerAxis = 0
+    zoom: PerAxis = 0
+    intensity: Amount = 0
+    flip: tuple[float, float] = (False, False)
+    warp: float | tuple[float, int | tuple[int, int]] | None = None
+    crop: int | tuple[int, int] | None = None
+    fill: str | tuple[str, str] = "nearest"
+    cval: float | tuple[float, float] = 0
+    channel_axis: int | None = -1
+    images: Names = None
+    masks: Names = None
+    recipe: Recipe = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        parameters = {f.name: getattr(self, f.name) for f in fields(self)[:10]}
+        object.__setattr__(self, "recipe", Recipe.of(**parameters))
+
+    def __call__(self, batch: Any, rng: np.random.Generator) -> Any:
+        """The batch, in the same structure, with its images and masks transformed."""
+        leaves = find_leaves(batch, self.channel_axis, self.images, self.masks)
+        images = [leaf for leaf in leaves if leaf.is_image]
+        first = images[0].array.shape[1:]
+        axes = spatial_axes(len(first), self.channel_axis)
+        size = (first[axes[0]], first[axes[1]])
+        draws = rng.random((len(images[0].array), self.recipe.draws))
+        places = [self.recipe.place(u, size) for u in draws]
+        moved = {leaf.path: self._move(leaf, first, places) for leaf in leaves}
+        return rebuilt(batch, moved)
+
+    def _move(self, leaf: Leaf, image: tuple[int, ...], places: list[Placement]) -> NDArray[Any]:
+        shape = leaf.array.shape[1:]
+        move: Callable[..., NDArray[Any]] = move_image if leaf.is_image else move_mask
+        if leaf.is_image:
+            axes = spatial_axes(len(shape), self.channel_axis)
+        else:
+            axes = mask_axes_of(shape, image, self.channel_axis)
+        fill, cval = (pair[0 if leaf.is_image else 1] for pair in (self.recipe.fill, self.recipe.cval))
+        size = self.recipe.size((shape[axes[0]], shape[axes[1]]))
+        resized = {axes[0]: size[0], axes[1]: size[1]}
+        out = np.empty((len(places), *(resized.get(j, n) for j, n in enumerate(shape))), leaf.array.dtype)
+        for i, place in enumerate(places):
+            out[i] = move(leaf.array[i], axes, place, fill, cval)
+        return out
+
+    def __repr__(self) -> str:
+        given = [f for f in fields(self) if f.init and getattr(self, f.name) != f.default]
+        return f"Augment({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in given)})"
+
+    def _repr_html_(self) -> str:
+        return f"<code>{escape(repr(self))}</code>"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFunction:
+    """The transform of batches that calls ``fn(image=..., mask=...) -> dict`` for every sample.
+
+    The form of Albumentations' pipelines and of many functions like them.  The mask is passed if the batch
+    has one, and taken from the answer; which array is the mask follows the rules of `Augment`.  Frames are
+    passed as channels of one image, ``(H, W, frames * C)``, so that one draw serves them all.
+
+    Parameters
+    ----------
+    fn : gets arrays of its own, the image as (H, W, C) and the mask in its shape.  If it has a parameter
+        `rng`, that is a `Generator` of this sample; else, if it has `set_random_seed`, that is called before
+        each sample with a seed from the batch's `rng` (under one lock, threads take turns); else repeating
+        its results is its own affair
+    images, masks : as for `Augment`; they name one image array and at most one mask array
+
+    Raises
+    ------
+    ValueError : when called, more than one image or mask array, an answer that lacks them, or answers of
+        different shapes
+
+    >>> def brighten(image, mask=None):
+    ...     return {"image": image + 1, "mask": mask}
+    >>> ImageFunction(brighten)(np.zeros((2, 2, 2, 1)), np.random.default_rng(0)).sum()
+    np.float64(8.0)
+    """
+
+    fn: Callable[..., Mapping[str, Any]]
+    images: Names = field(default=None, kw_only=True)
+    masks: Names = field(default=None, kw_only=True)
+
+    def __call__(self, batch: Any, rng: np.random.Generator) -> Any:
+        """The batch, in the same structure, with its images and mask transformed."""
+        leaves = find_leaves(batch, -1, self.images, self.masks)
+        images = [leaf for leaf in leaves if leaf.is_image]
+        masks = [leaf for leaf in leaves if not leaf.is_image]
+        if len(images) != 1 or len(masks) > 1:
+            raise ValueError(
+                f"ImageFunction takes one image array and at most one mask array, but the batch has "
+                f"{len(images)} and {len(masks)}; name them with images= and masks="
+            )
+        seeds = rng.integers(0, 2**31, len(images[0].array))
+        samples = [self._sample(leaves, i, int(seed)) for i, seed in enumerate(seeds)]
+        moved = {leaf.path: _stacked([s[k] for s in samples], leaf) for k, leaf in enumerate(leaves)}
+        return rebuilt(batch, moved)
+
+    def _repr_html_(self) -> str:
+        return f"<code>{escape(repr(self))}</code>"
+
+    def _sample(self, leaves: list[Leaf], i: int, seed: int) -> list[NDArray[Any]]:
+        names = ["image" if leaf.is_image else "mask" for leaf in leaves]
+        arrays = [leaf.array[i].copy() for leaf in leaves]
+        frames = [array.shape[:-3] if leaf.is_image else () for leaf, array in zip(leaves, arrays, strict=True)]
+        given = {n: frames_to_channels(a) if f else a for n, a, f in zip(names, arrays, frames, strict=True)}
+        answer = self._answer(given, seed)
+        if missing := [n for n in names if answer.get(n) is None]:
+            raise ValueError(f"{self.fn!r} gave no {' and no '.join(missing)}; it must answer with a dict of them")
+        results = [np.asarray(answer[n]) for n in names]
+        return [channels_to_frames(r, f) if f else r for r, f in zip(results, frames, strict=True)]
+
+    def _answer(self, given: dict[str, NDArray[Any]], seed: int) -> Mapping[str, Any]:
+        if _has_parameter(self.fn, "rng"):
+            return self.fn(**given, rng=np.random.default_rng(seed))
+        if not hasattr(self.fn, "set_random_seed"):
+            return self.fn(**given)
+        with _seeded:
+            self.fn.set_random_seed(seed)
+            return self.fn(**given)
+
+
+def frames_to_channels(image: NDArray[Any]) -> NDArray[Any]:
+    """Shape (..., H, W, C) to (H, W, frames * C), one frame after the other."""
+    stack = np.moveaxis(image, (-3, -2), (0, 1))
+    return np.ascontiguousarray(stack.reshape(*stack.shape[:2], -1))
+
+
+def channels_to_frames(image: NDArray[Any], frames: tuple[int, ...]) -> NDArray[Any]:
+    """The inverse of `frames_to_channels`."""
+    return np.moveaxis(image.reshape(*image.shape[:2], *frames, -1), (0, 1), (-3, -2))
+
+
+def _has_parameter(fn: Callable[..., Any], name: str) -> bool:
+    try:
+        return name in inspect.signature(fn).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def _stacked(rows: list[NDArray[Any]], leaf: Leaf) -> NDArray[Any]:
+    if not rows:
+        return leaf.array.copy()
+    if shapes := sorted({row.shape for row in rows} - {rows[0].shape}):
+        raise ValueError(
+            f"samples of one batch came back in the shapes {rows[0].shape} and {shapes[0]}; "
+            "let the function end in a crop or resize to one size"
+        )
+    return np.stack(rows)

@@ -1,0 +1,254 @@
+"""One resampling for a whole chain of transforms: where each output pixel comes from, and fetching it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+FILLS = ("nearest", "reflect", "constant")
+
+# A band's arrays stay in the processor's cache and below the allocator's mapping threshold: twice the speed.
+BAND_PIXELS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where every output pixel comes from.
+
+    ``input = linear @ (output + origin) + offset + warp(output + origin)``
+
+    Attributes
+    ----------
+    size : output (height, width), pixels
+    frame : input (height, width), pixels
+    origin : the crop's first (row, column)
+    linear : row-major 2 x 2
+    offset : (row, column), pixels
+    warp : displacements of the control points of a cubic B-spline over the frame, pixels; shape
+        (rows, columns, 2), or None
+    amount : added to the image's values
+    """
+
+    size: tuple[int, int]
+    frame: tuple[int, int]
+    origin: tuple[int, int]
+    linear: tuple[float, float, float, float]
+    offset: tuple[float, float]
+    warp: NDArray[np.float64] | None
+    amount: float
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether pixel centres fall on pixel centres: flips, quarter turns and whole shifts only."""
+        a, b, c, d = (abs(entry) for entry in self.linear)
+        turned = (a, b, c, d) in ((1.0, 0.0, 0.0, 1.0), (0.0, 1.0, 1.0, 0.0))
+        return turned and self.warp is None and all(o.is_integer() for o in self.offset)
+
+    def bands(self) -> Iterator[tuple[slice, NDArray[np.float64], NDArray[np.float64]]]:
+        """Flat output pixels in order, and the input (row, column) coordinates of each."""
+        height, width = self.size
+        step = max(1, BAND_PIXELS // max(width, 1))
+        for top in range(0, height, step):
+            bottom = min(top + step, height)
+            y, x = self._coordinates(top, bottom)
+            yield slice(top * width, bottom * width), y.ravel(), x.ravel()
+
+    def _coordinates(self, top: int, bottom: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        a, b, c, d = self.linear
+        rows = np.arange(top + self.origin[0], bottom + self.origin[0], dtype=np.float64)[:, None]
+        columns = np.arange(self.origin[1], self.origin[1] + self.size[1], dtype=np.float64)
+        y = (a * rows + self.offset[0]) + b * columns
+        x = (c * rows + self.offset[1]) + d * columns
+        if self.warp is None:
+            return y, x
+        down = spline_basis(self.frame[0], self.warp.shape[0])[top + self.origin[0] : bottom + self.origin[0]]
+        across = spline_basis(self.frame[1], self.warp.shape[1])[self.origin[1] : self.origin[1] + self.size[1]]
+        return y + down @ self.warp[..., 0] @ across.T, x + down @ self.warp[..., 1] @ across.T
+
+
+@lru_cache(maxsize=64)
+def spline_basis(length: int, points: int) -> NDArray[np.float64]:
+    """Weights of `points` control points, spread from edge to edge, at each of `length` pixels.
+
+    The uniform cubic B-spline; beyond the edges the outermost points repeat.
+
+    Returns
+    -------
+    float64 array, shape (length, points), read-only; rows sum to 1
+
+    >>> spline_basis(3, 3).round(3).tolist()
+    [[0.833, 0.167, 0.0], [0.167, 0.667, 0.167], [0.0, 0.167, 0.833]]
+    """
+    place = np.arange(length) * ((points - 1) / max(length - 1, 1))
+    knot = np.minimum(place.astype(np.int64), points - 2)
+    f = place - knot
+    weights = ((1 - f) ** 3, 3 * f**3 - 6 * f**2 + 4, -3 * f**3 + 3 * f**2 + 3 * f + 1, f**3)
+    basis = np.zeros((length, points))
+    for tap, weight in enumerate(weights, start=-1):
+        np.add.at(basis, (np.arange(length), np.clip(knot + tap, 0, points - 1)), weight / 6)
+    basis.flags.writeable = False
+    return basis
+
+
+def move_image(image: NDArray[Any], axes: tuple[int, int], place: Placement, fill: str, cval: float) -> NDArray[Any]:
+    """The image at its new place, bilinear, in its own dtype; exact copies where pixels fall on pixels.
+
+    Parameters
+    ----------
+    image : any number of axes, of which `axes` (rows, columns) are spatial; numbers or booleans
+    fill, cval : what lies outside
+    """
+    if image.dtype.kind not in "biufc":
+        raise TypeError(f"an image of dtype {image.dtype} cannot be transformed; give numbers or booleans")
+    if fill == "constant":
+        _check_fits(cval, image.dtype)
+    if place.is_aligned:
+        return _gather(_brighter(image, place.amount), axes, place, fill, cval)
+    return _by_pixel(image, axes, place, lambda flat: _blend(flat, place, fill, cval))
+
+
+def move_mask(mask: NDArray[Any], axes: tuple[int, int], place: Placement, fill: str, cval: float) -> NDArray[Any]:
+    """The mask at its new place, each pixel a copy of the nearest one; any dtype, no new values."""
+    if fill == "constant":
+        _check_fits(cval, mask.dtype)
+    if place.is_aligned:
+        return _gather(mask, axes, place, fill, cval)
+    return _by_pixel(mask, axes, place, lambda flat: _pick(flat, place, fill, cval))
+
+
+def _by_pixel(array: NDArray[Any], axes: tuple[int, int], place: Placement, move: Any) -> NDArray[Any]:
+    """Move `array` as a table of pixels by everything else, shape (height * width, k)."""
+    table = np.moveaxis(array, axes, (0, 1))
+    rest = table.shape[2:]
+    moved = move(table.reshape(place.frame[0] * place.frame[1], math.prod(rest)))
+    return np.ascontiguousarray(np.moveaxis(moved.reshape(*place.size, *rest), (0, 1), axes))
+
+
+def _gather(array: NDArray[Any], axes: tuple[int, int], place: Placement, fill: str, cval: Any) -> NDArray[Any]:
+    """Whole rows and columns, copied: nothing is computed, so nothing is rounded."""
+    a, b, c, d = place.linear
+    turned = a == 0
+    along = [np.arange(n, dtype=np.float64) + o for n, o in zip(place.size, place.origin, strict=True)]
+    lines = (b * along[1], c * along[0]) if turned else (a * along[0], d * along[1])
+    for axis, line, start, length in zip(axes, lines, place.offset, place.frame, strict=True):
+        index = (line + start).astype(np.int64)
+        array = array.take(folded(index, length, fill), axis=axis)
+        if fill == "constant":
+            array[(slice(None),) * axis + ((index < 0) | (index >= length),)] = cval
+    return np.ascontiguousarray(array.swapaxes(*axes)) if turned else array
+
+
+def folded(index: NDArray[np.int64], length: int, fill: str) -> NDArray[np.int64]:
+    """Indices beyond an axis brought back inside, as `fill` says; "constant" ones are only made harmless.
+
+    >>> folded(np.arange(-3, 6), 3, "reflect").tolist()
+    [2, 1, 0, 0, 1, 2, 2, 1, 0]
+    """
+    if fill != "reflect":
+        return np.minimum(np.maximum(index, 0), length - 1)
+    turn = index % (2 * length)
+    inside: NDArray[np.int64] = np.minimum(turn, 2 * length - 1 - turn)
+    return inside
+
+
+def _pick(flat: NDArray[Any], place: Placement, fill: str, cval: Any) -> NDArray[Any]:
+    height, width = place.frame
+    out = np.empty((place.size[0] * place.size[1], flat.shape[1]), flat.dtype)
+    for band, y, x in place.bands():
+        rows, columns = np.floor(y + 0.5).astype(np.int64), np.floor(x + 0.5).astype(np.int64)
+        out[band] = flat[folded(rows, height, fill) * width + folded(columns, width, fill)]
+        if fill == "constant":
+            outside = (rows < 0) | (rows >= height) | (columns < 0) | (columns >= width)
+            out[band][outside] = cval
+    return out
+
+
+def _blend(flat: NDArray[Any], place: Placement, fill: str, cval: Any) -> NDArray[Any]:
+    """Bilinear interpolation as one sparse matrix, four weights a row, for all channels and frames."""
+    dtype = flat.dtype
+    values = np.ascontiguousarray(flat.astype(_working(dtype)))
+    values += values.dtype.type(place.amount)
+    parts = values.view(values.real.dtype) if dtype.kind == "c" else values
+    out = np.empty((place.size[0] * place.size[1], flat.shape[1]), dtype)
+    for band, y, x in place.bands():
+        matrix, missing = _weights(y, x, place.frame, fill, parts.dtype)
+        moved = (matrix @ parts).view(values.dtype)
+        if missing is not None:
+            moved += missing[:, None] * values.dtype.type(cval)
+        out[band] = _in_dtype(moved, dtype)
+    return out
+
+
+def _weights(
+    y: NDArray[np.float64], x: NDArray[np.float64], frame: tuple[int, int], fill: str, dtype: np.dtype[Any]
+) -> tuple[csr_array, NDArray[Any] | None]:
+    """The matrix of a band, and with "constant" the weight that fell outside the frame for each pixel."""
+    rows, down = _taps(y, frame[0], fill, dtype)
+    columns, across = _taps(x, frame[1], fill, dtype)
+    index = np.empty((len(y), 4), np.int32 if frame[0] * frame[1] < 2**31 else np.int64)
+    weight = np.empty((len(y), 4), dtype)
+    for k in range(4):
+        np.add(rows[k // 2] * frame[1], columns[k % 2], out=index[:, k], casting="same_kind")
+        np.multiply(down[k // 2], across[k % 2], out=weight[:, k])
+    ends = np.arange(0, 4 * len(y) + 1, 4, dtype=index.dtype)
+    matrix = csr_array((weight.ravel(), index.ravel(), ends), shape=(len(y), frame[0] * frame[1]))
+    missing = 1 - (down[0] + down[1]) * (across[0] + across[1]) if fill == "constant" else None
+    return matrix, missing
+
+
+def _taps(
+    place: NDArray[np.float64], length: int, fill: str, dtype: np.dtype[Any]
+) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
+    """The two pixels on either side along one axis, and their weights."""
+    floor = np.floor(place)
+    after = (place - floor).astype(dtype)
+    first = floor.astype(np.int64)
+    indices, weights = [first, first + 1], [1 - after, after]
+    if fill == "constant":
+        weights = [w * ((i >= 0) & (i < length)) for i, w in zip(indices, weights, strict=True)]
+    return [folded(i, length, fill) for i in indices], weights
+
+
+def _working(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """float32 where it holds every value exactly, else float64; floats and complex numbers stay."""
+    return np.result_type(dtype, np.float32)
+
+
+def _brighter(image: NDArray[Any], amount: float) -> NDArray[Any]:
+    if amount == 0:
+        return image
+    working = _working(image.dtype)
+    return _in_dtype(image.astype(working) + working.type(amount), image.dtype)
+
+
+def _in_dtype(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Rounded (ties to even) and saturated to an integer dtype; booleans are true from one half."""
+    if dtype.kind == "b":
+        half: NDArray[Any] = values >= 0.5
+        return half
+    if dtype.kind not in "iu":
+        return values.astype(dtype, copy=False)
+    info = np.iinfo(dtype)
+    whole = np.rint(values)
+    if dtype.itemsize < 8:
+        saturated: NDArray[Any] = np.clip(whole, info.min, info.max).astype(dtype)
+        return saturated
+    # The largest 64-bit integers are no float64, so they are put in by hand.
+    high = whole >= float(info.max)
+    result = np.where(high, 0, np.maximum(whole, float(info.min))).astype(dtype)
+    result[high] = info.max
+    return result
+
+
+def _check_fits(cval: float, dtype: np.dtype[Any]) -> None:
+    if dtype.kind in "biu":
+        low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        if not (low <= cval <= high and cval == int(cval)):
+            raise ValueError(f"cval={cval!r} is not a value of dtype {dtype}: whole numbers {low} to {high}")

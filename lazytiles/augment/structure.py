@@ -1,0 +1,115 @@
+"""What the arrays of a batch are: images, their masks, or labels that no transform touches."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lazytiles.augment.transform import mask_readings, spatial_axes
+
+Path: TypeAlias = tuple[Any, ...]
+Names: TypeAlias = Collection[str | int] | None
+
+IMAGE_NAMES = ("x", "image", "images")
+TARGET_NAMES = ("y", "mask", "masks", "w", "sample_weight")
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """One array of a batch, where it stands in the structure, and what it is."""
+
+    path: Path
+    array: NDArray[Any]
+    is_image: bool
+
+
+def find_leaves(batch: Any, channel_axis: int | None, images: Names, masks: Names) -> list[Leaf]:
+    """The images and masks of a batch, images first, with the paths at which they stand in its structure.
+
+    Raises
+    ------
+    ValueError : there is no image, images differ in number or size, or an array may be label or mask
+    """
+    arrays = [(path, np.asarray(item)) for path, item in walk(batch) if item is not None]
+    found = [Leaf(path, a, True) for path, a in arrays if a.ndim >= 3 and _is_image(path, batch, images, masks)]
+    if not found:
+        raise ValueError(f"no images in the batch of {describe(arrays)}; name them with images=")
+    first = found[0].array.shape
+    pixels = [_pixels(leaf.array.shape, channel_axis) for leaf in found]
+    if len(set(pixels)) > 1:
+        raise ValueError(f"images of one batch must agree in number, height and width, but are {describe(arrays)}")
+    rest = [(path, a) for path, a in arrays if path not in {leaf.path for leaf in found}]
+    return found + [Leaf(path, a, False) for path, a in rest if _is_mask(path, a, first, channel_axis, images, masks)]
+
+
+def walk(item: Any, path: Path = ()) -> list[tuple[Path, Any]]:
+    """Every leaf of nested tuples, lists and dicts, with its path."""
+    if isinstance(item, Mapping):
+        return [pair for key, value in item.items() for pair in walk(value, (*path, key))]
+    if isinstance(item, (tuple, list)):
+        return [pair for key, value in enumerate(item) for pair in walk(value, (*path, key))]
+    return [(path, item)]
+
+
+def rebuilt(item: Any, moved: Mapping[Path, Any], path: Path = ()) -> Any:
+    """The structure of `item` with some leaves replaced."""
+    if isinstance(item, Mapping):
+        return {key: rebuilt(value, moved, (*path, key)) for key, value in item.items()}
+    if isinstance(item, (tuple, list)):
+        values = [rebuilt(value, moved, (*path, key)) for key, value in enumerate(item)]
+        return values if isinstance(item, list) else tuple(values)
+    return moved.get(path, item)
+
+
+def _is_image(path: Path, batch: Any, images: Names, masks: Names) -> bool:
+    if images is not None:
+        return _is_named(path, images)
+    if masks is not None and _is_named(path, masks):
+        return False
+    if isinstance(batch, Mapping):
+        return path[0] in IMAGE_NAMES
+    return not path or path[0] == 0
+
+
+def _is_mask(
+    path: Path,
+    array: NDArray[Any],
+    image: tuple[int, ...],
+    channel_axis: int | None,
+    images: Names,
+    masks: Names,
+) -> bool:
+    if masks is not None and _is_named(path, masks):
+        if len(array) == image[0]:
+            return True
+        raise ValueError(f"{len(array)} masks for {image[0]} images: {path[-1]!r} has shape {array.shape}")
+    if masks is not None:
+        return False
+    if array.ndim <= 2 or images is not None:
+        return False
+    fits = len(array) == image[0] and mask_readings(array.shape[1:], image[1:], channel_axis)
+    named = isinstance(path[0], int) or path[0] in TARGET_NAMES
+    if not (fits and named):
+        raise ValueError(
+            f"item {path[-1]!r} of shape {array.shape} is neither a label, (N,) or (N, k), nor surely a mask "
+            f"of the images of shape {image}; name the items with images= and masks=, masks=() for none"
+        )
+    return True
+
+
+def _is_named(path: Path, names: Collection[str | int]) -> bool:
+    return any(key in names for key in path)
+
+
+def _pixels(shape: tuple[int, ...], channel_axis: int | None) -> tuple[int, int, int]:
+    axes = spatial_axes(len(shape) - 1, channel_axis)
+    return shape[0], shape[1 + axes[0]], shape[1 + axes[1]]
+
+
+def describe(arrays: list[tuple[Path, NDArray[Any]]]) -> str:
+    """The shapes of a batch's arrays, for messages."""
+    return ", ".join(f"{'/'.join(map(str, path)) or 'array'} {a.shape}" for path, a in arrays) or "nothing"
