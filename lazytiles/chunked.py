@@ -1,0 +1,365 @@
+"""Stores in the formats of other libraries: HDF5, Zarr 3 and Blosc2."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lazytiles.errors import StoreError, require
+from lazytiles.formats import Layout
+
+# Zarr's shape is set when the array is complete; chunks are named by position, so any large number does.
+_ROOM = 2**40
+
+
+class HDF5Format:
+    """Rows in the dataset ``data`` of an HDF5 file, members in its group ``lazytiles``."""
+
+    name = "hdf5"
+    continues = False
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._options = dict(options)
+        self._file: Any = None
+
+    def create(self, path: Path, layout: Layout, length: int | None) -> None:
+        """See `Format.create`."""
+        # No chunk cache: chunks go to the disk when they are written, and a full disk shows at once.
+        # Single-writer mode keeps what has been flushed readable when the process is killed.
+        h5py = require("h5py", extra="hdf5")
+        self._path = path
+        self._file = h5py.File(path, "w", libver=("v110", "v110"), rdcc_nbytes=0)
+        self._data = self._file.create_dataset(
+            "data",
+            shape=(0, *layout.shape),
+            maxshape=(None, *layout.shape),
+            chunks=(layout.chunk, *layout.shape),
+            dtype=layout.dtype,
+            **{"compression": "lzf", "fletcher32": True} | self._options,
+        )
+        self._file.swmr_mode = True
+
+    def resume(self, path: Path, layout: Layout, notes: list[int]) -> None:
+        """See `Format.resume`."""
+        raise StoreError(f"{path} cannot be written on in place")
+
+    def put(self, start: int, rows: NDArray[Any]) -> list[int]:
+        """See `Format.put`."""
+        self._data.resize(start + len(rows), axis=0)
+        self._data[start : start + len(rows)] = rows
+        return [0] * -(-len(rows) // self._data.chunks[0])
+
+    def sync(self) -> None:
+        """See `Format.sync`."""
+        self._data.flush()
+
+    def finish(self, rows: int, members: Mapping[str, bytes]) -> None:
+        """See `Format.finish`."""
+        h5py = require("h5py", extra="hdf5")
+        self.close()
+        with h5py.File(self._path, "r+", libver=("v110", "v110"), rdcc_nbytes=0) as file:
+            if "labels.npy" in members:
+                labels = np.load(io.BytesIO(members["labels.npy"]))
+                if labels.dtype.kind in "biufc":
+                    file.create_dataset("labels", data=labels)
+            group = file.create_group("lazytiles")
+            for name, content in members.items():
+                group.create_dataset(name, data=np.frombuffer(content, np.uint8))
+
+    def adopt(self, store: Path, path: Path, chunks: int) -> bool:
+        """Not possible: an HDF5 file that is written must be its writer's from the start."""
+        return False
+
+    def close(self) -> None:
+        """Let go of what is open."""
+        if self._file is not None:
+            file, self._file = self._file, None
+            file.close()
+
+
+class HDF5Reader:
+    """An HDF5 store, or a killed writer's partial, which only opens as one that is still written."""
+
+    holds = True
+
+    def __init__(self, path: Path, *, torn: bool = False) -> None:
+        h5py = require("h5py", extra="hdf5")
+        self._file = h5py.File(path, "r", swmr=torn, rdcc_nbytes=0)
+        self._data = self._file["data"]
+        self.shape: tuple[int, ...] = self._data.shape
+        self.dtype: np.dtype[Any] = self._data.dtype
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """See `Reader.read`."""
+        return np.asarray(self._data[start:stop])
+
+    def members(self) -> Mapping[str, bytes]:
+        """See `Reader.members`."""
+        group = self._file.get("lazytiles", {})
+        return {name: group[name][()].tobytes() for name in group}
+
+    def close(self) -> None:
+        """Let go of what is open."""
+        self._file.close()
+
+
+class ZarrFormat:
+    """Rows in a Zarr 3 array at the root of the directory, members as files under its ``lazytiles``."""
+
+    name = "zarr"
+    continues = True
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._options = dict(options)
+        self._array: Any = None
+
+    def create(self, path: Path, layout: Layout, length: int | None) -> None:
+        """See `Format.create`."""
+        zarr = require("zarr", extra="zarr")
+        codecs = require("zarr.codecs", extra="zarr")
+        options = dict(self._options)
+        compressors = options.pop("compressors", codecs.BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"))
+        compressors = [] if compressors is None else compressors
+        chain = list(compressors) if isinstance(compressors, list | tuple) else [compressors]
+        if not any(isinstance(codec, codecs.Crc32cCodec) for codec in chain):
+            chain.append(codecs.Crc32cCodec())
+        zarr.create_array(
+            store=str(path),
+            shape=(_ROOM, *layout.shape),
+            chunks=(layout.chunk, *layout.shape),
+            dtype=layout.dtype,
+            compressors=chain,
+            zarr_format=3,
+            # A chunk of zeros is written too: one that is missing is then always damage.
+            config={"write_empty_chunks": True},
+            **options,
+        )
+        self.join(path, layout)
+
+    def resume(self, path: Path, layout: Layout, notes: list[int]) -> None:
+        """See `Format.resume`."""
+        self._path = path
+        self._set_length(_ROOM)
+        self.join(path, layout)
+
+    def join(self, path: Path, layout: Layout) -> None:
+        """Write into a partial that is there, as one of any number of processes."""
+        zarr = require("zarr", extra="zarr")
+        self._path = path
+        self._chunk = layout.chunk
+        self._layout = layout
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            self._array = zarr.open_array(str(path), mode="r+")
+
+    def put(self, start: int, rows: NDArray[Any]) -> list[int]:
+        """See `Format.put`."""
+        count = -(-len(rows) // self._chunk)
+        missing = count * self._chunk - len(rows)
+        if missing:
+            rows = np.concatenate([rows, self._layout.blank(missing)])
+        self._array[start : start + len(rows)] = rows
+        return [0] * count
+
+    def sync(self) -> None:
+        """Nothing: every chunk is its own file, renamed when complete."""
+
+    def finish(self, rows: int, members: Mapping[str, bytes]) -> None:
+        """See `Format.finish`."""
+        self._set_length(rows)
+        for leftover in self._path.rglob("*.partial"):
+            leftover.unlink()
+        place = self._path / "lazytiles"
+        place.mkdir(exist_ok=True)
+        for name, content in members.items():
+            (place / name).write_bytes(content)
+        self.close()
+
+    def adopt(self, store: Path, path: Path, chunks: int) -> bool:
+        """Link the chunk files, but for those that will be written again: a link shares what is written."""
+        (path / "c").mkdir(parents=True)
+        shutil.copyfile(store / "zarr.json", path / "zarr.json")
+        for number in range(chunks):
+            chunk, link = store / "c" / str(number), path / "c" / str(number)
+            _link(chunk, link) if chunk.is_file() else shutil.copytree(chunk, link, copy_function=_link)
+        return True
+
+    def _set_length(self, rows: int) -> None:
+        description = self._path / "zarr.json"
+        facts = json.loads(description.read_text())
+        facts["shape"][0] = rows
+        fresh = self._path / "zarr.json.partial"
+        fresh.write_text(json.dumps(facts, indent=2))
+        fresh.replace(description)
+
+    def close(self) -> None:
+        """Let go of what is open."""
+        self._array = None
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # A file system without links.
+        shutil.copyfile(source, target)
+
+
+class ZarrReader:
+    """A Zarr store, or a killed writer's partial."""
+
+    holds = False
+
+    def __init__(self, path: Path) -> None:
+        zarr = require("zarr", extra="zarr")
+        self._path = path
+        self._array = zarr.open_array(str(path), mode="r", zarr_format=3)
+        self.shape: tuple[int, ...] = self._array.shape
+        self.dtype: np.dtype[Any] = self._array.dtype
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """See `Reader.read`."""
+        return np.asarray(self._array[start:stop])
+
+    def members(self) -> Mapping[str, bytes]:
+        """See `Reader.members`."""
+        place = self._path / "lazytiles"
+        return {p.name: p.read_bytes() for p in sorted(place.iterdir())} if place.is_dir() else {}
+
+    def close(self) -> None:
+        """Nothing: files are open only while they are read."""
+
+
+class Blosc2Format:
+    """Rows in a contiguous Blosc2 array, members in the variable-length metadata of its frame."""
+
+    name = "blosc2"
+    continues = False
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._options = dict(options)
+        self._array: Any = None
+
+    def create(self, path: Path, layout: Layout, length: int | None) -> None:
+        """See `Format.create`."""
+        blosc2 = require("blosc2", extra="blosc2")
+        self._layout = layout
+        self._array = blosc2.empty(
+            # Room for a chunk at least: older versions cut the chunks down to an empty array.
+            (max(length or 0, layout.chunk), *layout.shape),
+            dtype=layout.dtype,
+            chunks=(layout.chunk, *layout.shape),
+            urlpath=str(path),
+            mode="w",
+            contiguous=True,
+            **{"cparams": blosc2.CParams(codec=blosc2.Codec.LZ4)} | self._options,
+        )
+
+    def resume(self, path: Path, layout: Layout, notes: list[int]) -> None:
+        """See `Format.resume`."""
+        raise StoreError(f"{path} cannot be written on in place")
+
+    def put(self, start: int, rows: NDArray[Any]) -> list[int]:
+        """See `Format.put`."""
+        notes = []
+        for first in range(0, len(rows), self._layout.chunk):
+            part = rows[first : first + self._layout.chunk]
+            at = start + first
+            if at + len(part) > len(self._array):
+                self._array.resize((at + len(part), *self._layout.shape))
+            self._array[at : at + len(part)] = part
+            notes.append(int(self._array.schunk.cbytes))
+        return notes
+
+    def sync(self) -> None:
+        """Nothing: a chunk is in the file, behind the earlier ones, when it has been put."""
+
+    def finish(self, rows: int, members: Mapping[str, bytes]) -> None:
+        """See `Format.finish`."""
+        if len(self._array) != rows:
+            self._array.resize((rows, *self._layout.shape))
+        # The metadata object does not keep its owner alive.
+        owner = self._array.schunk
+        for name, content in members.items():
+            owner.vlmeta[name] = content
+        self.close()
+
+    def adopt(self, store: Path, path: Path, chunks: int) -> bool:
+        """Not possible: a frame is one file that its writer rewrites in part."""
+        return False
+
+    def close(self) -> None:
+        """Let go of what is open."""
+        self._array = None
+
+
+class Blosc2Reader:
+    """A Blosc2 store."""
+
+    holds = False
+
+    def __init__(self, path: Path) -> None:
+        blosc2 = require("blosc2", extra="blosc2")
+        # One thread: a child forked from a process with Blosc2 threads hangs.
+        self._array = blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1))
+        self._owner = self._array.schunk
+        self.shape: tuple[int, ...] = self._array.shape
+        self.dtype: np.dtype[Any] = self._array.dtype
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """See `Reader.read`."""
+        return np.asarray(self._array[start:stop])
+
+    def members(self) -> Mapping[str, bytes]:
+        """See `Reader.members`."""
+        meta = self._owner.vlmeta
+        return {str(name): bytes(meta[name]) for name in meta}
+
+    def close(self) -> None:
+        """Let go of what is open."""
+        self._array = self._owner = None
+
+
+class TornBlosc2Reader:
+    """The chunks of a Blosc2 frame whose writer was killed: they lie one behind the other after its header.
+
+    The frame's own table of offsets is rewritten behind the last chunk with every chunk, so that it may be
+    torn; the journal's notes say where each chunk ends (C-Blosc2, `README_CFRAME_FORMAT.rst`).
+    """
+
+    holds = True
+
+    def __init__(self, path: Path, layout: Layout, notes: list[int]) -> None:
+        self._blosc2 = require("blosc2", extra="blosc2")
+        self._file = path.open("rb")
+        self._layout = layout
+        self._ends = [0, *notes]
+        self.shape = (len(notes) * layout.chunk, *layout.shape)
+        self.dtype = layout.dtype
+        self._base = struct.unpack(">i", os.pread(self._file.fileno(), 4, 11))[0]
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """See `Reader.read`."""
+        chunk = start // self._layout.chunk
+        first, last = self._ends[chunk], self._ends[chunk + 1]
+        rows = self._layout.blank(self._layout.chunk)
+        if last > first:
+            held = os.pread(self._file.fileno(), last - first, self._base + first)
+            content = self._blosc2.decompress2(held)
+            rows = np.frombuffer(content, self._layout.dtype, rows.size).reshape(rows.shape)
+        return rows[: stop - start]
+
+    def members(self) -> Mapping[str, bytes]:
+        """See `Reader.members`."""
+        return {}
+
+    def close(self) -> None:
+        """Let go of what is open."""
+        self._file.close()

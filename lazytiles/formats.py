@@ -1,0 +1,237 @@
+"""What a format of stores is: how rows go into bytes under one name, and how they come out; and `.npy`.
+
+Beside the rows a store carries *members*: named bytes such as its record, its labels and its table. Every
+format has a place for them inside itself, so that a store is one name and one rename.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import shutil
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lazytiles.config import settings
+from lazytiles.errors import StoreError
+
+RECORD = "record.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the rows of a store are: the shape and dtype of one row, and how many rows make a chunk."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunk: int
+
+    def __post_init__(self) -> None:
+        if self.dtype.kind not in "biufc" or not self.dtype.isnative:
+            raise StoreError(f"a store holds native booleans and numbers, not {self.dtype}")
+        if any(n < 1 for n in (*self.shape, self.chunk)):
+            raise StoreError(f"a row of shape {self.shape} in chunks of {self.chunk} rows cannot be stored")
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def blank(self, count: int) -> NDArray[Any]:
+        """So many rows of zeros."""
+        return np.zeros((count, *self.shape), self.dtype)
+
+
+class Reader(Protocol):
+    """A store, or what is left of a partial, open for reading; the first axis of its shape is the rows.
+
+    `holds`: what was opened is read to the end, even when another store takes its name meanwhile.
+    """
+
+    holds: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows, then the shape of a row."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the rows."""
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """The rows from start to stop."""
+
+    def members(self) -> Mapping[str, bytes]:
+        """All members by name."""
+
+    def close(self) -> None:
+        """Let go of what is open."""
+
+
+class Format(Protocol):
+    """One partial open for writing. `continues`: a partial left by a killed writer is written on as it is."""
+
+    name: str
+    continues: bool
+
+    def create(self, path: Path, layout: Layout, length: int | None) -> None:
+        """Start an empty partial, of so many rows in the end, or of None knows how many."""
+
+    def resume(self, path: Path, layout: Layout, notes: list[int]) -> None:
+        """Go on with a partial after the chunks of these notes; only where `continues`."""
+
+    def put(self, start: int, rows: NDArray[Any]) -> list[int]:
+        """Write whole chunks (the last may be short) from row start on; one note for each chunk."""
+
+    def sync(self) -> None:
+        """Make what has been put survive the death of this process."""
+
+    def finish(self, rows: int, members: Mapping[str, bytes]) -> None:
+        """Set the length, add the members, the record last, and close."""
+
+    def adopt(self, store: Path, path: Path, chunks: int) -> bool:
+        """Make a partial from the first chunks of a store without reading them, ready for `resume`; or False."""
+
+    def close(self) -> None:
+        """Let go of what is open, complete or not."""
+
+
+def members_of(files: zipfile.ZipFile) -> dict[str, bytes]:
+    """The members that a zip archive holds."""
+    return {name: files.read(name) for name in files.namelist()}
+
+
+def zipped(members: Mapping[str, bytes]) -> bytes:
+    """Members as the bytes of a zip archive, equal for equal members."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as files:
+        for name, content in members.items():
+            files.writestr(zipfile.ZipInfo(name), content)
+    return buffer.getvalue()
+
+
+class NpyFormat:
+    """Rows in a plain ``.npy`` file; members in a zip archive behind them, which NumPy does not look at."""
+
+    name = "npy"
+    continues = True
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        if options:
+            raise TypeError(f"a .npy file takes no options, but {sorted(options)} were given")
+        self._file: Any = None
+
+    def create(self, path: Path, layout: Layout, length: int | None) -> None:
+        """See `Format.create`."""
+        path.write_bytes(npy_header(layout, 0))
+        self.resume(path, layout, [])
+
+    def resume(self, path: Path, layout: Layout, notes: list[int]) -> None:
+        """See `Format.resume`."""
+        self._layout = layout
+        self._start = len(npy_header(layout, 0))
+        self._file = path.open("r+b", buffering=0)
+
+    def put(self, start: int, rows: NDArray[Any]) -> list[int]:
+        """See `Format.put`."""
+        self._file.seek(self._start + start * self._layout.row_bytes)
+        write_all(self._file, rows)
+        return [0] * -(-len(rows) // self._layout.chunk)
+
+    def sync(self) -> None:
+        """Nothing: the rows are the system's when they have been put."""
+
+    def finish(self, rows: int, members: Mapping[str, bytes]) -> None:
+        """See `Format.finish`."""
+        self._file.seek(0)
+        write_all(self._file, np.frombuffer(npy_header(self._layout, rows), np.uint8))
+        end = self._start + rows * self._layout.row_bytes
+        self._file.truncate(end)
+        self._file.seek(end)
+        write_all(self._file, np.frombuffer(zipped(members), np.uint8))
+        self.close()
+
+    def adopt(self, store: Path, path: Path, chunks: int) -> bool:
+        """Copy the file: the members behind the rows are overwritten or cut off."""
+        shutil.copyfile(store, path)
+        return True
+
+    def close(self) -> None:
+        """Let go of what is open."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def npy_header(layout: Layout, rows: int) -> bytes:
+    """The header of a ``.npy`` file of so many rows: of one length for any number of them."""
+    buffer = io.BytesIO()
+    facts = {"descr": layout.dtype.str, "fortran_order": False, "shape": (rows, *layout.shape)}
+    np.lib.format.write_array_header_1_0(buffer, facts)
+    return buffer.getvalue()
+
+
+def write_all(file: io.RawIOBase, rows: NDArray[Any]) -> None:
+    """Write every byte of an array, however few the system takes at a time."""
+    rest = rows.reshape(-1).view(np.uint8).data
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+class NpyReader:
+    """A ``.npy`` store, or a killed writer's partial; mapped, or read with `configure(mmap=False)`."""
+
+    def __init__(self, path: Path, *, torn: bool = False) -> None:
+        self._path = path
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            start = file.tell()
+        room = (path.stat().st_size - start) // (math.prod(shape[1:]) * dtype.itemsize)
+        # A partial's header says 0 rows until it is complete.
+        shape = (room if torn else shape[0], *shape[1:])
+        if room < shape[0]:
+            raise StoreError(f"{path} is cut short: {shape[0]} rows expected, {room} are there")
+        self.rows: NDArray[Any] | None = None
+        self.holds = bool(settings().mmap and shape[0])
+        if self.holds:
+            self.rows = np.memmap(path, dtype, "r", start, shape)
+            self._map: Any = self.rows.base
+        self.shape: tuple[int, ...] = shape
+        self.dtype: np.dtype[Any] = dtype
+        self._start = start
+        self._end = start + math.prod(shape) * dtype.itemsize
+
+    def mapped(self) -> NDArray[Any] | None:
+        """All rows, mapped; None where they are not. A map of a file that was cut short kills the process."""
+        if self.rows is not None and self._map.size() < self._end:
+            raise StoreError(f"{self._path} was cut short meanwhile; write it again")
+        return self.rows
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """See `Reader.read`."""
+        rows = self.mapped()
+        if rows is not None:
+            return rows[start:stop]
+        row = math.prod(self.shape[1:])
+        stop = min(stop, self.shape[0])
+        at = self._start + start * row * self.dtype.itemsize
+        held = np.fromfile(self._path, self.dtype, (stop - start) * row, offset=at)
+        return held.reshape(stop - start, *self.shape[1:])
+
+    def members(self) -> Mapping[str, bytes]:
+        """See `Reader.members`."""
+        if not zipfile.is_zipfile(self._path):
+            return {}
+        with zipfile.ZipFile(self._path) as files:
+            return members_of(files)
+
+    def close(self) -> None:
+        """Let go of what is open."""
+        self.rows = self._map = None

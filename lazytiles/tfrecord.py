@@ -1,0 +1,202 @@
+"""Stores in TensorFlow's TFRecord framing, one `tf.train.Example` a sample, written without TensorFlow.
+
+Framing: length as uint64, its masked CRC-32C, the bytes, their masked CRC-32C, all little-endian (TensorFlow,
+`tensorflow/core/lib/io/record_writer.h`). An Example is a protocol buffer
+(`tensorflow/core/example/example.proto`); the features here are ``shape`` (int64 list), ``dtype`` (its NumPy
+name), ``label`` (int64 or float list, text, or the bytes of a mask) and last ``data``, the bytes in C order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lazytiles.errors import StoreError, require
+from lazytiles.formats import RECORD, Layout, members_of, write_all, zipped
+
+# The members lie in a zip archive beside the records, as a reader of records would stumble over them.
+SIDE = ".meta"
+
+
+def crc32c(content: bytes) -> int:
+    """The CRC-32C of bytes as TFRecord masks it."""
+    value: int = require("google_crc32c", extra="tfrecord").value(content)
+    return (((value >> 15) | (value << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def varint(number: int) -> bytes:
+    """A number as a protocol buffer writes it.
+
+    >>> varint(300).hex()
+    'ac02'
+    """
+    number &= 2**64 - 1
+    content = bytearray()
+    while number > 127:
+        content.append(number & 127 | 128)
+        number >>= 7
+    return bytes((*content, number))
+
+
+def field(number: int, content: bytes) -> bytes:
+    """A length-delimited field of a protocol buffer."""
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def feature(values: Any) -> bytes:
+    """A `tf.train.Feature` of bytes, text, integers or floating-point numbers."""
+    if isinstance(values, bytes):
+        return field(1, field(1, values))
+    array = np.asarray(values)
+    if array.ndim > 1:
+        return field(1, field(1, array.tobytes()))
+    array = array.reshape(-1)
+    if array.dtype.kind == "f":
+        return field(2, field(1, array.astype("<f4").tobytes()))
+    if array.dtype.kind in "biu":
+        return field(3, field(1, b"".join(varint(int(value)) for value in array)))
+    if array.dtype.kind == "U":
+        return field(1, b"".join(field(1, str(value).encode()) for value in array))
+    raise StoreError(f"a TFRecord holds numbers and text, not {array.dtype}")
+
+
+def entry(name: str, content: bytes) -> bytes:
+    """One entry of the map `tf.train.Features.feature`."""
+    return field(1, field(1, name.encode()) + field(2, content))
+
+
+def framed(content: bytes) -> bytes:
+    """Bytes as one record."""
+    length = struct.pack("<Q", len(content))
+    return length + struct.pack("<I", crc32c(length)) + content + struct.pack("<I", crc32c(content))
+
+
+class TFRecordFormat:
+    """Samples and labels as records; `labels` among the options is an array or a lazy one, in step."""
+
+    name = "tfrecord"
+    continues = True
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        options = dict(options)
+        self._labels = options.pop("labels", None)
+        if options:
+            raise TypeError(f"a TFRecord file takes no options, but {sorted(options)} were given")
+        self._file: Any = None
+
+    def create(self, path: Path, layout: Layout, length: int | None) -> None:
+        """See `Format.create`."""
+        path.touch()
+        self.resume(path, layout, [])
+
+    def resume(self, path: Path, layout: Layout, notes: list[int]) -> None:
+        """See `Format.resume`; a note is the length of the file after a chunk."""
+        self._path = path
+        self._layout = layout
+        self._ends = list(notes)
+        head = entry("shape", feature(layout.shape)) + entry("dtype", feature(layout.dtype.name.encode()))
+        self._head = head
+        self._file = path.open("r+b", buffering=0)
+        self._file.truncate(self._end)
+        self._file.seek(self._end)
+
+    @property
+    def _end(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def put(self, start: int, rows: NDArray[Any]) -> list[int]:
+        """See `Format.put`."""
+        count = len(self._ends)
+        chunk = self._layout.chunk
+        for first in range(0, len(rows), chunk):
+            part = rows[first : first + chunk]
+            content = b"".join(framed(example) for example in self._examples(start + first, part))
+            write_all(self._file, np.frombuffer(content, np.uint8))
+            self._ends.append(self._end + len(content))
+        return self._ends[count:]
+
+    def _examples(self, start: int, rows: NDArray[Any]) -> Iterator[bytes]:
+        labels = None if self._labels is None else self._labels[start : start + len(rows)]
+        for k, row in enumerate(rows):
+            given = b"" if labels is None else entry("label", feature(labels[k]))
+            yield field(1, self._head + given + entry("data", feature(row.tobytes())))
+
+    def sync(self) -> None:
+        """Nothing: the records are the system's when they have been put."""
+
+    def finish(self, rows: int, members: Mapping[str, bytes]) -> None:
+        """See `Format.finish`."""
+        self._file.truncate(self._end)
+        ends = np.array(self._ends, np.int64).tobytes()
+        side = self._path.with_name(self._path.name + SIDE)
+        side.write_bytes(zipped({**members, "ends.bin": ends}))
+        self.close()
+
+    def adopt(self, store: Path, path: Path, chunks: int) -> bool:
+        """Not possible: labels of further rows have no place to come from."""
+        raise StoreError(f"{store}: a TFRecord store cannot be appended to; export it again")
+
+    def close(self) -> None:
+        """Let go of what is open."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class TFRecordReader:
+    """A TFRecord store; or, with a layout and notes, what a killed writer left of one."""
+
+    holds = False
+
+    def __init__(self, path: Path, layout: Layout | None = None, notes: list[int] | None = None) -> None:
+        self._path = path
+        self._members: dict[str, bytes] = {}
+        side = path.with_name(path.name + SIDE)
+        if layout is None and side.exists():
+            with zipfile.ZipFile(side) as files:
+                self._members = members_of(files)
+            facts = json.loads(self._members[RECORD])
+            layout = Layout(tuple(facts["shape"]), np.dtype(facts["dtype"]), facts["chunk"])
+            self.shape: tuple[int, ...] = (facts["rows"], *layout.shape)
+            notes = np.frombuffer(self._members["ends.bin"], np.int64).tolist()
+        self._layout = Layout((), np.dtype(np.uint8), 1) if layout is None else layout
+        self._ends = [0, *(notes or [])]
+        if side.exists() and path.stat().st_size != self._ends[-1]:
+            raise StoreError(f"{path}: {self._ends[-1]} bytes expected, {path.stat().st_size} are there")
+        self.dtype = self._layout.dtype
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """See `Reader.read`."""
+        chunk = self._layout.chunk
+        parts = [self._chunk(number) for number in range(start // chunk, -(-stop // chunk))]
+        if not parts:
+            return self._layout.blank(0)
+        skipped = start - start // chunk * chunk
+        return np.concatenate(parts)[skipped : skipped + stop - start]
+
+    def _chunk(self, number: int) -> NDArray[Any]:
+        first, last = self._ends[number], self._ends[number + 1]
+        with self._path.open("rb") as file:
+            content = os.pread(file.fileno(), last - first, first)
+        layout = self._layout
+        rows, at = [], 0
+        while at < len(content):
+            end = at + 12 + struct.unpack_from("<Q", content, at)[0]
+            rows.append(np.frombuffer(content[end - layout.row_bytes : end], layout.dtype))
+            at = end + 4
+        return np.stack(rows).reshape(-1, *layout.shape)
+
+    def members(self) -> Mapping[str, bytes]:
+        """See `Reader.members`."""
+        return self._members
+
+    def close(self) -> None:
+        """Nothing: the file is open only while it is read."""

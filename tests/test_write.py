@@ -1,0 +1,709 @@
+"""Writers: one conformance suite for all, and the old state, the new state or a clear error after every accident."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lazytiles.cache import clear_cache
+from lazytiles.errors import LazyTilesError, StoreError
+from lazytiles.record import KINDS, Kind, crc_of, kind_of, open_complete
+from lazytiles.sink import StoreSink
+from lazytiles.stored import StoreArray
+from lazytiles.write import (
+    Blosc2Writer,
+    BufferedWriter,
+    HDF5Writer,
+    NpyWriter,
+    RowsError,
+    StoreWriter,
+    ZarrWriter,
+)
+
+WRITERS = {"h5": HDF5Writer, "zarr": ZarrWriter, "b2nd": Blosc2Writer, "npy": NpyWriter}
+LIBRARY = {"h5": "h5py", "zarr": "zarr", "b2nd": "blosc2", "npy": "numpy"}
+KILLS = int(os.environ.get("LAZYTILES_KILLS", "2"))
+DTYPES = ("u1", "u2", "i8", "f2", "f4", "f8", "?", "c8")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _zarr_threads(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Zarr keeps a few threads for the whole process; start them before leaks are counted."""
+    with contextlib.suppress(ImportError):
+        import zarr
+
+        store = str(tmp_path_factory.mktemp("zarr") / "a.zarr")
+        array = zarr.create_array(store, shape=(256, 1), chunks=(1, 1), dtype="u1")
+        for _ in range(3):
+            array[:] = np.ones((256, 1), "u1")
+
+
+@pytest.fixture(params=sorted(WRITERS))
+def suffix(request: pytest.FixtureRequest) -> str:
+    pytest.importorskip(LIBRARY[request.param])
+    return str(request.param)
+
+
+def rows_of(count: int, shape: tuple[int, ...] = (6, 5, 3), dtype: str = "u1", seed: int = 1) -> np.ndarray:
+    values = np.random.default_rng(seed).integers(0, 100, (count, *shape))
+    return values.astype(dtype)
+
+
+def content(path: Path) -> np.ndarray:
+    """The rows of a complete store, checked against its digests; a StoreError for anything else."""
+    store = StoreArray(path)
+    try:
+        return store[:]
+    finally:
+        store.close()
+
+
+def by_library(path: Path) -> np.ndarray:
+    """The rows as the format's own library reads them, with no help from lazytiles."""
+    if path.suffix == ".h5":
+        import h5py
+
+        with h5py.File(path) as file:
+            return file["data"][:]
+    if path.suffix == ".zarr":
+        import zarr
+
+        array = zarr.open_array(str(path), mode="r")
+        assert array.metadata.zarr_format == 3
+        return array[:]
+    if path.suffix == ".b2nd":
+        import blosc2
+
+        return blosc2.open(str(path), mode="r")[:]
+    return np.load(path)
+
+
+def only(path: Path) -> None:
+    """Nothing lies beside the store: no partial, journal, lock or old one."""
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def leave(writer: StoreWriter, rows: np.ndarray) -> None:
+    """Write rows, then let an exception leave the block."""
+
+    def run() -> None:
+        with writer:
+            writer.write(rows)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run()
+
+
+def check_writer(writer: type[StoreWriter], path: Path, rows: np.ndarray, sizes: list[int], chunk: int) -> None:
+    """The laws of every writer: any partition of the rows gives them back, whole, and nothing else."""
+    with writer(path, chunk=chunk, overwrite=True) as out:
+        start = 0
+        for size in sizes:
+            out.write(rows[start : start + size])
+            start = min(len(rows), start + size)
+            assert len(out) == start
+        out.write(rows[start:])
+        assert not path.exists() or len(content(path)) != len(rows) or start <= len(rows)
+    out.close()
+    with pytest.raises(RowsError, match="closed"):
+        out.write(rows)
+    np.testing.assert_array_equal(content(path), rows)
+    assert content(path).dtype == rows.dtype
+    np.testing.assert_array_equal(by_library(path), rows)
+    only(path)
+    with writer(path, mode="a") as out:
+        assert len(out) == len(rows)
+        out.write(rows[: chunk + 1])
+    np.testing.assert_array_equal(content(path), np.concatenate([rows, rows[: chunk + 1]]))
+    only(path)
+
+
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sizes=st.lists(st.integers(0, 20), max_size=6),
+    count=st.integers(1, 40),
+    chunk=st.integers(1, 9),
+    dtype=st.sampled_from(DTYPES),
+    shape=st.sampled_from([(), (3,), (4, 3, 2)]),
+)
+def test_writers_conform(tmp_path, suffix, sizes, count, chunk, dtype, shape):
+    rows = rows_of(count, shape, dtype)
+    check_writer(WRITERS[suffix], tmp_path / f"rows.{suffix}", rows, sizes, chunk)
+
+
+class Recorder:
+    """A sink that remembers."""
+
+    def __init__(self) -> None:
+        self.rows: list[np.ndarray] = []
+        self.closed = 0
+
+    def append(self, rows: np.ndarray) -> None:
+        assert self.closed == 0
+        self.rows.append(rows)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@given(sizes=st.lists(st.integers(0, 25), max_size=8), chunk=st.integers(1, 8))
+def test_a_sink_gets_whole_chunks_in_order(sizes, chunk):
+    rows, sink, start = rows_of(sum(sizes), (2,)), Recorder(), 0
+    with BufferedWriter(sink, chunk=chunk) as writer:
+        for size in sizes:
+            part = rows[start : start + size].copy()
+            writer.write(part)
+            start += size
+        assert all(len(got) % chunk == 0 for got in sink.rows)
+    assert sink.closed == 1
+    got = np.concatenate([*sink.rows, rows[:0]])
+    np.testing.assert_array_equal(got, rows)
+
+
+def test_rows_may_change_after_they_were_written(suffix, tmp_path):
+    path, buffer = tmp_path / f"rows.{suffix}", np.zeros((3, 4), "u1")
+    with WRITERS[suffix](path, chunk=4) as writer:
+        for k in range(5):
+            buffer[:] = k
+            writer.write(buffer)
+    np.testing.assert_array_equal(content(path)[:, 0], np.repeat(np.arange(5), 3))
+
+
+def test_a_bare_sink_is_flushed_by_handing_all_on():
+    sink = Recorder()
+    writer = BufferedWriter(sink, chunk=10)
+    writer.write(np.ones(3))
+    writer.flush()
+    assert [len(rows) for rows in sink.rows] == [3]
+    writer.abort()
+    writer.close()
+    assert sink.closed == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (np.zeros((2, 6, 5), "u1"), r"rows of shape \(2, 6, 5\) given, but the store takes \('n', 6, 5, 3\)"),
+        (np.zeros((6, 5, 3), "u1"), r"for a single row pass row\[None\]"),
+        (np.zeros((2, 6, 5, 3), "i2"), r"dtype int16 given, .* takes uint8; cast them first"),
+        (np.zeros((2, 6, 5, 3)), r"dtype float64 given"),
+        (np.zeros((2, 6, 5, 3), object), r"dtype object given"),
+        (np.zeros((9, 6, 5, 3), "u1"), r"9 rows after row 2 would pass the length of 10 rows"),
+        (7, r"a scalar was given"),
+    ],
+)
+def test_wrong_rows_are_refused_and_nothing_of_them_is_written(suffix, tmp_path, rows, message):
+    path = tmp_path / f"rows.{suffix}"
+    good = rows_of(10)
+    with WRITERS[suffix](path, (6, 5, 3), "u1", length=10, chunk=4) as writer:
+        writer.write(good[:2])
+        with pytest.raises(RowsError, match=message) as caught:
+            writer.write(rows)
+        assert isinstance(caught.value, LazyTilesError)
+        writer.write(good[2:])
+    np.testing.assert_array_equal(content(path), good)
+
+
+def test_what_cannot_be_stored_is_refused(suffix, tmp_path):
+    writer = WRITERS[suffix](tmp_path / f"rows.{suffix}")
+    with pytest.raises(RowsError, match=r"dtype <U1 .* cannot be stored"):
+        writer.write(np.array(["a"]))
+    with pytest.raises(RowsError, match="cannot be stored"):
+        writer.write(np.zeros((2, 0)))
+    with pytest.raises(StoreError, match="nothing to store: no rows came"):
+        writer.close()
+    with pytest.raises(RowsError, match="chunk must be at least 1"):
+        WRITERS[suffix](tmp_path / f"rows.{suffix}", chunk=0)
+    with pytest.raises(RowsError, match="length must be at least 0"):
+        WRITERS[suffix](tmp_path / f"rows.{suffix}", length=-1)
+    with pytest.raises(ValueError, match="mode must be 'w' or 'a'"):
+        WRITERS[suffix](tmp_path / f"rows.{suffix}", mode="r+")
+    with pytest.raises(StoreError, match="there is no directory"):
+        WRITERS[suffix](tmp_path / "nowhere" / f"rows.{suffix}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_other_byte_order_is_not_another_dtype(suffix, tmp_path):
+    path = tmp_path / f"rows.{suffix}"
+    rows = rows_of(9, dtype="u2")
+    with WRITERS[suffix](path, chunk=4) as writer:
+        writer.write(rows[:5].astype(">u2"))
+        writer.write(rows[5:])
+    np.testing.assert_array_equal(content(path), rows)
+    assert content(path).dtype == np.dtype("=u2")
+
+
+def test_an_empty_store_is_a_store(suffix, tmp_path):
+    path = tmp_path / f"rows.{suffix}"
+    with WRITERS[suffix](path, (3, 2), "f4"):
+        pass
+    assert content(path).shape == (0, 3, 2)
+    assert by_library(path).shape == (0, 3, 2)
+
+
+def test_a_store_is_never_replaced_unasked(suffix, tmp_path):
+    path, writer = tmp_path / f"rows.{suffix}", WRITERS[suffix]
+    old, new = rows_of(10), rows_of(7, seed=2)
+    with writer(path, chunk=4) as out:
+        out.write(old)
+    with pytest.raises(StoreError, match="exists; pass overwrite=True to replace it, mode='a' to append"):
+        writer(path)
+    with pytest.raises(ValueError, match="'a' never overwrites"):
+        writer(path, mode="a", overwrite=True)
+    with writer(path, overwrite=True, chunk=4) as out:
+        out.write(new)
+        np.testing.assert_array_equal(content(path), old)
+    np.testing.assert_array_equal(content(path), new)
+    only(path)
+
+
+def test_append_takes_the_shape_dtype_and_chunk_of_what_is_there(suffix, tmp_path):
+    path, writer = tmp_path / f"rows.{suffix}", WRITERS[suffix]
+    with writer(path, mode="a", chunk=4) as out:
+        out.write(rows_of(6))
+    with writer(path, mode="a", chunk=100) as out:
+        with pytest.raises(RowsError, match="dtype int16"):
+            out.write(rows_of(2, dtype="i2"))
+        with pytest.raises(RowsError, match="shape"):
+            out.write(rows_of(2, (6, 5)))
+        out.write(rows_of(9)[6:])
+    np.testing.assert_array_equal(content(path), rows_of(9))
+    assert open_complete_chunk(path) == 4
+    with pytest.raises(RowsError, match="dtype uint8 given, but the store takes float32"):
+        writer(path, dtype="f4", mode="a")
+    only(path)
+
+
+def open_complete_chunk(path: Path) -> int:
+    opened = open_complete(path)
+    opened.reader.close()
+    return opened.record.layout.chunk
+
+
+def test_an_exception_leaves_the_old_state_and_what_was_safe(suffix, tmp_path):
+    path, writer, rows = tmp_path / f"rows.{suffix}", WRITERS[suffix], rows_of(30)
+
+    def fail(**options):
+        with writer(path, chunk=4, **options) as out:
+            out.write(rows[len(out) : 18])
+            out.flush()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert not path.exists()
+    with pytest.raises(StoreError, match=r"is incomplete: .* holds 16 rows; write on with resume=True"):
+        StoreArray(path)
+    with writer(path, chunk=4, resume=True) as out:
+        assert len(out) == 18
+        out.write(rows[18:])
+    np.testing.assert_array_equal(content(path), rows)
+    only(path)
+    with pytest.raises(KeyboardInterrupt):
+        fail(overwrite=True)
+    np.testing.assert_array_equal(content(path), rows)
+    with writer(path, chunk=4, overwrite=True) as out:
+        assert len(out) == 0
+        out.write(rows[:5])
+    np.testing.assert_array_equal(content(path), rows[:5])
+    only(path)
+
+
+def test_an_exception_before_the_first_chunk_leaves_nothing(suffix, tmp_path):
+    leave(WRITERS[suffix](tmp_path / f"rows.{suffix}"), rows_of(3))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_few_rows_do_not_make_a_store(suffix, tmp_path):
+    path = tmp_path / f"rows.{suffix}"
+    out = WRITERS[suffix](path, chunk=4, length=20)
+    out.write(rows_of(12))
+    with pytest.raises(StoreError, match=r"is incomplete: 12 of 20 rows were written"):
+        out.close()
+    assert not path.exists()
+    with WRITERS[suffix](path, chunk=4, length=20, resume=True) as out:
+        out.write(rows_of(20)[len(out) :])
+    np.testing.assert_array_equal(content(path), rows_of(20))
+
+
+def test_another_partial_is_not_continued(suffix, tmp_path):
+    path, writer = tmp_path / f"rows.{suffix}", WRITERS[suffix]
+    leave(writer(path, chunk=4), rows_of(12))
+    with writer(path, chunk=5, resume=True) as out:
+        assert len(out) == 0
+        out.write(rows_of(3))
+    assert len(content(path)) == 3
+    only(path)
+
+
+def test_a_partial_that_was_damaged_meanwhile_is_continued_from_its_good_part(suffix, tmp_path):
+    path, writer, rows = tmp_path / f"rows.{suffix}", WRITERS[suffix], rows_of(24, (40, 40, 3))
+    rows[:] = np.random.default_rng(0).integers(0, 255, rows.shape)
+    leave(writer(path, chunk=4), rows)
+    partial = next(p for p in tmp_path.iterdir() if not p.name.endswith(".journal"))
+    damaged = sorted(partial.glob("c/3/*/*/*"))[0] if partial.is_dir() else partial
+    raw = bytearray(damaged.read_bytes())
+    raw[len(raw) // 2] ^= 4
+    damaged.write_bytes(raw)
+    with writer(path, chunk=4, resume=True) as out:
+        assert 0 < len(out) < 24
+        out.write(rows[len(out) :])
+    np.testing.assert_array_equal(content(path), rows)
+
+
+def test_compression_is_passed_through(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    rows = rows_of(40)
+    for options, expected in (
+        ({}, "lzf"),
+        ({"compression": "gzip", "shuffle": True}, "gzip"),
+        ({"compression": None}, None),
+    ):
+        with HDF5Writer(tmp_path / "rows.h5", chunk=8, overwrite=True, **options) as out:
+            out.write(rows)
+        with h5py.File(tmp_path / "rows.h5") as file:
+            data = file["data"]
+            assert (data.compression, data.chunks, data.fletcher32) == (expected, (8, 6, 5, 3), True)
+            assert data.shuffle == bool(options.get("shuffle"))
+    zarr = pytest.importorskip("zarr")
+    with ZarrWriter(tmp_path / "rows.zarr", chunk=8) as out:
+        out.write(rows)
+    assert [type(c).__name__ for c in zarr.open_array(tmp_path / "rows.zarr").compressors] == [
+        "BloscCodec",
+        "Crc32cCodec",
+    ]
+    assert zarr.open_array(tmp_path / "rows.zarr").compressors[0].cname.value == "lz4"
+    with ZarrWriter(tmp_path / "rows.zarr", chunk=8, overwrite=True, compressors=zarr.codecs.ZstdCodec(level=3)) as out:
+        out.write(rows)
+    assert [type(c).__name__ for c in zarr.open_array(tmp_path / "rows.zarr").compressors] == [
+        "ZstdCodec",
+        "Crc32cCodec",
+    ]
+    blosc2 = pytest.importorskip("blosc2")
+    with Blosc2Writer(tmp_path / "rows.b2nd", chunk=8, cparams={"codec": blosc2.Codec.ZSTD}) as out:
+        out.write(rows)
+    array = blosc2.open(tmp_path / "rows.b2nd", mode="r")
+    assert (array.chunks, array.schunk.cparams.codec) == ((8, 6, 5, 3), blosc2.Codec.ZSTD)
+    with pytest.raises(TypeError, match=r"takes no options, but \['compression'\]"):
+        NpyWriter(tmp_path / "rows.npy", compression="lzf")
+
+
+def test_a_chunk_of_zeros_is_stored_too(tmp_path):
+    pytest.importorskip("zarr")
+    with ZarrWriter(tmp_path / "rows.zarr", chunk=4) as out:
+        out.write(np.zeros((12, 5), "u1"))
+    assert sorted(p.name for p in (tmp_path / "rows.zarr" / "c").iterdir()) == ["0", "1", "2"]
+
+
+def test_threads_may_write_together(suffix, tmp_path):
+    path = tmp_path / f"rows.{suffix}"
+    with WRITERS[suffix](path, chunk=4) as out:
+        threads = [
+            threading.Thread(target=lambda k=k: [out.write(np.full((3, 2), k)) for _ in range(10)]) for k in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    triples = content(path)[:, 0].reshape(-1, 3)
+    assert (triples == triples[:, :1]).all()
+    assert np.bincount(triples[:, 0]).tolist() == [10] * 4
+
+
+def test_the_second_writer_is_refused(suffix, tmp_path):
+    path = tmp_path / f"rows.{suffix}"
+    with WRITERS[suffix](path, chunk=4) as out:
+        out.write(rows_of(8))
+        with pytest.raises(StoreError, match=f"is being written by another writer \\(process {os.getpid()}"):
+            WRITERS[suffix](path, overwrite=True)
+        code = (
+            "import sys; from lazytiles.write import StoreWriter; from lazytiles.errors import StoreError\n"
+            "try: StoreWriter(sys.argv[1], resume=True)\n"
+            "except StoreError as error: print(error)"
+        )
+        said = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True).stdout
+        assert f"process {os.getpid()}" in said
+        out.write(rows_of(9)[8:])
+    np.testing.assert_array_equal(content(path), rows_of(9))
+    with WRITERS[suffix](path, mode="a"):
+        pass
+    only(path)
+
+
+def test_the_lock_of_a_dead_writer_is_free(tmp_path):
+    path = tmp_path / "rows.npy"
+    (tmp_path / "rows.npy.lock").write_text("1")
+    with NpyWriter(path) as out:
+        out.write(rows_of(3))
+    only(path)
+
+
+def test_racing_writers_leave_one_whole_store(suffix, tmp_path):
+    path, outcomes = tmp_path / f"rows.{suffix}", []
+
+    def race(k: int) -> None:
+        try:
+            with WRITERS[suffix](path, chunk=4, overwrite=True) as out:
+                out.write(np.full((10, 3), k))
+            outcomes.append("written")
+        except StoreError as error:
+            outcomes.append(str(error))
+
+    threads = [threading.Thread(target=race, args=(k,)) for k in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert "written" in outcomes
+    assert all(what == "written" or "being written" in what for what in outcomes)
+    rows = content(path)
+    assert rows.shape == (10, 3)
+    assert (rows == rows[0, 0]).all()
+    only(path)
+
+
+# -- accidents ---------------------------------------------------------------------------------------------------
+
+VICTIM = """
+import sys
+import numpy as np
+from lazytiles import sink
+from lazytiles.write import StoreWriter
+
+sink._COMMIT_S = 0
+path, mode, old, total, step = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+rows = np.random.default_rng(5).integers(0, 60, (total, 24, 24, 3), dtype="u1")
+options = {"mode": "a"} if mode == "append" else {"overwrite": True}
+with StoreWriter(path, chunk=8, resume=True, **options) as writer:
+    start = len(writer) - (old if mode == "append" else 0)
+    print(start, flush=True)
+    while start < total:
+        writer.write(rows[start : start + step])
+        start = min(total, start + step)
+        if start % 5 == 0:
+            writer.flush()
+        print(end=".", flush=True)
+print("done", flush=True)
+"""
+
+
+@pytest.mark.parametrize("mode", ["replace", "append"])
+def test_killed_at_any_moment(suffix, tmp_path, mode):
+    """LAZYTILES_KILLS=50 kills each writer fifty times; the suite a few."""
+    path, total = tmp_path / f"rows.{suffix}", 400
+    moments = random.Random(f"{suffix} {mode}")
+    old = rows_of(13, (24, 24, 3))
+    rows = np.random.default_rng(5).integers(0, 60, (total, 24, 24, 3), dtype="u1")
+    new = np.concatenate([old, rows]) if mode == "append" else rows
+    killed = resumed = 0
+    while killed < KILLS:
+        if not path.exists() or len(content(path)) != len(old):
+            with StoreWriter(path, chunk=8, overwrite=True) as out:
+                out.write(old)
+        state, more = run_and_kill(path, mode, len(old), total, moments)
+        resumed += more > 0
+        killed += state == "killed"
+        held = content(path)
+        assert np.array_equal(held, new if len(held) == len(new) else old)
+    done, _ = run_and_kill(path, mode, len(old), total, None)
+    assert done == "done" or np.array_equal(content(path), new)
+    assert KILLS < 20 or resumed > KILLS // 5
+
+
+def run_and_kill(path: Path, mode: str, old: int, total: int, moments: random.Random | None) -> tuple[str, int]:
+    command = [sys.executable, "-W", "ignore", "-c", VICTIM, str(path), mode, str(old), str(total), "7"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        start = int(child.stdout.readline() or 0)
+        if moments is not None:
+            child.stdout.read(moments.randrange(1, 70))
+            time.sleep(moments.random() * 0.003)
+            child.kill()
+        rest = child.stdout.read()
+    return ("done" if rest.endswith("done\n") else "killed"), start
+
+
+FULL = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from lazytiles.write import StoreWriter
+from lazytiles.stored import StoreArray
+from lazytiles.errors import StoreError
+
+path = Path(sys.argv[1])
+rows = np.random.default_rng(5).integers(0, 255, (200, 24, 24, 3), dtype="u1")
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+for limit in map(int, sys.argv[2:]):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with StoreWriter(path, chunk=8, overwrite=True) as writer:
+            for start in range(0, 200, 7):
+                writer.write(rows[start : start + 7])
+        sys.exit(f"a limit of {limit} bytes did not stop the writer")
+    except StoreError as error:
+        assert "make room" in str(error), error
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    if path.exists():
+        assert np.array_equal(StoreArray(path)[:], rows)
+    with StoreWriter(path, chunk=8, overwrite=True, resume=True) as writer:
+        print(len(writer), end=" ")
+        writer.write(rows[len(writer):])
+    assert np.array_equal(StoreArray(path)[:], rows)
+"""
+
+
+def test_a_full_disk_is_a_clean_error_and_can_be_resumed(suffix, tmp_path):
+    path = tmp_path / f"rows.{suffix}"
+    limits = [3000, 9000] if suffix == "zarr" else [10, 100, 5000, 50_000, 123_456, 200_001, 340_000]
+    command = [sys.executable, "-c", FULL, str(path), *map(str, limits)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    resumed = list(map(int, run.stdout.split()))
+    assert suffix in ("zarr", "h5") or max(resumed) > 100  # what HDF5 leaves depends on its version
+    only(path)
+
+
+def test_a_flipped_bit_is_an_error_or_changes_nothing(suffix, tmp_path):
+    path, rows, chance = tmp_path / f"rows.{suffix}", rows_of(20, (9, 4)), random.Random(suffix)
+    with WRITERS[suffix](path, chunk=8) as out:
+        out.write(rows)
+    files = sorted(p for p in (path.rglob("*") if path.is_dir() else [path]) if p.is_file())
+    seen = 0
+    for _ in range(80):
+        victim = chance.choice(files)
+        whole = victim.read_bytes()
+        raw = bytearray(whole)
+        raw[chance.randrange(len(raw))] ^= 1 << chance.randrange(8)
+        victim.write_bytes(raw)
+        clear_cache()
+        try:
+            np.testing.assert_array_equal(content(path), rows)
+        except StoreError:
+            seen += 1
+        victim.write_bytes(whole)
+    assert seen > 20
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.95, 0.999])
+def test_a_store_cut_short_is_refused(suffix, tmp_path, share):
+    path = tmp_path / f"rows.{suffix}"
+    with WRITERS[suffix](path, chunk=8) as out:
+        out.write(rows_of(40))
+    if path.is_dir():
+        chunks = sorted(path.glob("c/*"), key=lambda p: int(p.name))
+        for file in chunks[int(share * len(chunks))].rglob("*"):
+            if file.is_file():
+                file.unlink()
+    else:
+        os.truncate(path, int(path.stat().st_size * share))
+    with pytest.raises(StoreError, match=r"rows\.\w+"):
+        content(path)
+
+
+def test_an_interrupted_replacement_is_put_back(tmp_path):
+    pytest.importorskip("zarr")
+    path, rows = tmp_path / "rows.zarr", rows_of(9)
+    with ZarrWriter(path) as out:
+        out.write(rows)
+    path.rename(tmp_path / "rows.zarr.old-12345678")
+    np.testing.assert_array_equal(content(path), rows)
+    only(path)
+    path.rename(tmp_path / "rows.zarr.old-12345678")
+    with pytest.raises(StoreError, match="exists"):
+        ZarrWriter(path)
+    np.testing.assert_array_equal(content(path), rows)
+
+
+def test_appending_leaves_the_chunks_of_the_old_store_alone(tmp_path):
+    pytest.importorskip("zarr")
+    path, rows = tmp_path / "rows.zarr", rows_of(13)
+    with ZarrWriter(path, chunk=4) as out:
+        out.write(rows)
+    before = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    leave(ZarrWriter(path, mode="a"), rows)
+    assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file()} == before
+
+
+def test_readers_refuse_what_is_no_complete_store(suffix, tmp_path):
+    path = tmp_path / f"rows.{suffix}"
+    with pytest.raises(StoreError, match="there is no store"):
+        StoreArray(path)
+    leave(WRITERS[suffix](path, chunk=4), rows_of(12))
+    partial = next(p for p in tmp_path.iterdir() if not p.name.endswith(".journal"))
+    with pytest.raises(StoreError, match="is an unfinished partial, not a store"):
+        StoreArray(partial)
+    partial.rename(path)
+    with pytest.raises(StoreError, match=f"rows.{suffix}.*(is incomplete|cannot be opened)"):
+        StoreArray(path)
+
+
+def test_a_foreign_array_is_refused_by_name(tmp_path):
+    np.save(tmp_path / "rows.npy", rows_of(3))
+    with pytest.raises(StoreError, match=r"rows\.npy is incomplete or was not written by lazytiles"):
+        StoreArray(tmp_path / "rows.npy")
+    (tmp_path / "rows.bin").write_bytes(b"12345")
+    with pytest.raises(StoreError, match=r"rows\.bin names no format of stores; its name must end in one of \.h5"):
+        StoreArray(tmp_path / "rows.bin")
+
+
+def test_the_format_of_a_path():
+    assert {suffix: kind_of(Path(f"a/b.{suffix}")).name for suffix in WRITERS} == {
+        "h5": "hdf5", "zarr": "zarr", "b2nd": "blosc2", "npy": "npy"
+    }  # fmt: skip
+    assert all(isinstance(kind, Kind) for kind in KINDS.values())
+
+
+def test_a_record_of_a_later_version_is_refused(tmp_path):
+    pytest.importorskip("zarr")
+    with ZarrWriter(tmp_path / "rows.zarr") as out:
+        out.write(rows_of(3))
+    record = tmp_path / "rows.zarr" / "lazytiles" / "record.json"
+    facts = json.loads(record.read_text())
+    facts["lazytiles"] = 2
+    record.write_text(json.dumps(facts))
+    with pytest.raises(StoreError, match="damaged or of a later version"):
+        content(tmp_path / "rows.zarr")
+
+
+def test_sync_writes_the_same(suffix, tmp_path):
+    path = tmp_path / f"rows.{suffix}"
+    with WRITERS[suffix](path, sync=True) as out:
+        out.write(rows_of(5))
+    np.testing.assert_array_equal(content(path), rows_of(5))
+
+
+def test_a_store_written_under_any_name_opens(tmp_path):
+    with NpyWriter(tmp_path / "rows.data") as out:
+        out.write(rows_of(5))
+        assert repr(out) == "<NpyWriter 5 rows of (6, 5, 3) uint8, open>"
+        assert out.path == tmp_path / "rows.data"
+    np.testing.assert_array_equal(content(tmp_path / "rows.data"), rows_of(5))
+
+
+def test_the_sink_keeps_the_digest_of_every_chunk(tmp_path):
+    rows = rows_of(10)
+    sink = StoreSink(tmp_path / "rows.npy", KINDS["npy"], {}, chunk=4)
+    sink.append(rows[:8])
+    sink.append(rows[8:])
+    sink.close()
+    sink.close()
+    opened = open_complete(tmp_path / "rows.npy")
+    opened.reader.close()
+    assert opened.digests.tolist() == [crc_of(rows[k : k + 4]) for k in (0, 4, 8)]
+    with pytest.raises(StoreError, match="is closed; open a new writer"):
+        sink.append(rows)
