@@ -1,0 +1,138 @@
+"""Work on the workers of a `distributed.Client`: exports chunk by chunk, models loaded once in each worker.
+
+Tasks may run twice, and run again when a worker dies; what they do twice is done once. A task that fails for good
+ends the work with its own error, and the others are cancelled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import pickle
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lazytiles.blockwise import BlockTarget, write_block
+from lazytiles.errors import require
+from lazytiles.multisource import MultiSourceArray
+from lazytiles.sink import StoreSink
+
+STEP_BYTES = 16 * 2**20
+
+
+def write_on(client: Any, tiles: MultiSourceArray, sink: StoreSink, report: Callable[[int, int], object]) -> None:
+    """Write all samples into the chunks of a scattered sink, on the workers of a cluster, and complete it.
+
+    Parameters
+    ----------
+    client : a `distributed.Client`; its workers see the same file system
+    tiles : the samples, in the order of the store
+    sink : begun, for ``len(tiles)`` rows; chunks that it has already are not written again
+    report : told (samples written, all samples)
+
+    Raises
+    ------
+    LazyTilesError : a sample cannot be read or written, as the task said it; what is there stays for `resume`
+    """
+    try:
+        target = BlockTarget.of(sink, len(tiles))
+        chunk = target.layout.chunk
+        step = chunk * max(1, STEP_BYTES // max(1, chunk * target.layout.row_bytes))
+        starts = sorted({start // step * step for start in sink.missing})
+        done = len(tiles) - sum(min(step, len(tiles) - start) for start in starts)
+        blocks = tiles.to_dask(chunks=(step, *tiles.shape[1:])).to_delayed().ravel()
+        delayed = importlib.import_module("dask").delayed
+        writes = [delayed(write_block, pure=False)(target, start, blocks[start // step]) for start in starts]
+        for start, crcs in _as_they_end(client, client.compute(writes)):
+            sink.place(start, crcs)
+            done += min(step, len(tiles) - start)
+            report(done, len(tiles))
+        sink.close()
+    finally:
+        sink.abort()
+
+
+def _as_they_end(client: Any, futures: Sequence[Any]) -> Iterator[Any]:
+    completed = require("distributed", extra="cluster").as_completed(futures)
+    try:
+        for future in completed:
+            yield future.result()
+            future.release()
+    finally:
+        client.cancel(futures)
+
+
+def in_order(client: Any, work: Callable[..., Any], shared: Any, parts: Sequence[Any]) -> Iterator[Any]:
+    """``work(shared, part)`` for each part, on the workers, in the order of the parts.
+
+    Parameters
+    ----------
+    client : a `distributed.Client`
+    work : a function that can be sent
+    shared : what every task needs; it is held as a task of its own, and made again when its worker dies
+    parts : one for each task; some are worked on ahead of the one that is waited for
+    """
+    held = client.submit(_same, shared, pure=False)
+    waiting = iter(parts)
+    ahead: deque[Any] = deque()
+    try:
+        while True:
+            most = 2 * max(1, sum(client.nthreads().values()))
+            while len(ahead) < most and (part := next(waiting, waiting)) is not waiting:
+                ahead.append(client.submit(work, held, part, pure=False))
+            if not ahead:
+                return
+            yield ahead[0].result()
+            ahead.popleft().release()
+    finally:
+        client.cancel(list(ahead))
+        held.release()
+
+
+def _same(shared: Any) -> Any:
+    return shared
+
+
+class Loaded:
+    """A model made by a function that can be sent; each process calls the function once.
+
+    Parameters
+    ----------
+    factory : without arguments; returns the model
+
+    Notes
+    -----
+    The threads of a worker call the model one after the other.
+    """
+
+    _models: ClassVar[dict[str, Any]] = {}
+    _lock: ClassVar[Any] = threading.RLock()
+
+    def __init__(self, factory: Callable[[], Any]) -> None:
+        self.pickled = _sent(factory)
+        self.name = hashlib.sha256(self.pickled).hexdigest()
+
+    def __call__(self, batch: Any) -> NDArray[Any]:
+        """The model's predictions of a batch."""
+        with Loaded._lock:
+            if self.name not in Loaded._models:
+                model = pickle.loads(self.pickled)()  # noqa: S301 # made by the constructor above
+                Loaded._models[self.name] = getattr(model, "predict_on_batch", model)
+            found = Loaded._models[self.name](batch)
+            return np.asarray(found.detach().cpu() if hasattr(found, "detach") else found)
+
+
+def _sent(factory: Callable[[], Any]) -> bytes:
+    """A function as bytes; one of a notebook or script too, where cloudpickle is there, as it is beside dask."""
+    if not callable(factory):
+        raise TypeError(
+            f"with client= the model is a function without arguments that makes it, such as "
+            f"functools.partial(keras.models.load_model, path), not a {type(factory).__name__}"
+        )
+    dumped: bytes = require("cloudpickle", extra="cluster").dumps(factory)
+    return dumped

@@ -1,0 +1,249 @@
+"""The same work on two worker processes, one of which is killed in the middle: nothing lost, nothing doubled."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+
+distributed = pytest.importorskip("distributed")
+pytest.importorskip("zarr")
+
+from lazytiles.check import check  # noqa: E402
+from lazytiles.errors import LazyTilesError  # noqa: E402
+from lazytiles.multisource import MultiSourceArray  # noqa: E402
+from lazytiles.scans import predict  # noqa: E402
+from lazytiles.statistics import statistics  # noqa: E402
+from lazytiles.store import export, open_store, persist, verify_store  # noqa: E402
+from lazytiles.tiles import open_tiles  # noqa: E402
+
+pytestmark = [
+    pytest.mark.leaks("a cluster keeps loops, sockets and processes until its fixture ends"),
+    pytest.mark.filterwarnings("default"),
+]
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    options = {"n_workers": 2, "threads_per_worker": 2, "processes": True, "dashboard_address": ":0"}
+    folder = str(tmp_path_factory.mktemp("dask"))
+    with (
+        distributed.LocalCluster(**options, local_directory=folder, silence_logs=50) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+def made(folder: Path, dtype: str = "uint8", size: int = 128, regions: int = 6) -> MultiSourceArray:
+    rng = np.random.default_rng(3)
+    rows = []
+    for k in range(regions):
+        image = rng.random((size, size, 2)) * 250
+        path = folder / f"{k}.tif"
+        tifffile.imwrite(path, image.astype(dtype), compression="deflate", tile=(64, 64), planarconfig="contig")
+        for y in range(0, size - 16, 12):
+            rows += [
+                (f"{k}-{y}-{x}", str(k), y / size, f"({x}, {y}, {x + 16}, {y + 16})") for x in range(0, size - 16, 12)
+            ]
+    columns = ["tile_id", "region_id", "target", "region_coordinates"]
+    return open_tiles(pd.DataFrame(rows, columns=columns), folder)
+
+
+def kill_one(client: Any, after_s: float) -> threading.Thread:
+    """Kill a worker process in a while; its nanny starts another."""
+    pids = list(client.run(os.getpid).values())
+
+    def kill() -> None:
+        time.sleep(after_s)
+        os.kill(pids[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    return thread
+
+
+def revive(client: Any) -> None:
+    """Wait for two live workers; a nanny that a busy machine keeps waiting is started anew."""
+    try:
+        client.wait_for_workers(2, timeout=15)
+    except TimeoutError:
+        client.restart(timeout=60)
+
+
+@pytest.fixture(autouse=True)
+def two_live_workers(client: Any) -> None:
+    """Whatever a test before did to them."""
+    revive(client)
+
+
+@pytest.fixture(params=[None, 0.2], ids=["all live", "one dies"])
+def perhaps_killed(request: pytest.FixtureRequest, client: Any) -> Iterator[None]:
+    thread = None if request.param is None else kill_one(client, request.param)
+    yield
+    if thread is not None:
+        thread.join()
+        revive(client)
+
+
+@pytest.mark.usefixtures("perhaps_killed")
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_statistics_are_those_of_one_machine(client: Any, tmp_path: Path, dtype: str) -> None:
+    tiles = made(tmp_path, dtype).shuffle(1)
+    here, there = (statistics(tiles, client=one, batch_bytes=20_000) for one in (None, client))
+    assert here.to_dict() == there.to_dict()
+    whole = tiles[...]
+    assert np.allclose(there.mean, whole.mean(axis=(0, 1, 2), dtype=np.float64))
+    assert there.count.tolist() == [whole[..., 0].size] * 2
+
+
+@pytest.mark.usefixtures("perhaps_killed")
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_an_export_is_that_of_one_machine(client: Any, tmp_path: Path, shuffled: bool) -> None:
+    tiles = made(tmp_path)
+    tiles = tiles.shuffle(5) if shuffled else tiles
+    seen: list[tuple[int, int]] = []
+    store = export(tiles, tmp_path / "out.zarr", chunk=8, client=client, progress=lambda *step: seen.append(step))
+    assert np.array_equal(store[...], tiles[...])
+    assert np.array_equal(store.labels, tiles.labels)
+    assert seen[-1] == (len(tiles), len(tiles))
+    assert len({done for done, _ in seen}) == len(seen)
+    verified = verify_store(tmp_path / "out.zarr")
+    alike = export(tiles, tmp_path / "here.zarr", chunk=8)
+    assert (verified.rows, verified.chunks) == (len(alike), -(-len(alike) // 8))
+    assert not list(tmp_path.glob("out.zarr.partial*"))
+
+
+def test_many_small_steps_with_a_death(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lazytiles.cluster.STEP_BYTES", 1)
+    client.wait_for_workers(2, timeout=60)
+    tiles = made(tmp_path)
+    thread = kill_one(client, 0.3)
+    store = persist(tiles.shuffle(5), tmp_path / "out.zarr", chunk=4, client=client)
+    thread.join()
+    revive(client)
+    assert np.array_equal(store[...], tiles[...])
+    assert np.array_equal(store.reset_order()[...], tiles.reset_order()[...])
+
+
+def test_a_broken_export_names_its_tile_and_goes_on_later(
+    client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lazytiles.cluster.STEP_BYTES", 1)
+    tiles = made(tmp_path)
+    path = tmp_path / "3.tif"
+    good = path.read_bytes()
+    stamp = path.stat()
+    path.write_bytes(good[: len(good) // 2] + bytes(len(good) - len(good) // 2))
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    with pytest.raises(LazyTilesError, match=r"tile 3-\d+-\d+ .*3\.tif"):
+        export(tiles, tmp_path / "out.zarr", chunk=4, client=client)
+    with pytest.raises(LazyTilesError, match=r"out\.zarr"):
+        open_store(tmp_path / "out.zarr")
+    path.write_bytes(good)
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    seen: list[int] = []
+    store = export(
+        tiles, tmp_path / "out.zarr", chunk=4, client=client, resume=True, progress=lambda done, _: seen.append(done)
+    )
+    assert np.array_equal(store[...], tiles[...])
+    assert seen[-1] == len(tiles)
+
+
+def test_only_zarr_is_written_by_many(client: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="only a Zarr store is written by many processes"):
+        export(made(tmp_path, regions=1), tmp_path / "out.npy", client=client)
+
+
+def blur() -> Callable[[Any], Any]:
+    """Makes a model; how often is written down."""
+    with open(os.environ["LAZYTILES_TEST_LOADS"], "a") as file:
+        file.write(f"{os.getpid()}\n")
+    return lambda batch: np.asarray(batch, np.float32) * 0.5 + 1
+
+
+@pytest.mark.usefixtures("perhaps_killed")
+@pytest.mark.parametrize("out", [None, "maps"])
+def test_predictions_are_those_of_one_machine(
+    client: Any, tmp_path: Path, out: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiles = made(tmp_path).shuffle(2)
+    loads = tmp_path / "loads"
+    monkeypatch.setenv("LAZYTILES_TEST_LOADS", str(loads))
+    here = list(predict(blur(), tiles, batch_size=7))
+    loads.unlink()
+
+    def factory(path: str = str(loads)) -> Callable[[Any], Any]:
+        os.environ["LAZYTILES_TEST_LOADS"] = path
+        with open(path, "a") as file:
+            file.write(f"{os.getpid()}\n")
+        return lambda batch: np.asarray(batch, np.float32) * 0.5 + 1
+
+    goal = None if out is None else tmp_path / out
+    there = list(predict(factory, tiles, batch_size=7, client=client, out=goal))
+    assert [scan["id"] for scan in there] == [scan["id"] for scan in here]
+    for one, other in zip(here, there, strict=True):
+        assert np.array_equal(one["y_pred"], np.asarray(other["y_pred"]), equal_nan=True)
+    pids = loads.read_text().split()
+    assert len(pids) == len(set(pids)) <= 4, "a model is loaded once in a worker"
+    if goal is not None:
+        # A killed process cannot take its unfinished file away; it lies beside under a name that says so.
+        finished = sorted(path.name for path in goal.iterdir() if ".partial-" not in path.name)
+        assert finished == [f"{k}.tif" for k in range(6)]
+
+
+def test_a_model_that_always_fails_is_an_error(client: Any, tmp_path: Path) -> None:
+    def factory() -> Callable[[Any], Any]:
+        def fail(batch: Any) -> Any:
+            raise ValueError("no such weights")
+
+        return fail
+
+    with pytest.raises(ValueError, match="no such weights"):
+        list(predict(factory, made(tmp_path, regions=2), client=client))
+    with pytest.raises(TypeError, match="with client= the model is a function without arguments"):
+        list(predict(3, made(tmp_path, regions=2), client=client))
+
+
+def test_a_region_that_cannot_be_read_ends_the_statistics(client: Any, tmp_path: Path) -> None:
+    tiles = made(tmp_path)
+    (tmp_path / "4.tif").write_bytes(b"II*\0")
+    with pytest.raises(LazyTilesError, match=r"tile 4-\d+-\d+ .*4\.tif"):
+        statistics(tiles, client=client)
+
+
+def test_the_command_line_exports_on_it(client: Any, tmp_path: Path) -> None:
+    from lazytiles.cli import main
+
+    tiles = made(tmp_path, regions=2)
+    assert tiles.table is not None
+    tiles.table.to_csv(tmp_path / "tiles.csv", index=False)
+    address = ["--images", str(tmp_path), "--scheduler", client.scheduler.address]
+    assert not main(
+        ["export", str(tmp_path / "tiles.csv"), "-o", str(tmp_path / "out.zarr"), *address], standalone_mode=False
+    )
+    assert np.array_equal(open_store(tmp_path / "out.zarr")[...], tiles[...])
+
+
+def test_dask_arrays_compute_on_the_cluster(client: Any, tmp_path: Path) -> None:
+    tiles = made(tmp_path)
+    whole = tiles[...]
+    assert np.array_equal(client.compute(tiles.to_dask()).result(), whole)
+    assert client.compute(tiles.to_dask().astype(np.int64).sum()).result() == whole.sum(dtype=np.int64)
+
+
+def test_digests_are_those_of_one_machine(client: Any, tmp_path: Path) -> None:
+    table = made(tmp_path, regions=3).table
+    here = check(table, tmp_path, digest=True)
+    there = check(table, tmp_path, digest=True, client=client)
+    assert len(here.digests) == 3
+    assert list(there.digests.values()) == list(here.digests.values())
+    assert there.is_sound
