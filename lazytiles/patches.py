@@ -1,0 +1,323 @@
+"""Patches around pixels under a mask: as a source, and as stores of one array per class."""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from html import escape
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
+
+from lazytiles.cut import cut, spatial_axes
+from lazytiles.indexing import request
+from lazytiles.pixels import AllPixels, MaskPixels, Scatter
+from lazytiles.reader import check_limit
+from lazytiles.seeds import fresh_seed
+from lazytiles.write import Blosc2Writer, HDF5Writer, NpyWriter, StoreWriter, ZarrWriter
+
+Int64s: TypeAlias = NDArray[np.int64]
+
+STORES: dict[str, tuple[type[StoreWriter], str]] = {
+    "hdf5": (HDF5Writer, ".h5"),
+    "zarr": (ZarrWriter, ".zarr"),
+    "blosc2": (Blosc2Writer, ".b2nd"),
+    "npy": (NpyWriter, ".npy"),
+}
+ITERATED_ROWS = 64
+
+
+class PatchGenerator:
+    """The patches around the pixels under a mask, as a lazy source: patch k is ``patches[k]``.
+
+    The patch of pixel p has ``source[p]`` at index ``size // 2`` along every axis, for odd and even sizes: it
+    is ``padded[p : p + size]`` of the source padded by ``size // 2`` before and ``(size - 1) // 2`` behind.
+
+    Parameters
+    ----------
+    source : array-like with `shape`, `dtype` and slices, such as an array, a memmap, a dataset or a `Region`:
+        an image (H, W), with channels (H, W, C), or a volume (D, H, W), with channels (D, H, W, C)
+    patch_size : pixels along each spatial axis, (height, width) or (depth, height, width); one number means
+        the same along all, which are then those of the mask, or without one those that a `Region` names, or
+        all but a last axis of at most 4, which is channels
+    mask : array-like of the source's spatial shape: patches around its non-zero pixels only; None for all
+        pixels.  Must not change
+    random : whether patches come in the random order of `seed`, else in that of the pixels, row by row
+    mirrored : what lies beyond the edges: True mirrors the image, edge pixels repeated (`numpy.pad`'s
+        "symmetric"), False is zero
+    max_num : at most so many patches: the first ones of the order
+    seed : of the order; None draws a fresh one
+
+    Attributes
+    ----------
+    shape : (patches, *patch size, channels if there are any)
+    dtype : the source's, native byte order
+    seed : of the order, None if it is not random
+
+    Raises
+    ------
+    ValueError : sizes that fit neither source nor mask
+
+    Notes
+    -----
+    Takes no memory per patch: the pixels are counted once, block by block, and the order is computed where it
+    is asked for.  A batch reads neighbouring patches together.  Any number of threads may read at once;
+    pickles with its source.
+
+    >>> patches = PatchGenerator(np.arange(12).reshape(3, 4), 3, mirrored=False)
+    >>> patches
+    <PatchGenerator of 12 patches 3 x 3 int64 from (3, 4), zeros beyond the edges>
+    >>> patches[0].tolist()
+    [[0, 0, 0], [0, 0, 1], [0, 4, 5]]
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        patch_size: int | Sequence[int],
+        mask: Any = None,
+        random: bool = False,
+        mirrored: bool = True,
+        max_num: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.source = source
+        self.patch_size = _sizes(source, patch_size, mask)
+        spatial = tuple(source.shape[: len(self.patch_size)])
+        self.mirrored = mirrored
+        self._pixels = AllPixels(spatial) if mask is None else MaskPixels(mask)
+        count = len(self._pixels)
+        if max_num is not None and max_num < 0:
+            raise ValueError(f"max_num must be at least 0 patches, not {max_num}")
+        if count and 0 in source.shape:
+            raise ValueError(f"a source of shape {tuple(source.shape)} has no pixels")
+        self.seed = None if not random else fresh_seed() if seed is None else seed
+        self._scatter = None if self.seed is None else Scatter(count, self.seed)
+        taken = count if max_num is None else min(max_num, count)
+        self.shape: tuple[int, ...] = (taken, *self.patch_size, *source.shape[len(self.patch_size) :])
+        self.dtype = np.dtype(source.dtype).newbyteorder("=")
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(math.prod(self.shape))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all patches."""
+        return int(self.size * self.dtype.itemsize)
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def centers(self, indices: Any = None) -> Int64s:
+        """The pixels of the source that patches lie around.
+
+        Parameters
+        ----------
+        indices : ints, shape (n,), each in ``range(len(self))``; None for all
+
+        Returns
+        -------
+        int64 array, shape (n, spatial axes)
+
+        >>> PatchGenerator(np.zeros((3, 3)), 3, mask=np.eye(3)).centers([2, 0]).tolist()
+        [[2, 2], [0, 0]]
+        """
+        numbers = np.arange(len(self)) if indices is None else np.asarray(indices, dtype=np.int64)
+        return self._pixels.at(numbers if self._scatter is None else self._scatter(numbers))
+
+    def take(self, indices: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """The patches of these indices, in their order, as one array.
+
+        Parameters
+        ----------
+        indices : ints, shape (n,); negative ones count from the end
+        out : array of the result's shape and dtype to write into
+
+        Raises
+        ------
+        IndexError : an index beyond the patches
+        LimitError : more bytes than `max_window_bytes`
+        """
+        numbers = np.asarray(indices, dtype=np.int64)
+        if len(numbers) and not (-len(self) <= numbers.min() and numbers.max() < len(self)):
+            raise IndexError(f"indices {numbers.min()} to {numbers.max()} asked for of {len(self)} patches")
+        shape = (len(numbers), *self.shape[1:])
+        if out is None:
+            nbytes = math.prod(shape) * self.dtype.itemsize
+            check_limit(nbytes, f"a batch of {shape[0]} patches of {shape[1:]}")
+            out = np.empty(shape, self.dtype)
+        if len(numbers):
+            cut(self.source, self.centers(numbers % len(self)), self.patch_size, self.mirrored, out)
+        return out
+
+    def read_box(self, rows: Int64s, box: tuple[tuple[int, int], ...], origins: Int64s | None) -> NDArray[Any]:
+        """Patches cut by a box, which moves by the `origins` of each if there are any."""
+        patches = self.take(rows)
+        if origins is None:
+            cut: tuple[Any, ...] = (slice(None), *(slice(start, stop) for start, stop in box))
+            part: NDArray[Any] = patches[cut]
+            return part
+        out = np.empty((len(rows), *(stop - start for start, stop in box)), self.dtype)
+        for k, origin in enumerate(origins.tolist()):
+            moved: tuple[Any, ...] = tuple(slice(a + o, b + o) for (a, b), o in zip(box, origin, strict=True))
+            out[k] = patches[k][moved]
+        return out
+
+    def __getitem__(self, key: Any) -> Any:
+        asked = request(key, self.shape, row_axes=1)
+        return asked.finish(self.read_box(asked.rows[0], asked.box, asked.origins))
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        for start in range(0, len(self), ITERATED_ROWS):
+            yield from self.take(np.arange(start, min(start + ITERATED_ROWS, len(self))))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError("patches are always read into a new array; copy=False cannot be kept")
+        whole: NDArray[Any] = self[...]
+        return whole if dtype is None else whole.astype(dtype, copy=False)
+
+    def __repr__(self) -> str:
+        edge = "mirrored" if self.mirrored else "zeros"
+        order = "" if self.seed is None else f", in the order of seed {self.seed}"
+        size = " x ".join(map(str, self.shape[1:]))
+        return (
+            f"<PatchGenerator of {len(self)} patches {size} {self.dtype} from {tuple(self.source.shape)}, "
+            f"{edge} beyond the edges{order}>"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<code>{escape(repr(self))}</code>"
+
+
+def _sizes(source: Any, patch_size: Any, mask: Any) -> tuple[int, ...]:
+    shape = tuple(source.shape)
+    if np.ndim(patch_size):
+        sizes = tuple(int(size) for size in np.asarray(patch_size))
+    else:
+        sizes = (operator.index(patch_size),) * (spatial_axes(source) if mask is None else len(mask.shape))
+    if not (2 <= len(sizes) <= len(shape)) or min(sizes) < 1:
+        raise ValueError(
+            f"patch_size={patch_size!r} does not fit a source of shape {shape}: give pixels, at least 1, or "
+            "one number for each spatial axis, (height, width) or (depth, height, width)"
+        )
+    if mask is not None and tuple(mask.shape) != shape[: len(sizes)]:
+        raise ValueError(
+            f"a mask of shape {tuple(mask.shape)} does not fit patches {sizes} of a source of shape {shape}: "
+            f"it must have the source's spatial shape {shape[: len(sizes)]}"
+        )
+    return sizes
+
+
+class _OneClass:
+    """A mask of classes as the mask of one of them, compared where it is read."""
+
+    def __init__(self, mask: Any, value: Any) -> None:
+        self.shape = tuple(mask.shape)
+        self._mask = mask
+        self._value = value
+
+    def __getitem__(self, key: Any) -> Any:
+        return np.asarray(self._mask[key]) == self._value
+
+
+def create_dataset(
+    path: str | os.PathLike[str],
+    patch_size: int | Sequence[int],
+    volume: Any,
+    mask: Any,
+    class_list: Sequence[Any],
+    *,
+    format: str = "hdf5",  # noqa: A002
+    random: bool = True,
+    mirrored: bool = True,
+    max_num: int | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: bool = True,
+    overwrite: bool = False,
+    resume: bool = False,
+    **options: Any,
+) -> dict[Any, Path]:
+    """Write the patches around the pixels of each class to a store of their own, all in one folder.
+
+    Parameters
+    ----------
+    path : the folder; made if it is not there.  Its stores are named ``class_<value>``
+    patch_size, volume, random, mirrored, seed : as `source` and the others of `PatchGenerator`
+    mask : array-like of the volume's spatial shape, with a class in every pixel
+    class_list : the values of the mask to write patches of
+    format : "hdf5", "zarr", "blosc2" or "npy"
+    max_num : at most so many patches of each class
+    batch_size : patches of one chunk, and of one read
+    progress : whether a bar is shown on standard error
+    overwrite, resume : replace stores that are there; go on where a killed call of the same arguments stopped
+    options : for the format's library, as the writers take them
+
+    Returns
+    -------
+    the store of each class, in the order of `class_list`; `open_store` and the format's library open them
+
+    Raises
+    ------
+    ValueError : an unknown format, classes named twice, sizes that do not fit
+    StoreError : a store exists, is locked, or cannot be written
+
+    >>> import tempfile
+    >>> classes = np.array([[0, 1, 1], [2, 0, 1]])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     stores = create_dataset(folder, 3, np.ones((2, 3)), classes, [1, 2], format="npy", progress=False)
+    ...     {value: np.load(store).shape for value, store in stores.items()}
+    {1: (3, 3, 3), 2: (1, 3, 3)}
+    """
+    if format not in STORES:
+        raise ValueError(f"format={format!r} is not one of {', '.join(STORES)}")
+    names = [f"class_{value}" for value in class_list]
+    if len(set(names)) < len(names) or any(os.sep in name for name in names):
+        raise ValueError(f"class_list={list(class_list)!r} must name each class once, by a plain value")
+    writer, suffix = STORES[format]
+    generators = {
+        value: PatchGenerator(volume, patch_size, _OneClass(mask, value), random, mirrored, max_num, seed)
+        for value in class_list
+    }
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    stores = {value: folder / (name + suffix) for value, name in zip(class_list, names, strict=True)}
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True)) if progress else nullcontext() as bar:
+        for value, patches in generators.items():
+            with writer(
+                stores[value],
+                patches.shape[1:],
+                patches.dtype,
+                length=len(patches),
+                chunk=batch_size,
+                overwrite=overwrite,
+                resume=resume,
+                **options,
+            ) as store:
+                _fill(store, patches, batch_size, bar, stores[value].stem)
+    return stores
+
+
+def _fill(store: StoreWriter, patches: PatchGenerator, batch_size: int, bar: Progress | None, name: str) -> None:
+    task = None if bar is None else bar.add_task(name, total=len(patches), completed=len(store))
+    for start in range(len(store), len(patches), batch_size):
+        batch = np.arange(start, min(start + batch_size, len(patches)))
+        store.write(patches.take(batch))
+        if bar is not None and task is not None:
+            bar.advance(task, len(batch))
