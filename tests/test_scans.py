@@ -1,0 +1,360 @@
+"""`predict` gives whole regions back: the same for every order, as dense arrays say, clean when left."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+
+import lazytiles as lt
+from lazytiles.multisource import MultiSourceArray
+from lazytiles.scans import predict
+
+SHAPES = {"a": (70, 90), "b": (64, 64), "c": (100, 40)}
+
+
+def grid(region, shape, size, stride):
+    rows = []
+    for y in range(0, shape[0], stride):
+        for x in range(0, shape[1], stride):
+            y0, x0 = min(y, shape[0] - size), min(x, shape[1] - size)
+            rows.append((f"{region}-{y}-{x}", region, x0, y0, x0 + size, y0 + size))
+    return rows
+
+
+@pytest.fixture
+def scene(tmp_path):
+    """Three regions, their masks, and a table of overlapping tiles in mixed order."""
+    rng = np.random.default_rng(0)
+    images, masks, rows = {}, {}, []
+    for name, shape in SHAPES.items():
+        images[name] = rng.integers(0, 255, (*shape, 3), np.uint8)
+        masks[name] = (images[name].sum(axis=-1) > 300).astype(np.uint8)
+        tifffile.imwrite(tmp_path / f"{name}.tif", images[name], tile=(32, 32), compression="zlib")
+        tifffile.imwrite(tmp_path / f"{name}_mask.tif", masks[name])
+        rows += grid(name, shape, 32, 24)
+    table = pd.DataFrame(rows, columns=["tile_id", "region_id", "xmin", "ymin", "xmax", "ymax"])
+    table["target"] = np.arange(len(table)) % 3
+    mixed = table.iloc[np.random.default_rng(1).permutation(len(table))].reset_index(drop=True)
+    return tmp_path, mixed, images, masks
+
+
+def identity(batch):
+    return batch
+
+
+def model(batch):
+    """Two channels that differ with the place in the tile, so that every blend matters."""
+    ramp = np.linspace(0, 1, batch.shape[2], dtype=np.float32)[:, None]
+    return np.stack([batch[..., 0] * ramp[..., 0], batch[..., 1] / 255], axis=-1).astype(np.float32)
+
+
+def dense(function, image, rows, size):
+    """Mean of all tiles, tile by tile, in float64."""
+    first = function(image[None, :size, :size])
+    total, count = np.zeros((*image.shape[:2], first.shape[-1])), np.zeros(image.shape[:2])
+    for row in rows.itertuples():
+        box = np.s_[row.ymin : row.ymax, row.xmin : row.xmax]
+        total[box] += function(image[None][(slice(None), *box)])[0]
+        count[box] += 1
+    return total / count[..., None]
+
+
+@pytest.mark.parametrize("blend", ["crop", "mean", "hann", "gaussian", "max"])
+def test_an_identity_model_returns_the_scan(scene, blend):
+    folder, table, images, masks = scene
+    tiles = lt.open_tiles(table, folder, masks="{region_id}_mask.tif")
+    seen = []
+    for scan in predict(identity, tiles, blend=blend, batch_size=7, with_x=True):
+        np.testing.assert_array_equal(scan["y_pred"], images[scan["id"]])
+        np.testing.assert_array_equal(scan["x"], images[scan["id"]])
+        np.testing.assert_array_equal(scan["y_true"][..., 0], masks[scan["id"]])
+        assert scan["x"].dtype == np.uint8
+        assert scan["seconds"] > 0
+        seen.append(scan["id"])
+    assert seen == list(dict.fromkeys(table.region_id))
+
+
+def test_the_result_does_not_depend_on_the_order(scene):
+    folder, table, images, _ = scene
+    tiles = lt.open_tiles(table, folder)
+    expected = {scan["id"]: scan["y_pred"] for scan in predict(model, tiles)}
+    for name, whole in expected.items():
+        np.testing.assert_allclose(
+            whole, dense(model, images[name], table[table.region_id == name], 32), rtol=1e-5, atol=1e-5
+        )
+    tiles.shuffle(3)
+    order = tiles.order
+    for size in (1, 5, 64):
+        found = {scan["id"]: scan["y_pred"] for scan in predict(model, tiles, batch_size=size)}
+        assert list(found) == list(expected)
+        for name in expected:
+            assert found[name].tobytes() == expected[name].tobytes()
+    np.testing.assert_array_equal(tiles.order, order)
+    part = tiles.select(tiles.table.region_id == "b")
+    ((only, whole),) = ((scan["id"], scan["y_pred"]) for scan in predict(model, part))
+    assert only == "b"
+    assert whole.tobytes() == expected["b"].tobytes()
+
+
+def test_metrics_of_each_scan_equal_those_of_the_dense_array(scene):
+    folder, table, images, masks = scene
+    tiles = lt.open_tiles(table, folder, masks="{region_id}_mask.tif").shuffle(0)
+
+    def guess(batch):
+        return (batch.astype(np.int64).sum(axis=-1, keepdims=True) > 280).astype(np.uint8)
+
+    for scan in predict(guess, tiles, blend="crop"):
+        expected = (guess(images[scan["id"]])[..., 0] == masks[scan["id"]]).mean()
+        assert (scan["y_pred"] == scan["y_true"]).mean() == expected
+
+
+def test_two_predictions_at_once_do_not_disturb_each_other(scene):
+    folder, table, _, _ = scene
+    tiles = lt.open_tiles(table, folder)
+    alone = [scan["y_pred"].tobytes() for scan in predict(model, tiles)]
+    both = [
+        (first["y_pred"].tobytes(), second["y_pred"].tobytes())
+        for first, second in zip(predict(model, tiles), predict(model, tiles, batch_size=3), strict=True)
+    ]
+    assert both == [(one, one) for one in alone]
+
+
+@pytest.mark.parametrize("ending", [".tif", ".npy"])
+def test_a_consumer_that_stops_early_leaves_nothing_half_written(scene, ending):
+    folder, table, images, _ = scene
+    tiles = lt.open_tiles(table, folder)
+    scans = predict(identity, tiles, blend="crop", batch_size=4, out=str(folder / "maps" / ("{id}" + ending)))
+    (folder / "maps").mkdir()
+    first = next(scans)
+    scans.close()
+    assert [path.name for path in (folder / "maps").iterdir()] == [first["id"] + ending]
+    np.testing.assert_array_equal(np.asarray(first["y_pred"]), images[first["id"]])
+
+    def failing(batch):
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        next(predict(failing, tiles, out=folder / "other"))
+    assert list((folder / "other").iterdir()) == []
+
+
+def test_outputs_are_folders_paths_mappings_functions_and_arrays(scene, tmp_path):
+    folder, table, images, _ = scene
+    tiles = lt.open_tiles(table, folder)
+    for scan in predict(identity, tiles, blend="crop", out=tmp_path / "new"):
+        np.testing.assert_array_equal(tifffile.imread(tmp_path / "new" / f"{scan['id']}.tif"), images[scan["id"]])
+        assert isinstance(scan["y_pred"], lt.Region)
+    arrays = {name: np.zeros((*shape, 3), np.float32) for name, shape in SHAPES.items()}
+    for scan in predict(identity, tiles, out=arrays):
+        assert scan["y_pred"] is arrays[scan["id"]]
+        np.testing.assert_array_equal(arrays[scan["id"]], images[scan["id"]])
+    for scan in predict(identity, tiles, blend="crop", out=lambda name: tmp_path / f"map-{name}.npy"):
+        np.testing.assert_array_equal(np.load(tmp_path / f"map-{scan['id']}.npy"), images[scan["id"]])
+    one = tiles.select(tiles.table.region_id == "b")
+    (scan,) = predict(identity, one, out=arrays["b"])
+    assert scan["y_pred"] is arrays["b"]
+    with pytest.raises(ValueError, match="one array for 3 regions"):
+        predict(identity, tiles, out=arrays["b"])
+    with pytest.raises(ValueError, match=r"one file for 3 regions; write \{id\}"):
+        predict(identity, tiles, out=tmp_path / "x.tif")
+
+
+def test_one_class_or_number_a_tile_becomes_a_table_and_a_map(scene):
+    folder, table, images, _ = scene
+    tiles = lt.open_tiles(table, folder).shuffle(5)
+
+    def means(batch):
+        return batch.mean(axis=(1, 2))
+
+    found = list(predict(means, tiles, paint=True))
+    for scan in found:
+        rows = table[table.region_id == scan["id"]]
+        frame = scan["y_pred"]
+        assert frame.index.name == "tile_id"
+        assert list(frame.index) == list(rows.tile_id)
+        np.testing.assert_array_equal(scan["y_true"], rows.target)
+        for row in rows.itertuples():
+            tile = images[scan["id"]][row.ymin : row.ymax, row.xmin : row.xmax]
+            np.testing.assert_allclose(frame.loc[row.tile_id], tile.mean(axis=(0, 1)), rtol=1e-6)
+        assert scan["map"].shape == (*SHAPES[scan["id"]], 3)
+    scores = pd.concat([scan["y_pred"] for scan in predict(lambda x: x.mean(axis=(1, 2, 3)), tiles)])
+    assert list(scores.columns) == ["prediction"]
+    assert set(scores.index) == set(table.tile_id)
+    (b,) = [scan for scan in predict(lambda x: x.mean(axis=(1, 2, 3)), tiles, paint=True) if scan["id"] == "b"]
+    assert b["map"].shape == SHAPES["b"]
+
+
+def test_activations_are_applied_to_predictions(scene):
+    folder, table, _, _ = scene
+    tiles = lt.open_tiles(table, folder)
+    for scan in predict(lambda x: x.astype(np.float32) - 100, tiles, activation="softmax"):
+        np.testing.assert_allclose(scan["y_pred"].sum(axis=-1), 1, rtol=1e-5)
+    with pytest.raises(ValueError, match="activation='relu' is not known; choose softmax or sigmoid"):
+        predict(identity, tiles, activation="relu")
+
+
+def test_resampled_tiles_come_back_at_the_size_of_their_window(scene):
+    folder, table, images, _ = scene
+    table = table.assign(xmax=table.xmin + 24)
+    tiles = lt.open_tiles(table, folder, size=(64, 48), resample="nearest")
+    for scan in predict(identity, tiles, blend="crop", fill=0):
+        image = images[scan["id"]]
+        assert scan["y_pred"].shape == image.shape
+        covered = np.zeros(image.shape[:2], bool)
+        for row in table[table.region_id == scan["id"]].itertuples():
+            covered[row.ymin : row.ymax, row.xmin : row.xmax] = True
+        np.testing.assert_array_equal(scan["y_pred"][covered], image[covered])
+        break
+
+
+def test_padded_tiles_are_cut_off_at_the_edge(scene):
+    folder, table, images, _ = scene
+    rows = [
+        (f"{name}{y}-{x}", name, x, y, x + 32, y + 32)
+        for name, (height, width) in SHAPES.items()
+        for y in range(-9, height, 24)
+        for x in range(-5, width, 24)
+    ]
+    tiles = lt.open_tiles(pd.DataFrame(rows, columns=table.columns[:6]), folder, pad="reflect")
+    for scan in predict(identity, tiles, blend="gaussian"):
+        np.testing.assert_array_equal(scan["y_pred"], images[scan["id"]])
+
+
+def test_frames_come_back_in_front(scene, tmp_path):
+    _, table, images, _ = scene
+    for year in ("2017", "2018"):
+        (tmp_path / year).mkdir()
+        for name, image in images.items():
+            tifffile.imwrite(tmp_path / year / f"{name}.tif", image // 2 if year == "2017" else image)
+    table = table.assign(label_id="2018")
+    tiles = lt.open_tiles(table, tmp_path, frames=["2017", "2018"])
+    for scan in predict(identity, tiles):
+        np.testing.assert_array_equal(scan["y_pred"], np.stack([images[scan["id"]] // 2, images[scan["id"]]]))
+    for scan in predict(lambda x: x[:, -1], tiles):
+        np.testing.assert_array_equal(scan["y_pred"], images[scan["id"]])
+
+
+def test_regions_of_one_column_value_are_slices_of_one_scan(tmp_path):
+    rng = np.random.default_rng(0)
+    slices = rng.integers(0, 255, (5, 40, 50), np.uint8)
+    rows = []
+    for k, image in enumerate(slices):
+        tifffile.imwrite(tmp_path / f"s{k}.tif", image)
+        patient = "anna" if k % 2 else "bert"
+        rows += [(*row, patient) for row in grid(f"s{k}", (40, 50), 20, 10)]
+    table = pd.DataFrame(rows, columns=["tile_id", "region_id", "xmin", "ymin", "xmax", "ymax", "patient"])
+    tiles = lt.open_tiles(table, tmp_path).shuffle(2)
+    scans = {scan["id"]: scan["y_pred"] for scan in predict(identity, tiles, by="patient", blend="hann")}
+    assert list(scans) == ["bert", "anna"]
+    np.testing.assert_array_equal(scans["bert"][..., 0], slices[::2])
+    np.testing.assert_array_equal(scans["anna"][..., 0], slices[1::2])
+    with pytest.raises(ValueError, match="by='doctor' is no column of the table; there are tile_id"):
+        predict(identity, tiles, by="doctor")
+
+
+def test_plain_arrays_are_scans_of_samples():
+    rng = np.random.default_rng(0)
+    volumes = [rng.random((n, 8, 9, 1)) for n in (3, 5)]
+    masks = [volume > 0.5 for volume in volumes]
+    tiles = MultiSourceArray(volumes, labels=masks).shuffle(4)
+    for scan in predict(lambda x: x * 2, tiles, batch_size=2, with_x=True):
+        np.testing.assert_array_equal(scan["y_pred"], volumes[scan["id"]] * 2)
+        np.testing.assert_array_equal(scan["x"], volumes[scan["id"]])
+        np.testing.assert_array_equal(scan["y_true"], masks[scan["id"]])
+
+
+def test_any_source_is_one_scan():
+    volume = np.random.default_rng(0).random((5, 8, 9, 2))
+    (scan,) = predict(lambda x: -x, lt.DelayedView(volume))
+    np.testing.assert_array_equal(scan["y_pred"], -volume)
+    (scan,) = predict(lambda x: x.mean(axis=(1, 2, 3)), volume, batch_size=2)
+    np.testing.assert_allclose(scan["y_pred"]["prediction"], volume.mean(axis=(1, 2, 3)))
+
+
+def test_wrong_models_are_named(scene):
+    folder, table, _, _ = scene
+    tiles = lt.open_tiles(table, folder)
+    for wrong, message in [
+        (lambda x: x[:, 2:-2], r"the model gives \(28, 32, 3\) for tiles of \(32, 32, 3\)"),
+        (lambda x: [x, x], "the model gives 2 outputs"),
+        (lambda x: x[:-1], r"shape \(\d+, 32, 32, 3\) for \d+ tiles"),
+        (lambda x: 3, r"shape \(\) for \d+ tiles"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            next(predict(wrong, tiles))
+    with pytest.raises(TypeError, match="the model is a int"):
+        predict(3, tiles)
+    with pytest.raises(TypeError, match=r"predict takes tiles.* or another source, not int"):
+        predict(identity, 5)
+    with pytest.raises(ValueError, match="blend='x' is not known"):
+        predict(identity, tiles, blend="x")
+
+
+def test_nothing_is_read_before_the_first_scan_is_asked_for(scene):
+    folder, table, _, _ = scene
+    tiles = lt.open_tiles(table, folder)
+    before = lt.counters()["segments_decoded"], threading.active_count()
+    predict(identity, tiles)
+    assert (lt.counters()["segments_decoded"], threading.active_count()) == before
+
+
+def test_tabular_columns_reach_the_model(scene):
+    folder, table, _, _ = scene
+    tiles = lt.open_tiles(table.assign(height=np.arange(len(table)) * 1.0), folder, tabular=["height"]).shuffle(1)
+    scores = pd.concat([s["y_pred"] for s in predict(lambda x: x[1][:, 0], tiles)])
+    np.testing.assert_array_equal(scores.loc[table.tile_id, "prediction"], np.arange(len(table)))
+
+
+def test_an_empty_array_has_no_scans(scene):
+    folder, table, _, _ = scene
+    tiles = lt.open_tiles(table, folder)
+    assert list(predict(identity, tiles.select([]))) == []
+
+
+@pytest.mark.parametrize("layout", [{"tile": (64, 64), "compression": "zlib"}, {}], ids=["tiled", "mapped"])
+def test_rows_that_lie_behind_leave_the_cache_and_the_map(tmp_path, layout, monkeypatch):
+    from lazytiles.cache import cache
+    from lazytiles.files import pool
+
+    image = np.random.default_rng(0).integers(0, 255, (2048, 256), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", image, **layout)
+    tiles = lt.open_tiles(lt.make_grid({"a": image.shape}, 64, stride=48), tmp_path)
+    released = []
+    monkeypatch.setattr(pool, "release", lambda key, start, stop: released.append(stop - start))
+    lt.clear_cache()
+    before = lt.settings().cache_bytes
+    lt.configure(cache_bytes=2**18)
+    held, seen = [], lt.counters()["segments_decoded"]
+    try:
+        for scan in predict(lambda x: held.append(cache.nbytes) or x, tiles, batch_size=4, blend="crop"):
+            np.testing.assert_array_equal(scan["y_pred"][..., 0], image)
+    finally:
+        lt.configure(cache_bytes=before)
+    if layout:
+        # The read-ahead holds all of this small region at first; at the end little is left.
+        assert held[-1] < image.nbytes / 4
+        assert lt.counters()["segments_decoded"] - seen == 32 * 4
+    else:
+        assert image.nbytes - 256 * 256 < sum(released) <= image.nbytes
+
+
+def test_memory_is_bounded_by_rows_in_flight(tmp_path):
+    import tracemalloc
+
+    shape, boxes = (4096, 512), [(x, y, x + 64, y + 64) for y in range(0, 4096, 64) for x in range(0, 512, 64)]
+    tile = np.ones((1, 64, 64, 4), np.float32)
+    tracemalloc.start()
+    try:
+        with lt.Canvas(shape, boxes=boxes, out=tmp_path / "a.tif") as canvas:
+            for box in boxes:
+                canvas.add([box], tile)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert canvas.rows_held == 64
+    # 64 rows on the canvas, 256 of the TIFF's tiles, out of 4096.
+    assert peak < shape[0] * shape[1] * 16 / 6
