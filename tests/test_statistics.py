@@ -1,0 +1,151 @@
+"""Statistics: exact for integers whatever the batches, as NumPy for floats, alike on a cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+import warnings
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from lazytiles.config import counters
+from lazytiles.errors import ManifestError
+from lazytiles.statistics import load_statistics, statistics
+from lazytiles.tiles import open_tiles
+
+INTEGERS = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "bool"]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@given(data=st.data())
+def test_integers_are_summed_exactly(dtype: str, data: st.DataObject) -> None:
+    shape = data.draw(hnp.array_shapes(min_dims=4, max_dims=5, min_side=1, max_side=3))
+    tiles = data.draw(hnp.arrays(dtype, shape))
+    found = statistics(tiles, batch_bytes=data.draw(st.integers(1, 100)))
+    for band in range(shape[-1]):
+        numbers = [int(value) for value in tiles[..., band].ravel()]
+        mean = Fraction(sum(numbers), len(numbers))
+        variance = Fraction(sum(n * n for n in numbers), len(numbers)) - mean**2
+        assert found.mean[band] == float(mean)
+        assert found.std[band] == float(variance) ** 0.5
+        assert (found.min[band], found.max[band]) == (float(min(numbers)), float(max(numbers)))
+    assert found.count.tolist() == [tiles[..., 0].size] * shape[-1]
+    assert np.sum(found.histogram["counts"], axis=1).tolist() == found.count.tolist()
+
+
+@given(
+    hnp.arrays("float32", (5, 2, 3, 2), elements=st.floats(-1e6, 1e6, width=32)),
+    st.integers(1, 100),
+    st.sampled_from([0.0, 1e6]),
+)
+def test_floats_are_numpys(tiles: np.ndarray, batch_bytes: int, shift: float) -> None:
+    tiles = (tiles + np.float32(shift)).astype(np.float32)
+    found = statistics(tiles, batch_bytes=batch_bytes)
+    wide = tiles.astype(np.float64).reshape(-1, 2)
+    np.testing.assert_allclose(found.mean, wide.mean(axis=0), rtol=1e-12, atol=1e-9)
+    np.testing.assert_allclose(found.std, wide.std(axis=0), rtol=1e-9, atol=1e-9)
+    assert found.min.tolist() == wide.min(axis=0).tolist()
+
+
+def test_what_is_not_finite_is_counted_apart() -> None:
+    tiles = np.ones((4, 2, 2, 2))
+    tiles[0, 0, 0, 0], tiles[1, 0, 0, 0], tiles[2, 0, 0, 1] = np.nan, np.inf, -np.inf
+    found = statistics(tiles)
+    assert found.not_finite.tolist() == [2, 1]
+    assert found.mean.tolist() == [1.0, 1.0]
+    with pytest.raises(ValueError, match="no value of the tiles is finite"):
+        statistics(np.full((1, 2, 2, 1), np.nan))
+    tiles[..., 1] = np.nan
+    with pytest.raises(ValueError, match="band 1 has no finite value in 4 tiles"):
+        statistics(tiles)
+    with pytest.raises(ValueError, match="statistics of no tiles"):
+        statistics(tiles[:0])
+    with pytest.raises(ValueError, match="statistics of complex128 values"):
+        statistics(tiles.astype(complex))
+
+
+def test_frames_and_files(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = []
+    for year in ("2017", "2018"):
+        (tmp_path / year).mkdir()
+        for region in "ab":
+            image = rng.integers(0, 255, (64, 64, 3), np.uint8)
+            tifffile.imwrite(tmp_path / year / f"{region}.tif", image, tile=(32, 32), compression="zlib")
+            for k in range(16):
+                x, y = k % 4 * 16, k // 4 * 16
+                rows.append((f"{region}{k}", region, year, f"({x}, {y}, {x + 16}, {y + 16})"))
+    table = pd.DataFrame(rows, columns=["tile_id", "region_id", "label_id", "region_coordinates"])
+    tiles = open_tiles(table, tmp_path, frames=["2017", "2018"]).shuffle(3)
+    seen: list[tuple[int, int]] = []
+    before = counters()["segments_decoded"]
+    found = statistics(tiles, progress=lambda *step: seen.append(step))
+    assert counters()["segments_decoded"] - before == 16
+    whole = np.asarray(tiles)
+    np.testing.assert_allclose(found.mean, whole.mean(axis=(0, 1, 2, 3)), rtol=1e-12)
+    assert len(found.frames) == 2
+    np.testing.assert_allclose(found.frames[1]["std"], whole[:, 1].std(axis=(0, 1, 2)), rtol=1e-12)
+    assert seen[-1] == (32, 32)
+    assert str(found).startswith("32 tiles; band: mean")
+
+
+def test_saved_and_read_again(tmp_path: Path) -> None:
+    found = statistics(np.random.default_rng(0).random((3, 4, 4, 2), np.float32))
+    found.save(tmp_path / "s.json")
+    again = load_statistics(tmp_path / "s.json")
+    assert json.dumps(again.to_dict()) == json.dumps(found.to_dict())
+    (tmp_path / "s.json").write_text("[1]")
+    with pytest.raises(ValueError, match="not statistics written by lazytiles"):
+        load_statistics(tmp_path / "s.json")
+
+
+class Slow:
+    """A source that takes its time, so that a worker can be killed in the middle."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values, self.shape, self.dtype, self.ndim = values, values.shape, values.dtype, values.ndim
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        time.sleep(0.1)
+        if (indices == 999).any():
+            raise ManifestError("tile 999: no such pixels")
+        return self.values[indices]
+
+
+@pytest.mark.leaks("a dask cluster leaves threads and sockets of its own")
+def test_a_cluster_sums_alike_and_survives_a_killed_worker() -> None:
+    distributed = pytest.importorskip("distributed", reason="distributed is not installed")
+    values = np.random.default_rng(0).integers(0, 2**16, (200, 4, 4, 2), np.uint16)
+    with (
+        warnings.catch_warnings(),
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        warnings.simplefilter("ignore")
+        pids = list(client.run(os.getpid).values())
+        killed: list[int] = []
+
+        def kill_one(done: int, total: int) -> None:
+            if done and not killed:
+                os.kill(pids[0], signal.SIGKILL)
+                killed.append(pids[0])
+
+        found = statistics(Slow(values), client=client, batch_bytes=640, progress=kill_one)
+        assert killed
+        assert json.dumps(found.to_dict()) == json.dumps(statistics(values).to_dict())
+        many = np.zeros((1000, 1, 1, 1), np.uint8)
+        with pytest.raises(ManifestError, match="tile 999: no such pixels"):
+            statistics(Slow(many), client=client, batch_bytes=100)
