@@ -1,0 +1,141 @@
+"""What the commands share: options, progress bars, and errors that are one message."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lazytiles.errors import LazyTilesError
+from lazytiles.tiles import open_tiles
+
+_EXPECTED = (LazyTilesError, ValueError, OSError, ImportError)
+
+
+class _Command(click.Command):
+    """A command whose examples stand in its help as they are typed."""
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Wrap what the command does; leave its examples alone."""
+        said, _, examples = (self.help or "").partition("Examples:\n")
+        formatter.write_paragraph()
+        with formatter.indentation():
+            formatter.write_text(said.strip())
+        if examples:
+            formatter.write_paragraph()
+            shown = textwrap.indent(textwrap.dedent(examples).rstrip(), "  ")
+            formatter.write(f"Examples:\n{shown}\n")
+
+
+class Desk(click.Group):
+    """Commands whose errors are one message and an exit code; ``--debug`` shows the traceback."""
+
+    command_class = _Command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take ``--debug`` wherever it stands, before the command or behind it."""
+        rest = [word for word in args if word != "--debug"]
+        return super().parse_args(ctx, ["--debug"] * (len(rest) < len(args)) + rest)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what it raises becomes its message and exit code."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            if ctx.params.get("debug"):
+                raise
+            expected = isinstance(error, _EXPECTED)
+            said = str(error) if expected else f"{type(error).__name__}: {error}"
+            click.echo(f"Error: {said}", err=True)
+            if not expected:
+                click.echo("This was not foreseen; lazytiles --debug shows where it happened.", err=True)
+            ctx.exit(1 if expected else 3)
+
+
+@contextmanager
+def bar(stage: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on standard error, gone when it is done; nothing where that is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda name, done, total: None
+        return
+    with Progress(*columns, console=console, transient=True) as progress:
+        tasks: dict[str, Any] = {}
+
+        def tell(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = progress.add_task(name, total=total or None)
+            progress.update(tasks[name], completed=done, total=total or None)
+
+        tell(stage, 0, 0)
+        yield tell
+
+
+def two_numbers(tell: Callable[[str, int, int], None], stage: str) -> Callable[[int, int], None]:
+    """A bar for what reports only how much is done and of how much."""
+    return lambda done, total: tell(stage, done, total)
+
+
+def parse_size(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """``"224"`` or ``"224x256"`` (height first) as (height, width)."""
+    if value is None:
+        return None
+    parts = value.lower().split("x")
+    if len(parts) > 2 or not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+        raise click.BadParameter(f"{value!r} is not HEIGHTxWIDTH or one number, in pixels")
+    return int(parts[0]), int(parts[-1])
+
+
+def parse_list(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[str] | None:
+    """``"a,b"`` as its parts."""
+    return None if value is None else [part.strip() for part in value.split(",") if part.strip()]
+
+
+def parse_bands(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[int] | None:
+    """``"3,2,1"`` as numbers."""
+    parts = parse_list(ctx, parameter, value)
+    if parts is None:
+        return None
+    try:
+        return [int(part) for part in parts]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of bands such as 3,2,1") from None
+
+
+MANIFEST = click.argument("manifest", type=click.Path(exists=True))
+IMAGES = click.option("--images", help="Folder or address of the images [default: the manifest's folder].")
+PATH = click.option("--path", help="Where an image lies in the folder, such as '{label_id}/{region_id}.tif'.")
+FRAMES = click.option("--frames", callback=parse_list, help="Label ids of the time steps, in order: 2016,2017,2018.")
+
+
+def opening(function: Any) -> Any:
+    """The options of `open_tiles`."""
+    for option in (
+        click.option("--bands", callback=parse_bands, help="Bands to read, such as 3,2,1."),
+        click.option("--pad", help="What windows get that leave their image: reflect, edge, constant, ..."),
+        click.option("--size", callback=parse_size, help="Resample every tile to HEIGHTxWIDTH pixels."),
+        click.option("--target", callback=parse_list, help="Columns of the targets [default: target, if there]."),
+        FRAMES,
+        PATH,
+        IMAGES,
+        MANIFEST,
+    ):
+        function = option(function)
+    return function
+
+
+def open_named(
+    manifest: str, images: str | None, target: list[str] | None, frames: list[str] | None, **options: Any
+) -> Any:
+    """`open_tiles` with what was named on the command line; one frame makes no time axis."""
+    options["frames"] = frames[0] if frames and len(frames) == 1 else frames
+    chosen = "target" if not target else target[0] if len(target) == 1 else target
+    return open_tiles(manifest, images, target=chosen, **options)
