@@ -46,8 +46,11 @@ def measure(workload: Workload, *, repeats: int, batches: int, slow_batches: int
     assert np.array_equal(ours(probe), truth), f"{workload.name}: lazytiles' pixels differ"
     times: dict[str, list[float]] = {name: [] for name in made}
     frames = len(workload.paths)
+    names = list(made)
     for repeat in range(repeats + 1):
-        for name, reader in made.items():
+        turn = repeat % len(names)  # who comes first finds the files' bytes farthest from the processor
+        for name in names[turn:] + names[:turn]:
+            reader = made[name]
             count = slow_batches if name in SLOW else batches
             asked = workload.batches(count, repeat)
             if name == "limit" and not uncompressed:

@@ -156,14 +156,16 @@ class FilePool:
                 handle.readers -= 1
 
     def map(self, key: FileKey) -> mmap.mmap:
-        """The whole file as a read-only memory map, its size checked anew."""
+        """The whole file as a read-only memory map, its identity checked anew."""
+        self.check(key)
+        with self._lock:
+            known = self._handles.get(key)
+            if known is not None and known.view is not None:
+                self._handles.move_to_end(key)
+                return known.view
         with self._reading(key) as handle:
-            if os.fstat(handle.fd).st_size != key.size:
-                raise key.changed()
-            view = handle.view
-            if view is None:
-                view = handle.view = self._mapped(handle.fd, key)
-            return view
+            handle.view = handle.view or self._mapped(handle.fd, key)
+            return handle.view
 
     def _mapped(self, fd: int, key: FileKey) -> mmap.mmap:
         try:

@@ -14,12 +14,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.config import count
 from lazytiles.errors import LazyTilesError
-from lazytiles.files import pool
 from lazytiles.page import Page
 from lazytiles.plan import Plan, Windows, plan
-from lazytiles.raw import slice_windows
 from lazytiles.reader import read
 from lazytiles.region import to_gray
 from lazytiles.resample import resize
@@ -126,10 +123,7 @@ class Gather:
     def _straight(self, page: Page, windows: Int64s) -> NDArray[np.bool_]:
         if self.form.gray or self._band_origins():
             return np.zeros(len(windows), dtype=np.bool_)
-        sized = (windows[:, 2:] - windows[:, :2] == self.form.size).all(axis=1)
-        inside = (windows[:, :2] >= 0).all(axis=1) & (windows[:, 2:] <= page.shape[:2]).all(axis=1)
-        straight: NDArray[np.bool_] = sized & inside
-        return straight
+        return is_straight(windows, self.form.size, page.shape[:2])
 
     def windows(self) -> Windows:
         """What has been collected."""
@@ -151,11 +145,15 @@ class Gather:
         stop: threading.Event | None = None,
     ) -> None:
         """Fill the blocks, whose rows are the slots one after the other; `done` is called once for each."""
-        filling = _Filling(self, blocks, done)
-        if not self._whole and all(page.raw_offsets is not None and not page.file.is_remote for page in self.pages):
-            filling.slice()
-        else:
-            filling.run(threads, stop)
+        _Filling(self, blocks, done).run(threads, stop)
+
+
+def is_straight(windows: Int64s, size: tuple[int, int], shape: Sequence[int]) -> NDArray[np.bool_]:
+    """Which windows have a tile's size and lie inside a page of that shape: their pixels are the tile's."""
+    sized = (windows[:, 2:] - windows[:, :2] == size).all(axis=1)
+    inside = (windows[:, :2] >= 0).all(axis=1) & (windows[:, 2:] <= shape).all(axis=1)
+    straight: NDArray[np.bool_] = sized & inside
+    return straight
 
 
 def _needed(page: Page, window: Int64s, pad: str | None) -> tuple[Int64s, _Whole]:
@@ -215,19 +213,6 @@ class _Filling:
         self._finish_empty()
         plan = self.gather.plan(self.block_of_row)
         read(plan, self.target, self.complete, self.failed, threads=threads, stop=stop)
-
-    def slice(self) -> None:
-        """The short way of windows that are slices of memory maps: there is nothing to plan."""
-        self._finish_empty()
-        for key in {page.file for page in self.gather.pages}:
-            try:
-                pool.check(key)
-            except LazyTilesError as error:
-                on = [k for k, page in enumerate(self.gather.pages) if page.file == key]
-                self.failed(np.flatnonzero(np.isin(self.windows.page, on)).tolist(), error)
-        finished = slice_windows(self.windows, range(len(self.windows)), self.row, self.failed)
-        count("bytes_read", sum(block.nbytes for block in self.blocks if block is not None))
-        self.complete(finished)
 
     def _finish_empty(self) -> None:
         for number, missing in enumerate(self.missing):

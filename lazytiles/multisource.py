@@ -302,6 +302,8 @@ class MultiSourceArray(TileDoors, LazyArray):
         """For each source that some samples lie in: the slots of the block they fill, and where they lie in it."""
         now = places[0] if self._order is None else self._order[places[0]]
         rows = self._rows[now]
+        if len(self.sources) == 1 and len(rows):
+            return [(self.sources[0], np.arange(len(rows)), (rows, *places[1:]))]
         number = np.searchsorted(self._starts, rows, side="right") - 1
         if len(number) and (number == number[0]).all():
             source = self.sources[int(number[0])]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from lazytiles.config import settings
 from lazytiles.errors import LazyTilesError, SegmentError
 from lazytiles.files import pool
 from lazytiles.page import Page
-from lazytiles.plan import Failed, Target, Windows
+from lazytiles.plan import Failed, Int64s, Target, Windows
 
 _SMALL_SPAN = 2**16  # bytes of a row-wise read below which what lies between the rows is read along
 
@@ -28,37 +28,75 @@ def slice_windows(windows: Windows, numbers: Sequence[int], target: Target, fail
     failed : told which windows could not be read, and why
     """
     pages, bands = windows.pages, windows.bands
-    mapped = settings().mmap
-    maps: dict[int, list[NDArray[Any]]] = {}
+    maps: dict[int, list[NDArray[Any]] | None] = {}
     most_maps = max(1, pool.limit() // 2)  # each holds a descriptor of its own
     finished: list[int] = []
     boxes, places = windows.boxes.tolist(), windows.page.tolist()
     for number in numbers:
         at = places[number]
-        y0, x0, y1, x1 = boxes[number]
         try:
-            planes = maps.get(at)
-            if planes is None and mapped and not pages[at].file.is_remote:
+            if at not in maps:
                 if len(maps) >= most_maps:
                     maps.clear()
-                planes = maps[at] = _mapped_planes(pages[at])
-            cut = planes is not None
-            if planes is None:
-                planes = _row_planes(pages[at], y0, y1, x0, x1)
-            part = planes[0][y0:y1, x0:x1] if cut else planes[0]
-            if len(part) < y1 - y0:
-                raise _cut_short(pages[at], y1)
+                maps[at] = _mapped_planes(pages[at])
+            _slice(pages[at], maps[at], boxes[number], bands, target(number))
         except LazyTilesError as error:
             failed([number], error)
             continue
-        if len(planes) == 1:
-            target(number)[...] = part if bands is None else part[..., list(bands)]
-        else:
-            parts = [plane[y0:y1, x0:x1, 0] if cut else plane[..., 0] for plane in planes]
-            for k, band in enumerate(range(len(parts)) if bands is None else bands):
-                target(number)[..., k] = parts[band]
         finished.append(number)
     return finished
+
+
+def slice_page(page: Page, boxes: Int64s, bands: tuple[int, ...] | None, targets: Iterable[NDArray[Any]]) -> None:
+    """Write windows (y0, x0, y1, x1) of one uncompressed page into their targets, or raise what stands against it."""
+    planes = _mapped_planes(page)
+    if planes is None:
+        pool.check(page.file)
+    if planes is not None and len(planes) == 1 and bands is None and len(planes[0]) == page.shape[0]:
+        plane = planes[0]  # the loop of most reads: nothing but slices
+        for target, (y0, x0, y1, x1) in zip(targets, boxes.tolist(), strict=True):
+            target[...] = plane[y0:y1, x0:x1]
+    else:
+        for target, box in zip(targets, boxes.tolist(), strict=True):
+            _slice(page, planes, box, bands, target)
+
+
+def cut_windows(page: Page, corners: Int64s, size: tuple[int, int]) -> NDArray[Any] | None:
+    """Windows of one size as one new array (n, height, width, samples), by one call; None where that cannot be.
+
+    Parameters
+    ----------
+    page : uncompressed, on this machine
+    corners : int64, shape (n, 2), (y, x) of the first pixel of each; the windows lie inside the page
+    """
+    planes = _mapped_planes(page)
+    if planes is None or len(planes) > 1 or len(planes[0]) < page.shape[0] or not page.stored_dtype.isnative:
+        return None
+    (plane,) = planes
+    (height, width), (rows, columns) = size, plane.shape[:2]
+    shape = (rows - height + 1, columns - width + 1, height, width, plane.shape[2])
+    every = np.ndarray(shape, plane.dtype, plane, 0, plane.strides[:2] + plane.strides)
+    windows: NDArray[Any] = every[corners[:, 0], corners[:, 1]]
+    return windows
+
+
+def _slice(
+    page: Page,
+    planes: list[NDArray[Any]] | None,
+    box: list[int],
+    bands: tuple[int, ...] | None,
+    target: NDArray[Any],
+) -> None:
+    """One window into its target, from the map or, without one, read row by row."""
+    y0, x0, y1, x1 = box
+    parts = _row_planes(page, y0, y1, x0, x1) if planes is None else [plane[y0:y1, x0:x1] for plane in planes]
+    if len(parts[0]) < y1 - y0:
+        raise _cut_short(page, y1)
+    if len(parts) == 1:
+        target[...] = parts[0] if bands is None else parts[0][..., list(bands)]
+    else:
+        for k, band in enumerate(range(len(parts)) if bands is None else bands):
+            target[..., k] = parts[band][..., 0]
 
 
 def _cut_short(page: Page, row: int) -> SegmentError:
@@ -68,9 +106,11 @@ def _cut_short(page: Page, row: int) -> SegmentError:
     )
 
 
-def _mapped_planes(page: Page) -> list[NDArray[Any]]:
-    """Each plane as an array over the file's map: as many rows of all as the file really holds."""
+def _mapped_planes(page: Page) -> list[NDArray[Any]] | None:
+    """Each plane as an array over the file's map, as many rows of all as the file holds; None where none is wanted."""
     assert page.raw_offsets is not None
+    if page.file.is_remote or not settings().mmap:
+        return None
     view = pool.map(page.file)
     height, width, _ = page.shape
     samples = page.segment_samples

@@ -15,11 +15,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from lazytiles.config import count
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError
-from lazytiles.gather import Gather, TileForm
+from lazytiles.gather import Gather, TileForm, is_straight
 from lazytiles.indexing import Request, request
 from lazytiles.lazy import LazyArray, token
 from lazytiles.page import Page
+from lazytiles.raw import cut_windows, slice_page
 from lazytiles.reader import check_limit
 from lazytiles.region import Region
 from lazytiles.remote import is_remote
@@ -63,6 +65,7 @@ class RegionTiles(LazyArray):
         self.tile_name = tile_name
         self._pages: list[Page | None] = [None] * len(self.regions)
         self._sound = False
+        self._sliced = False
         self._lock = threading.Lock()
         frames = (len(self.regions),) if timed else ()
         self.shape: tuple[int, ...] = (len(windows), *frames, *form.size, form.samples)
@@ -82,6 +85,7 @@ class RegionTiles(LazyArray):
                 if page is None:
                     page = self._pages[frame] = self._open(opener)
                     self._sound = self._is_sound()
+                    self._sliced = self._sound and self._is_sliced()
         return page
 
     def _is_sound(self) -> bool:
@@ -95,10 +99,39 @@ class RegionTiles(LazyArray):
             return False
         return True
 
+    def _is_sliced(self) -> bool:
+        local = all(p is not None and p.raw_offsets is not None and not p.file.is_remote for p in self._pages)
+        if not local or self.form.gray:
+            return False
+        return all(is_straight(self.windows, self.form.size, p.shape[:2]).all() for p in self._pages if p is not None)
+
     @property
     def is_sound(self) -> bool:
         """Whether every frame has been opened and no window leaves its region."""
         return self._sound
+
+    @property
+    def is_sliced(self) -> bool:
+        """Whether every tile is nothing but a slice of an uncompressed page on this machine; known once opened."""
+        return self._sliced
+
+    def sliced(self, box: Box, places: tuple[Int64s, ...]) -> NDArray[Any] | None:
+        """Tiles, cut by a box of rows and columns, as one new array; None where it takes `slice_into`."""
+        page = self._pages[0]
+        if len(self._pages) > 1 or page is None or self.form.bands is not None:
+            return None
+        (y0, y1), (x0, x1) = box
+        return cut_windows(page, self.windows[places[0], :2] + (y0, x0), (y1 - y0, x1 - x0))
+
+    def slice_into(self, block: NDArray[Any], box: Box, slots: Int64s, places: tuple[Int64s, ...]) -> None:
+        """Write tiles, cut by a box of rows and columns, into some rows of a block; only where `is_sliced`."""
+        (y0, y1), (x0, x1) = box
+        boxes = self.windows[places[0]][:, [0, 1, 0, 1]] + np.array([y0, x0, y1, x1], dtype=np.int64)
+        for frame, page in enumerate(self._pages):
+            assert page is not None
+            chosen = np.flatnonzero(places[1] == frame) if len(self._pages) > 1 else slice(None)
+            targets = (block[slot] for slot in slots[chosen].tolist())
+            slice_page(page, boxes[chosen], self.form.bands, targets)
 
     def _open(self, opener: Callable[[], Region]) -> Page:
         region = opener()
@@ -191,7 +224,7 @@ class RegionTiles(LazyArray):
         state = self.__dict__.copy()
         del state["_lock"]
         state["_pages"] = [None] * len(self.regions)
-        state["_sound"] = False
+        state["_sound"] = state["_sliced"] = False
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -268,8 +301,11 @@ def read_tiles(
     """The block of a request over the tiles of some regions; the first error met is raised."""
     shape = asked.block_shape
     check_limit(math.prod(shape) * form.dtype.itemsize, f"a read of {shape}")
-    gather, absent = gathered(parts, asked.box, asked.origins, form)
+    short = _slices(parts, asked, form, out)
+    if short is not None:
+        return short
     block = np.empty(shape, form.dtype) if out is None else out.reshape(shape)
+    gather, absent = gathered(parts, asked.box, asked.origins, form)
     for slots in absent:
         block[slots] = 0
     stop = threading.Event()
@@ -286,3 +322,23 @@ def read_tiles(
             if isinstance(result, LazyTilesError):
                 raise result
     return block
+
+
+def _slices(parts: Parts, asked: Request, form: TileForm, out: NDArray[Any] | None) -> NDArray[Any] | None:
+    """The block by the short way of uncompressed pages, where there is nothing to plan; None: take the long one.
+
+    The long way is also for what fails here: it says which tile it was.
+    """
+    if asked.origins is not None or asked.box[2] != (0, form.samples) or not all(asked.block_shape):
+        return None
+    if not all(tiles.is_sliced for tiles, _, _ in parts):
+        return None
+    with suppress(LazyTilesError):
+        block = parts[0][0].sliced(asked.box[:2], parts[0][2]) if len(parts) == 1 and out is None else None
+        if block is None:
+            block = np.empty(asked.block_shape, form.dtype) if out is None else out.reshape(asked.block_shape)
+            for tiles, slots, places in parts:
+                tiles.slice_into(block, asked.box[:2], slots, places)
+        count("bytes_read", block.nbytes)
+        return block
+    return None

@@ -308,6 +308,32 @@ def test_reading_ahead_divides_what_is_decoded(tmp_path):
         np.testing.assert_array_equal(results[k], dense[batch])
 
 
+@pytest.mark.parametrize("mapped", [True, False])
+@pytest.mark.parametrize("bands", [None, [2, 0]])
+@pytest.mark.parametrize("dtype", ["<u2", ">u2"])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize(("regions", "frames"), [(1, ("a",)), (1, ("a", "b")), (3, ("a",)), (3, ("a", "b"))])
+def test_uncompressed_tiles_are_sliced(regions, frames, planar, dtype, bands, mapped, tmp_path):
+    layout = {"rowsperstrip": 7, "planarconfig": planar, "byteorder": dtype[0]}
+    made = make(tmp_path, regions=regions, frames=frames, dtype="u2", layouts=(layout,))
+    tiles = lt.open_tiles(made.table, tmp_path, frames=list(frames), bands=bands)
+    dense = made.dense() if bands is None else made.dense()[..., bands]
+    order = np.random.default_rng(0).integers(0, len(tiles), 20)
+    with within_limits(mmap=mapped), Counting() as counted:
+        for _ in range(2):  # the first read opens the files, the second knows that there is nothing to plan
+            np.testing.assert_array_equal(tiles.take(order), dense[order])
+            np.testing.assert_array_equal(tiles[:, -1, 2:8, 1:4], dense[:, -1, 2:8, 1:4])
+            np.testing.assert_array_equal(tiles[order, ..., 0], dense[order][..., 0])
+        out = np.empty_like(dense[order])
+        assert tiles.take(order, out=out) is out
+        np.testing.assert_array_equal(out, dense[order])
+    assert counted.segments == 0
+    path = tmp_path / frames[-1] / f"{made.rows.region_id[0]}.tif"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(lt.RegionError, match=rf"tile t\d+ with box .*{path.name} was replaced, truncated"):
+        tiles.take(np.arange(len(tiles)))
+
+
 def test_batches_come_early_first_and_stop_when_told(tmp_path):
     import threading
 
