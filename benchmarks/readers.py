@@ -54,7 +54,7 @@ def open_workload(workload: Workload) -> lt.MultiSourceArray:
         return lt.open_tiles(table, folder)
     # One frame after another lies in one folder: the label is the number of the first image of the frame.
     count = len(names[0])
-    links = os.path.join(folder, "frames")
+    links = os.path.join(folder, f"frames_{count}")
     for frame, files in enumerate(names):
         os.makedirs(os.path.join(links, str(frame)), exist_ok=True)
         for k, name in enumerate(files):
