@@ -56,9 +56,9 @@ class TileForm:
 
 @dataclass(slots=True, eq=False)
 class _Whole:
-    """A window that cannot be read straight into its place: its pixels first, then what is made of them."""
+    """A window that cannot be read straight into its place: the box of its pixels first, then what is made of them."""
 
-    box: tuple[int, int, int, int]
+    box: Int64s
     page: Page
     rows: Int64s | None = None
     columns: Int64s | None = None
@@ -83,8 +83,8 @@ class Gather:
         self.name = name
         self.pages: list[Page] = []
         self._numbers: dict[int, int] = {}
-        self._page: list[Int64s] = []
-        self._boxes: list[Int64s] = []
+        self._page: list[int] = []
+        self._windows: list[Int64s] = []
         self._slots: list[Int64s] = []
         self._whole: dict[int, _Whole] = {}
         self._count = 0
@@ -103,20 +103,19 @@ class Gather:
     def _band_origins(self) -> bool:
         return self.origins is not None and bool(self.origins[:, 2].any())
 
-    def add(self, page: Page, windows: Int64s, slots: Int64s) -> None:
-        """Windows (y0, x0, y1, x1) of a page, any size, maybe leaving it, and the rows of the blocks they fill."""
+    def add(self, page: Page, windows: Int64s, slots: Int64s, *, straight: bool = False) -> None:
+        """Windows (y0, x0, y1, x1) of a page, any size, maybe leaving it, and the rows of the blocks they fill.
+
+        With `straight` all have a tile's size and lie inside the page.
+        """
         number = self._numbers.setdefault(id(page), len(self.pages))
         if number == len(self.pages):
             self.pages.append(page)
-        (y0, y1), (x0, x1) = self.box[:2]
-        boxes = windows[:, [0, 1, 0, 1]] + np.array([y0, x0, y1, x1], dtype=np.int64)
-        if self.origins is not None:
-            boxes += self.origins[slots][:, [0, 1, 0, 1]]
-        straight = self._straight(page, windows)
-        for k in np.flatnonzero(~straight).tolist():
-            boxes[k], self._whole[self._count + k] = _needed(page, windows[k], self.form.pad)
-        self._page.append(np.full(len(slots), number, dtype=np.int64))
-        self._boxes.append(boxes)
+        if not straight or self.form.gray or self._band_origins():
+            for k in np.flatnonzero(~self._straight(page, windows)).tolist():
+                self._whole[self._count + k] = _needed(page, windows[k], self.form.pad)
+        self._page.append(number)
+        self._windows.append(windows)
         self._slots.append(slots)
         self._count += len(slots)
 
@@ -129,12 +128,18 @@ class Gather:
         """What has been collected."""
         if not self._count:
             return Windows((), np.empty(0, np.int64), np.empty((0, 4), np.int64), self.bands)
-        return Windows(self.pages, np.concatenate(self._page), np.concatenate(self._boxes), self.bands)
+        (y0, y1), (x0, x1) = self.box[:2]
+        boxes = np.concatenate(self._windows)[:, [0, 1, 0, 1]] + np.array([y0, x0, y1, x1], dtype=np.int64)
+        if self.origins is not None:
+            boxes += self.origins[np.concatenate(self._slots)][:, [0, 1, 0, 1]]
+        for k, whole in self._whole.items():
+            boxes[k] = whole.box
+        page = np.repeat(np.array(self._page, dtype=np.int64), [len(slots) for slots in self._slots])
+        return Windows(self.pages, page, boxes, self.bands)
 
-    def plan(self, groups: Int64s | None = None) -> Plan:
-        """What will be read for it; `groups` are the blocks by row."""
-        slots = np.concatenate(self._slots) if self._slots else np.empty(0, np.int64)
-        return plan(self.windows(), None if groups is None else groups[slots])
+    def plan(self) -> Plan:
+        """What will be read for it."""
+        return plan(self.windows())
 
     def read(
         self,
@@ -156,20 +161,18 @@ def is_straight(windows: Int64s, size: tuple[int, int], shape: Sequence[int]) ->
     return straight
 
 
-def _needed(page: Page, window: Int64s, pad: str | None) -> tuple[Int64s, _Whole]:
+def _needed(page: Page, window: Int64s, pad: str | None) -> _Whole:
     """The box inside the page that a window needs, and how its pixels are spread over the window."""
     y0, x0, y1, x1 = window.tolist()
     height, width, _ = page.shape
-    whole = _Whole((y0, x0, y1, x1), page)
     if y0 >= 0 and x0 >= 0 and y1 <= height and x1 <= width:
-        return window, whole
+        return _Whole(window, page)
     rows = _source_pixels(y0, y1, height, pad or "constant")
     columns = _source_pixels(x0, x1, width, pad or "constant")
     top, bottom = _extent(rows)
     left, right = _extent(columns)
-    whole.rows = np.where(rows < 0, -1, rows - top)
-    whole.columns = np.where(columns < 0, -1, columns - left)
-    return np.array([top, left, bottom, right], dtype=np.int64), whole
+    box = np.array([top, left, bottom, right], dtype=np.int64)
+    return _Whole(box, page, np.where(rows < 0, -1, rows - top), np.where(columns < 0, -1, columns - left))
 
 
 def _source_pixels(start: int, stop: int, length: int, mode: str) -> Int64s:
@@ -201,8 +204,7 @@ class _Filling:
         self.rows: list[list[NDArray[Any]] | None] = [list(block) for block in blocks]
         slots = np.concatenate(gather._slots) if gather._slots else np.empty(0, np.int64)
         starts = np.concatenate([[0], np.cumsum(lengths)])
-        self.block_of_row = np.repeat(np.arange(len(blocks)), lengths)
-        group = self.block_of_row[slots]
+        group = np.repeat(np.arange(len(blocks)), lengths)[slots]
         self.missing: list[int] = np.bincount(group, minlength=len(blocks)).tolist()
         self.slots: list[int] = slots.tolist()
         self.group: list[int] = group.tolist()
@@ -211,8 +213,8 @@ class _Filling:
 
     def run(self, threads: int | None, stop: threading.Event | None) -> None:
         self._finish_empty()
-        plan = self.gather.plan(self.block_of_row)
-        read(plan, self.target, self.complete, self.failed, threads=threads, stop=stop)
+        groups = np.array(self.group) if len(self.blocks) > 1 else None
+        read(plan(self.windows, groups), self.target, self.complete, self.failed, threads=threads, stop=stop)
 
     def _finish_empty(self) -> None:
         for number, missing in enumerate(self.missing):

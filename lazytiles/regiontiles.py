@@ -65,6 +65,7 @@ class RegionTiles(LazyArray):
         self.tile_name = tile_name
         self._pages: list[Page | None] = [None] * len(self.regions)
         self._sound = False
+        self._straight = False
         self._sliced = False
         self._lock = threading.Lock()
         frames = (len(self.regions),) if timed else ()
@@ -85,7 +86,8 @@ class RegionTiles(LazyArray):
                 if page is None:
                     page = self._pages[frame] = self._open(opener)
                     self._sound = self._is_sound()
-                    self._sliced = self._sound and self._is_sliced()
+                    self._straight = self._sound and self._is_straight()
+                    self._sliced = self._is_sliced()
         return page
 
     def _is_sound(self) -> bool:
@@ -99,11 +101,13 @@ class RegionTiles(LazyArray):
             return False
         return True
 
+    def _is_straight(self) -> bool:
+        pages = [page for page in self._pages if page is not None]
+        return all(is_straight(self.windows, self.form.size, page.shape[:2]).all() for page in pages)
+
     def _is_sliced(self) -> bool:
         local = all(p is not None and p.raw_offsets is not None and not p.file.is_remote for p in self._pages)
-        if not local or self.form.gray:
-            return False
-        return all(is_straight(self.windows, self.form.size, p.shape[:2]).all() for p in self._pages if p is not None)
+        return local and self._straight and not self.form.gray
 
     @property
     def is_sound(self) -> bool:
@@ -204,7 +208,7 @@ class RegionTiles(LazyArray):
                 continue
             if not self._sound:
                 self.check(page, wanted)
-            gather.add(page, self.windows[wanted], slots[chosen])
+            gather.add(page, self.windows[wanted], slots[chosen], straight=self._straight)
 
     def _named_page(self, frame: int, row: int) -> Page | None:
         page = self._pages[frame]
@@ -224,7 +228,7 @@ class RegionTiles(LazyArray):
         state = self.__dict__.copy()
         del state["_lock"]
         state["_pages"] = [None] * len(self.regions)
-        state["_sound"] = state["_sliced"] = False
+        state["_sound"] = state["_straight"] = state["_sliced"] = False
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
