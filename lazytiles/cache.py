@@ -4,101 +4,180 @@ from __future__ import annotations
 
 import os
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.config import settings
-from lazytiles.files import FileKey, pool
-
-SegmentKey: TypeAlias = tuple[FileKey, str, int]
+from lazytiles.files import pool
 
 
-class Pending:
-    """A segment that some thread is decoding now."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """Neighbouring segments ``first:stop`` that were decoded together, one below the other in one array."""
 
-    __slots__ = ("array", "ready")
+    first: int
+    stop: int
+    array: NDArray[Any]
 
-    def __init__(self) -> None:
+
+class Claim:
+    """What a thread wants of a page: segments ``first:stop``; what of them is kept, and what is left to it to decode.
+
+    Others who want one of the same segments meanwhile wait until it is `ready`.
+    """
+
+    __slots__ = ("first", "found", "key", "made", "missing", "ready", "stop")
+
+    def __init__(self, key: Hashable, first: int = 0, stop: int = 1) -> None:
+        self.key, self.first, self.stop = key, first, stop
+        self.found: list[Run] = []
+        self.missing: list[range] = []
+        self.made: list[Run] = []
         self.ready = threading.Event()
-        self.array: NDArray[Any] | None = None
+
+
+_first = attrgetter("first")
 
 
 class SegmentCache:
-    """Least-recently-used decoded segments, keyed by (file identity, page, segment).
+    """Least-recently-used runs of decoded segments, keyed by the identity of their file and their page.
 
     Notes
     -----
-    Arrays are read-only and own their bytes, so the budget is exact. Threads that miss the same
-    segment at once decode it once: the first gets None from `claim` and must `settle` it, the
-    others get a `Pending` to wait for. A decode that failed is not kept.
+    Arrays are read-only and own their bytes, so the budget is exact. Threads that miss the same segment at once
+    decode it once: the first one's claim is entered and must be settled, whatever happens; the others wait for it
+    and then enter theirs. A decode that failed is not kept.
     """
 
     def __init__(self) -> None:
-        self._arrays: OrderedDict[SegmentKey, NDArray[Any]] = OrderedDict()
-        self._pending: dict[SegmentKey, Pending] = {}
+        self._runs: dict[Hashable, list[Run]] = {}  # of each page, in the order of their segments, none twice
+        self._recent: OrderedDict[Run, Hashable] = OrderedDict()
+        self._claims: dict[Hashable, list[Claim]] = {}
         self._lock = threading.Lock()
         self.nbytes = 0
 
-    def claim(self, key: SegmentKey) -> NDArray[Any] | Pending | None:
-        """The array, or what to wait for, or None when the caller is to decode and `settle` it."""
+    def enter(self, claim: Claim) -> Claim | None:
+        """Set what a claim finds and misses; or give another one to wait for before it is entered again."""
+        first, stop = claim.first, claim.stop
         with self._lock:
-            array = self._arrays.get(key)
-            if array is not None:
-                self._arrays.move_to_end(key)
-                return array
-            pending = self._pending.get(key)
-            if pending is None:
-                self._pending[key] = Pending()
-            return pending
+            entered = self._claims.get(claim.key)
+            for other in entered or ():
+                if other.first < stop and first < other.stop:
+                    return other
+            claim.found, claim.missing = self._split(claim.key, first, stop)
+            if claim.missing:
+                if entered is None:
+                    entered = self._claims[claim.key] = []
+                entered.append(claim)
+        return None
 
-    def holds(self, key: SegmentKey) -> bool:
-        """Whether a segment is kept now."""
-        return key in self._arrays
+    def _split(self, key: Hashable, first: int, stop: int) -> tuple[list[Run], list[range]]:
+        """The runs that hold some of the segments, and the segments that no run holds."""
+        found: list[Run] = []
+        missing: list[range] = []
+        runs = self._runs.get(key, [])
+        for at in range(max(0, bisect_right(runs, first, key=_first) - 1), len(runs)):
+            run = runs[at]
+            if run.first >= stop:
+                break
+            if run.stop > first:
+                if run.first > first:
+                    missing.append(range(first, run.first))
+                found.append(run)
+                self._recent.move_to_end(run)
+                first = run.stop
+        if first < stop:
+            missing.append(range(first, stop))
+        return found, missing
 
-    def settle(self, key: SegmentKey, array: NDArray[Any] | None) -> None:
-        """Give what was decoded (None: it failed) to those who wait, and keep it within the budget."""
-        if array is not None:
-            array = array if _owns_its_bytes(array) else array.copy()
-            array.flags.writeable = False
+    def settle(self, claim: Claim, runs: Iterable[Run] = ()) -> None:
+        """End a claim, entered or not: keep what was decoded within the budget, wake those who wait."""
+        kept = [_owned(run) for run in runs]
         budget = settings().cache_bytes
         with self._lock:
-            pending = self._pending.pop(key, None)
-            if array is not None and array.nbytes <= budget and key not in self._arrays:
-                self._arrays[key] = array
-                self.nbytes += array.nbytes
-                while self.nbytes > budget:
-                    self.nbytes -= self._arrays.popitem(last=False)[1].nbytes
-        if pending is not None:
-            pending.array = array
-            pending.ready.set()
+            entered = self._claims.get(claim.key, [])
+            if claim in entered:
+                entered.remove(claim)
+                if not entered:
+                    del self._claims[claim.key]
+            for run in kept:
+                if run.array.nbytes <= budget:
+                    self._keep(claim.key, run)
+            while self.nbytes > budget:
+                self._forget_run(*self._recent.popitem(last=False))
+        claim.made = kept
+        claim.ready.set()
 
-    def drop(self, file: FileKey, page: str, is_over: Callable[[int], bool]) -> None:
-        """Forget those segments of a page that will not be asked for again."""
+    def _keep(self, key: Hashable, run: Run) -> None:
+        runs = self._runs.setdefault(key, [])
+        runs.insert(bisect_right(runs, run.first, key=_first), run)
+        self._recent[run] = key
+        self.nbytes += run.array.nbytes
+
+    def _forget_run(self, run: Run, key: Hashable) -> None:
+        self.nbytes -= run.array.nbytes
+        runs = self._runs[key]
+        del runs[bisect_right(runs, run.first, key=_first) - 1]
+        if not runs:
+            del self._runs[key]
+
+    def once(self, key: Hashable, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        """The array of a key: kept, or made once for all who want it now; not to be written to."""
+        claim = Claim(key)
+        runs: list[Run] = []
+        try:
+            while (other := self.enter(claim)) is not None:
+                other.ready.wait()
+                if other.made:
+                    return other.made[0].array
+            if claim.found:
+                return claim.found[0].array
+            array = make()
+            runs = [Run(0, 1, array)]
+            return array
+        finally:
+            self.settle(claim, runs)
+
+    def missing(self, key: Hashable, first: int, stop: int) -> list[range]:
+        """Which of the segments ``first:stop`` are not kept now."""
         with self._lock:
-            for key in [k for k in self._arrays if k[0] == file and k[1] == page and is_over(k[2])]:
-                self.nbytes -= self._arrays.pop(key).nbytes
+            return self._split(key, first, stop)[1]
+
+    def drop(self, key: Hashable, is_over: Callable[[int], bool]) -> None:
+        """Forget those runs of a page whose last segment will not be asked for again."""
+        with self._lock:
+            for run in [run for run in self._runs.get(key, ()) if is_over(run.stop - 1)]:
+                del self._recent[run]
+                self._forget_run(run, key)
 
     def clear(self) -> None:
         """Forget every array."""
         with self._lock:
-            self._arrays.clear()
+            self._runs.clear()
+            self._recent.clear()
             self.nbytes = 0
 
     def forget(self) -> None:
-        """Start anew in a forked child, where no other thread will settle what was pending."""
+        """Start anew in a forked child, where no other thread will settle what was claimed."""
         self.__init__()  # type: ignore[misc]  # the same object stays imported everywhere
 
 
-def _owns_its_bytes(array: NDArray[Any]) -> bool:
-    """Whether keeping an array keeps no more memory than its own bytes."""
+def _owned(run: Run) -> Run:
+    """The run with a read-only array that keeps no more memory alive than its own bytes."""
+    array = run.array
     base: Any = array.base
-    if isinstance(base, np.ndarray):
-        return base.nbytes == array.nbytes
-    return base is None or (isinstance(base, bytes) and len(base) == array.nbytes)
+    owns = base is None or (isinstance(base, bytes) and len(base) == array.nbytes)
+    if not owns and not (isinstance(base, np.ndarray) and base.nbytes == array.nbytes):
+        run = Run(run.first, run.stop, array.copy())
+    run.array.flags.writeable = False
+    return run
 
 
 cache = SegmentCache()

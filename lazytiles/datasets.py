@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.cache import Pending, cache
+from lazytiles.cache import cache
 from lazytiles.errors import LazyTilesError, RegionError, require
 from lazytiles.files import FileKey, pool
 from lazytiles.kinds import (
@@ -118,21 +118,8 @@ class Chunks:
 
     def _shared(self, at: int, depth: int, index: int, row: int, column: int) -> NDArray[Any]:
         name = (self.key, f"{self.inner} chunk {at // depth}", index)
-        found = cache.claim(name)
-        if isinstance(found, Pending):
-            found.ready.wait()
-            found = found.array
-            if found is None:  # the other thread failed; let this one say why
-                return self._slab(at, row, column)
-        return self._chunk(name, at // depth * depth, depth, row, column) if found is None else found
-
-    def _chunk(self, name: Any, first: int, depth: int, row: int, column: int) -> NDArray[Any]:
-        block = None
-        try:
-            block = self._read((slice(first, first + depth),), row, column)
-        finally:
-            cache.settle(name, block)
-        return block
+        lead = (slice(at // depth * depth, (at // depth + 1) * depth),)
+        return cache.once(name, lambda: self._read(lead, row, column))
 
     def _read(self, lead: tuple[slice, ...], row: int, column: int) -> NDArray[Any]:
         y, x = row * self.segment[0], column * self.segment[1]

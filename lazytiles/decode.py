@@ -12,6 +12,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import imagecodecs
@@ -77,7 +78,7 @@ class Codec:
         ValueError : whatever is wrong with the bytes, in words
         """
         if self.lzw is not None:
-            return self.decode_run([data], row, 1)
+            return self.decode_run([data], [len(data)], row)
         needed = self.extent(row, column)
         if self.compression in JPEG:
             array = self._jpeg(bytes(data), index, needed)
@@ -114,7 +115,7 @@ class Codec:
         width, fill_order = self.stored_row
         shape = (self.segment[0] if self.tiled else needed[0], width, 1)
         data = data if fill_order == 1 else bytes(imagecodecs.bitorder_decode(data))
-        plain = imagecodecs.tiff_decode(wrap_lzw([data], shape, shape[0], np.dtype(np.uint8), 1, "<"))
+        plain = imagecodecs.tiff_decode(wrap_lzw([data], [len(data)], shape, shape[0], np.dtype(np.uint8), 1, "<"))
         sound = bytes(imagecodecs.lzw_encode(plain.tobytes()))
         return sound if fill_order == 1 else bytes(imagecodecs.bitorder_encode(sound))
 
@@ -142,8 +143,14 @@ class Codec:
                 return out
         raise reason
 
-    def decode_run(self, datas: Sequence[bytes | memoryview], row: int, count: int) -> NDArray[Any]:
+    def decode_run(self, datas: Sequence[bytes | memoryview], sizes: Sequence[int], row: int) -> NDArray[Any]:
         """Neighbouring LZW segments of one column as one array, by one call of libtiff.
+
+        Parameters
+        ----------
+        datas : their stored bytes, in any division
+        sizes : bytes of each
+        row : the place of the first in the grid
 
         Returns
         -------
@@ -151,10 +158,10 @@ class Codec:
         """
         assert self.lzw is not None
         height, width, samples = self.segment
-        rows = height * count
+        rows = height * len(sizes)
         if not self.tiled:
             rows = min(rows, self.image[0] - row * height)
-        wrapped = wrap_lzw(datas, (rows, width, samples), height, self.dtype, *self.lzw)
+        wrapped = wrap_lzw(datas, sizes, (rows, width, samples), height, self.dtype, *self.lzw)
         array: NDArray[Any] = imagecodecs.tiff_decode(wrapped)
         return array.reshape(rows, width, samples)
 
@@ -263,6 +270,7 @@ def jpeg_frame(data: bytes) -> tuple[int, int, int, bytes] | None:
 
 def wrap_lzw(
     datas: Sequence[bytes | memoryview],
+    sizes: Sequence[int],
     shape: tuple[int, int, int],
     strip_rows: int,
     dtype: np.dtype[Any],
@@ -273,59 +281,57 @@ def wrap_lzw(
 
     Parameters
     ----------
-    datas : stored bytes, from top to bottom
+    datas : stored bytes, from top to bottom, in any division
+    sizes : bytes of each strip
     shape : (rows, width, samples) of all of them together
     strip_rows : rows of each but the last
     """
+    before, after = _lzw_head(shape, strip_rows, dtype.kind, dtype.itemsize, predictor, byteorder, len(sizes))
+    if len(sizes) > 1:
+        counts = np.array(sizes, dtype=np.int64)
+        offsets = len(before) + 8 * len(sizes) + np.cumsum(counts) - counts
+        table = np.concatenate([offsets, counts]).astype(byteorder + "u4").tobytes()
+    else:
+        table = struct.pack(byteorder + "I", sizes[0])
+    return b"".join([before, table, after, *datas])
+
+
+@lru_cache(maxsize=1024)
+def _lzw_head(
+    shape: tuple[int, int, int], strip_rows: int, kind: str, itemsize: int, predictor: int, byteorder: str, n: int
+) -> tuple[bytes, bytes]:
+    """What stands before and after the table of n strips in `wrap_lzw`: header, directory, sample formats.
+
+    The table (offsets, then sizes) stands behind the directory; of a single strip it is the size alone, inside it.
+    """
     rows, width, samples = shape
-    sizes = np.array([len(data) for data in datas], dtype=np.int64)
-    n = len(datas)
-    kind = {"u": 1, "i": 2, "f": 3}[dtype.kind]
-    words = np.array([dtype.itemsize * 8] * samples + [kind] * samples, dtype=byteorder + "u2").tobytes()
-    arrays, tables = 8, 8 + len(words)
-    first = tables + 8 * n
-    ends = first + np.cumsum(sizes)
-    offsets = np.concatenate([[first], ends[:-1]])
-    directory = int(ends[-1]) + int(ends[-1]) % 2
-    pad = b"\0" * (directory - int(ends[-1]))
-    long, short = 4, 3
+    words = [itemsize * 8] * samples, [{"u": 1, "i": 2, "f": 3}[kind]] * samples
+    bits, formats = (struct.pack(f"{byteorder}{samples}H", *each) for each in words)
+    directory = 8
+    arrays = directory + 2 + 11 * 12 + 4
+    end = arrays + 4 * samples
+
+    def entry(code: int, kind: int, count: int, value: int | bytes) -> bytes:
+        field = value if isinstance(value, bytes) else struct.pack(byteorder + ("I" if kind == 4 else "H"), value)
+        return struct.pack(byteorder + "HHI", code, kind, count) + field.ljust(4, b"\0")
+
+    def shorts(code: int, values: bytes, place: int) -> bytes:
+        return entry(code, 3, samples, values if samples <= 2 else struct.pack(byteorder + "I", place))
+
     entries = [
-        (256, long, 1, width),
-        (257, long, 1, rows),
-        (258, short, samples, arrays),
-        (259, short, 1, LZW),
-        (262, short, 1, 1),
-        (273, long, n, tables),
-        (277, short, 1, samples),
-        (278, long, 1, strip_rows),
-        (279, long, n, tables + 4 * n),
-        (317, short, 1, predictor),
-        (339, short, samples, arrays + 2 * samples),
+        entry(256, 4, 1, width),
+        entry(257, 4, 1, rows),
+        shorts(258, bits, arrays),
+        entry(259, 3, 1, LZW),
+        entry(262, 3, 1, 1),
+        entry(273, 4, n, end),
+        entry(277, 3, 1, samples),
+        entry(278, 4, 1, strip_rows),
+        entry(279, 4, n, end + 4 * n),
+        entry(317, 3, 1, predictor),
+        shorts(339, formats, arrays + 2 * samples),
     ]
-    pack = _inline(byteorder, words, offsets, sizes, samples)
-    ifd = struct.pack(byteorder + "H", len(entries)) + b"".join(
-        struct.pack(byteorder + "HHI", code, type_, length) + pack(code, type_, length, value)
-        for code, type_, length, value in entries
-    )
-    table = np.concatenate([offsets, sizes]).astype(byteorder + "u4").tobytes()
     mark = b"II*\0" if byteorder == "<" else b"MM\0*"
-    head = mark + struct.pack(byteorder + "I", directory) + words + table
-    return b"".join([head, *datas, pad, ifd, b"\0\0\0\0"])
-
-
-def _inline(
-    byteorder: str, words: bytes, offsets: NDArray[np.int64], sizes: NDArray[np.int64], samples: int
-) -> Callable[[int, int, int, int], bytes]:
-    """Packs the value field of an entry: the value itself where it fits four bytes, else its place."""
-
-    def pack(code: int, type_: int, length: int, value: int) -> bytes:
-        if code in (258, 339) and length <= 2:
-            part = words[: 2 * length] if code == 258 else words[2 * samples : 2 * samples + 2 * length]
-            return part.ljust(4, b"\0")
-        if code in (273, 279) and length == 1:
-            return struct.pack(byteorder + "I", int((offsets if code == 273 else sizes)[0]))
-        if type_ == 3 and length == 1:
-            return struct.pack(byteorder + "HH", value, 0)
-        return struct.pack(byteorder + "I", value)
-
-    return pack
+    head = mark + struct.pack(byteorder + "IH", directory, len(entries)) + b"".join(entries) + bytes(4) + bits + formats
+    cut = directory + 2 + 8 * 12 + 8 if n == 1 else len(head)
+    return head[:cut], head[cut + 4 :]

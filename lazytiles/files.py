@@ -8,6 +8,7 @@ overwritten during a run is an error and never a mixture of old and new pixels.
 from __future__ import annotations
 
 import errno
+import itertools
 import mmap
 import os
 import resource
@@ -248,8 +249,8 @@ class FilePool:
     def _evict(self) -> None:
         surplus = len(self._handles) - self.limit()
         if surplus > 0:
-            idle = [key for key, handle in self._handles.items() if not handle.readers]
-            for key in idle[:surplus]:
+            idle = (key for key, handle in self._handles.items() if not handle.readers)
+            for key in list(itertools.islice(idle, surplus)):
                 self._handles.pop(key).close()
 
     def forget(self) -> None:

@@ -21,8 +21,10 @@ Target: TypeAlias = Callable[[int], NDArray[Any]]
 Done: TypeAlias = Callable[[Sequence[int]], None]
 Failed: TypeAlias = Callable[[Sequence[int], LazyTilesError], None]
 
-RUN_BYTES = 2**16  # decoded bytes up to which neighbouring strips are one job: large enough for the codec, small
-# enough to keep all threads busy
+# Decoded bytes up to which neighbouring strips are one job: large ones spare the interpreter, but a small read is
+# divided more finely, so that every thread has some of it.
+RUN_BYTES = (2**16, 2**18)
+_JOBS = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -188,7 +190,8 @@ def _run_starts(geometry: Int64s, segments: Int64s, unique: Int64s, counts: Int6
     begins = np.ones(len(unique), dtype=np.bool_)
     same = (np.diff(unique) == 1) & (g[1:, 3] == 1) & (segments[1:, 3] > 0)
     begins[1:] = ~(same & (counts[1:] > 0) & (counts[:-1] > 0))
-    most = np.maximum(1, RUN_BYTES // (g[:, 0] * g[:, 1] * np.where(g[:, 4] > 1, 1, g[:, 6]) * g[:, 7]))
+    nbytes = g[:, 0] * g[:, 1] * np.where(g[:, 4] > 1, 1, g[:, 6]) * g[:, 7]
+    most = np.maximum(1, np.clip(nbytes.sum() // _JOBS, *RUN_BYTES) // nbytes)
     heads = np.flatnonzero(begins)
     along = np.arange(len(unique)) - heads[np.cumsum(begins) - 1]
     result: NDArray[np.bool_] = along % most == 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.cache import Pending, cache, filled
+from lazytiles.cache import Claim, Run, cache, filled
 from lazytiles.config import count, settings
 from lazytiles.errors import LazyTilesError, LimitError, SegmentError
 from lazytiles.files import FileKey, pool
@@ -140,7 +140,7 @@ class _Read:
         """The byte ranges of the segments of a job that are not kept decoded."""
         at, first, length = self.jobs[number][:3]
         page = self.plan.windows.pages[at]
-        left = [k for k in range(first, first + length) if not cache.holds((page.file, page.number, k))]
+        left = [k for part in cache.missing((page.file, page.number), first, first + length) for k in part]
         spans = ((int(page.offsets[k]), int(page.counts[k])) for k in left)
         return [(page.file.path, a, a + n) for a, n in spans if n and a >= 0 and a + n <= page.file.size]
 
@@ -154,11 +154,9 @@ class _Read:
         page = self.plan.windows.pages[at]
         pieces = self.plan.pieces[self.starts[number] : self.starts[number + 1]].tolist()
         try:
-            blocks = self._blocks(page, first, length, row, column, self.ranges[number])
-            self._scatter(blocks, pieces)
+            self._scatter(self._blocks(page, range(first, first + length), row, column, self.ranges[number]), pieces)
         except LazyTilesError as error:
-            self.failed(sorted({piece[0] for piece in pieces}), error)
-            return
+            pieces = self._rescued(page, first, length, row, column, pieces, error)
         finished = []
         with self.lock:
             for piece in pieces:
@@ -167,6 +165,26 @@ class _Read:
                     finished.append(piece[0])
         if finished:
             self.done(finished)
+
+    def _rescued(
+        self, page: Page, first: int, length: int, row: int, column: int, pieces: list[list[int]], error: LazyTilesError
+    ) -> list[list[int]]:
+        """The pieces of a job that need none of its damaged segments, read by themselves; the others have failed."""
+        if length == 1:
+            self.failed(sorted({piece[0] for piece in pieces}), error)
+            return []
+        good = []
+        height = page.segment[0]
+        for piece in pieces:
+            top, bottom = piece[1] // height, (piece[2] - 1) // height + 1
+            try:
+                blocks = self._blocks(page, range(first + top, first + bottom), row + top, column)
+                self._scatter([(top * height + y, block) for y, block in blocks], [piece])
+            except LazyTilesError as own:
+                self.failed([piece[0]], own)
+            else:
+                good.append(piece)
+        return good
 
     def _scatter(self, blocks: list[tuple[int, NDArray[Any]]], pieces: list[list[int]]) -> None:
         bands = self.plan.windows.bands
@@ -186,98 +204,70 @@ class _Read:
                     target[rows, columns] = part if bands is None else part[..., list(bands)]
 
     def _blocks(
-        self, page: Page, first: int, length: int, row: int, column: int, where: list[int]
+        self, page: Page, segments: range, row: int, column: int, where: list[int] | None = None
     ) -> list[tuple[int, NDArray[Any]]]:
-        """The decoded segments of a job as (first row within the job, array) from top to bottom."""
-        height = page.segment[0]
+        """Decoded segments of one column as (first row among them, array), from top to bottom.
+
+        Parameters
+        ----------
+        segments : their numbers, all stored or all missing
+        row, column : the place of the first in the grid
+        where : (offset, bytes, whether they lie side by side), if it is known
+        """
+        height, first = page.segment[0], segments.start
         if not page.counts[first]:
-            shape = (height * length, page.segment[1], page.segment_samples)
+            shape = (height * len(segments), page.segment[1], page.segment_samples)
             return [(0, filled(shape, page.dtype, page.fill))]
         if not settings().cache_bytes:
-            return self._decode(page, range(first, first + length), row, column, where)
-        found: list[tuple[int, NDArray[Any]]] = []
-        waiting: list[tuple[int, Pending]] = []
-        mine: list[int] = []
+            return [
+                ((run.first - first) * height, run.array) for run in self._decode(page, segments, row, column, where)
+            ]
+        claim = Claim((page.file, page.number), first, segments.stop)
+        made: list[Run] = []
         try:
-            for segment in range(first, first + length):
-                mine.append(segment)
-                claim = cache.claim((page.file, page.number, segment))
-                if claim is not None:
-                    mine.pop()
-                    if isinstance(claim, Pending):
-                        waiting.append((segment, claim))
-                    else:
-                        found.append(((segment - first) * height, claim))
-            count("cache_hits", len(found))
-            if mine:
-                found += self._decode_and_keep(page, first, mine, row, column, where, whole=len(mine) == length)
-        except BaseException:  # an interrupt, too, leaves no claim behind that others would wait for
-            for segment in mine:
-                cache.settle((page.file, page.number, segment), None)
-            raise
-        for segment, pending in waiting:
-            pending.ready.wait()
-            array = pending.array
-            if array is None:  # the other thread failed; let this one say why
-                at = row + segment - first
-                array = self._decode(page, range(segment, segment + 1), at, column, None)[0][1]
-            found.append(((segment - first) * height, array))
-        return found
+            while (other := cache.enter(claim)) is not None:
+                other.ready.wait()
+            for part in claim.missing:
+                whole = where if len(part) == len(segments) else None
+                made += self._decode(page, part, row + part.start - first, column, whole)
+        finally:  # an interrupt, too, leaves no claim behind that others would wait for
+            cache.settle(claim, made)
+        count("cache_hits", len(segments) - sum(map(len, claim.missing)))
+        return [((run.first - first) * height, run.array) for run in (*claim.found, *made)]
 
-    def _decode_and_keep(
-        self, page: Page, first: int, mine: list[int], row: int, column: int, where: list[int], *, whole: bool
-    ) -> list[tuple[int, NDArray[Any]]]:
-        height = page.segment[0]
-        kept: dict[int, NDArray[Any]] = {}
-        blocks: list[tuple[int, NDArray[Any]]] = []
-        try:
-            runs = [range(mine[0], mine[-1] + 1)] if whole else [range(k, k + 1) for k in mine]
-            for run in runs:
-                start = run[0] - first
-                for top, block in self._decode(page, run, row + start, column, where if whole else None):
-                    blocks.append((start * height + top, block))
-                    for k in range(-(-block.shape[0] // height)):
-                        segment = run[0] + top // height + k
-                        kept[segment] = block[k * height : (k + 1) * height] if len(run) > 1 else block
-        finally:
-            for segment in mine:
-                cache.settle((page.file, page.number, segment), kept.get(segment))
-        return blocks
-
-    def _decode(
-        self, page: Page, segments: range, row: int, column: int, where: list[int] | None
-    ) -> list[tuple[int, NDArray[Any]]]:
-        if where is not None and where[2] and len(segments) > 1:
-            data = memoryview(pool.read(page.file, *_inside(page, segments[0], where[0], where[1])))
-            ends = np.cumsum(page.counts[segments.start : segments.stop]).tolist()
-            datas: Sequence[Any] = [data[a:b] for a, b in itertools.pairwise([0, *ends])]
+    def _decode(self, page: Page, segments: range, row: int, column: int, where: list[int] | None) -> list[Run]:
+        offsets, sizes = (table[segments.start : segments.stop].tolist() for table in (page.offsets, page.counts))
+        if where is None:
+            side_by_side = all(o + n == after for o, n, after in zip(offsets, sizes, offsets[1:], strict=False))
+            where = [offsets[0], sum(sizes), side_by_side]
+        if where[2]:
+            datas: list[Any] = [pool.read(page.file, *_inside(page, segments[0], where[0], where[1]))]
         else:
-            spans = [(int(page.offsets[k]), int(page.counts[k])) for k in segments]
-            datas = [pool.read(page.file, *_inside(page, k, *span)) for k, span in zip(segments, spans, strict=True)]
+            spans = zip(segments, offsets, sizes, strict=True)
+            datas = [pool.read(page.file, *_inside(page, *span)) for span in spans]
         with self.lock:
             self.decoded += len(segments)
-            self.bytes_read += sum(map(len, datas))
-        return _decoded(page, segments, row, column, datas)
+            self.bytes_read += sum(sizes)
+        return _decoded(page, segments, row, column, datas, sizes)
 
 
-def _decoded(
-    page: Page, segments: range, row: int, column: int, datas: Sequence[Any]
-) -> list[tuple[int, NDArray[Any]]]:
+def _decoded(page: Page, segments: range, row: int, column: int, datas: list[Any], sizes: list[int]) -> list[Run]:
     if page.codec.lzw is not None and len(segments) > 1:
-        try:
-            return [(0, page.codec.decode_run(datas, row, len(segments)))]
-        except Exception:  # one by one, below, the damaged segment gets its name
-            pass
-    blocks = []
+        with suppress(Exception):  # one by one, below, the damaged segment gets its name
+            return [Run(segments.start, segments.stop, page.codec.decode_run(datas, sizes, row))]
+    if len(datas) < len(segments):
+        together = memoryview(datas[0])
+        datas = [together[end - size : end] for size, end in zip(sizes, itertools.accumulate(sizes), strict=True)]
+    runs = []
     for k, (segment, data) in enumerate(zip(segments, datas, strict=True)):
         try:
-            blocks.append((k * page.segment[0], page.codec(data, segment, row + k, column)))
+            runs.append(Run(segment, segment + 1, page.codec(data, segment, row + k, column)))
         except (Exception, RecursionError) as error:
             raise SegmentError(
                 f"{page}: segment {segment} (row {row + k}, column {column}) cannot be decoded: {error}; "
                 "the file is damaged there or of an unsupported kind: restore it or leave its windows out"
             ) from error
-    return blocks
+    return runs
 
 
 def _inside(page: Page, segment: int, offset: int, size: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.cache import Pending, cache
+from lazytiles.cache import cache
 from lazytiles.errors import StoreError
 from lazytiles.files import FileKey
 from lazytiles.formats import NpyReader
@@ -134,19 +134,7 @@ class StoreArray(LazyArray):
         if isinstance(opened.reader, NpyReader):
             return self._checked(number, self.raw(number))
         key = (self._key, f"store {self._uid}", number)
-        held = cache.claim(key)
-        if isinstance(held, Pending):
-            held.ready.wait()
-            held = held.array
-            return held if held is not None else self._checked(number, self.raw(number))
-        if held is not None:
-            return held
-        block: NDArray[Any] | None = None
-        try:
-            block = self._checked(number, self.raw(number))
-        finally:
-            cache.settle(key, block)
-        return block
+        return cache.once(key, lambda: self._checked(number, self.raw(number)))
 
     def raw(self, number: int) -> NDArray[Any]:
         """One chunk as the format's library gives it, unchecked."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lazytiles as lt
-from lazytiles.cache import Pending, SegmentCache, cache
+from lazytiles.cache import Claim, Run, SegmentCache, cache
 from lazytiles.files import FileKey
 from tests.limits import Counting, within_limits
 from tests.made import make, pixels, write
@@ -25,8 +25,8 @@ def fresh():
 def held():
     """Bytes of memory that the cache keeps alive, whatever its arrays say of themselves."""
     total = 0
-    for array in cache._arrays.values():
-        base = array
+    for run in cache._recent:
+        base = array = run.array
         while isinstance(base.base, np.ndarray):
             base = base.base
         assert not array.flags.writeable
@@ -47,7 +47,7 @@ def test_the_budget_is_exact(budget, compression, options, tmp_path):
         for _ in range(40):
             y, x = rng.integers(0, 50, 2)
             np.testing.assert_array_equal(region[y : y + 20, x : x + 20], whole[y : y + 20, x : x + 20])
-            assert cache.nbytes == sum(array.nbytes for array in cache._arrays.values()) == held()
+            assert cache.nbytes == sum(run.array.nbytes for run in cache._recent) == held()
             assert cache.nbytes <= budget
     assert cache.nbytes == 0
 
@@ -58,7 +58,7 @@ def test_nothing_is_kept_without_a_budget(tmp_path):
     with within_limits(cache_bytes=0), Counting() as done:
         for _ in range(3):
             region[:20, :20]
-        assert not cache._arrays
+        assert not cache._recent
     assert (done.segments, done.hits) == (12, 0)
 
 
@@ -144,28 +144,76 @@ def test_a_failed_decode_is_not_kept_and_wakes_who_waits(tmp_path):
         thread.join(20)
         assert not thread.is_alive()
     assert len(errors) == 6
-    assert not cache._pending
-    assert all(key[2] != 0 for key in cache._arrays)
+    assert not cache._claims
+    assert all(run.first != 0 for run in cache._recent)
     np.testing.assert_array_equal(region[32:, 32:], image[32:, 32:])
+
+
+def rows(first, stop, width=10):
+    """Segments of one row each that hold their own numbers."""
+    return Run(first, stop, np.repeat(np.arange(first, stop), width).reshape(-1, width))
 
 
 def test_claims_and_settlements():
     own = SegmentCache()
-    key = (KEY, "0", 5)
-    assert own.claim(key) is None
-    waiting = own.claim(key)
-    assert isinstance(waiting, Pending)
-    assert not waiting.ready.is_set()
-    own.settle(key, np.ones(10))
-    assert waiting.ready.is_set()
-    assert waiting.array is own.claim(key)
-    assert own.nbytes == 80
-    other = (KEY, "1", 5)
-    assert own.claim(other) is None
-    own.settle(other, np.zeros((4, 100))[:, :10])  # a part of something larger
-    assert own.nbytes == 80 + 320
+    key = (KEY, "0")
+    claim = Claim(key, 3, 7)
+    assert own.enter(claim) is None
+    assert (claim.found, claim.missing) == ([], [range(3, 7)])
+    assert own.enter(Claim(key, 6, 9)) is claim
+    apart, elsewhere = Claim(key, 7, 9), Claim((KEY, "1"), 3, 7)
+    assert own.enter(apart) is own.enter(elsewhere) is None
+    own.settle(apart)  # its decode failed
+    own.settle(elsewhere)
+    own.settle(claim, [rows(3, 7)])
+    assert claim.ready.is_set()
+    assert own.nbytes == 320
+    wider = Claim(key, 1, 9)
+    assert own.enter(wider) is None
+    assert [run.first for run in wider.found] == [3]
+    assert wider.missing == [range(1, 3), range(7, 9)] == own.missing(key, 1, 9)
+    own.settle(wider, [rows(1, 3), rows(7, 9)])
+    again = Claim(key, 2, 8)
+    assert own.enter(again) is None
+    assert not again.missing
+    assert np.concatenate([run.array for run in again.found])[:, 0].tolist() == list(range(1, 9))
+    own.settle(again)
+    assert own.nbytes == 640
+    own.drop(key, lambda segment: segment < 5)
+    assert own.missing(key, 1, 9) == [range(1, 3)]
+    own.settle(Claim(key, 0, 1), [Run(0, 1, np.zeros((4, 100))[:, :10])])  # a part of something larger
+    assert own.nbytes == 480 + 320
     own.forget()
     assert own.nbytes == 0
+
+
+def test_what_one_makes_many_get():
+    own, asked, made = SegmentCache(), threading.Semaphore(0), []
+
+    def make():
+        for _ in range(4):
+            assert asked.acquire(timeout=20)
+        made.append(np.ones(10))
+        return made[0]
+
+    def ask():
+        asked.release()
+        assert own.once("name", make) is made[0]
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(made) == 1
+    assert not own._claims
+
+    def fail():
+        raise OSError("no such chunk")
+
+    with pytest.raises(OSError, match="no such chunk"):
+        own.once("other", fail)
+    assert own.once("other", lambda: made[0]) is made[0]
 
 
 def test_a_segment_larger_than_the_budget_passes_through(tmp_path):
@@ -189,21 +237,21 @@ def test_an_interrupt_leaves_no_claim_behind(tmp_path, monkeypatch):
     """Control-C while a segment is claimed or decoded must not make the next read wait for ever."""
     image = pixels((64, 64))
     region = lt.open_region(write(tmp_path / "a.tif", image, compression="zlib", tile=(32, 32)))
-    claim = cache.claim
+    enter = cache.enter
     for place in range(1, 5):
         lt.clear_cache()
         calls = []
 
-        def interrupted(key, calls=calls, place=place):
-            calls.append(key)
-            got = claim(key)
+        def interrupted(claim, calls=calls, place=place):
+            calls.append(claim)
+            got = enter(claim)
             if len(calls) == place:
                 raise KeyboardInterrupt
             return got
 
-        monkeypatch.setattr(cache, "claim", interrupted)
+        monkeypatch.setattr(cache, "enter", interrupted)
         with within_limits(threads=1), pytest.raises(KeyboardInterrupt):
             region[...]
         monkeypatch.undo()
-        assert not cache._pending
+        assert not cache._claims
         np.testing.assert_array_equal(region, image)

@@ -394,6 +394,33 @@ def test_an_error_in_one_batch_leaves_the_others(tmp_path):
         assert not lost or re.search(rf"tile t{k} .*2016/001\.tif", str(results[k]))
 
 
+@pytest.mark.parametrize("compression", ["lzw", "zlib", "zstd"])
+@pytest.mark.parametrize("budget", [0, 2**20])
+def test_damage_in_a_run_of_strips_stays_local(compression, budget, tmp_path):
+    image = pixels((64, 40, 3))
+    path = write(tmp_path / "a.tif", image, compression=compression, rowsperstrip=2)
+    with tifffile.TiffFile(path) as tiff:
+        offset, size = tiff.pages[0].dataoffsets[20], tiff.pages[0].databytecounts[20]
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(bytes(size))
+    rows = [(0, 20), (24, 40), (30, 50), (42, 64)]
+    boxes = [f"(3, {y0}, 17, {y1})" for y0, y1 in rows]
+    table = pd.DataFrame({"tile_id": list("abcd"), "region_id": "a", "region_coordinates": boxes})
+    results = {}
+    with within_limits(cache_bytes=budget):
+        for order in ([0, 1, 2, 3], [2, 3, 0, 1]):
+            tiles = lt.open_tiles(table, tmp_path, size=(16, 14))
+            tiles.take_batches([np.array([k]) for k in order], results.__setitem__)
+            for k, number in enumerate(order):
+                if number == 2:
+                    assert isinstance(results[k], lt.SegmentError)
+                    assert re.search(r"tile c with box \(3, 30, 17, 50\).*a\.tif page 0: segment 20 ", str(results[k]))
+                else:
+                    alone = lt.open_tiles(table.iloc[[number]], tmp_path, size=(16, 14))
+                    np.testing.assert_array_equal(results[k], alone[:])
+
+
 # -- limits ------------------------------------------------------------------------------------------------------
 
 
