@@ -11,7 +11,7 @@ import importlib
 import pickle
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -67,7 +67,7 @@ def _as_they_end(client: Any, futures: Sequence[Any]) -> Iterator[Any]:
         client.cancel(futures)
 
 
-def in_order(client: Any, work: Callable[..., Any], shared: Any, parts: Sequence[Any]) -> Iterator[Any]:
+def in_order(client: Any, work: Callable[..., Any], shared: Any, parts: Sequence[Any]) -> Generator[Any, None, None]:
     """``work(shared, part)`` for each part, on the workers, in the order of the parts.
 
     Parameters

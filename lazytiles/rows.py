@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import uuid
@@ -21,6 +22,7 @@ Out: TypeAlias = Any
 """Nothing, an array, a path, or an object with `append(rows)` and `close()`."""
 
 TILE = 256
+PARTIAL = ".partial-"  # and some letters: the ending of what is not complete
 
 
 class RowSink(Protocol):
@@ -40,6 +42,20 @@ class RowSink(Protocol):
 class _Appends(Protocol):
     def append(self, rows: NDArray[Any]) -> None: ...
     def close(self) -> Any: ...
+
+
+class Rerun(os.PathLike[str]):
+    """A path that one task alone writes, perhaps twice: what lies there already is the work of its first run.
+
+    >>> os.fspath(Rerun("maps/1225.tif"))
+    'maps/1225.tif'
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+
+    def __fspath__(self) -> str:
+        return self.path
 
 
 def open_sink(out: Out, shape: Sequence[int], dtype: np.dtype[Any], *, axes: int = 2) -> RowSink:
@@ -71,8 +87,8 @@ def open_sink(out: Out, shape: Sequence[int], dtype: np.dtype[Any], *, axes: int
         kind = FILES.get(path.suffix.lower())
         if kind is None:
             raise ValueError(f"{path}: rows can be written to {', '.join(FILES)}; choose one of these endings")
-        if path.exists():
-            raise StoreError(f"{path} exists; remove it or choose another name")
+        if not isinstance(out, Rerun):
+            refuse_existing(path)
         return kind(path, shape, dtype, axes)
     if hasattr(out, "__setitem__"):
         given = tuple(out.shape)
@@ -82,6 +98,26 @@ def open_sink(out: Out, shape: Sequence[int], dtype: np.dtype[Any], *, axes: int
     if isinstance(out, _Appends):
         return _Foreign(out)
     raise ValueError(f"out={out!r} is no array, path or object with append() and close()")
+
+
+def refuse_existing(path: Path) -> None:
+    """Maps never replace what is there.
+
+    Raises
+    ------
+    StoreError : the path exists
+    """
+    if path.exists():
+        raise StoreError(f"{path} exists; remove it or choose another name")
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed processes left beside a finished file."""
+    for left in path.parent.glob(f"{glob.escape(path.name)}{PARTIAL}*"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 class ArraySink:
@@ -277,6 +313,8 @@ class ZarrSink:
     def close(self) -> Any:
         """The array, open for reading."""
         self._write(self._held)
+        if self._path.exists():  # of the first run of the same task, see `Rerun`
+            os.replace(self._path, _beside(self._path))
         os.replace(self._partial, self._path)
         return require("zarr", extra="zarr").open_array(str(self._path), mode="r")
 
@@ -294,4 +332,4 @@ FILES: dict[str, Callable[[Path, tuple[int, ...], np.dtype[Any], int], RowSink]]
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f"{path.name}.partial-{uuid.uuid4().hex[:12]}")
+    return path.with_name(f"{path.name}{PARTIAL}{uuid.uuid4().hex[:12]}")

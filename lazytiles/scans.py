@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from lazytiles.cluster import Loaded, in_order
 from lazytiles.flow import BatchFlow
 from lazytiles.multisource import MultiSourceArray
 from lazytiles.paths import is_component
-from lazytiles.rows import FILES
+from lazytiles.rows import FILES, Rerun, refuse_existing, sweep
 
 Batch = NDArray[Any]
 READAHEAD_BYTES = 32 * 2**20
@@ -110,13 +111,23 @@ def _scans_on(
     """Scans made on the workers of a cluster, one a task, in their order."""
     if any(not isinstance(goal, str | os.PathLike | None) for goal in outs):
         raise ValueError("with client= the maps go to files that all workers see, or come back: out is None or paths")
-    parts = [(layout.positions, goal) for layout, goal in zip(layouts, outs, strict=True)]
-    yield from in_order(client, _scan_on_worker, (model, tiles, options), parts)
+    paths = [None if goal is None else Path(goal) for goal in outs]
+    for path in paths:
+        if path is not None:
+            refuse_existing(path)  # before any work; later it would be the work of a task that runs again
+    parts = [(layout.positions, path) for layout, path in zip(layouts, paths, strict=True)]
+    with closing(in_order(client, _scan_on_worker, (model, tiles, options), parts)) as scans:
+        for scan, path in zip(scans, paths, strict=True):
+            if path is not None:
+                sweep(path)
+            yield scan
 
 
 def _scan_on_worker(shared: tuple[Loaded, Any, dict[str, Any]], part: tuple[NDArray[np.int64], Any]) -> dict[str, Any]:
     model, tiles, options = shared
-    return next(iter(predict(model, tiles.select(part[0]), out=part[1], **options)))
+    positions, path = part
+    out = None if path is None else lambda _: Rerun(path)
+    return next(iter(predict(model, tiles.select(positions), out=out, **options)))
 
 
 def _scans(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lazytiles.blends import COMBINE, Band, tile_weights, windows_of
 from lazytiles.errors import StoreError
-from lazytiles.rows import open_sink
+from lazytiles.rows import Rerun, open_sink, sweep
 from lazytiles.stitch import Canvas
 
 ZARR = pytest.param(".zarr", marks=pytest.mark.leaks(reason="zarr keeps its event loop"))
@@ -311,6 +311,23 @@ def test_an_abandoned_file_leaves_nothing_and_nothing_is_overwritten(tmp_path, e
     (tmp_path / f"a{ending}").write_text("mine")
     with pytest.raises(StoreError, match="exists; remove it"):
         Canvas((8, 8), out=tmp_path / f"a{ending}").add(boxes[:1], np.zeros((1, 8, 8)))
+
+
+@pytest.mark.parametrize("ending", [".npy", ".tif", ZARR])
+def test_a_task_that_runs_again_replaces_its_own_file(tmp_path, ending):
+    if ending == ".zarr":
+        pytest.importorskip("zarr")
+    out = tmp_path / f"a[1]{ending}"
+    dead = open_sink(Rerun(out), (8, 8), np.dtype("u1"))
+    for value in (1, 2):
+        sink = open_sink(Rerun(out), (8, 8), np.dtype("u1"))
+        sink.append(np.full((8, 8), value, "u1"))
+        result = sink.close()
+        assert (np.asarray(result[:]) == value).all()
+    (tmp_path / f"a1{ending}.partial-other").touch()
+    sweep(out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"a1{ending}.partial-other", out.name]
+    dead.abort()
 
 
 def test_a_memory_map_is_an_array(tmp_path):
