@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import pandas as pd
 import pytest
@@ -37,6 +38,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     options = {"n_workers": 2, "threads_per_worker": 2, "processes": True, "dashboard_address": ":0"}
     folder = str(tmp_path_factory.mktemp("dask"))
     with (
+        # By default a cluster looks 15 s after each death, and closes the nanny whose worker has just died again.
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1h"}),
         distributed.LocalCluster(**options, local_directory=folder, silence_logs=50) as cluster,
         distributed.Client(cluster) as client,
     ):
@@ -58,25 +61,48 @@ def made(folder: Path, dtype: str = "uint8", size: int = 128, regions: int = 6) 
     return open_tiles(pd.DataFrame(rows, columns=columns), folder)
 
 
-def kill_one(client: Any, after_s: float) -> threading.Thread:
-    """Kill a worker process in a while; its nanny starts another."""
-    pids = list(client.run(os.getpid).values())
+class Killer(distributed.SchedulerPlugin):  # type: ignore[misc]  # distributed is untyped
+    """Kills the worker process that finishes the n-th task from now on, its results with it; counted, not timed."""
 
-    def kill() -> None:
-        time.sleep(after_s)
-        os.kill(pids[0], signal.SIGKILL)
+    def __init__(self, cluster: Any, tasks: int) -> None:
+        self.cluster, self.left, self.pid = cluster, tasks, 0
 
-    thread = threading.Thread(target=kill)
-    thread.start()
-    return thread
+    def transition(self, key: Any, start: str, finish: str, *args: Any, worker: str = "", **kwargs: Any) -> None:
+        self.left -= (start, finish) == ("processing", "memory")
+        if not self.left and not self.pid:
+            # The nanny knows the process; asking the workers would ask dying ones too.
+            self.pid = next(one.pid for one in self.cluster.workers.values() if one.worker_address == worker)
+            os.kill(self.pid, signal.SIGKILL)
 
 
-def revive(client: Any) -> None:
-    """Wait for two live workers; a nanny that a busy machine keeps waiting is started anew."""
+@contextmanager
+def one_dies(client: Any, after_tasks: int) -> Iterator[None]:
+    """One worker process is killed within the block; behind it, two others live."""
+    killer = Killer(client.cluster, after_tasks)
+    client.cluster.scheduler.add_plugin(killer, name="killer")
     try:
-        client.wait_for_workers(2, timeout=15)
-    except TimeoutError:
-        client.restart(timeout=60)
+        yield
+    finally:
+        client.cluster.scheduler.remove_plugin("killer")
+        revive(client, killer.pid)
+    assert killer.pid, f"the work ended before its task {after_tasks}"
+
+
+def revive(client: Any, killed: int = 0) -> None:
+    """Wait for two live workers without the killed one, each of which answers as the process its nanny knows."""
+    nannies = client.cluster.workers
+
+    async def addresses() -> list[str]:
+        known = client.cluster.scheduler.workers
+        live = [one.worker_address for one in nannies.values() if one.pid not in (None, killed)]
+        return live if set(live) == set(known) and all(one.status.name == "running" for one in known.values()) else []
+
+    started = time.monotonic()
+    while len(client.sync(addresses)) != 2:
+        assert time.monotonic() - started < 120, f"two live workers are not to be had: {nannies}"
+        time.sleep(0.02)
+    asked = [client.submit(os.getpid, workers=[one], pure=False) for one in client.sync(addresses)]
+    assert sorted(one.result(timeout=60) for one in asked) == sorted(one.pid for one in nannies.values())
 
 
 @pytest.fixture(autouse=True)
@@ -85,13 +111,10 @@ def two_live_workers(client: Any) -> None:
     revive(client)
 
 
-@pytest.fixture(params=[None, 0.2], ids=["all live", "one dies"])
+@pytest.fixture(params=[None, 1, 2], ids=["all live", "one dies at once", "one dies"])
 def perhaps_killed(request: pytest.FixtureRequest, client: Any) -> Iterator[None]:
-    thread = None if request.param is None else kill_one(client, request.param)
-    yield
-    if thread is not None:
-        thread.join()
-        revive(client)
+    with nullcontext() if request.param is None else one_dies(client, request.param):
+        yield
 
 
 @pytest.mark.usefixtures("perhaps_killed")
@@ -124,12 +147,9 @@ def test_an_export_is_that_of_one_machine(client: Any, tmp_path: Path, shuffled:
 
 def test_many_small_steps_with_a_death(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lazytiles.cluster.STEP_BYTES", 1)
-    client.wait_for_workers(2, timeout=60)
     tiles = made(tmp_path)
-    thread = kill_one(client, 0.3)
-    store = persist(tiles.shuffle(5), tmp_path / "out.zarr", chunk=4, client=client)
-    thread.join()
-    revive(client)
+    with one_dies(client, 40):
+        store = persist(tiles.shuffle(5), tmp_path / "out.zarr", chunk=4, client=client)
     assert np.array_equal(store[...], tiles[...])
     assert np.array_equal(store.reset_order()[...], tiles.reset_order()[...])
 
@@ -195,9 +215,9 @@ def test_predictions_are_those_of_one_machine(
     pids = loads.read_text().split()
     assert len(pids) == len(set(pids)) <= 4, "a model is loaded once in a worker"
     if goal is not None:
-        # A killed process cannot take its unfinished file away; it lies beside under a name that says so.
-        finished = sorted(path.name for path in goal.iterdir() if ".partial-" not in path.name)
-        assert finished == [f"{k}.tif" for k in range(6)]
+        assert sorted(path.name for path in goal.iterdir()) == [f"{k}.tif" for k in range(6)]
+        with pytest.raises(LazyTilesError, match=r"0\.tif exists"):
+            next(predict(factory, tiles, client=client, out=goal))
 
 
 def test_a_model_that_always_fails_is_an_error(client: Any, tmp_path: Path) -> None:
