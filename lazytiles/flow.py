@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lazytiles.errors import LazyTilesError
 from lazytiles.order import balanced_weights, draw, fresh_seed, permutation, shard_batches, shard_slice
+from lazytiles.ranks import Shard, own_shard
 from lazytiles.readahead import Key, ReadAhead, Work
 from lazytiles.stage import Stage, Transform
 from lazytiles.tandem import Rows, Structure, Tandem
@@ -38,7 +39,7 @@ class Schedule:
     replacement, weights : draw the rows instead, `weights` being relative probabilities, shape (samples,)
     drop_last : leave out the global batch that is not full, as several shards always do
     seed : int
-    shard : (rank, count)
+    shard : (rank, count), or "auto" to ask the launcher
 
     Raises
     ------
@@ -61,13 +62,13 @@ class Schedule:
         weights: ArrayLike | None = None,
         drop_last: bool = False,
         seed: int = 0,
-        shard: tuple[int, int] = (0, 1),
+        shard: Shard = (0, 1),
     ) -> None:
         self.samples, self.batch_size, self.seed = samples, int(batch_size), index(seed)
         self.shuffle, self.replacement, self.drop_last = shuffle, replacement, drop_last
-        self.shard = shard
+        self.shard = own_shard() if shard == "auto" else shard
         self.weights = None if weights is None else np.asarray(weights, dtype=np.float64)
-        self._batches = shard_batches(samples, batch_size, shard, drop_last=drop_last)
+        self._batches = shard_batches(samples, batch_size, self.shard, drop_last=drop_last)
         self._orders: dict[int, Rows] = {}
         if self.weights is not None:
             self.order(0)
@@ -177,7 +178,8 @@ class BatchFlow:
     drop_last : leave out the last batch where it is not full
     transform : (batch, rng) -> batch; `rng` is a function of (seed, epoch, batch)
     seed : int, or None for a fresh one, to be found in ``.seed``
-    shard : (rank, count): this flow's part of every global batch of ``batch_size * count`` samples
+    shard : (rank, count), or "auto" to ask the launcher: this flow's part of every global batch of
+        ``batch_size * count`` samples; all shards are given one seed
     prefetch : finished batches that wait
     readahead_bytes : bytes of the batches that are planned and decoded together, each segment once
     threads : threads that read and transform; None takes the setting of that name
@@ -214,7 +216,7 @@ class BatchFlow:
         drop_last: bool = False,
         transform: Transform | None = None,
         seed: int | None = None,
-        shard: tuple[int, int] = (0, 1),
+        shard: Shard = (0, 1),
         prefetch: int = 2,
         readahead_bytes: int = READAHEAD_BYTES,
         threads: int | None = None,

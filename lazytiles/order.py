@@ -196,11 +196,14 @@ def shard_batches(n: int, batch_size: int, shard: tuple[int, int] = (0, 1), *, d
     >>> shard_batches(100, 32), shard_batches(100, 32, drop_last=True), shard_batches(100, 32, (0, 2))
     (4, 3, 1)
     """
-    index, count = map(operator.index, shard)
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
+    try:
+        index, count = map(operator.index, shard)
+    except (TypeError, ValueError):
+        index, count = 0, 0
     if not 0 <= index < count:
-        raise ValueError(f"shard={shard} must be (index, count) with 0 <= index < count")
+        raise ValueError(f"shard={shard!r} must be (index, count) with 0 <= index < count")
     total = batch_size * count
     return n // total if drop_last or count > 1 else -(-n // total)
 

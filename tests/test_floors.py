@@ -18,10 +18,10 @@ HOUSE = """
 2 region volumes problems paths columns table manifest survey cost digest check
 3 gather view
 4 regiontiles agreement blocks split multisource boxlabels catalog scenes frames tiles
-5 pool tandem readahead stage flow
+5 pool tandem readahead stage ranks flow
 5 formats chunked journal tfrecord record sink blockwise cluster rows write stored beside store
 5 pixels cut patches stitch assembly scans statistics
-6 adapters adapters.portable adapters.ranks adapters.serving adapters.resume adapters.keras
+6 adapters adapters.portable adapters.serving adapters.resume adapters.keras
 6 adapters.torch adapters.dask
 7 pictures report pages demo __init__ options cli __main__
 """

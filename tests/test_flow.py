@@ -194,6 +194,15 @@ def test_drop_last_and_loop():
     assert list(BatchFlow(IDS[:0], 4, loop=True)) == []
 
 
+def test_the_launcher_is_asked_for_the_shard(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    auto, told = (BatchFlow(X, 2, shuffle=True, seed=3, shard=shard) for shard in ("auto", (1, 3)))
+    assert len(auto) == len(told)
+    assert all(np.array_equal(one, other) for one, other in zip(auto, told, strict=True))
+    assert auto.state_dict() == told.state_dict()
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
 @pytest.mark.parametrize("samples", [60, 61])
 def test_shards_together_are_the_single_stream(ranks, samples):

@@ -202,7 +202,7 @@ def test_shards_unite_to_the_global_order(n, size, count):
     assert batches == shard_batches(n, total, drop_last=True)
 
 
-@pytest.mark.parametrize("shard", [(1, 1), (-1, 2), (0, 0)])
+@pytest.mark.parametrize("shard", [(1, 1), (-1, 2), (0, 0), 2, (1,), "rank 1", (0.5, 2), None])
 def test_shards_that_are_none(shard):
     with pytest.raises(ValueError, match="must be \\(index, count\\)"):
         shard_batches(10, 2, shard)

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.adapters.portable import Output, differences, parts_of, scale_of
-from lazytiles.adapters.ranks import own_shard
 from lazytiles.adapters.resume import EpochCallback, ResumeCallback
 from lazytiles.adapters.serving import Server
 from lazytiles.errors import LazyTilesError, require
 from lazytiles.flow import READAHEAD_BYTES, STATE_VERSION, Schedule, check_budgets, check_state, digest
+from lazytiles.ranks import Shard
 from lazytiles.readahead import Key, Work
 from lazytiles.stage import Stage, Transform
 from lazytiles.tandem import Structure, Tandem, leaves, rebuilt
@@ -94,7 +94,7 @@ class KerasAdapter(keras.utils.PyDataset):
         seed: int = 0,
         drop_last: bool = False,
         steps_per_epoch: int | None = None,
-        shard: tuple[int, int] | Literal["auto"] = (0, 1),
+        shard: Shard = (0, 1),
         transform: Transform | None = None,
         normalize: Any = False,
         num_classes: int | None = None,
@@ -113,7 +113,7 @@ class KerasAdapter(keras.utils.PyDataset):
             shuffle=shuffle,
             drop_last=drop_last,
             seed=seed,
-            shard=own_shard() if shard == "auto" else shard,
+            shard=shard,
         )
         _check_sizes(schedule, steps_per_epoch, num_classes, data)
         output = Output(scale_of(normalize), num_classes)

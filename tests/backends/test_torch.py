@@ -88,11 +88,11 @@ def test_a_shuffling_loader_reads_each_sample_once():
 RANK = """
 import numpy as np, torch, torch.distributed as dist
 import lazytiles as lt
-from lazytiles.adapters.ranks import own_shard
+from lazytiles.ranks import own_shard
 dist.init_process_group("gloo")
 rank, count = own_shard()
 assert (rank, count) == (dist.get_rank(), 2)
-flow = lt.BatchFlow(np.arange(50), 4, shuffle=True, seed=3, shard=own_shard())
+flow = lt.BatchFlow(np.arange(50), 4, shuffle=True, seed=3, shard="auto")
 single = lt.BatchFlow(np.arange(50), 8, shuffle=True, seed=3, drop_last=True)
 for epoch in range(2):
     for mine, whole in zip(flow, single, strict=True):

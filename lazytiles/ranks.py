@@ -6,6 +6,10 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
+Shard: TypeAlias = tuple[int, int] | Literal["auto"]
+"""(rank, count), or "auto" to ask the launcher."""
 
 # (rank, count) as Keras, torchrun, Open MPI and Slurm name them.
 _VARIABLES = (
