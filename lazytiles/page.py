@@ -141,7 +141,7 @@ def levels_of(tiff: tifffile.TiffFile, index: int) -> list[tifffile.TiffPage]:
     if not reduced:
         for k in range(index + 1, len(tiff.pages)):
             page = page_at(tiff, k)
-            if not page.subfiletype & 1:
+            if not page.subfiletype & 5:  # neither an overview nor a mask, which GDAL puts between them
                 break
             if not page.subfiletype & 4:
                 reduced.append(page)

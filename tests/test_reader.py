@@ -186,6 +186,21 @@ def test_pyramids(how, tmp_path):
         assert lt.open_region(path, page=1).levels == ((128, 96),)
 
 
+def test_masks_between_overviews_are_passed_over(tmp_path):
+    base, path = pixels((128, 96, 3)), tmp_path / "p.tif"
+    levels = [base[:: 2**k, :: 2**k] for k in range(3)]
+    with tifffile.TiffWriter(path) as tiff:  # in the order of GDAL
+        for k, level in enumerate(levels):
+            tiff.write(level, photometric="rgb", metadata=None, subfiletype=int(k > 0), **TILED)
+            tiff.write(level[..., 0] > 9, metadata=None, subfiletype=4 + int(k > 0), **TILED)
+        tiff.write(base[::-1], photometric="rgb", metadata=None, **TILED)
+    assert lt.open_region(path).levels == ((128, 96), (64, 48), (32, 24))
+    for k, level in enumerate(levels):
+        check(lt.open_region(path, level=k), level, 5)
+    assert lt.open_region(path, page=6).levels == ((128, 96),)
+    np.testing.assert_array_equal(lt.open_region(path, page="all"), [base, base[::-1]])
+
+
 def test_pages_of_other_shapes_do_not_stack(tmp_path):
     path = tmp_path / "a.tif"
     with tifffile.TiffWriter(path) as tiff:
