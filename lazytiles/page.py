@@ -197,14 +197,14 @@ def facts(key: FileKey, page: tifffile.TiffPage, number: str) -> Page:
 
 
 def stack_planes(page: Page, count: int) -> list[Page]:
-    """The planes of an ImageJ stack: one directory, its images stored one after the other."""
+    """The images of a stack that has one directory and stores them one after the other."""
     if page.raw_offsets is None:
-        raise RegionError(f"{page}: an ImageJ stack of {count} images in one page must be uncompressed")
+        raise RegionError(f"{page}: a stack of {count} images in one page must be uncompressed")
     size = math.prod(page.shape) * page.dtype.itemsize
-    first = page.raw_offsets[0]
-    if first + count * size > page.file.size:
+    if max(page.raw_offsets) + size // page.planes + (count - 1) * size > page.file.size:
         raise RegionError(f"{page}: {count} images of {size} bytes do not fit the file")
-    return [replace(page, number=f"{page.number} plane {k}", raw_offsets=(first + k * size,)) for k in range(count)]
+    starts = [tuple(offset + k * size for offset in page.raw_offsets) for k in range(count)]
+    return [replace(page, number=f"{page.number} plane {k}", raw_offsets=start) for k, start in enumerate(starts)]
 
 
 def _dimensions(where: str, page: tifffile.TiffPage) -> tuple[int, int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 import threading
@@ -283,8 +284,8 @@ def _open_pages(key: FileKey, inner: str | None, page: int | str, level: int) ->
 
 
 def _all_pages(key: FileKey, tiff: Any) -> list[Page]:
-    images = tiff.imagej_metadata.get("images", 1) if tiff.is_imagej and tiff.imagej_metadata else 1
-    if len(tiff.pages) == 1 and images > 1:
+    images = _images_in_one_page(tiff) if len(tiff.pages) == 1 else 1
+    if images > 1:
         return stack_planes(facts(key, page_at(tiff, 0), "0"), images)
     pages = [(k, page_at(tiff, k)) for k in range(len(tiff.pages))]
     chosen = [facts(key, p, str(k)) for k, p in pages if not p.subfiletype & 5]  # neither overviews nor masks
@@ -297,6 +298,16 @@ def _all_pages(key: FileKey, tiff: Any) -> list[Page]:
                 f"{chosen[0].dtype}; pages of one shape stack, open others by page=k"
             )
     return chosen
+
+
+def _images_in_one_page(tiff: Any) -> int:
+    """How many images the only directory of a file stands for, as ImageJ and tifffile may write a stack."""
+    if tiff.is_imagej and tiff.imagej_metadata:
+        return int(tiff.imagej_metadata.get("images", 1))
+    shaped = tiff.shaped_metadata
+    if shaped and shaped[0].get("truncated"):
+        return int(math.prod(shaped[0]["shape"])) // math.prod(page_at(tiff, 0).shape)
+    return 1
 
 
 def _level_shapes(key: FileKey, inner: str | None, page: int | str, level: int) -> tuple[tuple[int, ...], ...]:

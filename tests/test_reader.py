@@ -146,6 +146,22 @@ def test_stacks_of_one_file(tmp_path):
     assert done.segments == 1
 
 
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_stacks_with_one_directory(planar, tmp_path):
+    stack = pixels((5, 12, 10, 3), np.uint16)
+    stored = np.moveaxis(stack, -1, 1) if planar == "separate" else stack
+    path = tmp_path / "cut.tif"
+    tifffile.imwrite(path, stored, photometric="rgb", planarconfig=planar, truncate=True)
+    check(lt.open_region(path, page="all"), stack)
+    np.testing.assert_array_equal(lt.open_region(path), stack[0])
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(lt.RegionError, match=r"cut\.tif page 0: 5 images of 720 bytes do not fit the file"):
+        lt.open_region(path, page="all")
+    imagej = tmp_path / "imagej.tif"
+    tifffile.imwrite(imagej, stack[..., 0], imagej=True, truncate=True)
+    check(lt.open_region(imagej, page="all"), stack[..., 0])
+
+
 def test_colour_stacks(tmp_path):
     stack = pixels((3, 30, 26, 3))
     path = tmp_path / "rgb.tif"
