@@ -81,13 +81,13 @@ def _resize_bytes(image: NDArray[Any], size: tuple[int, int], method: str) -> ND
 
 
 def _resize_numbers(image: NDArray[Any], size: tuple[int, int], method: str) -> NDArray[Any]:
-    down = _weights(image.shape[0], size[0], method)
-    across = _weights(image.shape[1], size[1], method)
-    rows = down @ image.reshape(image.shape[0], -1).astype(np.float64)
-    numbers = np.matmul(across, rows.reshape(size[0], image.shape[1], image.shape[2]))
-    if image.dtype.kind == "f":
-        exact: NDArray[Any] = numbers.astype(image.dtype)
-        return exact
+    numbers: NDArray[Any] = image
+    with np.errstate(invalid="ignore", over="ignore"):  # of what is not finite, and of bicubic overshoots
+        for axis in (0, 1):
+            if numbers.shape[axis] != size[axis]:
+                numbers = _resize_axis(numbers, axis, size[axis], method)
+        if image.dtype.kind == "f":
+            return numbers.astype(image.dtype)
     limits = np.iinfo(image.dtype)
     rounded = np.floor(numbers + 0.5)
     # Between two exactly held bounds every rounded value is held exactly too; the upper bound itself may not be.
@@ -98,16 +98,32 @@ def _resize_numbers(image: NDArray[Any], size: tuple[int, int], method: str) -> 
     return result
 
 
+def _resize_axis(image: NDArray[Any], axis: int, wanted: int, method: str) -> NDArray[np.float64]:
+    """The image at another length of one axis, unrounded; summed pixel by pixel, so that it is the same everywhere."""
+    pixels, weights = _taps(image.shape[axis], wanted, method)
+    total = np.zeros((*image.shape[:axis], wanted, *image.shape[axis + 1 :]))
+    for places, weight in zip(pixels, weights, strict=True):
+        # Along rows a weight stands at every band, so that NumPy walks a row in one go.
+        spread = weight[:, None].repeat(image.shape[2], 1) if axis else weight[:, None, None]
+        part = image.take(places, axis) * spread
+        total += part if weight.all() else np.where(spread, part, 0)  # what is not finite has no zero part
+    return total
+
+
 @lru_cache(maxsize=64)
-def _weights(length: int, wanted: int, method: str) -> NDArray[np.float64]:
-    """How much each of `length` pixels gives to each of `wanted`: Pillow's kernel, read off unit impulses."""
-    if length == wanted:
-        return np.eye(length)
+def _taps(length: int, wanted: int, method: str) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Which of `length` pixels give to each of `wanted`, and how much: Pillow's kernel, read off unit impulses.
+
+    Returns
+    -------
+    arrays of shape (most pixels that give to one, wanted); where fewer do, others stand there and give nothing
+    """
     weights = np.empty((wanted, length))
     for start in range(0, length, _IMPULSES):
         impulses = np.eye(length, min(_IMPULSES, length - start), -start, dtype=np.float32)
         pixels = Image.fromarray(impulses).resize((impulses.shape[1], wanted), _KERNELS[method])
         weights[:, start : start + impulses.shape[1]] = np.asarray(pixels)
     weights /= weights.sum(axis=1, keepdims=True)
-    weights.flags.writeable = False
-    return weights
+    most = int(np.count_nonzero(weights, axis=1).max())
+    places = np.argsort(weights == 0, axis=1, kind="stable")[:, :most]
+    return places.T.copy(), np.take_along_axis(weights, places, axis=1).T.copy()

@@ -618,6 +618,34 @@ def test_resampling_is_pillows(method, dtype, folder):
             np.testing.assert_allclose(tile.astype(np.float64), wanted, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("method", ["bilinear", "bicubic", "area"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_resampling_spreads_a_nan_no_further_than_pillow(method, dtype, tmp_path):
+    from PIL import Image
+
+    image = pixels((40, 50), dtype)
+    image[7, 9], image[30, 31] = np.nan, np.inf
+    write(tmp_path / "r.tif", image)
+    table = pd.DataFrame({"tile_id": ["a"], "region_id": ["r"], "region_coordinates": ["(0, 0, 50, 40)"]})
+    kernel = Image.Resampling[{"bilinear": "BILINEAR", "bicubic": "BICUBIC", "area": "BOX"}[method]]
+    for size in ((20, 21), (90, 77), (13, 60)):
+        tile = lt.open_tiles(table, tmp_path, size=size, resample=method)[0, ..., 0]
+        wanted = np.asarray(Image.fromarray(image.astype(np.float32)).resize(size[::-1], kernel))
+        assert 0 < np.isnan(tile).sum() <= np.isnan(wanted).sum() < wanted.size / 20
+        both = np.isfinite(wanted)
+        np.testing.assert_allclose(tile[both], wanted[both], rtol=1e-5, atol=1e-3)
+
+
+def test_resampling_gives_the_same_numbers_whatever_is_taken_of_a_tile(tmp_path):
+    write(tmp_path / "r.tif", pixels((60, 70, 5), np.float64))
+    table = pd.DataFrame({"tile_id": ["a", "b"], "region_id": "r"})
+    table["region_coordinates"] = ["(0, 0, 61, 47)", "(3, 9, 70, 60)"]
+    tiles = lt.open_tiles(table, tmp_path, size=(31, 23))
+    whole = tiles[:]
+    for key in ((1,), (slice(None), slice(3, 9), slice(None, None, -2), [4, 1]), (0, ..., 2), (1, 30, 22)):
+        np.testing.assert_array_equal(tiles[key], whole[key])
+
+
 @pytest.mark.parametrize("layout", range(len(LAYOUTS)))
 def test_every_layout_and_dtype_gives_the_crops(layout, folder):
     for dtype in (np.uint8, np.int16, np.float32, np.float64, np.uint32):
