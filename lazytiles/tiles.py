@@ -131,7 +131,7 @@ def _table_of(
 
 
 def _check_options(size: Any, resample: str, pad: str | None, missing: str) -> None:
-    if size is not None and (len(size) != 2 or not all(isinstance(n, int | np.integer) and n > 0 for n in size)):
+    if size is not None and not _is_size(size):
         raise ValueError(f"size is (height, width) in pixels, not {size!r}")
     for name, value, allowed in (
         ("resample", resample, METHODS),
@@ -140,6 +140,12 @@ def _check_options(size: Any, resample: str, pad: str | None, missing: str) -> N
     ):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
+
+
+def _is_size(size: Any) -> bool:
+    if not isinstance(size, Sequence | np.ndarray) or len(size) != 2:
+        return False
+    return all(isinstance(n, int | np.integer) and not isinstance(n, bool) and n > 0 for n in size)
 
 
 def _check_flat(**given: Any) -> None:
