@@ -197,3 +197,16 @@ def to_numbers(column: pd.Series) -> NDArray[np.generic]:
         return np.asarray(column.to_numpy(np.float64, na_value=np.nan))
     values = np.asarray(column)
     return values.astype(np.int64) if values.dtype == bool else values
+
+
+def number_fault(value: object) -> str:
+    """What is wrong with a cell that is no finite number, in words."""
+    if value is None or value is pd.NA or value == "" or value != value:
+        return "is empty or NaN, not a finite number"
+    hint = "; a decimal comma?" if isinstance(value, str) and "," in value else ""
+    return f"{shortened(str(value))!r} is not a finite number{hint}"
+
+
+def shortened(text: str) -> str:
+    """A cell as it is shown: its first 60 characters."""
+    return text if len(text) <= 60 else f"{text[:60]}… ({len(text)} characters)"

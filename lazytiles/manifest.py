@@ -20,8 +20,10 @@ from lazytiles.columns import (
     is_text,
     mask,
     names_of,
+    number_fault,
     parse_boxes,
     plain_numbers,
+    shortened,
     to_numbers,
 )
 from lazytiles.errors import ManifestError
@@ -169,9 +171,9 @@ class _Reading:
         for piece in self.source.pieces:
             if not self.length and not self.box_names:
                 self._look_for_boxes(piece.slice(0, 1000))
+            self.piece = piece
             skip = self._repeated_header(piece)
-            self.tiles = self._take_ids("tile_id", piece.column("tile_id"), skip)
-            for name in self.ids[1:]:
+            for name in self.ids:
                 self._take_ids(name, piece.column(name), skip)
             for name in self.kept:
                 column = piece.column(name)
@@ -212,7 +214,7 @@ class _Reading:
         self.note("repeated header", skip, lambda _: "the header again; were files joined?", self.length)
         return skip
 
-    def _take_ids(self, name: str, column: pa.ChunkedArray, skip: NDArray[np.bool_]) -> pa.Array:
+    def _take_ids(self, name: str, column: pa.ChunkedArray, skip: NDArray[np.bool_]) -> None:
         try:
             text = pc.fill_null(as_text(column), "").combine_chunks()
         except TypeError:
@@ -230,31 +232,23 @@ class _Reading:
             bad = mask(pc.match_substring_regex(encoded.dictionary, _BAD_ID))
             bad = bad[encoded.indices.to_numpy()] if bad.any() else np.zeros(len(text), bool)
             self.columns[name].append(encoded)
-        self.note(f"bad {name}", bad & ~skip, lambda row: _id_message(name, text[row].as_py()), self.length)
-        return text
+        self.note(f"bad {name}", bad & ~skip, partial(self._id_message, name=name), self.length)
 
     def _take_boxes(self, piece: pa.Table, skip: NDArray[np.bool_], allow_outside: bool) -> list[NDArray[np.int32]]:
         if "region_coordinates" in self.source.columns:
             text = as_text(piece.column("region_coordinates"))
             boxes, bad = parse_boxes(text, len(self.box_names) if self.length else None)
             self.box_names = BOX_2D if boxes.shape[1] == 4 else BOX_3D
-            given: Callable[[int], str] = lambda row: _short(text[row].as_py())  # noqa: E731
         else:
             columns = [integers(piece.column(name)) for name in self.box_names]
             boxes = np.stack([values for values, _ in columns], axis=1)
             bad = np.logical_or.reduce([wrong for _, wrong in columns])
-            given = lambda row: str(tuple(piece.column(n)[row].as_py() for n in self.box_names))  # noqa: E731
-        self._note_boxes(boxes, bad, skip, allow_outside, given)
+        self._note_boxes(boxes, bad, skip, allow_outside)
         boxes = np.where((bad | skip)[:, None], 0, np.clip(boxes, -_LARGEST, _LARGEST))
         return [boxes[:, k].astype(np.int32) for k in range(len(self.box_names))]
 
     def _note_boxes(
-        self,
-        boxes: NDArray[np.int64],
-        bad: NDArray[np.bool_],
-        skip: NDArray[np.bool_],
-        allow_outside: bool,
-        given: Callable[[int], str],
+        self, boxes: NDArray[np.int64], bad: NDArray[np.bool_], skip: NDArray[np.bool_], allow_outside: bool
     ) -> None:
         half = boxes.shape[1] // 2
         names = ", ".join(self.box_names)
@@ -270,10 +264,32 @@ class _Reading:
             ("box outside", negative & ~empty, 'begins before pixel 0; correct it, or pass pad="reflect"'),
             ("empty box", empty, f"is empty or inverted; it is ({names}), half-open, in pixels"),
         ):
-            self.note(kind, rows, partial(self._box_message, given=given, cause=cause), self.length)
+            self.note(kind, rows, partial(self._box_message, cause=cause), self.length)
 
-    def _box_message(self, row: int, given: Callable[[int], str], cause: str) -> str:
-        return f"tile {self.tiles[row].as_py()}: box {given(row)} {cause}"
+    def _cell(self, name: str, row: int) -> str:
+        """A cell of the piece that is being taken in, as it was given."""
+        value = as_text(self.piece.column(name).slice(row, 1))[0].as_py()
+        return shortened(value or "")
+
+    def _tile(self, row: int) -> str:
+        """The words for a row of that piece: its tile, and its box if it has one."""
+        tile = f"tile {self._cell('tile_id', row)}"
+        if "region_coordinates" in self.source.columns:
+            return f"{tile}: box {self._cell('region_coordinates', row)}"
+        box = ", ".join(str(self.piece.column(name)[row].as_py()) for name in self.box_names)
+        return f"{tile}: box ({box})" if box else tile
+
+    def _box_message(self, row: int, cause: str) -> str:
+        region = f" of region {self._cell('region_id', row)}" if "region_id" in self.ids else ""
+        return f"{self._tile(row)}{region} {cause}"
+
+    def _id_message(self, row: int, name: str) -> str:
+        value = self._cell(name, row)
+        cause = r"an id is one name, without / or \ or .. or control characters"
+        if "://" in value:
+            cause = "an id is not an address; give the address as the image folder"
+        said = f"{name} {value!r}: {cause}" if value.strip() else f"the {name} is empty"
+        return f"{self._tile(row)}: {said}"
 
     def finish(self, numbers: Sequence[str], frames: Sequence[object] | None) -> pd.DataFrame:
         """The table, its rows checked against each other and its targets against arithmetic."""
@@ -322,36 +338,14 @@ class _Reading:
             f"{name} not a number",
             used & ~np.isfinite(values),
             lambda row: (
-                f"{self.source.where(row)}: tile {table['tile_id'].iloc[row]}: "
-                f"{name} {_number_message(given.iloc[row])}"
+                f"{self.source.where(row)}: tile {table['tile_id'].iloc[row]}: {name} {number_fault(given.iloc[row])}"
             ),
         )
-
-
-def _number_message(value: object) -> str:
-    if value is None or value is pd.NA or value == "" or value != value:
-        return "is empty or NaN, not a finite number"
-    hint = "; a decimal comma?" if isinstance(value, str) and "," in value else ""
-    return f"{_short(str(value))!r} is not a finite number{hint}"
 
 
 def _series(column: pa.ChunkedArray) -> pd.Series:
     series: pd.Series = column.to_pandas(split_blocks=True, types_mapper={pa.string(): _TEXT}.get)
     return series
-
-
-def _short(text: str | None) -> str:
-    text = "" if text is None else text
-    return text if len(text) <= 60 else f"{text[:60]}… ({len(text)} characters)"
-
-
-def _id_message(name: str, value: str) -> str:
-    if not value.strip():
-        return f"the {name} is empty"
-    cause = r"an id is one name, without / or \ or .. or control characters"
-    if "://" in value:
-        cause = "an id is not an address; give the address as the image folder"
-    return f"{name} {_short(value)!r}: {cause}"
 
 
 def _disagreements(
@@ -371,9 +365,15 @@ def _disagreements(
     seen[pairs[::-1]] = np.arange(len(pairs))[::-1]
     again = seen[pairs] != np.arange(len(pairs))
 
+    def place(row: int) -> str:
+        box = ", ".join(str(table[name].iloc[row]) for name in BOX_3D if name in table)
+        region = f"region {table['region_id'].iloc[row]}" if "region_id" in table else f"path {table['path'].iloc[row]}"
+        return f"box ({box}) of {region}" if box else region
+
     def describe_again(row: int) -> str:
         label = f" (label {table['label_id'].iloc[row]})" if "label_id" in table else ""
-        return f"{where(row)}: tile {tile.iloc[row]}{label} is already on {where(int(seen[pairs[row]]))}"
+        first_row = where(int(seen[pairs[row]]))
+        return f"{where(row)}: tile {tile.iloc[row]}{label} is already on {first_row}, here with {place(row)}"
 
     yield "duplicate", again, describe_again
     columns = [name for name in ("region_id", *BOX_3D) if name in table]
@@ -387,11 +387,7 @@ def _disagreements(
         differs &= is_box & is_box[first[codes]]
 
     def describe(row: int) -> str:
-        here, there = (table.iloc[k] for k in (row, first[codes[row]]))
-        said = [
-            f"box ({', '.join(str(r[n]) for n in columns if n != 'region_id')}) of region {r.get('region_id', '')}"
-            for r in (here, there)
-        ]
-        return f"{where(row)}: tile {here.tile_id}: {said[0]}, but {said[1]} on {where(first[codes[row]])}"
+        other = int(first[codes[row]])
+        return f"{where(row)}: tile {tile.iloc[row]}: {place(row)}, but {place(other)} on {where(other)}"
 
     yield "frames disagree", differs & ~again, describe

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from string import Formatter
@@ -116,7 +116,8 @@ def resolve_paths(
         )
     codes, values = _different(table, columns)
     found = problems if problems is not None else Problems("the manifest")
-    unsafe = _check_components(columns, values, found)
+    first = _first_rows(codes, len(values))
+    unsafe = _check_components(columns, values, found, lambda k: _owner(table, int(first[k])))
     # A path that leaves the folder has no place in it, whoever goes on with the others.
     names = [
         "" if not unsafe.isdisjoint(row) else template.format(**dict(zip(columns, row, strict=True))) for row in values
@@ -128,14 +129,19 @@ def resolve_paths(
         start = folder if folder.endswith("/") else f"{folder}/"
         return codes, [name and f"{start}{name}" for name in names]
     look = _Folder(folder, follow_symlinks)
-    owners = table.get("tile_id")
-    first = _first_rows(codes, len(names))
     for kind, bad in look.check(names).items():
         for k, text in bad.items():
-            found.add(kind, text if owners is None else f"tile {owners.iloc[first[k]]}: {text}")
+            found.add(kind, f"{_owner(table, int(first[k]))}{text}")
     if problems is None:
         found.raise_any()
     return codes, [name and os.path.join(folder, name) for name in names]
+
+
+def _owner(table: pd.DataFrame, row: int) -> str:
+    """The words for the tile of a row and its box, as far as the table has them, to stand before what is wrong."""
+    tile = f"tile {table['tile_id'].iloc[row]}: " if "tile_id" in table else ""
+    box = [str(table[name].iloc[row]) for name in ("xmin", "ymin", "zmin", "xmax", "ymax", "zmax") if name in table]
+    return f"{tile}box ({', '.join(box)}): " if box else tile
 
 
 def _different(table: pd.DataFrame, columns: Sequence[str]) -> tuple[NDArray[np.int64], list[tuple[str, ...]]]:
@@ -173,7 +179,9 @@ def is_component(value: str) -> bool:
     return value.strip() not in {"", ".", ".."} and not _SEPARATOR.search(value)
 
 
-def _check_components(columns: Sequence[str], values: list[tuple[str, ...]], problems: Problems) -> set[str]:
+def _check_components(
+    columns: Sequence[str], values: list[tuple[str, ...]], problems: Problems, owner: Callable[[int], str]
+) -> set[str]:
     """Note the values that could lead out of the folder, and give them back."""
     unsafe: set[str] = set()
     for name, column in zip(columns, zip(*values, strict=True), strict=True):
@@ -181,10 +189,10 @@ def _check_components(columns: Sequence[str], values: list[tuple[str, ...]], pro
             parts = value.split("/") if name == "path" else [value]  # the column of whole paths may name folders
             if not all(map(is_component, parts)):
                 unsafe.add(value)
-                problems.add(
-                    "path leaves the folder",
-                    f"{name} {value[:60]!r}: a part of a path is one name, without / or \\ or .. or control characters",
+                said = (
+                    f"{name} {value[:60]!r}: a part of a path is one name, without / or \\ or .. or control characters"
                 )
+                problems.add("path leaves the folder", owner(column.index(value)) + said)
     return unsafe
 
 

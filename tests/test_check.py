@@ -78,7 +78,7 @@ FAULTS: dict[str, tuple[Callable[[pd.DataFrame, Path], pd.DataFrame | None], str
     "box": (
         lambda t, f: t.assign(region_coordinates=["eval(1)", *t.region_coordinates[1:]]),
         "not a box",
-        r"row 0: tile a0: box eval\(1\) is not",
+        r"row 0: tile a0: box eval\(1\) of region a is not",
     ),
     "leak": (
         lambda t, f: t.assign(fold=range(16)).assign(region_coordinates=["(0, 0, 33, 33)"] * 16),

@@ -20,6 +20,8 @@ from lazytiles.columns import hash_text, parse_boxes
 from lazytiles.errors import ManifestError
 from lazytiles.manifest import inspect_manifest, read_manifest
 from lazytiles.paths import resolve_paths, template_columns
+from lazytiles.tiles import open_tiles
+from tests import made
 
 HEADER = "tile_id,region_id,label_id,target,region_coordinates\n"
 ROW = 't0,r0,2018,0.5,"(0, 0, 32, 32)"\n'
@@ -138,7 +140,10 @@ DAMAGED = {
     "infinite target": (HEADER + ROW.replace("0.5", "inf"), "target 'inf' is not a finite number"),
     "huge target": (HEADER + ROW.replace("0.5", "1e400"), "is not a finite number"),
     "no target": (HEADER + ROW.replace("0.5", ""), "line 2: tile t0: target is empty"),
-    "inverted": (HEADER + ROW.replace("(0, 0", "(40, 0"), "box .40, 0, 32, 32. is empty or inverted"),
+    "inverted": (
+        HEADER + ROW.replace("(0, 0", "(40, 0"),
+        "tile t0: box .40, 0, 32, 32. of region r0 is empty or inverted",
+    ),
     "empty box": (HEADER + ROW.replace("(0, 0", "(32, 0"), "is empty or inverted"),
     "negative": (HEADER + ROW.replace("(0, 0", "(-1, 0"), "begins before pixel 0"),
     "too large": (HEADER + ROW.replace("32, 32", "32, 9999999999"), "beyond 2147483647"),
@@ -243,8 +248,8 @@ def test_every_kind_of_id_column_is_text(kind: str) -> None:
     [
         (pd.Series([1.0, 2.0]), "holds double, ids are text; read the table with dtype=str"),
         (pd.Series([True, False]), "holds bool, ids are text"),
-        (pd.Series([1, None], dtype="Int64"), "row 1: the region_id is empty"),
-        (pd.Series(["a", None], dtype=object), "row 1: the region_id is empty"),
+        (pd.Series([1, None], dtype="Int64"), "row 1: tile b: the region_id is empty"),
+        (pd.Series(["a", None], dtype=object), "row 1: tile b: the region_id is empty"),
         (pd.Series(pd.to_datetime(["2018-01-01", "2019-01-01"])), "ids are text"),
     ],
     ids=["floats", "booleans", "missing integer", "missing text", "dates"],
@@ -327,7 +332,7 @@ def test_four_columns_and_volumes(tmp_path: Path) -> None:
     assert (table.dtypes.iloc[2:] == np.int32).all()
     with pytest.raises(ManifestError, match="the column ymax is missing"):
         read_manifest(write(tmp_path, "tile_id,region_id,xmin,ymin,xmax\nt0,r,0,1,10\n"))
-    with pytest.raises(ManifestError, match=r"box \('0', '1', '1e1', '20'\) is not"):
+    with pytest.raises(ManifestError, match=r"box \(0, 1, 1e1, 20\) of region r is not"):
         read_manifest(write(tmp_path, four.replace("10", "1e1")))
     whole = read_manifest(write(tmp_path, "tile_id,region_id\nt0,r\n"))
     assert "xmin" not in whole
@@ -505,6 +510,29 @@ def test_missing_images_are_all_listed(tmp_path: Path) -> None:
     assert "dir.tif is not a regular file" in message
     with pytest.raises(ManifestError, match="there is no such image folder"):
         resolve_paths(table, "{region_id}.tif", tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("row", "file"),
+    [
+        ("t4,r0,2018,(80, 60, 112, 92)", r"2018/r0\.tif"),
+        ("t4,zz,2018,(0, 0, 32, 32)", r"2018/zz\.tif"),
+        ("t4,r0,2018,(32, 0, 0, 32)", "region r0"),
+        ("t4,r0,2018,(-3, 0, 29, 32)", "region r0"),
+        ("t1,r0,2018,(0, 0, 32, 32)", "region r0"),
+        ("t4,../r0,2018,(0, 0, 32, 32)", r"region_id '\.\./r0'"),
+        ("t4,,2018,(0, 0, 32, 32)", "region_id is empty"),
+    ],
+)
+def test_every_refusal_names_tile_file_and_window(row: str, file: str, tmp_path: Path) -> None:
+    made.write(tmp_path / "2018" / "r0.tif", made.pixels((80, 100)))
+    tile, *_, box = row.split(",", 3)
+    lines = HEADER.replace("target,", ""), 't1,r0,2018,"(9, 9, 41, 41)"\n', row.replace(box, f'"{box}"\n')
+    (tmp_path / "t.csv").write_text("".join(lines))
+    with pytest.raises(ManifestError) as raised:
+        open_tiles(tmp_path / "t.csv", tmp_path).verify()
+    for part in (rf"\b{tile}\b", file, re.escape(box)):
+        assert re.search(part, str(raised.value)), raised.value
 
 
 def test_integer_ids_whose_file_has_zeros(tmp_path: Path) -> None:
