@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.errors import LazyTilesError
+from lazytiles.errors import LazyTilesError, LimitError
 from lazytiles.gather import Done, Gather, TileForm
 from lazytiles.indexing import Request
 from lazytiles.reader import check_limit
@@ -50,6 +50,13 @@ def read_blocks(
     lengths = [place.n for place in places]
     starts = np.concatenate([[0], np.cumsum(lengths)])
     frames = math.prod(inner[:-3])
+    shape = (max(lengths) // max(frames, 1), *inner)
+    try:
+        check_limit(math.prod(shape) * form.dtype.itemsize, f"a batch of {shape}")
+    except LimitError as refusal:
+        for number in range(len(lengths)):
+            done(number, refusal)
+        return
     rows = tuple(np.concatenate(column) for column in zip(*(place.rows for place in places), strict=True))
     gather, absent, failed = _collected(parts_of(rows), box, form, starts)
     blocks = [np.empty((length, *inner[-3:]), form.dtype) for length in lengths]
