@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from types import MappingProxyType
 from typing import Any
 
 from lazytiles.errors import LimitError
 
 MIB = 2**20
+_WORDS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +38,21 @@ class Settings:
 
     def _check(self, name: str, least: int) -> None:
         value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
             raise LimitError(f"{name} must be an integer of at least {least}, not {value!r}")
+        object.__setattr__(self, name, int(value))
+
+
+def _given(name: str, text: str) -> int | bool:
+    """The value that an environment variable gives to a setting."""
+    if name == "mmap":
+        if text.strip().lower() in _WORDS:
+            return _WORDS[text.strip().lower()]
+    else:
+        with suppress(ValueError):
+            return int(text)
+    wanted = "1 or 0, true or false" if name == "mmap" else "an integer"
+    raise LimitError(f"environment variable LAZYTILES_{name.upper()}={text!r} is not {wanted}")
 
 
 def _from_environment() -> Settings:
@@ -45,12 +61,7 @@ def _from_environment() -> Settings:
         text = os.environ.get(f"LAZYTILES_{field.name.upper()}")
         if text is None:
             continue
-        try:
-            given[field.name] = bool(int(text)) if field.name == "mmap" else int(text)
-        except ValueError:
-            raise LimitError(
-                f"environment variable LAZYTILES_{field.name.upper()}={text!r} is not an integer"
-            ) from None
+        given[field.name] = _given(field.name, text)
     return Settings(**given)  # type: ignore[arg-type]  # names come from the dataclass itself
 
 
@@ -79,7 +90,7 @@ def configure(
     cache_bytes : bytes of decoded segments kept for later reads; 0 keeps none
     threads : threads that decode together, the calling one included
     max_segment_bytes : bytes of one decoded segment; a page with larger ones is refused
-    max_window_bytes : bytes of one read (the array that it returns); a larger one is refused
+    max_window_bytes : bytes of one read (the array that it returns) or batch of a flow; a larger one is refused
     open_files : descriptors kept open; a quarter of the process's limit is never exceeded
     mmap : whether uncompressed pages are read through a memory map
 

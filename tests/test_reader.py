@@ -12,7 +12,7 @@ import pytest
 import tifffile
 
 import lazytiles as lt
-from lazytiles import reader
+from lazytiles import config, reader
 from tests.limits import Counting, within_limits
 from tests.made import LAYOUTS, make, pixels, write
 
@@ -486,6 +486,8 @@ def test_windows_larger_than_the_limit_are_refused_before_they_are_made(tmp_path
             lambda: np.asarray(region),
             lambda: tiles[:],
             lambda: tiles.take([0, 1]),
+            lambda: next(iter(lt.BatchFlow(tiles, 2))),
+            lambda: next(iter(lt.BatchFlow(tiles, 2, prefetch=0, readahead_bytes=0))),
             lambda: lt.DelayedView(np.zeros((9, 900)))[:],
             lambda: lt.MultiSourceArray([np.zeros((9, 900))])[:],
         ):
@@ -503,6 +505,7 @@ def test_windows_larger_than_the_limit_are_refused_before_they_are_made(tmp_path
         ({"threads": 1.5}, r"threads must be an integer"),
         ({"open_files": 0}, r"open_files"),
         ({"max_segment_bytes": True}, r"max_segment_bytes"),
+        ({"cache_bytes": 1e6}, r"cache_bytes must be an integer"),
         ({"mmap": 1}, r"mmap must be True or False"),
     ],
     ids=repr,
@@ -512,6 +515,30 @@ def test_limits_that_make_no_sense(limits, message):
     with pytest.raises(lt.LimitError, match=message):
         lt.configure(**limits)
     assert lt.settings() == before
+    with within_limits(threads=np.int64(3)):
+        assert type(lt.settings().threads) is int
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("CACHE_BYTES", "0", 0),
+        ("THREADS", " 3 ", 3),
+        ("MMAP", "0", False),
+        ("MMAP", "False", False),
+        ("MMAP", "true", True),
+        ("MMAP", "2", r"LAZYTILES_MMAP='2' is not 1 or 0, true or false"),
+        ("MAX_WINDOW_BYTES", "1e9", r"LAZYTILES_MAX_WINDOW_BYTES='1e9' is not an integer"),
+        ("OPEN_FILES", "-1", r"open_files must be an integer of at least 1, not -1"),
+    ],
+)
+def test_limits_from_the_environment(name, text, value, monkeypatch):
+    monkeypatch.setenv(f"LAZYTILES_{name}", text)
+    if isinstance(value, str):
+        with pytest.raises(lt.LimitError, match=value):
+            config._from_environment()
+    else:
+        assert getattr(config._from_environment(), name.lower()) is value
 
 
 def test_a_huge_region_opens_and_reads_a_little(tmp_path):
