@@ -22,8 +22,10 @@ from lazytiles.keys import (
     Axis,
     Int64s,
     ParsedKey,
+    as_progression,
     compose,
     extent,
+    is_integer,
     parse,
     plain_indices,
     progression,
@@ -139,12 +141,12 @@ def _first_axis(key: Any, shape: Sequence[int], row_axes: int) -> Request | None
     """The request of an integer, slice, list or mask over the first axis; None if it takes the long way."""
     size = shape[0]
     kind = type(key)
-    if kind is int or isinstance(key, np.integer):
+    if kind is int or is_integer(key):
         if not -size <= key < size:
             refuse(key, shape)
         return _whole_rows(np.array([key % size], dtype=np.int64), tuple(shape), row_axes, drop=True)
     if kind is slice:
-        return _whole_rows(np.arange(*key.indices(size), dtype=np.int64), tuple(shape), row_axes)
+        return _whole_rows(progression(as_progression(key, size)), tuple(shape), row_axes)
     if kind is list or kind is np.ndarray:
         indices = plain_indices(key, size)
         return None if indices is None else _whole_rows(indices, tuple(shape), row_axes)
@@ -158,8 +160,15 @@ def _whole_rows(chosen: Int64s, shape: tuple[int, ...], row_axes: int, *, drop: 
     if row_axes == 1:
         return Request((chosen,), box, None, n, None, (0,) if drop else None)
     each = len(inner[0])
-    rows = (chosen.repeat(each), *(inner if drop else [np.tile(row, n) for row in inner]))
+    rows = (chosen.repeat(each), *(inner if drop else [_repeated(row, n) for row in inner]))
     return Request(rows, box, None, n * each, shape[1:] if drop else (n, *shape[1:]))
+
+
+def _repeated(row: Int64s, n: int) -> Int64s:
+    """``np.tile(row, n)``, which takes longer than all the rest of a short key."""
+    block = np.empty((n, len(row)), dtype=np.int64)
+    block[:] = row
+    return block.reshape(-1)
 
 
 @lru_cache(maxsize=256)

@@ -135,7 +135,27 @@ def plain_indices(key: Any, size: int) -> Int64s | None:
 def progression(axis: tuple[int, int, int]) -> Int64s:
     """The indices ``start, start + step, ...`` of ``(start, step, count)``."""
     start, step, count = axis
-    return start + step * np.arange(count, dtype=np.int64)
+    return np.arange(start, start + step * count, step, dtype=np.int64)
+
+
+def as_progression(key: slice, size: int) -> tuple[int, int, int]:
+    """What a slice takes of an axis, as ``(start, step, count)``; a step that is not taken may be of any size.
+
+    >>> as_progression(slice(1, None, -(2**70)), 5)
+    (1, 1, 1)
+    """
+    start, stop, step = key.indices(size)
+    count = len(range(start, stop, step))
+    return start, step if count > 1 else 1, count
+
+
+def is_integer(entry: Any) -> bool:
+    """Whether an element of a key is one whole number; NumPy counts durations among its integers.
+
+    >>> is_integer(np.uint8(3)), is_integer(True), is_integer(np.timedelta64(3, "s"))
+    (True, False, False)
+    """
+    return isinstance(entry, int | np.integer) and not isinstance(entry, bool | np.timedelta64)
 
 
 def extent(axis: Axis) -> tuple[int, int]:
@@ -158,13 +178,13 @@ def _entry(entry: Any) -> Any:
     """One element of a key as None, Ellipsis, a slice, an int, or an array of booleans or int64."""
     if entry is None or entry is Ellipsis or isinstance(entry, slice):
         return entry
-    if isinstance(entry, int | np.integer) and not isinstance(entry, bool):
+    if is_integer(entry):
         return int(entry)
     array = np.asarray(entry)
-    if array.dtype == np.bool_:
-        return array
     if array.size == 0 and not isinstance(entry, np.ndarray):
         return array.astype(np.int64)
+    if array.dtype == np.bool_:
+        return array
     if array.dtype.kind in "iu":
         return array.astype(np.int64, copy=False) if array.ndim else int(array)
     if array.ndim == 0 and not isinstance(entry, np.ndarray):
@@ -198,7 +218,7 @@ def _parse(key: Any, shape: tuple[int, ...]) -> ParsedKey:
         elif entry is Ellipsis or isinstance(entry, slice):
             count, span = (missing, slice(None)) if entry is Ellipsis else (1, entry)
             dims += range(here, here + count)
-            axes += [_slice(span, size) for size in shape[here : here + count]]
+            axes += [as_progression(span, size) for size in shape[here : here + count]]
         else:
             advanced.append((number, len(dims)))
             found = _indices(entry, shape[here:], key, shape)
@@ -216,11 +236,6 @@ def _place(advanced: list[tuple[int, int]]) -> int:
     """Where NumPy puts the points: at the indices where they stand together, else in front."""
     (first, place), (last, _) = advanced[0], advanced[-1]
     return place if last - first == len(advanced) - 1 else 0
-
-
-def _slice(key: slice, size: int) -> tuple[int, int, int]:
-    start, stop, step = key.indices(size)
-    return start, step, len(range(start, stop, step))
 
 
 def _indices(entry: Any, sizes: tuple[int, ...], key: Any, shape: tuple[int, ...]) -> list[Any]:

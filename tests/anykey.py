@@ -8,13 +8,26 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 
-WRONG = ["a", 1.5, [1.5], None, np.zeros((1, 0), bool), {0}, slice(0, 1, 0), slice(0.5), 2**70, [[1], [1, 2]], object()]
+WRONG = [
+    "a",
+    1.5,
+    [1.5],
+    None,
+    np.zeros((1, 0), bool),
+    {0},
+    slice(0, 1, 0),
+    slice(0.5),
+    2**70,
+    [[1], [1, 2]],
+    object(),
+    np.timedelta64(1),
+]
 
 
 @st.composite
 def slices(draw: Any, size: int) -> slice:
     bound = st.none() | st.integers(-2 * size - 2, 2 * size + 2) | st.integers(-size, size).map(np.int16)
-    step = st.none() | st.sampled_from([1, 1, 2, 3, 7, 19, -1, -2, -5, -17, 10**9, -(10**9)])
+    step = st.none() | st.sampled_from([1, 1, 2, 3, 7, 19, -1, -2, -5, -17, 10**9, -(10**9), -(2**70)])
     return slice(draw(bound), draw(bound), draw(step))
 
 

@@ -208,6 +208,9 @@ SEPARATED = [
     np.s_[:, :, [3, 3, 0]],
     np.s_[[2, 2, 0, -1]],
     np.s_[5:2],
+    np.s_[1 :: 2**64],
+    np.s_[:, :: -(2**70)],
+    [np.empty((0, 3), bool)],
     (),
 ]
 
@@ -218,7 +221,9 @@ def test_keys_where_numpy_moves_dimensions(key, row_axes):
     check((3, 3, 4, 3), key, [2] * (4 - row_axes), row_axes)
 
 
-@pytest.mark.parametrize("key", ["a", 1.5, 9, (0, 0, 0), slice(0, 1, 0), [9], [[1], [1, 2]], [True], {0}], ids=repr)
+@pytest.mark.parametrize(
+    "key", ["a", 1.5, 9, (0, 0, 0), slice(0, 1, 0), [9], [[1], [1, 2]], [True], {0}, np.timedelta64(1)], ids=repr
+)
 def test_the_message_is_numpys(key):
     with pytest.raises((IndexError, TypeError, ValueError)) as theirs:
         np.empty((4, 5), bool)[key]
