@@ -194,11 +194,12 @@ class MultiSourceArray(TileDoors, LazyArray):
             keeps it in `seed`
         window : shuffle sources, then samples within groups of so many sources, so that a batch touches few files
         """
-        self.seed = fresh_seed() if seed is None else seed
+        seed = fresh_seed() if seed is None else seed
         groups = None
         if window is not None:
-            groups = np.searchsorted(self._starts, self._rows, side="right") - 1
-        self._order = permutation(len(self), self.seed, groups=groups, window=window)
+            groups = np.searchsorted(self._starts, self._rows, side="right").astype(np.int32)
+        self._order = permutation(len(self), seed, groups=groups, window=window)
+        self.seed = seed
         return self
 
     def reset_order(self) -> MultiSourceArray:

@@ -70,15 +70,19 @@ def permutation(
     >>> permutation(6, 42, groups=[0, 1, 2, 0, 1, 2], window=1)
     array([5, 2, 1, 4, 3, 0])
     """
-    order = stable_argsort(stream(purpose, seed, epoch).random_raw(n))
+    random = stream(purpose, seed, epoch)
     if window is None:
-        return order
+        return stable_argsort(random.random_raw(n))
     if groups is None or window < 1:
         raise ValueError(f"window={window} mixes that many groups at a time: it needs groups and at least 1")
     windows = _windows(groups, window, stream(purpose + ".groups", seed, epoch))
     if len(windows) != n:
         raise ValueError(f"there are groups for {len(windows)} samples, but {n} samples")
-    return order[np.argsort(windows[order], kind="stable")]
+    order = stable_argsort(random.random_raw(n))
+    by_window = np.argsort(windows[order], kind="stable").astype(np.int64, copy=False)
+    for start in range(0, n, _CHUNK):  # in place: a third array of ten million is not needed
+        by_window[start : start + _CHUNK] = order[by_window[start : start + _CHUNK]]
+    return by_window
 
 
 def draw(

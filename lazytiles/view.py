@@ -134,8 +134,9 @@ class DelayedView(LazyArray):
 
     def shuffle(self, seed: int | None = None) -> DelayedView:
         """Reorder in place, by the seed and the length alone; returns the view itself."""
-        self.seed = fresh_seed() if seed is None else seed
-        self._order = permutation(len(self), self.seed)
+        seed = fresh_seed() if seed is None else seed
+        self._order = permutation(len(self), seed)
+        self.seed = seed
         return self
 
     def read_box(self, rows: Int64s, box: Box, origins: Int64s | None) -> NDArray[Any]:

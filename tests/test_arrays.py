@@ -306,6 +306,16 @@ def test_an_order_is_a_function_of_seed_and_length():
     assert sorted(a[:].tolist()) == list(range(40))
 
 
+def test_a_shuffle_that_is_refused_changes_nothing():
+    for array in (lt.MultiSourceArray([np.arange(9)]), lt.DelayedView(np.arange(9))):
+        before = array.shuffle(3).order
+        for refused in ({"seed": 0.5}, {"seed": 1, "window": 0}):
+            with pytest.raises((TypeError, ValueError)):
+                array.shuffle(**refused)
+        assert array.seed == 3
+        assert np.array_equal(array.order, before)
+
+
 @pytest.mark.parametrize(
     "order",
     [[0, 1], [0, 1, 2, 2], [0, 1, 2, 4], [-1, 0, 1, 2], [0.0, 1, 2, 3], [[0, 1, 2, 3]], "abcd", [0, 1, 2, 3, 4], None],
