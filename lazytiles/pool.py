@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -53,9 +54,10 @@ class Pool:
         return any(thread.ident == here for thread in tuple(self._threads))
 
     def join(self, seconds: float) -> None:
-        """Wait for the threads of now, each at most so long."""
+        """Wait for the threads of now, at most so long for all of them together."""
+        end = time.monotonic() + seconds
         for thread in tuple(self._threads):
-            thread.join(seconds)
+            thread.join(max(0.0, end - time.monotonic()))
 
     def _work(self) -> None:
         while True:

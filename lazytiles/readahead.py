@@ -23,6 +23,7 @@ _LARGEST_HEADSTART = 128 * 2**20  # bytes still undelivered when the next block 
 _BLOCK_BATCHES = 4096  # batches of one block at most, however small they are
 _POOL = Pool(32)
 _PATIENCE_S = 1.0  # how long `close` waits for jobs that were told to stop
+_LAST_PATIENCE_S = 0.3  # and how long the end of the process waits for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,4 +296,4 @@ def _stop_all() -> None:
     """Let a process end without waiting for what nobody will ask for."""
     for ahead in tuple(_OPEN):
         ahead._stop.set()
-    _POOL.join(_PATIENCE_S)
+    _POOL.join(_LAST_PATIENCE_S)

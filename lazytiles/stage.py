@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -88,4 +90,14 @@ class Stage:
                 self._executor = loky.ProcessPoolExecutor(
                     max_workers=self.processes, timeout=_IDLE_S, env=_WORKER_ENVIRONMENT
                 )
+                # loky waits at exit for what its workers do. It says so when the first job starts them, and what
+                # was registered last is called first, so ours ends them before.
+                self._executor.submit(int)
+                threading._register_atexit(partial(_end, weakref.ref(self)))  # type: ignore[attr-defined]  # typeshed
             return self._executor
+
+
+def _end(stage: weakref.ref[Stage]) -> None:
+    alive = stage()
+    if alive is not None:
+        alive.close()

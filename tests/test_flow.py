@@ -488,6 +488,38 @@ def test_control_c_ends_the_interpreter_at_once(keep):
     assert errors == ""
 
 
+LONG_TRANSFORM = """
+import os, signal, threading, time
+import numpy as np
+from lazytiles import BatchFlow
+still = lambda batch, rng: time.sleep(30)
+flow = BatchFlow(np.zeros((4096, 8)), 4, transform=still, processes={processes}, threads=4, prefetch=4)
+threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    next(iter(flow))
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_no_exit_waits_for_a_long_transform(processes):
+    child = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", LONG_TRANSFORM.format(processes=processes)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "interrupted\n"
+    before = time.monotonic()
+    _, errors = child.communicate(timeout=60)
+    assert time.monotonic() - before < 3
+    assert child.returncode == 0, errors
+    assert errors == ""
+
+
 @pytest.fixture
 def tiles(tmp_path) -> lt.MultiSourceArray:
     rng = np.random.default_rng(4)

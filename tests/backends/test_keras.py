@@ -482,6 +482,18 @@ def test_a_stalled_consumer_bounds_what_is_alive(prefetch, kind):
     adapter.close()
 
 
+def test_what_a_consumer_drops_is_not_kept():
+    adapter = KerasAdapter(IDS, Y, batch_size=1, prefetch=0)
+    before = lt.counters()["batches_alive"]
+    adapter.on_epoch_begin()
+    for k in range(4):
+        batch = adapter[k]
+    assert lt.counters()["batches_alive"] - before == 1
+    del batch
+    assert lt.counters()["batches_alive"] == before
+    adapter.on_epoch_end()
+
+
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow reads ahead by itself")
 def test_loading_and_stepping_overlap():
     class Step(keras.callbacks.Callback):
