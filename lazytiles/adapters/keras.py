@@ -332,7 +332,11 @@ def _keras_frame(dataset: KerasAdapter) -> FrameType | None:
     """The nearest calling frame of an object of Keras that serves this dataset."""
     frame: FrameType | None = sys._getframe(2)
     for _ in range(_DEPTH):
-        if frame is None or getattr(frame.f_locals.get("self"), "py_dataset", None) is dataset:
+        if frame is None:
+            return None
+        # Whose locals are looked at keeps them until it ends: only frames that are Keras', never a consumer's.
+        is_theirs = "py_dataset" in frame.f_code.co_names
+        if is_theirs and getattr(frame.f_locals.get("self"), "py_dataset", None) is dataset:
             return frame
         frame = frame.f_back
     return None
