@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -64,11 +64,12 @@ def cuts(length: int, size: int | None, stride: int | None = None, edge: Edge = 
     return np.stack([starts, np.minimum(stops, length) if edge == "partial" else stops], axis=1)
 
 
-def _per_axis(value: int | Sequence[int | None] | None, axes: int, name: str) -> list[int | None]:
-    if value is None or isinstance(value, int | np.integer):
+def _per_axis(value: Any, axes: int, name: str) -> list[Any]:
+    if value is None or isinstance(value, int | np.integer | str):
         return [value] * axes
     if len(value) != axes:
-        raise ValueError(f"{name} {tuple(value)} has {len(value)} numbers for {axes} axes")
+        kind = "words" if name == "edge" else "numbers"
+        raise ValueError(f"{name} {tuple(value)} has {len(value)} {kind} for {axes} axes")
     return list(value)
 
 
@@ -77,7 +78,7 @@ def tiling(
     size: int | Sequence[int | None] | None,
     *,
     stride: int | Sequence[int | None] | None = None,
-    edge: Edge = "shift",
+    edge: Edge | Sequence[Edge] = "shift",
 ) -> NDArray[np.int64]:
     """The windows of a regular grid over a shape: the product of the cuts of its axes, row-major.
 
@@ -85,7 +86,7 @@ def tiling(
     ----------
     shape : pixels along each of d axes
     size, stride : pixels, one number or one an axis; None in `size` is the whole axis
-    edge : as in `cuts`
+    edge : as in `cuts`, one word or one an axis
 
     Returns
     -------
@@ -100,8 +101,9 @@ def tiling(
     >>> tiling((4, 6), (4, 3)).tolist()
     [[0, 0, 4, 3], [0, 3, 4, 6]]
     """
-    sizes, strides = _per_axis(size, len(shape), "size"), _per_axis(stride, len(shape), "stride")
-    axes = [cuts(*one, edge) for one in zip(shape, sizes, strides, strict=True)]
+    axes_given = (("size", size), ("stride", stride), ("edge", edge))
+    along = [_per_axis(value, len(shape), name) for name, value in axes_given]
+    axes = [cuts(*one) for one in zip(shape, *along, strict=True)]
     places = np.indices([len(axis) for axis in axes]).reshape(len(axes), -1)
     ends = [[axis[place, k] for axis, place in zip(axes, places, strict=True)] for k in (0, 1)]
     return np.stack(ends[0] + ends[1], axis=1)

@@ -59,7 +59,7 @@ def make_grid(
     size: int | Sequence[int | None],
     *,
     stride: int | Sequence[int | None] | None = None,
-    edge: Edge = "shift",
+    edge: Edge | Sequence[Edge] = "shift",
     keep: str | Rule | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
@@ -76,7 +76,7 @@ def make_grid(
         a square
     stride : from one tile to the next, pixels; None is `size`, so that tiles do not overlap
     edge : what becomes of tiles that end outside: ``"shift"`` moves them inside, ``"pad"`` lets them (open
-        them with ``pad=``), ``"drop"`` leaves them out, ``"partial"`` cuts them
+        them with ``pad=``), ``"drop"`` leaves them out, ``"partial"`` cuts them; one word, or one an axis
     keep : which tiles stay: a function of a tile's pixels, or text such as ``"nodata<0.5"``, ``"std>4"``,
         ``"tissue>0.1"``, judged on an overview where the image has one; parts are joined by ``and``
     progress : called with images done and images in all
@@ -112,7 +112,7 @@ def make_grid(
 
 
 def _windows(
-    sites: Sequence[Site], sizes: Sequence[int | None], stride: Any, edge: Edge
+    sites: Sequence[Site], sizes: Sequence[int | None], stride: Any, edge: Edge | Sequence[Edge]
 ) -> dict[str, NDArray[np.int64]]:
     """The tiles of each region, once for all its frames."""
     found: dict[str, NDArray[np.int64]] = {}
@@ -131,7 +131,7 @@ def _windows(
             try:
                 found[site.region_id] = tiling(site.shape, sizes, stride=stride, edge=edge)
             except ValueError as error:
-                if edge != "shift" or "shifted" not in str(error):
+                if "shifted" not in str(error):
                     raise
                 problems.add("too small", f"region {site.region_id} ({_by(site.shape)}): {error}")
     problems.raise_any()

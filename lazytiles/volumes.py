@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,7 +80,7 @@ class RegionStack(LazyArray):
         return f"<RegionStack of {len(self.slices)} files in {self.path!r}: {self.shape} {self.dtype}>"
 
 
-def stack_regions(paths: Sequence[Any], *, axis: int = 0, **options: Any) -> RegionStack:
+def stack_regions(paths: Iterable[Any], *, axis: int = 0, **options: Any) -> RegionStack:
     """Slices in separate files as one lazy volume; tags are read, no pixel is decoded.
 
     Parameters
@@ -107,9 +107,11 @@ def stack_regions(paths: Sequence[Any], *, axis: int = 0, **options: Any) -> Reg
     ...     print(volume.shape, volume[:, 0, 0])
     (3, 4, 5) [0 1 2]
     """
-    if not len(paths):
-        raise RegionError("a volume needs at least one slice")
+    if isinstance(paths, str | os.PathLike):
+        raise TypeError(f"stack_regions takes the paths of the slices, a list, not one path ({paths})")
     slices = [p if isinstance(p, Region) else open_region(p, **options) for p in paths]
+    if not slices:
+        raise RegionError("a volume needs at least one slice")
     stacked = next((one for one in slices if one.axes.startswith("P")), None)
     if stacked is not None:
         raise RegionError(f"{stacked.path} holds several slices itself; stack images of one page")
@@ -151,6 +153,8 @@ class VolumeTiles(LazyArray):
         self._volume: Any = None
         self._lock = threading.Lock()
         self._extent = tuple((windows[0, 3:] - windows[0, :3]).tolist())
+        if context is not None and context < 0:
+            raise ValueError(f"context={context}: how many neighbouring slices on either side, 0 or more")
         if context is not None and self._extent[0] != 1:
             raise ManifestError(f"context={context} needs boxes of one slice, not of {self._extent[0]}")
         height, width = self._extent[1:]

@@ -78,11 +78,13 @@ def test_every_pixel_is_covered_as_the_policy_says(edge: Edge) -> None:
 def test_a_tiling_is_the_product_of_its_axes(shape: list[int], data: st.DataObject) -> None:
     size = [data.draw(st.one_of(st.none(), st.integers(1, length))) for length in shape]
     stride = [data.draw(st.integers(1, 5)) for _ in shape]
-    edge = data.draw(edges)
+    policies = [data.draw(edges) for _ in shape]
+    one_for_all = data.draw(st.booleans())
+    edge = policies[0] if one_for_all else policies
     windows = tiling(shape, size, stride=stride, edge=edge)
     axes = [
-        [(0, length)] if one is None else naive_cuts(length, one, step, edge)
-        for length, one, step in zip(shape, size, stride, strict=True)
+        [(0, length)] if one is None else naive_cuts(length, one, step, policies[0] if one_for_all else policy)
+        for length, one, step, policy in zip(shape, size, stride, policies, strict=True)
     ]
     expected = [[a for a, _ in pick] + [b for _, b in pick] for pick in itertools.product(*axes)]
     np.testing.assert_array_equal(windows, np.array(expected, np.int64).reshape(-1, 2 * len(shape)))
@@ -126,6 +128,8 @@ def test_segments_meeting_is_a_loop_over_segments(data: st.DataObject) -> None:
         (4, None, "wrap", "it is one of 'shift', 'pad', 'drop', 'partial'"),
         ((4, 4, 4), None, "shift", "has 3 numbers for 2 axes"),
         (4, (4,), "shift", "has 1 numbers for 2 axes"),
+        (4, None, ("pad",), "edge .'pad',. has 1 words for 2 axes"),
+        (4, None, ("pad", "wrap"), "edge is 'wrap'; it is one of"),
         (11, None, "shift", "of 11 pixels cannot be shifted into 10"),
     ],
 )
@@ -193,6 +197,8 @@ def test_shapes_regions_and_volumes(tmp_path: Path) -> None:
     names = ["zmin", "ymin", "xmin", "zmax", "ymax", "xmax"]
     np.testing.assert_array_equal(volume[names].to_numpy(), tiling((8, 32, 48), (4, None, 16)))
     assert read_manifest(volume)[names].equals(volume[names])
+    mixed = make_grid({"v": (8, 32, 48)}, (3, 20, 20), edge=("shift", "pad", "drop"))
+    assert mixed[["zmax", "ymax", "xmax"]].max().tolist() == [8, 40, 40]
 
 
 def test_a_rule_keeps_what_it_says(tmp_path: Path) -> None:

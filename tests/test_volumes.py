@@ -61,6 +61,9 @@ def test_slices_that_differ_are_named(slices, tmp_path):
         stack_regions([*paths, tmp_path / "other.tif"])
     with pytest.raises(lt.RegionError, match="at least one slice"):
         stack_regions([])
+    assert stack_regions(path for path in paths).shape == (7, 40, 52)
+    with pytest.raises(TypeError, match="a list, not one path"):
+        stack_regions(str(paths[0]))
     with pytest.raises(ValueError, match="axis=3 for slices of 2 axes"):
         stack_regions(paths, axis=3)
     tifffile.imwrite(tmp_path / "many.tif", np.zeros((2, 4, 4), np.uint16), photometric="minisblack")
@@ -201,6 +204,8 @@ def test_wrong_volumes_are_named(scans):
         lt.open_volumes(table, {"a": volumes["a"]})
     with pytest.raises(lt.ManifestError, match="context=1 needs boxes of one slice, not of 4"):
         lt.open_volumes(table, volumes, context=1)
+    with pytest.raises(ValueError, match="context=-1: how many neighbouring slices"):
+        lt.open_volumes(lt.make_grid(volumes, (1, 16, 16)), volumes, context=-1)
     with pytest.raises(lt.ManifestError, match=r"a volume is \(Z, H, W\)"):
         lt.open_volumes(table, {"a": np.zeros((4, 4)), "b": volumes["b"]})
     with pytest.raises(ValueError, match="pad is None or one of"):
