@@ -15,6 +15,7 @@ from lazytiles.cache import cache
 from lazytiles.errors import LazyTilesError, RegionError, require
 from lazytiles.files import FileKey, pool
 from lazytiles.kinds import (
+    PICTURES,
     Pages,
     head_of,
     is_stack,
@@ -56,12 +57,16 @@ def identify(name: str) -> tuple[FileKey, str | None]:
 
 
 def other_pages(key: FileKey, inner: str | None, page: int | str) -> Pages | None:
-    """The pages of a file that is not a TIFF, and whether they are stacked; None for all others.
+    """The pages of a file that is not a TIFF, and whether they are stacked; None for a TIFF.
 
     Parameters
     ----------
     key, inner : what `identify` gave
     page : which picture of the file, or ``"all"``; arrays have one, whose slices are always stacked
+
+    Raises
+    ------
+    RegionError : damaged, or of no kind that is read
     """
     head = pool.read(key, 0, min(key.size, 16))
     if os.path.basename(key.path) in _ZARR:
@@ -73,7 +78,12 @@ def other_pages(key: FileKey, inner: str | None, page: int | str) -> Pages | Non
     if head.startswith(b"\x93NUMPY"):
         return _only(npy_pages(key, head_of(key)), key, page)
     picture = picture_format(head)
-    return None if picture is None else picture_pages(key, head_of(key), picture, page)
+    if picture is not None:
+        return picture_pages(key, head_of(key), picture, page)
+    if head[:2] not in (b"II", b"MM"):
+        begins = f"begins with {head[:8]!r}" if head else "is empty"
+        raise RegionError(f"{key.path}: {begins}; TIFF, {', '.join(PICTURES)}, .npy, HDF5 and Zarr are read")
+    return None
 
 
 def _only(pages: Pages, key: FileKey, page: int | str) -> Pages:

@@ -33,6 +33,7 @@ _MARKS = (
     (b"qoif", "QOI"),
     *((f"P{k}".encode(), "PPM") for k in "123456f"),
 )
+PICTURES = (*dict.fromkeys(name for _, name in _MARKS), "WEBP")
 _HEAD = 65536
 _LAST_AXIS = 16  # a last axis of at most this is samples, a longer one is columns
 

@@ -299,6 +299,15 @@ def test_zarr_groups_name_their_arrays(tmp_path):
             lt.open_region(f"{tmp_path}/{name}")
 
 
+def test_a_file_of_no_known_kind_says_what_is_read(tmp_path):
+    (tmp_path / "a.txt").write_text("hello there")
+    with pytest.raises(lt.RegionError, match=r"a\.txt: begins with b'hello th'; TIFF, PNG, JPEG, .*WEBP, \.npy, HDF5"):
+        lt.open_region(tmp_path / "a.txt")
+    (tmp_path / "b.png").touch()
+    with pytest.raises(lt.RegionError, match=r"b\.png: is empty; TIFF, PNG"):
+        lt.open_region(tmp_path / "b.png")
+
+
 def test_only_regular_files_are_opened(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     (tmp_path / "folder.npy").mkdir()
