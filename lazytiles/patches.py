@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import operator
 import os
@@ -20,17 +21,15 @@ from lazytiles.cut import cut, spatial_axes
 from lazytiles.indexing import request
 from lazytiles.pixels import AllPixels, MaskPixels, Scatter
 from lazytiles.reader import check_limit
+from lazytiles.record import KINDS
 from lazytiles.seeds import fresh_seed
-from lazytiles.write import Blosc2Writer, HDF5Writer, NpyWriter, StoreWriter, ZarrWriter
+from lazytiles.sink import StoreSink
+from lazytiles.store import identity
+from lazytiles.stored import is_store_of
 
 Int64s: TypeAlias = NDArray[np.int64]
 
-STORES: dict[str, tuple[type[StoreWriter], str]] = {
-    "hdf5": (HDF5Writer, ".h5"),
-    "zarr": (ZarrWriter, ".zarr"),
-    "blosc2": (Blosc2Writer, ".b2nd"),
-    "npy": (NpyWriter, ".npy"),
-}
+FORMATS = ("hdf5", "zarr", "blosc2", "npy")
 ITERATED_ROWS = 64
 
 
@@ -94,11 +93,11 @@ class PatchGenerator:
         self.mirrored = mirrored
         self._pixels = AllPixels(spatial) if mask is None else MaskPixels(mask)
         count = len(self._pixels)
-        if max_num is not None and max_num < 0:
+        if max_num is not None and operator.index(max_num) < 0:
             raise ValueError(f"max_num must be at least 0 patches, not {max_num}")
         if count and 0 in source.shape:
             raise ValueError(f"a source of shape {tuple(source.shape)} has no pixels")
-        self.seed = None if not random else fresh_seed() if seed is None else seed
+        self.seed = None if not random else fresh_seed() if seed is None else operator.index(seed)
         self._scatter = None if self.seed is None else Scatter(count, self.seed)
         taken = count if max_num is None else min(max_num, count)
         self.shape: tuple[int, ...] = (taken, *self.patch_size, *source.shape[len(self.patch_size) :])
@@ -207,7 +206,7 @@ class PatchGenerator:
 def _sizes(source: Any, patch_size: Any, mask: Any) -> tuple[int, ...]:
     shape = tuple(source.shape)
     if np.ndim(patch_size):
-        sizes = tuple(int(size) for size in np.asarray(patch_size))
+        sizes = tuple(operator.index(size) for size in patch_size)
     else:
         sizes = (operator.index(patch_size),) * (spatial_axes(source) if mask is None else len(mask.shape))
     if not (2 <= len(sizes) <= len(shape)) or min(sizes) < 1:
@@ -265,7 +264,8 @@ def create_dataset(
     max_num : at most so many patches of each class
     batch_size : patches of one chunk, and of one read
     progress : whether a bar is shown on standard error
-    overwrite, resume : replace stores that are there; go on where a killed call of the same arguments stopped
+    overwrite : replace stores that are there
+    resume : go on where a killed call of the same arguments stopped: classes that are complete stay as they are
     options : for the format's library, as the writers take them
 
     Returns
@@ -284,40 +284,53 @@ def create_dataset(
     ...     {value: np.load(store).shape for value, store in stores.items()}
     {1: (3, 3, 3), 2: (1, 3, 3)}
     """
-    if format not in STORES:
-        raise ValueError(f"format={format!r} is not one of {', '.join(STORES)}")
+    if format not in FORMATS:
+        raise ValueError(f"format={format!r} is not one of {', '.join(FORMATS)}")
     names = [f"class_{value}" for value in class_list]
     if len(set(names)) < len(names) or any(os.sep in name for name in names):
         raise ValueError(f"class_list={list(class_list)!r} must name each class once, by a plain value")
-    writer, suffix = STORES[format]
     generators = {
         value: PatchGenerator(volume, patch_size, _OneClass(mask, value), random, mirrored, max_num, seed)
         for value in class_list
     }
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
+    suffix = KINDS[format].suffixes[0]
     stores = {value: folder / (name + suffix) for value, name in zip(class_list, names, strict=True)}
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True)) if progress else nullcontext() as bar:
         for value, patches in generators.items():
-            with writer(
-                stores[value],
-                patches.shape[1:],
-                patches.dtype,
-                length=len(patches),
-                chunk=batch_size,
-                overwrite=overwrite,
-                resume=resume,
-                **options,
-            ) as store:
-                _fill(store, patches, batch_size, bar, stores[value].stem)
+            store, fingerprint = stores[value], _fingerprint(patches, value)
+            if resume and not overwrite and is_store_of(store, fingerprint):
+                continue
+            facts: dict[str, Any] = {
+                "fingerprint": fingerprint,
+                "about": {"fingerprint": fingerprint},
+                "length": len(patches),
+            }
+            sink = StoreSink(
+                store, KINDS[format], options, chunk=batch_size, overwrite=overwrite, resume=resume, **facts
+            )
+            _fill(sink, patches, batch_size, bar)
     return stores
 
 
-def _fill(store: StoreWriter, patches: PatchGenerator, batch_size: int, bar: Progress | None, name: str) -> None:
-    task = None if bar is None else bar.add_task(name, total=len(patches), completed=len(store))
-    for start in range(len(store), len(patches), batch_size):
-        batch = np.arange(start, min(start + batch_size, len(patches)))
-        store.write(patches.take(batch))
-        if bar is not None and task is not None:
-            bar.advance(task, len(batch))
+def _fingerprint(patches: PatchGenerator, value: Any) -> str:
+    """What a store of patches is of: how they are cut, around which class, and of what."""
+    facts = (patches.shape, patches.dtype.str, patches.mirrored, patches.seed, str(value), identity(patches.source))
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+
+
+def _fill(sink: StoreSink, patches: PatchGenerator, batch_size: int, bar: Progress | None) -> None:
+    try:
+        if sink.layout is None:
+            sink.begin(patches.shape[1:], patches.dtype)
+        task = None if bar is None else bar.add_task(sink.path.stem, total=len(patches), completed=sink.rows)
+        for start in range(sink.rows, len(patches), batch_size):
+            batch = np.arange(start, min(start + batch_size, len(patches)))
+            sink.append(patches.take(batch))
+            if bar is not None and task is not None:
+                bar.advance(task, len(batch))
+        sink.close()
+    finally:
+        sink.abort()

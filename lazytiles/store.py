@@ -22,7 +22,7 @@ from lazytiles.formats import Layout
 from lazytiles.multisource import MultiSourceArray
 from lazytiles.record import crc_of, kind_of
 from lazytiles.sink import StoreSink
-from lazytiles.stored import StoreArray
+from lazytiles.stored import StoreArray, is_store_of
 
 Report: TypeAlias = Callable[[int, int], object]
 
@@ -253,10 +253,8 @@ class Job:
             about["labels"] = self._write_labels(labels, path, chunk)
         members = self.beside.members()
         about["fingerprint"] = _fingerprint(tiles, self.positions, members)
-        if self.resume and not self.overwrite and path.exists():
-            with contextlib.closing(StoreArray(path)) as done:
-                if done.opened.record.about.get("fingerprint") == about["fingerprint"]:
-                    return None
+        if self.resume and not self.overwrite and is_store_of(path, about["fingerprint"]):
+            return None
         sink = StoreSink(
             path,
             kind,
@@ -315,7 +313,7 @@ class Job:
 
 def _fingerprint(tiles: MultiSourceArray, positions: NDArray[np.int64], members: dict[str, bytes]) -> str:
     """What an export is of: layout, sources, which samples in which order, and all that stands beside them."""
-    sources = [_identity(source) for source in tiles.sources]
+    sources = [identity(source) for source in tiles.sources]
     state = hashlib.sha256(repr((tiles.shape, tiles.dtype.str, sources)).encode())
     state.update(np.ascontiguousarray(tiles.index_pairs[positions]).tobytes())
     for name, content in sorted(members.items()):
@@ -323,7 +321,7 @@ def _fingerprint(tiles: MultiSourceArray, positions: NDArray[np.int64], members:
     return state.hexdigest()[:32]
 
 
-def _identity(source: Any) -> str:
+def identity(source: Any) -> str:
     """A source by what it says of itself: arrays in memory by their layout, as reading them all would be slow."""
     own = getattr(source, "__dask_tokenize__", None)
     return repr((type(source).__name__, source.shape, str(source.dtype)) if own is None else own())

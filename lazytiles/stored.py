@@ -194,6 +194,19 @@ class StoreArray(LazyArray):
         return f"<StoreArray {self.path}: {self.shape} {self.dtype}>"
 
 
+def is_store_of(path: Path, fingerprint: str) -> bool:
+    """Whether a complete store is there whose writer had this fingerprint.
+
+    Raises
+    ------
+    StoreError : what is there is not a complete store
+    """
+    if not path.exists():
+        return False
+    with contextlib.closing(StoreArray(path)) as store:
+        return store.opened.record.about.get("fingerprint") == fingerprint
+
+
 def _file_key(path: Path) -> FileKey:
     facts = path.stat()
     return FileKey(str(path), facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)

@@ -200,6 +200,14 @@ def test_what_does_not_fit_is_refused(arguments: Any, message: str) -> None:
         PatchGenerator(np.zeros(shape), *rest)
 
 
+@pytest.mark.parametrize(
+    "arguments", [{"patch_size": (3.7, 3)}, {"max_num": 2.5}, {"random": True, "seed": 1.5}, {"patch_size": 3.0}]
+)
+def test_numbers_are_never_cut_to_whole_ones(arguments: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match="float"):
+        PatchGenerator(np.zeros((4, 5)), **{"patch_size": 3} | arguments)
+
+
 def test_the_random_order_is_pinned() -> None:
     """The same seed gives the same order for ever."""
     assert Scatter(10, 42)(np.arange(10)).tolist() == [6, 5, 1, 0, 3, 4, 2, 8, 9, 7]
@@ -376,14 +384,41 @@ def test_a_class_without_pixels_is_an_empty_array(tmp_path: Path, format_: str) 
 
 def test_a_killed_call_goes_on_where_it_stopped(tmp_path: Path) -> None:
     volume, mask = classes()
-    whole = create_dataset(tmp_path / "a", 3, volume, mask, [1], format="npy", batch_size=8, progress=False)
+    full = Slices(volume)
+    whole = create_dataset(tmp_path / "a", 3, full, mask, [1], format="npy", batch_size=8, progress=False)
     failing = Failing(volume, 9)
     with pytest.raises(OSError, match="the disk is gone"):
         create_dataset(tmp_path / "b", 3, failing, mask, [1], format="npy", batch_size=8, progress=False)
+    left = Failing(volume, 10**6)
     resumed = create_dataset(
-        tmp_path / "b", 3, volume, mask, [1], format="npy", batch_size=8, progress=False, resume=True
+        tmp_path / "b", 3, left, mask, [1], format="npy", batch_size=8, progress=False, resume=True
     )
     np.testing.assert_array_equal(opened(resumed[1]), opened(whole[1]))
+    assert left.reads < full.reads
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_a_call_killed_between_two_classes_goes_on_with_the_second(tmp_path: Path, format_: str) -> None:
+    volume, mask = classes()
+    arguments: dict[str, Any] = {"format": format_, "batch_size": 8, "progress": False}
+    whole = create_dataset(tmp_path / "a", 3, volume, mask, [1, 7], **arguments)
+    done = create_dataset(tmp_path / "b", 3, volume, mask, [1], **arguments)[1].stat()
+    resumed = create_dataset(tmp_path / "b", 3, volume, mask, [1, 7], **arguments, resume=True)
+    for value in (1, 7):
+        np.testing.assert_array_equal(opened(resumed[value]), opened(whole[value]))
+    assert resumed[1].stat() == done
+
+
+def test_patches_of_other_arguments_are_not_mixed(tmp_path: Path) -> None:
+    volume, mask = classes()
+    arguments: dict[str, Any] = {"format": "npy", "batch_size": 8, "progress": False}
+    with pytest.raises(OSError, match="the disk is gone"):
+        create_dataset(tmp_path, 3, Failing(volume, 9), mask, [1], **arguments)
+    stores = create_dataset(tmp_path, 3, Failing(volume, 10**6), mask, [1], **arguments, seed=1, resume=True)
+    whole = create_dataset(tmp_path / "a", 3, volume, mask, [1], **arguments, seed=1)
+    np.testing.assert_array_equal(opened(stores[1]), opened(whole[1]))
+    with pytest.raises(StoreError, match="overwrite=True"):
+        create_dataset(tmp_path, 3, volume, mask, [1], **arguments, seed=2, resume=True)
 
 
 class Failing(Slices):
