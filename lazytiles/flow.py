@@ -176,7 +176,8 @@ class BatchFlow:
     replacement : draw N samples an epoch, each from all
     weights : relative probability of each sample, shape (N,); or "balanced", by the labels of the source
     drop_last : leave out the last batch where it is not full
-    transform : (batch, rng) -> batch; `rng` is a function of (seed, epoch, batch)
+    transform : (batch, rng) -> batch, where `rng` is a function of (seed, epoch, batch), such as
+        `augment.Augment`; or a function of one image, ``fn(image=..., mask=...) -> dict``
     seed : int, or None for a fresh one, to be found in ``.seed``
     shard : (rank, count), or "auto" to ask the launcher: this flow's part of every global batch of
         ``batch_size * count`` samples; all shards are given one seed

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lazytiles.augment import as_transform
 from lazytiles.errors import LazyTilesError, require
 from lazytiles.order import generator
 from lazytiles.tandem import Structure
@@ -30,7 +31,7 @@ class Stage:
 
     Parameters
     ----------
-    transform : (batch, rng) -> batch
+    transform : (batch, rng) -> batch, or a function of images, ``fn(image=..., mask=...) -> dict``
     seed : int
     processes : worker processes, started when first needed; 0 runs the transform where it is called
 
@@ -40,7 +41,7 @@ class Stage:
     """
 
     def __init__(self, transform: Transform, seed: int, *, processes: int = 0) -> None:
-        self.transform = transform
+        self.transform = as_transform(transform)
         self.seed = seed
         self.processes = processes
         self._lock = threading.Lock()

@@ -575,6 +575,39 @@ def test_an_image_function_gets_images_and_masks() -> None:
     assert ImageFunction(flip_function)(x[:0], rng()).shape == (0, 24, 31, 3)
 
 
+class Pipeline:
+    """Called as Albumentations' pipelines are, and only by names."""
+
+    def __call__(self, *args: Any, force_apply: bool = False, **data: Any) -> dict[str, Any]:
+        assert not args
+        return flip_function(**data)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        flip_function,
+        Pipeline(),
+        lambda **data: flip_function(**data),
+        lambda *, image, mask: flip_function(image, mask),
+    ],
+)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_flow_takes_a_function_of_images_as_it_is(fn: Any, threads: int) -> None:
+    x, y = batch()
+    with BatchFlow((x, y), 2, transform=fn, threads=threads) as flow:
+        moved, masks = (np.concatenate(part) for part in zip(*flow, strict=True))
+    np.testing.assert_array_equal(moved[:, 1:], x[:, 1:, ::-1])
+    np.testing.assert_array_equal(masks, y[:, :, ::-1])
+
+
+def test_a_function_of_images_may_take_a_generator() -> None:
+    x, _ = batch()
+    one, other = (list(BatchFlow(x, 2, transform=noisy_function, seed=4, threads=k)) for k in (1, 3))
+    for first, second in zip(one, other, strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
 def test_frames_reach_an_image_function_as_channels() -> None:
     x = image((2, 3, 24, 31, 2))
     moved = ImageFunction(flip_function)(x, rng())
@@ -601,6 +634,7 @@ def test_an_image_function_is_seeded_per_sample() -> None:
         (flip_function, lambda x, y: ((x, x), y), "the batch has 2 and 1"),
         (lambda image: {"picture": image}, lambda x, y: x, "gave no image"),
         (lambda image, mask: {"image": image}, lambda x, y: (x, y), "gave no mask"),
+        (lambda image: image, lambda x, y: x, "gave no image; it must answer with a dict"),
         (
             lambda image, rng: {"image": image[: rng.integers(1, 20)]},
             lambda x, y: x,

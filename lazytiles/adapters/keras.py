@@ -61,7 +61,7 @@ class KerasAdapter(keras.utils.PyDataset):
     shard : (rank, count), or "auto" to ask the launcher: this process's part of each global batch; needs
         full batches
     transform : (batch, rng) -> batch, on ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)`` before
-        normalising; `rng` is a function of (seed, pass, batch)
+        normalising; `rng` is a function of (seed, pass, batch). Or a function of one image, as in `BatchFlow`
     normalize : True for 0..1 by the range of the dtype, ``(mean, std)`` per band, or an object or dict
         with both
     num_classes : make the target one-hot

@@ -74,6 +74,9 @@ class Augment:
     recipe: Recipe = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            if f.init:
+                object.__setattr__(self, f.name, _plain(getattr(self, f.name)))
         parameters = {f.name: getattr(self, f.name) for f in fields(self)[:10]}
         object.__setattr__(self, "recipe", Recipe.of(**parameters))
 
@@ -116,7 +119,8 @@ class Augment:
 class ImageFunction:
     """The transform of batches that calls ``fn(image=..., mask=...) -> dict`` for every sample.
 
-    The form of Albumentations' pipelines and of many functions like them.  The mask is passed if the batch
+    The form of Albumentations' pipelines and of many functions like them, which `transform=` takes as they
+    are; this class is for saying more, such as `images`.  The mask is passed if the batch
     has one, and taken from the answer; which array is the mask follows the rules of `Augment`.  Frames are
     passed as channels of one image, ``(H, W, frames * C)``, so that one draw serves them all.
 
@@ -167,19 +171,47 @@ class ImageFunction:
         frames = [array.shape[:-3] if leaf.is_image else () for leaf, array in zip(leaves, arrays, strict=True)]
         given = {n: frames_to_channels(a) if f else a for n, a, f in zip(names, arrays, frames, strict=True)}
         answer = self._answer(given, seed)
-        if missing := [n for n in names if answer.get(n) is None]:
+        found = answer if isinstance(answer, Mapping) else {}
+        if missing := [n for n in names if found.get(n) is None]:
             raise ValueError(f"{self.fn!r} gave no {' and no '.join(missing)}; it must answer with a dict of them")
-        results = [np.asarray(answer[n]) for n in names]
+        results = [np.asarray(found[n]) for n in names]
         return [channels_to_frames(r, f) if f else r for r, f in zip(results, frames, strict=True)]
 
     def _answer(self, given: dict[str, NDArray[Any]], seed: int) -> Mapping[str, Any]:
-        if _has_parameter(self.fn, "rng"):
+        if "rng" in _parameters(self.fn):
             return self.fn(**given, rng=np.random.default_rng(seed))
         if not hasattr(self.fn, "set_random_seed"):
             return self.fn(**given)
         with _seeded:
             self.fn.set_random_seed(seed)
             return self.fn(**given)
+
+
+def _plain(value: Any) -> Any:
+    """Lists and arrays as tuples, so that an `Augment` can be compared, hashed and shown."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+
+
+def as_transform(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """A callable as a transform of batches: one of images becomes an `ImageFunction`, any other is one already.
+
+    A function of images has a parameter `image`, or takes names only; Albumentations' objects are told by
+    their ``force_apply`` or `set_random_seed`.
+
+    >>> type(as_transform(lambda image, mask: {"image": image, "mask": mask})).__name__
+    'ImageFunction'
+    >>> as_transform(np.add)
+    <ufunc 'add'>
+    """
+    return ImageFunction(fn) if _takes_images(fn) else fn
+
+
+def _takes_images(fn: Callable[..., Any]) -> bool:
+    parameters = _parameters(fn)
+    takes_names_only = {p.kind for p in parameters.values()} == {inspect.Parameter.VAR_KEYWORD}
+    return hasattr(fn, "set_random_seed") or bool({"image", "force_apply"} & set(parameters)) or takes_names_only
 
 
 def frames_to_channels(image: NDArray[Any]) -> NDArray[Any]:
@@ -193,11 +225,11 @@ def channels_to_frames(image: NDArray[Any], frames: tuple[int, ...]) -> NDArray[
     return np.moveaxis(image.reshape(*image.shape[:2], *frames, -1), (0, 1), (-3, -2))
 
 
-def _has_parameter(fn: Callable[..., Any], name: str) -> bool:
+def _parameters(fn: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
-        return name in inspect.signature(fn).parameters
+        return inspect.signature(fn).parameters
     except (TypeError, ValueError):
-        return False
+        return {}
 
 
 def _stacked(rows: list[NDArray[Any]], leaf: Leaf) -> NDArray[Any]:
