@@ -470,9 +470,9 @@ def test_what_may_be_mask_or_label_is_refused(given: Any, message: str) -> None:
         ({"shear": 90}, "must stay within -90 and 90"),
         ({"zoom": 1}, "factors must stay above 0"),
         ({"flip": (2, 0)}, r"a pair \(rows, columns\) of booleans or probabilities"),
-        ({"flip": True}, "flip=True"),
+        ({"flip": True}, "flip=True: expected a pair"),
         ({"warp": (-1, 3)}, "jitter of the control points"),
-        ({"warp": (1, 1)}, "warp=1: expected whole numbers .* of at least 2"),
+        ({"warp": (1, 1)}, "points of warp=1: expected whole numbers .* of at least 2"),
         ({"crop": (0, 3)}, "crop=.* at least 1"),
         ({"crop": (2.5, 3)}, "crop=.* whole numbers"),
         ({"fill": "wrap"}, "expected one of nearest, reflect, constant"),
@@ -498,6 +498,8 @@ def test_bad_arrays_are_refused() -> None:
         random_transform(x, fill="constant", cval=-1, rng=rng())
     with pytest.raises(TypeError, match="an image of dtype <U3 cannot be transformed"):
         random_transform(x.astype(str), rng=rng())
+    with pytest.raises(TypeError, match=r"rng=3: expected a Generator, such as numpy.random.default_rng\(seed\)"):
+        random_transform(x, rng=3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="channel_axis=5 does not exist"):
         random_transform_stack(x, channel_axis=5, rng=rng())
 
@@ -507,6 +509,10 @@ def test_augment_is_frozen_described_and_pickled() -> None:
     assert repr(augment) == ("Augment(rotation=20, flip=(False, True), fill=('reflect', 'constant'), cval=(0, 255))")
     assert "rotation=20" in augment._repr_html_()
     assert eval(repr(augment)) == augment  # noqa: S307
+    given = Augment(rotation=np.array([-20, 20]), zoom=[[0.8, 1.2], [0.9, 1.1]], crop=np.array([8, 9]))  # type: ignore[arg-type]
+    assert repr(given) == "Augment(rotation=(-20, 20), zoom=((0.8, 1.2), (0.9, 1.1)), crop=(8, 9))"
+    assert given == eval(repr(given))  # noqa: S307
+    assert hash(given) == hash(pickle.loads(pickle.dumps(given)))
     again = pickle.loads(pickle.dumps(augment))
     assert again == augment
     np.testing.assert_array_equal(again(batch()[0], rng()), augment(batch()[0], rng()))

@@ -236,8 +236,9 @@ def _offset(
 
 
 def _flip(value: Any) -> tuple[float, float]:
-    chances = [0.5 if v is True or v is np.True_ else v for v in _two(value, "flip")]
-    if not all(_is_number(v) and 0 <= v <= 1 for v in chances):
+    pair = () if _is_number(value) else _two(value, "flip")
+    chances = [0.5 if v is True or v is np.True_ else v for v in pair]
+    if not chances or not all(_is_number(v) and 0 <= v <= 1 for v in chances):
         raise ValueError(f"flip={value!r}: expected a pair (rows, columns) of booleans or probabilities")
     return float(chances[0]), float(chances[1])
 
@@ -248,7 +249,7 @@ def _warp(value: Any) -> tuple[float, tuple[int, int]]:
     jitter, grid = (value, 3) if _is_number(value) else _two(value, "warp")
     if not (_is_number(jitter) and math.isfinite(jitter) and jitter >= 0):
         raise ValueError(f"warp={value!r}: the jitter of the control points must be finite and at least 0")
-    return float(jitter), _two_ints(grid, "warp", least=2)
+    return float(jitter), _two_ints(grid, "points of warp", least=2)
 
 
 def _two_ints(value: Any, name: str, least: int) -> tuple[int, int]:

@@ -69,7 +69,7 @@ def random_transform(
     Raises
     ------
     ValueError : a parameter out of its range, or a mask of another height or width
-    TypeError : an image that is not of numbers or booleans
+    TypeError : an image that is not of numbers or booleans, or `rng` is no generator
 
     >>> image = np.arange(9).reshape(3, 3, 1)
     >>> turned = random_transform(image, rotation=(90, 90), rng=np.random.default_rng(0))
@@ -137,6 +137,8 @@ def _transform(
     channel_axis: int | None,
     rng: np.random.Generator,
 ) -> Any:
+    if not hasattr(rng, "random"):
+        raise TypeError(f"rng={rng!r}: expected a Generator, such as numpy.random.default_rng(seed)")
     axes = spatial_axes(image.ndim, channel_axis)
     size = (image.shape[axes[0]], image.shape[axes[1]])
     mask = None if y is None else np.asarray(y)
