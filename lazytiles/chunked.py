@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.errors import StoreError, require
-from lazytiles.formats import Layout
+from lazytiles.formats import Layout, crcs_of
 
 # Zarr's shape is set when the array is complete; chunks are named by position, so any large number does.
 _ROOM = 2**40
@@ -52,11 +52,12 @@ class HDF5Format:
         """See `Format.resume`."""
         raise StoreError(f"{path} cannot be written on in place")
 
-    def put(self, start: int, rows: NDArray[Any]) -> list[int]:
+    def put(self, start: int, rows: NDArray[Any]) -> list[tuple[int, int]]:
         """See `Format.put`."""
         self._data.resize(start + len(rows), axis=0)
+        crcs = crcs_of(rows, self._data.chunks[0])
         self._data[start : start + len(rows)] = rows
-        return [0] * -(-len(rows) // self._data.chunks[0])
+        return [(crc, 0) for crc in crcs]
 
     def sync(self) -> None:
         """See `Format.sync`."""
@@ -160,14 +161,14 @@ class ZarrFormat:
         with zarr.config.set({"array.write_empty_chunks": True}):
             self._array = zarr.open_array(str(path), mode="r+")
 
-    def put(self, start: int, rows: NDArray[Any]) -> list[int]:
+    def put(self, start: int, rows: NDArray[Any]) -> list[tuple[int, int]]:
         """See `Format.put`."""
-        count = -(-len(rows) // self._chunk)
-        missing = count * self._chunk - len(rows)
+        crcs = crcs_of(rows, self._chunk)
+        missing = len(crcs) * self._chunk - len(rows)
         if missing:
             rows = np.concatenate([rows, self._layout.blank(missing)])
         self._array[start : start + len(rows)] = rows
-        return [0] * count
+        return [(crc, 0) for crc in crcs]
 
     def sync(self) -> None:
         """Nothing: every chunk is its own file, renamed when complete."""
@@ -266,9 +267,10 @@ class Blosc2Format:
         """See `Format.resume`."""
         raise StoreError(f"{path} cannot be written on in place")
 
-    def put(self, start: int, rows: NDArray[Any]) -> list[int]:
+    def put(self, start: int, rows: NDArray[Any]) -> list[tuple[int, int]]:
         """See `Format.put`."""
         notes = []
+        crcs = crcs_of(rows, self._layout.chunk)
         for first in range(0, len(rows), self._layout.chunk):
             part = rows[first : first + self._layout.chunk]
             at = start + first
@@ -276,7 +278,7 @@ class Blosc2Format:
                 self._array.resize((at + len(part), *self._layout.shape))
             self._array[at : at + len(part)] = part
             notes.append(int(self._array.schunk.cbytes))
-        return notes
+        return list(zip(crcs, notes, strict=True))
 
     def sync(self) -> None:
         """Nothing: a chunk is in the file, behind the earlier ones, when it has been put."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
@@ -69,13 +68,6 @@ def kind_of(path: Path) -> Kind:
             return kind
     known = ", ".join(suffix for kind in KINDS.values() for suffix in kind.suffixes)
     raise StoreError(f"{path} names no format of stores; its name must end in one of {known}")
-
-
-def crc_of(rows: NDArray[Any]) -> int:
-    """The CRC-32 of the bytes of rows, in C order."""
-    # The same number as zlib's, several times as fast: a writer's speed depends on it.
-    content: Any = np.ascontiguousarray(rows)
-    return int(imagecodecs.deflate_crc32(content))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.errors import StoreError
-from lazytiles.formats import RECORD, Layout, Reader
+from lazytiles.formats import RECORD, Layout, Reader, crc_of
 from lazytiles.journal import Entry, Journal, StoreLock, partials, publish, recover, sweep, sync_tree
-from lazytiles.record import Kind, Opened, Record, crc_of, open_complete
+from lazytiles.record import Kind, Opened, Record, open_complete
 from lazytiles.tfrecord import SIDE
 
 _STEP_BYTES = 64 * 2**20
@@ -226,11 +226,9 @@ class StoreSink:
 
     def _put(self, rows: NDArray[Any], chunk: int) -> None:
         journal = self._started()
-        # Digests first: they bring the rows into the processor's cache, where writing finds them.
-        crcs = [crc_of(rows[first : first + chunk]) for first in range(0, len(rows), chunk)]
-        notes = self._format.put(self.rows, rows)
+        put = self._format.put(self.rows, rows)
         stop = self.rows + len(rows)
-        for crc, note in zip(crcs, notes, strict=True):
+        for crc, note in put:
             self.rows = min(self.rows + chunk, stop)
             journal.note(Entry(self.rows, crc, note))
         if time.monotonic() - self._committed_at > _COMMIT_S:

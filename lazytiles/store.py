@@ -18,9 +18,9 @@ from rich.progress import Progress
 from lazytiles.beside import Beside, label_store, labels_path
 from lazytiles.cluster import write_on
 from lazytiles.errors import StoreError
-from lazytiles.formats import Layout
+from lazytiles.formats import Layout, crc_of
 from lazytiles.multisource import MultiSourceArray
-from lazytiles.record import crc_of, kind_of
+from lazytiles.record import kind_of
 from lazytiles.sink import StoreSink
 from lazytiles.stored import StoreArray, is_store_of
 

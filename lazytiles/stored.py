@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from lazytiles.cache import cache
 from lazytiles.errors import StoreError
 from lazytiles.files import FileKey
-from lazytiles.formats import NpyReader
+from lazytiles.formats import NpyReader, crc_of
 from lazytiles.indexing import request
 from lazytiles.journal import StoreLock, is_interrupted, recover
 from lazytiles.lazy import LazyArray
 from lazytiles.reader import check_limit
-from lazytiles.record import Opened, crc_of, open_complete
+from lazytiles.record import Opened, open_complete
 from lazytiles.view import into
 
 Int64s: TypeAlias = NDArray[np.int64]

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.errors import StoreError, require
-from lazytiles.formats import RECORD, Layout, members_of, write_all, zipped
+from lazytiles.formats import RECORD, Layout, crcs_of, members_of, write_all, zipped
 
 # The members lie in a zip archive beside the records, as a reader of records would stumble over them.
 SIDE = ".meta"
@@ -112,7 +112,7 @@ class TFRecordFormat:
     def _end(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def put(self, start: int, rows: NDArray[Any]) -> list[int]:
+    def put(self, start: int, rows: NDArray[Any]) -> list[tuple[int, int]]:
         """See `Format.put`."""
         count = len(self._ends)
         chunk = self._layout.chunk
@@ -121,7 +121,7 @@ class TFRecordFormat:
             content = b"".join(framed(example) for example in self._examples(start + first, part))
             write_all(self._file, np.frombuffer(content, np.uint8))
             self._ends.append(self._end + len(content))
-        return self._ends[count:]
+        return list(zip(crcs_of(rows, chunk), self._ends[count:], strict=True))
 
     def _examples(self, start: int, rows: NDArray[Any]) -> Iterator[bytes]:
         labels = None if self._labels is None else self._labels[start : start + len(rows)]

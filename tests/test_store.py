@@ -380,7 +380,7 @@ def test_what_was_checked_is_not_checked_again(tmp_path, monkeypatch):
     export(data, tmp_path / "tiles.npy", chunk=5)
     store = StoreArray(tmp_path / "tiles.npy")
     monkeypatch.setattr("lazytiles.stored.crc_of", lambda rows: checked.append(len(rows)) or crc(rows))
-    from lazytiles.record import crc_of as crc
+    from lazytiles.formats import crc_of as crc
 
     for _ in range(3):
         store.take([1, 2, 39])

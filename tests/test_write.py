@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from lazytiles.cache import clear_cache
 from lazytiles.errors import LazyTilesError, StoreError
-from lazytiles.record import KINDS, Kind, crc_of, kind_of, open_complete
+from lazytiles.formats import crc_of
+from lazytiles.record import KINDS, Kind, kind_of, open_complete
 from lazytiles.sink import StoreSink
 from lazytiles.stored import StoreArray
 from lazytiles.write import (
