@@ -71,7 +71,7 @@ class HDF5Format:
             if "labels.npy" in members:
                 labels = np.load(io.BytesIO(members["labels.npy"]))
                 if labels.dtype.kind in "biufc":
-                    file.create_dataset("labels", data=labels)
+                    file.create_dataset("labels", data=labels, fletcher32=labels.size > 0)
             group = file.create_group("lazytiles")
             for name, content in members.items():
                 group.create_dataset(name, data=np.frombuffer(content, np.uint8))
@@ -79,6 +79,15 @@ class HDF5Format:
     def adopt(self, store: Path, path: Path, chunks: int) -> bool:
         """Not possible: an HDF5 file that is written must be its writer's from the start."""
         return False
+
+    def inherit(self, store: Path) -> None:
+        """See `Format.inherit`."""
+        with require("h5py", extra="hdf5").File(store, "r") as file:
+            data = file["data"]
+            held = {"shuffle": data.shuffle, "fletcher32": data.fletcher32}
+            if "compression" not in self._options:
+                held |= {"compression": data.compression, "compression_opts": data.compression_opts}
+        self._options = held | self._options
 
     def close(self) -> None:
         """Let go of what is open."""
@@ -186,12 +195,20 @@ class ZarrFormat:
 
     def adopt(self, store: Path, path: Path, chunks: int) -> bool:
         """Link the chunk files, but for those that will be written again: a link shares what is written."""
+        is_sharded = "sharding_indexed" in (store / "zarr.json").read_text()
+        if is_sharded or not all((store / "c" / str(number)).exists() for number in range(chunks)):
+            # Shards, or files of other names: which of them will be written again is the library's affair.
+            shutil.copytree(store, path, ignore=shutil.ignore_patterns("lazytiles"))
+            return True
         (path / "c").mkdir(parents=True)
         shutil.copyfile(store / "zarr.json", path / "zarr.json")
         for number in range(chunks):
             chunk, link = store / "c" / str(number), path / "c" / str(number)
             _link(chunk, link) if chunk.is_file() else shutil.copytree(chunk, link, copy_function=_link)
         return True
+
+    def inherit(self, store: Path) -> None:
+        """Nothing: the description of the array is copied."""
 
     def _set_length(self, rows: int) -> None:
         description = self._path / "zarr.json"
@@ -296,6 +313,11 @@ class Blosc2Format:
     def adopt(self, store: Path, path: Path, chunks: int) -> bool:
         """Not possible: a frame is one file that its writer rewrites in part."""
         return False
+
+    def inherit(self, store: Path) -> None:
+        """See `Format.inherit`."""
+        array = require("blosc2", extra="blosc2").open(str(store), mode="r")
+        self._options = {"cparams": array.schunk.cparams} | self._options
 
     def close(self) -> None:
         """Let go of what is open."""

@@ -101,6 +101,9 @@ class Format(Protocol):
     def adopt(self, store: Path, path: Path, chunks: int) -> bool:
         """Make a partial from the first chunks of a store without reading them, ready for `resume`; or False."""
 
+    def inherit(self, store: Path) -> None:
+        """Take the options that were not given from a store that is appended to."""
+
     def close(self) -> None:
         """Let go of what is open, complete or not."""
 
@@ -188,6 +191,9 @@ class NpyFormat:
         """Copy the file: the members behind the rows are overwritten or cut off."""
         shutil.copyfile(store, path)
         return True
+
+    def inherit(self, store: Path) -> None:
+        """Nothing: there are no options."""
 
     def close(self) -> None:
         """Let go of what is open."""

@@ -122,6 +122,7 @@ class StoreSink:
         self._header["base"] = base.record.uid
         self._header["base_rows"] = base.record.rows
         self._header["chunk"] = base.record.layout.chunk
+        self._format.inherit(self.path)
 
     def _continues(self, journal: Journal) -> bool:
         mine = {name: journal.header.get(name) for name in self._header}

@@ -235,6 +235,8 @@ class Job:
         """All samples into a store, mask labels into one beside it first."""
         if client is not None and kind_of(path).name != "zarr":
             raise ValueError(f"{path}: only a Zarr store is written by many processes; name it .zarr, or leave client")
+        if client is not None and self.options.get("shards") is not None:
+            raise ValueError(f"{path}: many processes would write one shard at once; leave shards, or client")
         sink = self.sink(path, chunk, scattered=client is not None)
         if sink is not None and client is None:
             self._fill(sink, progress)

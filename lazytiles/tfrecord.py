@@ -144,6 +144,9 @@ class TFRecordFormat:
         """Not possible: labels of further rows have no place to come from."""
         raise StoreError(f"{store}: a TFRecord store cannot be appended to; export it again")
 
+    def inherit(self, store: Path) -> None:
+        """Nothing: there are no options."""
+
     def close(self) -> None:
         """Let go of what is open."""
         if self._file is not None:
@@ -187,9 +190,13 @@ class TFRecordReader:
         with self._path.open("rb") as file:
             content = os.pread(file.fileno(), last - first, first)
         layout = self._layout
-        rows, at = [], 0
+        rows: list[NDArray[Any]] = []
+        at = 0
         while at < len(content):
             end = at + 12 + struct.unpack_from("<Q", content, at)[0]
+            # The checksum of the rows leaves out the label and all else that a record has.
+            if content[at : end + 4] != framed(content[at + 12 : end]):
+                raise StoreError(f"record {number * layout.chunk + len(rows)} is damaged")
             rows.append(np.frombuffer(content[end - layout.row_bytes : end], layout.dtype))
             at = end + 4
         return np.stack(rows).reshape(-1, *layout.shape)

@@ -366,6 +366,17 @@ def test_a_flipped_bit_is_seen_when_its_chunk_is_first_touched(suffix, tmp_path)
         verify_store(path)
 
 
+def test_any_flipped_byte_of_records_is_seen(tmp_path):
+    pytest.importorskip("google_crc32c")
+    path = tmp_path / "tiles.tfrecord"
+    export(tiles_of(3), path, chunk=2)
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        with pytest.raises(StoreError, match="damaged in rows"):
+            verify_store(path)
+
+
 def test_a_missing_chunk_is_seen(tmp_path):
     pytest.importorskip("zarr")
     data = images(23)

@@ -402,6 +402,47 @@ def test_compression_is_passed_through(tmp_path):
         NpyWriter(tmp_path / "rows.npy", compression="lzf")
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_appending_keeps_the_compression_of_what_is_there(tmp_path, killed):
+    h5py, blosc2 = pytest.importorskip("h5py"), pytest.importorskip("blosc2")
+    rows, zstd = rows_of(40), {"codec": blosc2.Codec.ZSTD}
+    for writer, path, options in (
+        (HDF5Writer, tmp_path / "rows.h5", {"compression": "gzip", "compression_opts": 7, "shuffle": True}),
+        (Blosc2Writer, tmp_path / "rows.b2nd", {"cparams": zstd}),
+    ):
+        with writer(path, chunk=8, **options) as out:
+            out.write(rows)
+        if killed:
+            leave(writer(path, mode="a"), rows[:20])
+        with writer(path, mode="a", resume=True) as out:
+            out.write(rows[len(out) - 40 :])
+        np.testing.assert_array_equal(content(path), np.concatenate([rows, rows]))
+    with h5py.File(tmp_path / "rows.h5") as file:
+        data = file["data"]
+        assert (data.compression, data.compression_opts, data.shuffle, data.fletcher32) == ("gzip", 7, True, True)
+    assert blosc2.open(tmp_path / "rows.b2nd", mode="r").schunk.cparams.codec == blosc2.Codec.ZSTD
+    with HDF5Writer(tmp_path / "rows.h5", mode="a", compression="lzf") as out:
+        out.write(rows)
+    with h5py.File(tmp_path / "rows.h5") as file:
+        assert file["data"].compression == "lzf"
+
+
+@pytest.mark.parametrize("count", [5, 20])
+@pytest.mark.parametrize("options", [{"shards": (8, 4)}, {"chunk_key_encoding": {"name": "v2", "separator": "."}}])
+def test_a_zarr_store_of_shards_or_other_names_is_appended_to(tmp_path, options, count):
+    pytest.importorskip("zarr")
+    path, rows = tmp_path / "rows.zarr", rows_of(count, (4,))
+    with ZarrWriter(path, chunk=4, **options) as out:
+        out.write(rows)
+    before = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    leave(ZarrWriter(path, mode="a"), rows)
+    assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file()} == before
+    with ZarrWriter(path, mode="a", resume=True) as out:
+        out.write(rows[len(out) - count :])
+    np.testing.assert_array_equal(content(path), np.concatenate([rows, rows]))
+    np.testing.assert_array_equal(by_library(path), np.concatenate([rows, rows]))
+
+
 def test_a_chunk_of_zeros_is_stored_too(tmp_path):
     pytest.importorskip("zarr")
     with ZarrWriter(tmp_path / "rows.zarr", chunk=4) as out:
