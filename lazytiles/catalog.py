@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from lazytiles.errors import ManifestError
+from lazytiles.manifest import IDS
 from lazytiles.multisource import MultiSourceArray
 
 Opener = Callable[..., MultiSourceArray]
+Door = TypeVar("Door", bound=Opener)
 
 catalog: dict[str, Opener] = {}
 """What is registered in this process."""
@@ -22,7 +26,7 @@ def register(name: str, function: Opener) -> Opener:
     Parameters
     ----------
     name : not a path: no ``/``, ``\`` or ``.``; a name that is taken is given to the new function
-    function : called with the options that `open_tiles` was given, returns the tiles
+    function : called with the options that `open_tiles` was given (all but `where`), returns the tiles
 
     Returns
     -------
@@ -41,7 +45,7 @@ def register(name: str, function: Opener) -> Opener:
     >>> open_registered("squares", where={"split": "test"}, n=4).shape
     (1, 4, 4)
     """
-    if not name or any(mark in name for mark in "/\\."):
+    if not _may_be_name(name):
         raise ValueError(f"name {name!r} could be a path; a name has no /, \\ or .")
     if not callable(function):
         raise TypeError(f"{name}: a function that opens the tiles is needed, not {type(function).__name__}")
@@ -49,14 +53,42 @@ def register(name: str, function: Opener) -> Opener:
     return function
 
 
-def open_registered(name: str, *, where: Mapping[str, Any] | None = None, **options: Any) -> MultiSourceArray:
+def by_name(function: Door) -> Door:
+    """The function, which opens manifests, made to open registered names as well.
+
+    >>> _ = register("grid", lambda n: MultiSourceArray([np.zeros((n, 2))]))
+    >>> by_name(lambda manifest, **options: manifest)("grid", n=3).shape
+    (3, 2)
+    """
+
+    @wraps(function)
+    def opened(manifest: Any, *folder: Any, **options: Any) -> MultiSourceArray:
+        if isinstance(manifest, str) and (manifest in catalog or _is_name(manifest)):
+            return open_registered(manifest, *folder, **options)
+        return function(manifest, *folder, **options)
+
+    return cast(Door, opened)
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text can only be meant as the name of a data set: it is no path, and there is no such file."""
+    return _may_be_name(text) and not os.path.lexists(text)
+
+
+def _may_be_name(text: str) -> bool:
+    return bool(text) and not any(mark in text for mark in "/\\.\0")
+
+
+def open_registered(
+    name: str, *folder: Any, where: Mapping[str, Any] | None = None, **options: Any
+) -> MultiSourceArray:
     """The tiles of a registered data set, all or those with given values in their table.
 
     Parameters
     ----------
     name : as registered
     where : see `filtered`
-    options : for the registered function
+    folder, options : for the registered function, as they are
 
     Raises
     ------
@@ -65,7 +97,7 @@ def open_registered(name: str, *, where: Mapping[str, Any] | None = None, **opti
     if name not in catalog:
         there = ", ".join(sorted(catalog)) or "none yet"
         raise ManifestError(f"no data set {name!r} is registered; there are: {there}. Use lazytiles.register")
-    tiles = catalog[name](**options)
+    tiles = catalog[name](*folder, **options)
     return tiles if where is None else filtered(tiles, where)
 
 
@@ -89,8 +121,8 @@ def filtered(tiles: MultiSourceArray, where: Mapping[str, Any]) -> MultiSourceAr
             raise ManifestError(f"no column {column!r} to filter by; there are {there}")
         if callable(wanted):
             mask &= np.asarray(wanted(table[column]), np.bool_)
-        elif isinstance(wanted, Collection) and not isinstance(wanted, str):
-            mask &= table[column].isin(list(wanted)).to_numpy()
-        else:
-            mask &= (table[column] == wanted).to_numpy()
+            continue
+        values = list(wanted) if isinstance(wanted, Collection) and not isinstance(wanted, str) else [wanted]
+        # Ids are text, so that 001 stays 001; who asks for label 2018 means "2018", as in `frames=`.
+        mask &= table[column].isin([str(value) for value in values] if column in IDS else values).to_numpy()
     return tiles.select(mask)

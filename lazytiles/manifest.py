@@ -62,7 +62,7 @@ def read_manifest(
     manifest : DataFrame, or path of a CSV (UTF-8, commas) or Parquet file, with the columns `tile_id`,
         `region_id` (or `path`, a file below the image folder), optionally `label_id`, and boxes in half-open
         pixels: `region_coordinates` as ``"(xmin, ymin, xmax, ymax)"``, or four columns `xmin, ymin, xmax, ymax`
-        (six with `zmin`, `zmax`), or none at all, for tiles that are whole images
+        (six with `zmin`, `zmax`), or none at all, for tiles that are whole images, which need no `region_id`
     target, tabular : the columns that must be finite numbers
     optional : further such columns, if the table has them
     frames : the label ids in use; targets are then checked in the rows of the last one only
@@ -139,7 +139,9 @@ def _check_columns(source: Pieces, numbers: Sequence[str]) -> list[str]:
     """The columns beside ids and boxes; refuses a table that lacks a column."""
     have = source.columns
     box = [name for name in BOX_3D if name in have]
-    wanted = ["tile_id", *numbers] if "path" in have else ["tile_id", "region_id", *numbers]
+    # A row without a box is an image of its own, which its tile_id names as well.
+    whole = not box and "region_coordinates" not in have
+    wanted = ["tile_id", *numbers] if whole or "path" in have else ["tile_id", "region_id", *numbers]
     if box:
         wanted += BOX_3D if "zmin" in have or "zmax" in have else BOX_2D
     missing = [name for name in wanted if name not in have]

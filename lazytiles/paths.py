@@ -63,14 +63,20 @@ def default_template(table: pd.DataFrame) -> str:
     >>> default_template(pd.DataFrame({"region_id": ["a"], "label_id": ["2018"]}))
     '{label_id}/{region_id}.tif'
     """
+    region = region_column(table)
     if "path" in table:
         return "{path}"
-    return "{label_id}/{region_id}.tif" if "label_id" in table else "{region_id}.tif"
+    return f"{{label_id}}/{{{region}}}.tif" if "label_id" in table else f"{{{region}}}.tif"
+
+
+def region_column(table: pd.DataFrame) -> str:
+    """The column that tells the images of one frame apart: `region_id`, else `path`, else `tile_id`."""
+    return next((name for name in ("region_id", "path") if name in table), "tile_id")
 
 
 def region_names(table: pd.DataFrame) -> pd.Series:
-    """What tells the images of one frame apart: `region_id`, or `path` where there is none."""
-    return table["region_id" if "region_id" in table else "path"].astype("category")
+    """The values of that column, as categories."""
+    return table[region_column(table)].astype("category")
 
 
 def resolve_paths(

@@ -154,6 +154,8 @@ class RegionTiles(LazyArray):
 
     def describe(self, row: int) -> str:
         """The words for one of its windows, with its box as users write it."""
+        if self.whole:
+            return f"{self.tile_name(row)}, the whole of region {self.name}"
         y0, x0, y1, x1 = self.windows[row].tolist()
         return f"{self.tile_name(row)} with box ({x0}, {y0}, {x1}, {y1}) of region {self.name}"
 

@@ -16,7 +16,7 @@ from lazytiles.errors import ManifestError
 from lazytiles.gather import PAD_MODES
 from lazytiles.manifest import BOX_3D, read_manifest
 from lazytiles.multisource import MultiSourceArray
-from lazytiles.paths import resolve_paths, template_columns
+from lazytiles.paths import default_template, region_column, resolve_paths, template_columns
 from lazytiles.region import open_region
 from lazytiles.volumes import VolumeTiles
 
@@ -131,14 +131,12 @@ def _openers(
 ) -> tuple[Int64s, list[Callable[[], Any]]]:
     """The volume of every row as an index into a list, and how each is opened."""
     if isinstance(where, Mapping):
-        codes, names = pd.factorize(table["region_id"].astype(str))
+        codes, names = pd.factorize(table[region_column(table)].astype(str))
         absent = [name for name in names if name not in where]
         if absent:
             raise ManifestError(f"there is no volume for region {absent[0]} ({len(absent)} of {len(names)} lack one)")
         return codes.astype(np.int64), [partial(_given, where[name]) for name in names]
-    default = "{label_id}/{region_id}.tif" if "label_id" in table else "{region_id}.tif"
-    template = path or ("{path}" if "path" in table else default)
-    places, paths = resolve_paths(table, template, where)
+    places, paths = resolve_paths(table, path or default_template(table), where)
     return places, [partial(open_region, one, page="all", bands=bands) for one in paths]
 
 
@@ -165,6 +163,7 @@ def _assembled(
         raise ManifestError(f"a volume is (Z, H, W) or (Z, H, W, S); the first is {tuple(first.shape)}")
     boxes = np.tile([0, 0, 0, *first.shape[:3]], (len(table), 1)) if windows is None else windows
     by_volume = np.argsort(codes, kind="stable")
+    names = table[region_column(table)]
     sources = []
     for rows in np.split(by_volume, np.flatnonzero(np.diff(codes[by_volume])) + 1):
         source = VolumeTiles(
@@ -175,7 +174,7 @@ def _assembled(
             pad=pad,
             context=context,
             whole=windows is None,
-            name=str(table["region_id"].iloc[int(rows[0])]) if "region_id" in table else "",
+            name=str(names.iat[int(rows[0])]),
             tile_name=partial(_name, table["tile_id"].to_numpy()[rows]),
         )
         sources.append(source)

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from lazytiles.keys import Int64s
 from lazytiles.order import permutation, ranks_of
 from lazytiles.overlap import overlapping_pairs
+from lazytiles.paths import region_column
 from lazytiles.window import boxes_from_windows, shared_pixels
 
 _EVERYWHERE = 2**30  # the end of a window that is a whole image of a size not known
@@ -217,13 +218,13 @@ def _ranked(column: Any) -> NDArray[Any]:
 def _places(array: Any, side: str) -> tuple[Int64s, NDArray[Any], NDArray[Any]]:
     """Windows, region ids and tile ids of an array, in its current order."""
     windows, table = getattr(array, "sample_windows", None), getattr(array, "table", None)
-    if windows is None or table is None or "region_id" not in table.columns:
+    if windows is None or table is None or region_column(table) not in table.columns:
         raise ValueError(f"the {side} array has no windows: leakage compares arrays that open_tiles made")
     whole = (windows == 0).all(axis=1)
     axes = windows.shape[1] // 2
     windows = np.where(whole[:, None], np.repeat([0, _EVERYWHERE], axes), windows)
     names = table["tile_id"] if "tile_id" in table.columns else np.arange(len(windows))
-    return windows, np.asarray(table["region_id"]).astype(str), np.asarray(names).astype(str)
+    return windows, np.asarray(table[region_column(table)]).astype(str), np.asarray(names).astype(str)
 
 
 def _column(values: ArrayLike | None, n: int, name: str) -> Int64s:

@@ -13,14 +13,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lazytiles.boxlabels import scaled_boxes
-from lazytiles.catalog import catalog, filtered, open_registered
+from lazytiles.catalog import by_name, filtered
 from lazytiles.errors import ManifestError
 from lazytiles.frames import Frames
 from lazytiles.gather import PAD_MODES, TileForm
 from lazytiles.kinds import split_name
 from lazytiles.manifest import BOX_2D, read_manifest
 from lazytiles.multisource import MultiSourceArray
-from lazytiles.paths import default_template, resolve_paths, template_columns
+from lazytiles.paths import default_template, region_column, resolve_paths, template_columns
 from lazytiles.problems import Problems
 from lazytiles.region import Region, band_numbers, open_region
 from lazytiles.regiontiles import RegionTiles
@@ -30,6 +30,7 @@ from lazytiles.scenes import open_volumes
 Int64s: TypeAlias = NDArray[np.int64]
 
 
+@by_name
 def open_tiles(
     manifest: pd.DataFrame | str | os.PathLike[str],
     image_dir: str | os.PathLike[str] | None = None,
@@ -54,8 +55,9 @@ def open_tiles(
     Parameters
     ----------
     manifest : DataFrame, or path of a CSV or Parquet file, see `read_manifest` for its columns; or a name that
-        was given to `register`, whose function then opens the tiles. Boxes of six numbers are those of volumes,
-        as `open_volumes` opens them
+        was given to `register`, whose function then opens the tiles, with the other options that are given. Boxes
+        of six numbers, and files that hold an array of slices and have no box, are volumes, as `open_volumes`
+        opens them
     image_dir : the folder of the images; default the manifest's own
     frames : a list of label ids gives a time axis in that order; one label id gives its rows alone
     path : where an image lies, relative to `image_dir`, as a template over the manifest's columns; default
@@ -79,16 +81,14 @@ def open_tiles(
 
     Returns
     -------
-    MultiSourceArray of shape (N, height, width, C), or (N, T, height, width, C) with a list of frames; sample i is
-    the i-th tile of the table
+    MultiSourceArray of shape (N, height, width, C), or (N, T, height, width, C) with a list of frames, or
+    (N, depth, height, width, C) of volumes; sample i is the i-th tile of the table
 
     Raises
     ------
     ManifestError : the table is damaged or contradicts itself, an image is missing or lies outside `image_dir`
     RegionError : the first image cannot be opened
     """
-    if isinstance(manifest, str) and manifest in catalog:
-        return open_registered(manifest, where=where)
     _check_options(size, resample, pad, missing)
     wanted = Frames.of(frames)
     templates = [template for template in (path, masks) if template]
@@ -97,14 +97,17 @@ def open_tiles(
         image_dir = "." if isinstance(manifest, pd.DataFrame) else os.path.dirname(os.fspath(manifest)) or "."
     columns = _target_columns(table, target)
     table = wanted.rows(table)
+    flat = {"frames": wanted.timed, "size": size, "gray": gray, "level": level, "missing": missing}
+    given = {"path": path, "target": target, "tabular": tabular, "masks": masks, "pad": pad, "bands": bands}
+    as_volumes = partial(_volumes, flat | {"scale_boxes": scale_boxes}, given | {"where": where}, table, image_dir)
     if "zmin" in table:
-        _check_flat(frames=wanted.timed, size=size, gray=gray, level=level, missing=missing, scale_boxes=scale_boxes)
-        given: dict[str, Any] = {"path": path, "target": target, "tabular": tabular, "masks": masks, "pad": pad}
-        return open_volumes(table, image_dir, where=where, bands=bands, **given)
+        return as_volumes("boxes of six numbers lie in volumes")
     windows = _windows_of(table)
     opener = partial(open_region, level=level)
     images = _Images.of(table, path, image_dir, wanted, missing, opener)
     first = images.first()
+    if windows is None and first.axes.startswith("P"):
+        return as_volumes(f"{first.path} is a volume")
     form = _form(first, windows, table, size=size, resample=resample, pad=pad, bands=bands, gray=gray)
     array = _assembled(table, windows, images, form, timed=wanted.timed)
     array._valid = images.valid(array) if missing == "fill" else None
@@ -148,11 +151,14 @@ def _is_size(size: Any) -> bool:
     return all(isinstance(n, int | np.integer) and not isinstance(n, bool) and n > 0 for n in size)
 
 
-def _check_flat(**given: Any) -> None:
-    """Refuse options that say nothing about volumes."""
-    wrong = [name for name, value in given.items() if value and value != "raise"]
+def _volumes(
+    flat: Mapping[str, Any], given: Mapping[str, Any], table: pd.DataFrame, folder: Any, why: str
+) -> MultiSourceArray:
+    """Volumes by the given options; those that say nothing about volumes are refused."""
+    wrong = [name for name, value in flat.items() if value and value != "raise"]
     if wrong:
-        raise ManifestError(f"boxes of six numbers lie in volumes; {wrong[0]}= is for images")
+        raise ManifestError(f"{why}; {wrong[0]}= is for images")
+    return open_volumes(table, folder, **given)
 
 
 def _names(columns: str | Sequence[str] | None) -> tuple[str, ...] | None:
@@ -314,6 +320,7 @@ def _assembled(
     mixed = bool((groups[1:] < groups[:-1]).any())  # else ten million rows are neither sorted nor copied
     by_region = np.argsort(groups, kind="stable") if mixed else np.arange(len(table), dtype=np.int64)
     boxes = windows[by_region] if mixed and windows is not None else windows
+    names = table[region_column(table)]
     sources = []
     for stop, length in zip(np.cumsum(lengths).tolist(), lengths.tolist(), strict=True):
         rows = by_region[stop - length : stop]
@@ -323,7 +330,7 @@ def _assembled(
                 np.zeros((length, 4), np.int64) if boxes is None else boxes[stop - length : stop],
                 form,
                 timed=timed,
-                name=str(table["region_id"].iat[int(rows[0])]) if "region_id" in table else "",
+                name=str(names.iat[int(rows[0])]),
                 tile_name=_Names(table, rows),
                 whole=windows is None,
             )

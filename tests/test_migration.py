@@ -148,7 +148,7 @@ def test_keras_generator_over_ids_and_npy_files(tmp_path, keras):
     for name in labels:
         np.save(tmp_path / f"{name}.npy", rng.random((8, 8, 8)).astype(np.float32))
     ids = list(labels)
-    table = pd.DataFrame({"tile_id": ids, "region_id": ids, "target": list(labels.values())})
+    table = pd.DataFrame({"tile_id": ids, "target": list(labels.values())})
     tiles = lt.open_volumes(table, tmp_path, path="{tile_id}.npy")
     assert tiles.shape == (14, 8, 8, 8, 1)
     np.testing.assert_array_equal(tiles[9, ..., 0], np.load(tmp_path / "id-9.npy"))

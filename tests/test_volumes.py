@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 
 import numpy as np
@@ -255,8 +256,17 @@ def test_whole_volumes_need_no_boxes(tmp_path):
     tiles = lt.open_volumes(table, tmp_path, path="{tile_id}.npy").shuffle(2)
     assert tiles.shape == (5, 8, 9, 20, 1)
     np.testing.assert_array_equal(np.asarray(tiles)[..., 0], arrays[tiles.labels])
-    with pytest.raises(lt.RegionError, match="is a volume of 8 slices; use open_volumes"):
-        lt.open_tiles(table, tmp_path, path="{tile_id}.npy")[0]
+    # `open_tiles` opens them by the same call, and one id is enough.
+    plain = lt.open_tiles(table.drop(columns="region_id"), tmp_path, path="{tile_id}.npy")
+    assert plain.shape == tiles.shape
+    np.testing.assert_array_equal(plain.labels, range(5))
+    np.testing.assert_array_equal(plain[3, ..., 0], arrays[3])
+    with pytest.raises(lt.ManifestError, match=r"id-0\.npy is a volume; size= is for images"):
+        lt.open_tiles(table, tmp_path, path="{tile_id}.npy", size=(8, 8))
+    np.save(tmp_path / "flat.npy", arrays[0, 0])
+    mixed = pd.DataFrame({"tile_id": ["flat", "id-1"]})
+    with pytest.raises(lt.RegionError, match=r"tile id-1, the whole of region id-1: .* is a volume of 8 slices"):
+        lt.open_tiles(mixed, tmp_path, path="{tile_id}.npy", size=(8, 8))[:]
     np.save(tmp_path / "id-3.npy", arrays[3][:, :7])
     tiles = lt.open_volumes(table, tmp_path, path="{tile_id}.npy")
     with pytest.raises(lt.RegionError, match=r"region id-3: is \(8, 7, 20\), the first is \(8, 9, 20\)"):
@@ -278,12 +288,25 @@ def test_tables_are_filtered_and_names_opened_by_open_tiles(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.arange(64 * 64, dtype=np.uint16).reshape(64, 64))
     table = lt.make_grid({"a": (64, 64)}, 16).assign(split=["train", "test"] * 8)
     assert len(lt.open_tiles(table, tmp_path, where={"split": "test"})) == 8
+    # Ids are text, whoever asks with numbers.
+    years = table.assign(label_id=[2017, 2018] * 8)
+    assert len(lt.open_tiles(years, tmp_path, path="{region_id}.tif", where={"label_id": 2018})) == 8
+    assert len(lt.open_tiles(years, tmp_path, path="{region_id}.tif", where={"label_id": [2017, 2018]})) == 16
     lt.register("ramp", lambda: lt.open_tiles(table, tmp_path))
     from lazytiles.catalog import catalog
 
     try:
         assert len(lt.open_tiles("ramp")) == 16
         assert len(lt.open_tiles("ramp", where={"split": "train", "xmin": [0, 32]})) == 8
+        with pytest.raises(TypeError, match="unexpected keyword argument 'size'"):
+            lt.open_tiles("ramp", size=(8, 8))
+        lt.register("ramp", lambda folder=tmp_path, **options: lt.open_tiles(table, folder, **options))
+        assert lt.open_tiles("ramp", size=(8, 8), where={"split": "test"}).shape == (8, 8, 8, 1)
+        assert lt.open_tiles("ramp", tmp_path, target=None).labels is None
+        with pytest.raises(lt.ManifestError, match="no data set 'rampe' is registered; there are: ramp"):
+            lt.open_tiles("rampe")
+        assert pickle.loads(pickle.dumps(lt.open_tiles)) is lt.open_tiles
+        assert list(inspect.signature(lt.open_tiles).parameters)[:2] == ["manifest", "image_dir"]
     finally:
         catalog.clear()
 
