@@ -63,8 +63,8 @@ def open_sink(out: Out, shape: Sequence[int], dtype: np.dtype[Any], *, axes: int
 
     Parameters
     ----------
-    out : `None`, an array of that shape, a path that ends in .npy, .tif, .tiff or .zarr, or an object with
-        `append(rows)` and `close()`
+    out : `None`, an array of that shape, a path that ends in .npy, .tif, .tiff or .zarr (its folder is made where
+        there is none), or an object with `append(rows)` and `close()`
     shape : of all rows together
     dtype : of the rows
     axes : how many of the first axes are space: 2 for `(height, width, ...)`, 3 for `(depth, height, ...)`
@@ -89,6 +89,7 @@ def open_sink(out: Out, shape: Sequence[int], dtype: np.dtype[Any], *, axes: int
             raise ValueError(f"{path}: rows can be written to {', '.join(FILES)}; choose one of these endings")
         if not isinstance(out, Rerun):
             refuse_existing(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
         return kind(path, shape, dtype, axes)
     if hasattr(out, "__setitem__"):
         given = tuple(out.shape)

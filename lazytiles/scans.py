@@ -278,7 +278,8 @@ def outputs(out: Any, ids: Sequence[Any]) -> list[Any]:
 
     Raises
     ------
-    ValueError : one array or file for several scans, or an id that cannot be part of a file name
+    ValueError : one array or file for several scans, none for one of them, or an id that cannot be part of a
+        file name
 
     >>> [str(path) for path in outputs("maps/{id}.npy", ["a", "b"])]
     ['maps/a.npy', 'maps/b.npy']
@@ -286,7 +287,10 @@ def outputs(out: Any, ids: Sequence[Any]) -> list[Any]:
     if out is None:
         return [None] * len(ids)
     if isinstance(out, Mapping):
-        return [out[key] for key in ids]
+        try:
+            return [out[key] for key in ids]
+        except KeyError as error:
+            raise ValueError(f"out= has nothing for the scan {error}; there are {len(ids)} scans") from error
     if isinstance(out, (str, os.PathLike)):
         return _paths(Path(out), ids)
     if callable(out) and not hasattr(out, "append"):

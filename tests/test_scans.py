@@ -154,11 +154,15 @@ def test_outputs_are_folders_paths_mappings_functions_and_arrays(scene, tmp_path
         np.testing.assert_array_equal(arrays[scan["id"]], images[scan["id"]])
     for scan in predict(identity, tiles, blend="crop", out=lambda name: tmp_path / f"map-{name}.npy"):
         np.testing.assert_array_equal(np.load(tmp_path / f"map-{scan['id']}.npy"), images[scan["id"]])
+    for scan in predict(identity, tiles, blend="crop", out=f"{tmp_path}/of/{{id}}/map.npy"):
+        np.testing.assert_array_equal(np.load(tmp_path / "of" / scan["id"] / "map.npy"), images[scan["id"]])
     one = tiles.select(tiles.table.region_id == "b")
     (scan,) = predict(identity, one, out=arrays["b"])
     assert scan["y_pred"] is arrays["b"]
     with pytest.raises(ValueError, match="one array for 3 regions"):
         predict(identity, tiles, out=arrays["b"])
+    with pytest.raises(ValueError, match=r"out= has nothing for the scan '[ac]'; there are 3 scans"):
+        predict(identity, tiles, out={"b": arrays["b"]})
     with pytest.raises(ValueError, match=r"one file for 3 regions; write \{id\}"):
         predict(identity, tiles, out=tmp_path / "x.tif")
 
