@@ -15,7 +15,7 @@ from PIL import Image
 
 import lazytiles as lt
 from lazytiles import demo
-from lazytiles.check import check
+from lazytiles.doctor import check
 from lazytiles.pages import check_page, preview_page
 from lazytiles.paths import resolve_paths
 from lazytiles.report import plot_region, plot_tiles

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lazytiles.config import configure as configure
     from lazytiles.config import counters as counters
     from lazytiles.config import settings as settings
+    from lazytiles.doctor import check as check
     from lazytiles.errors import LazyTilesError as LazyTilesError
     from lazytiles.errors import LimitError as LimitError
     from lazytiles.errors import ManifestError as ManifestError
@@ -79,6 +80,7 @@ _PUBLIC = {
     "StoreError": "errors",
     "ZarrWriter": "write",
     "augment": "",
+    "check": "doctor",
     "clear_cache": "cache",
     "configure": "config",
     "counters": "config",

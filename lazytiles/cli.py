@@ -18,12 +18,12 @@ from rich.table import Table
 from rich.text import Text
 
 from lazytiles import __version__, demo
-from lazytiles.check import Report
-from lazytiles.check import check as check_manifest
 from lazytiles.config import settings
 from lazytiles.cost import codec_name, mebibytes, reading_cost
 from lazytiles.digest import verify_digests, write_digests
+from lazytiles.doctor import check as check_manifest
 from lazytiles.errors import ManifestError, require
+from lazytiles.findings import Report
 from lazytiles.grid import EDGES, Edge, cover
 from lazytiles.manifest import read_manifest
 from lazytiles.options import (
@@ -158,6 +158,8 @@ def _print_facts(title: str, facts: dict[str, Any]) -> None:
 @click.option("--split", help="Column whose different values must not share pixels, such as fold.")
 @click.option("--read", is_flag=True, help="Decode every segment of every image.")
 @click.option("--digest", is_flag=True, help="Write MANIFEST.sha256 with the SHA-256 of every image.")
+@click.option("--verify", type=click.Path(exists=True, dir_okay=False), help="Compare images with this .sha256 file.")
+@click.option("--no-links", "follow_symlinks", is_flag=True, flag_value=False, default=True, help="Refuse links.")
 @click.option("--html", "html", type=click.Path(dir_okay=False), help="Write the findings as one page.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.option("--scheduler", help="Address of a dask scheduler whose workers look at the images.")
@@ -176,7 +178,7 @@ def check(
     Examples:
       lazytiles check tiles.csv --images Images
       lazytiles check tiles.csv --images Images --read --html report.html
-      lazytiles check tiles.csv --images Images --digest && lazytiles verify tiles.csv.sha256
+      lazytiles check tiles.csv --images Images --digest && lazytiles verify tiles.csv.sha256 --images Images
     """
     folder = images or os.path.dirname(manifest) or "."
     options |= {"target": target or "target", "digest": digest}

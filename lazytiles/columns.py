@@ -89,6 +89,44 @@ def hash_text(text: pa.StringArray) -> NDArray[np.uint64]:
     return (sums[ends[1:]] - sums[ends[:-1]]) * _powers(pow(_BASE, -1, 2**64), len(letters) + 1)[ends[:-1]]
 
 
+def column_hashes(column: pd.Series) -> NDArray[np.uint64]:
+    """As `hash_text`, of a column of text."""
+    cells = pa.Array.from_pandas(column)
+    chunks = cells.chunks if isinstance(cells, pa.ChunkedArray) else [cells]
+    hashes, start = np.empty(len(column), np.uint64), 0
+    for chunk in chunks:
+        hashes[start : start + len(chunk)] = hash_text(chunk.cast(pa.string()))
+        start += len(chunk)
+    return hashes
+
+
+def count_distinct(values: NDArray[Any]) -> int:
+    """How many different values there are; the array is sorted in place."""
+    values.sort()
+    return int((values[1:] != values[:-1]).sum()) + bool(len(values))
+
+
+def first_rows(values: NDArray[Any]) -> NDArray[np.int32]:
+    """For each row the first row of the same value.
+
+    Examples
+    --------
+    >>> first_rows(np.array([7, 5, 7, 7, 5])).tolist()
+    [0, 1, 0, 0, 1]
+    """
+    order = np.argsort(values, kind="stable")
+    begins = np.ones(len(order), bool)
+    inside = values[order]
+    np.not_equal(inside[1:], inside[:-1], out=begins[1:])
+    del inside
+    # A manifest has fewer than 2^31 rows, or its bytes would not fit either.
+    order = order.astype(np.int32)
+    heads = np.flatnonzero(begins)
+    first = np.empty(len(order), np.int32)
+    first[order] = np.repeat(order[heads], np.diff(heads, append=len(order)))
+    return first
+
+
 def _powers(base: int, count: int) -> NDArray[np.uint64]:
     """The first powers of a base, modulo 2^64."""
     return _power_table(base, max(count - 1, 0).bit_length())[:count]

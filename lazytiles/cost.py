@@ -23,7 +23,10 @@ def codec_name(region: Region) -> str:
     page = region.pages[0]
     height, width = page.segment
     kind = "strips" if width >= page.shape[1] else "tiles"
-    return f"{compression_name(page.codec.compression)}, {kind} of {height} x {width}"
+    codec: Any = page.codec
+    if hasattr(codec, "compression"):
+        return f"{compression_name(codec.compression)}, {kind} of {height} x {width}"
+    return f"{codec.format}, one picture" if hasattr(codec, "format") else "an array"
 
 
 def compression_name(number: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -26,6 +26,7 @@ from lazytiles.columns import (
     shortened,
     to_numbers,
 )
+from lazytiles.conflicts import conflicts
 from lazytiles.errors import ManifestError
 from lazytiles.problems import Problems
 from lazytiles.table import Pieces, open_table
@@ -166,6 +167,7 @@ class _Reading:
         self.columns: dict[str, list[pa.Array]] = {name: [] for name in (*self.ids, *kept)}
         self.boxes: list[Growing] = []
         self.hashes = Growing(np.uint64)
+        self.headers: list[int] = []
         self.length = 0
 
     def run(self, allow_outside: bool, progress: Callable[[int], None] | None) -> None:
@@ -173,8 +175,10 @@ class _Reading:
         for piece in self.source.pieces:
             if not self.length and not self.box_names:
                 self._look_for_boxes(piece.slice(0, 1000))
-            self.piece = piece
             skip = self._repeated_header(piece)
+            if skip.any():
+                piece = _blanked(piece, skip)
+            self.piece = piece
             for name in self.ids:
                 self._take_ids(name, piece.column(name), skip)
             for name in self.kept:
@@ -214,6 +218,7 @@ class _Reading:
         ]
         skip: NDArray[np.bool_] = np.logical_and.reduce(same)
         self.note("repeated header", skip, lambda _: "the header again; were files joined?", self.length)
+        self.headers += (np.flatnonzero(skip) + self.length).tolist()
         return skip
 
     def _take_ids(self, name: str, column: pa.ChunkedArray, skip: NDArray[np.bool_]) -> None:
@@ -300,21 +305,17 @@ class _Reading:
         table = self._assemble(numbers)
         if not self.length:
             return table
-        if self._has_repeated_tiles():
-            for kind, rows, text in _disagreements(table, self.source.where):
-                self.problems.add_rows(kind, rows, text)
-        used = np.ones(len(table), bool)
+        rows_of_tiles = np.ones(len(table), bool)
+        rows_of_tiles[self.headers] = False
+        hashes, self.hashes = self.hashes.values(), Growing(np.uint64)
+        for kind, rows, text in conflicts(table, self.source.where, hashes):
+            self.problems.add_rows(kind, rows & rows_of_tiles, text)
+        used = rows_of_tiles
         if frames is not None and len(frames) and "label_id" in table:
-            used = (table["label_id"] == str(frames[-1])).to_numpy()
+            used = used & (table["label_id"] == str(frames[-1])).to_numpy()
         for name in numbers:
             self._check_numbers(table, name, used)
         return table
-
-    def _has_repeated_tiles(self) -> bool:
-        hashes = self.hashes.values()
-        self.hashes = Growing(np.uint64)
-        hashes.sort()
-        return bool((hashes[1:] == hashes[:-1]).any())
 
     def _assemble(self, numbers: Sequence[str]) -> pd.DataFrame:
         data: dict[str, object] = {}
@@ -345,51 +346,12 @@ class _Reading:
         )
 
 
+def _blanked(piece: pa.Table, rows: NDArray[np.bool_]) -> pa.Table:
+    """The piece without the text of some rows."""
+    columns = [pc.if_else(pa.array(rows), "", column) if is_text(column.type) else column for column in piece.columns]
+    return pa.Table.from_arrays(columns, names=piece.column_names)
+
+
 def _series(column: pa.ChunkedArray) -> pd.Series:
     series: pd.Series = column.to_pandas(split_blocks=True, types_mapper={pa.string(): _TEXT}.get)
     return series
-
-
-def _disagreements(
-    table: pd.DataFrame, where: Callable[[int], str]
-) -> Iterator[tuple[str, NDArray[np.bool_], Callable[[int], str]]]:
-    """Rows that say of one tile what another row says otherwise, or again."""
-    codes, unique = pd.factorize(table["tile_id"])
-    first = np.zeros(len(unique), np.int64)
-    first[codes[::-1]] = np.arange(len(codes))[::-1]
-    tile = table["tile_id"]
-    if "label_id" in table:
-        labels = table["label_id"].cat.codes.to_numpy().astype(np.int64)
-        pairs, _ = pd.factorize(codes * (labels.max() + 1) + labels)
-    else:
-        pairs = codes
-    seen = np.zeros(pairs.max() + 1, np.int64)
-    seen[pairs[::-1]] = np.arange(len(pairs))[::-1]
-    again = seen[pairs] != np.arange(len(pairs))
-
-    def place(row: int) -> str:
-        box = ", ".join(str(table[name].iloc[row]) for name in BOX_3D if name in table)
-        region = f"region {table['region_id'].iloc[row]}" if "region_id" in table else f"path {table['path'].iloc[row]}"
-        return f"box ({box}) of {region}" if box else region
-
-    def describe_again(row: int) -> str:
-        label = f" (label {table['label_id'].iloc[row]})" if "label_id" in table else ""
-        first_row = where(int(seen[pairs[row]]))
-        return f"{where(row)}: tile {tile.iloc[row]}{label} is already on {first_row}, here with {place(row)}"
-
-    yield "duplicate", again, describe_again
-    columns = [name for name in ("region_id", *BOX_3D) if name in table]
-    differs = np.zeros(len(table), bool)
-    for name in columns:
-        values = table[name].cat.codes.to_numpy() if name == "region_id" else table[name].to_numpy()
-        differs |= values != values[first[codes]]
-    if "xmin" in table:
-        # A cell that is no box was noted already, and holds 0.
-        is_box = (table["xmax"] > table["xmin"]).to_numpy()
-        differs &= is_box & is_box[first[codes]]
-
-    def describe(row: int) -> str:
-        other = int(first[codes[row]])
-        return f"{where(row)}: tile {tile.iloc[row]}: {place(row)}, but {place(other)} on {where(other)}"
-
-    yield "frames disagree", differs & ~again, describe

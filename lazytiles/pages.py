@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lazytiles.check import Report
 from lazytiles.errors import LazyTilesError
+from lazytiles.findings import Report
 from lazytiles.manifest import BOX_2D
 from lazytiles.paths import region_names
 from lazytiles.pictures import colours, png, stretched, thumbnail

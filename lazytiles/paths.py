@@ -7,6 +7,7 @@ import re
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import PurePosixPath
 from string import Formatter
 
@@ -69,6 +70,11 @@ def default_template(table: pd.DataFrame) -> str:
     return f"{{label_id}}/{{{region}}}.tif" if "label_id" in table else f"{{{region}}}.tif"
 
 
+def folder_of(manifest: pd.DataFrame | str | os.PathLike[str]) -> str:
+    """Where the images of a manifest lie unless another folder is named: beside its file, or here."""
+    return "." if isinstance(manifest, pd.DataFrame) else os.path.dirname(os.fspath(manifest)) or "."
+
+
 def region_column(table: pd.DataFrame) -> str:
     """The column that tells the images of one frame apart: `region_id`, else `path`, else `tile_id`."""
     return next((name for name in ("region_id", "path") if name in table), "tile_id")
@@ -86,6 +92,8 @@ def resolve_paths(
     *,
     follow_symlinks: bool = True,
     problems: Problems | None = None,
+    rows: NDArray[np.int64] | None = None,
+    name_row: Callable[[int], str] | None = None,
 ) -> tuple[NDArray[np.int64], list[str]]:
     """The image of every row: an index into the list of the different paths, and that list.
 
@@ -96,7 +104,10 @@ def resolve_paths(
     image_dir : a folder, or an address such as ``"s3://bucket/images"`` (then nothing is looked at);
         None is the current folder
     follow_symlinks : links inside the folder may lead anywhere; False refuses every link in it
-    problems : where to note what is wrong, instead of raising it
+    problems : where to note what is wrong, instead of raising it; ids that `read_manifest` noted there are not
+        noted again
+    rows : shape (n,), the numbers of the rows, where the table is a part of another
+    name_row : the words for a row, by its number; by default its tile
 
     Returns
     -------
@@ -122,8 +133,10 @@ def resolve_paths(
         )
     codes, values = _different(table, columns)
     found = problems if problems is not None else Problems("the manifest")
-    first = _first_rows(codes, len(values))
-    unsafe = _check_components(columns, values, found, lambda k: _owner(table, int(first[k])))
+    first = first_of(codes, len(values))
+    first = first if rows is None else rows[first]
+    named = name_row or partial(_owner, table)
+    unsafe = _check_components(columns, values, found, lambda k: (int(first[k]), named(int(first[k]))))
     # A path that leaves the folder has no place in it, whoever goes on with the others.
     names = [
         "" if not unsafe.isdisjoint(row) else template.format(**dict(zip(columns, row, strict=True))) for row in values
@@ -137,7 +150,7 @@ def resolve_paths(
     look = _Folder(folder, follow_symlinks)
     for kind, bad in look.check(names).items():
         for k, text in bad.items():
-            found.add(kind, f"{_owner(table, int(first[k]))}{text}")
+            found.add(kind, f"{named(int(first[k]))}{text}", int(first[k]))
     if problems is None:
         found.raise_any()
     return codes, [name and os.path.join(folder, name) for name in names]
@@ -165,12 +178,13 @@ def _different(table: pd.DataFrame, columns: Sequence[str]) -> tuple[NDArray[np.
         codes = codes * (len(values) + 1) + part
         # Kept small, so that many columns cannot overflow.
         codes = pd.factorize(codes)[0].astype(np.int64)
-    first = _first_rows(codes, int(codes.max()) + 1 if len(codes) else 0)
+    first = first_of(codes, int(codes.max()) + 1 if len(codes) else 0)
     rows = [[values[k] if k >= 0 else "" for k in part[first].tolist()] for part, values in parts]
     return codes, list(zip(*rows, strict=True)) if rows else [()] * len(first)
 
 
-def _first_rows(codes: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+def first_of(codes: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """The first row of each of `count` codes; 0 where there is none."""
     first = np.zeros(count, np.int64)
     first[codes[::-1]] = np.arange(len(codes))[::-1]
     return first
@@ -186,19 +200,23 @@ def is_component(value: str) -> bool:
 
 
 def _check_components(
-    columns: Sequence[str], values: list[tuple[str, ...]], problems: Problems, owner: Callable[[int], str]
+    columns: Sequence[str],
+    values: list[tuple[str, ...]],
+    problems: Problems,
+    owner: Callable[[int], tuple[int, str]],
 ) -> set[str]:
     """Note the values that could lead out of the folder, and give them back."""
     unsafe: set[str] = set()
     for name, column in zip(columns, zip(*values, strict=True), strict=True):
-        for value in dict.fromkeys(column):
+        for k, value in enumerate(column):
             parts = value.split("/") if name == "path" else [value]  # the column of whole paths may name folders
-            if not all(map(is_component, parts)):
-                unsafe.add(value)
-                said = (
-                    f"{name} {value[:60]!r}: a part of a path is one name, without / or \\ or .. or control characters"
-                )
-                problems.add("path leaves the folder", owner(column.index(value)) + said)
+            if value in unsafe or all(map(is_component, parts)):
+                continue
+            unsafe.add(value)
+            if f"bad {name}" not in problems.counts and not (value == "" and "repeated header" in problems.counts):
+                row, words = owner(k)
+                cause = "a part of a path is one name, without / or \\ or .. or control characters"
+                problems.add("path leaves the folder", f"{words}{name} {value[:60]!r}: {cause}", row)
     return unsafe
 
 

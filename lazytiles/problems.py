@@ -43,12 +43,14 @@ class Problems:
     rows: dict[str, list[int]] = field(default_factory=dict)
     where: Callable[[int], str] = "row {}".format
 
-    def add(self, kind: str, text: str) -> None:
-        """Note one problem of a kind."""
+    def add(self, kind: str, text: str, row: int | None = None) -> None:
+        """Note one problem of a kind, and the row that it lies in, if it is one row's."""
         self.counts[kind] = self.counts.get(kind, 0) + 1
         shown = self.texts.setdefault(kind, [])
         if len(shown) < SHOWN:
             shown.append(text)
+            if row is not None:
+                self.rows.setdefault(kind, []).append(row)
 
     def add_rows(self, kind: str, rows: np.ndarray, describe: Callable[[int], str]) -> None:
         """Note one problem per row; only the rows that are shown are described.

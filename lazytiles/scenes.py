@@ -12,11 +12,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lazytiles.catalog import filtered
+from lazytiles.digest import verify_digests
 from lazytiles.errors import ManifestError
 from lazytiles.gather import PAD_MODES
+from lazytiles.kinds import split_name
 from lazytiles.manifest import BOX_3D, read_manifest
 from lazytiles.multisource import MultiSourceArray
-from lazytiles.paths import default_template, region_column, resolve_paths, template_columns
+from lazytiles.paths import default_template, folder_of, region_column, resolve_paths, template_columns
 from lazytiles.region import open_region
 from lazytiles.volumes import VolumeTiles
 
@@ -36,6 +38,8 @@ def open_volumes(
     context: int | None = None,
     bands: Sequence[int] | None = None,
     where: Mapping[str, Any] | None = None,
+    follow_symlinks: bool = True,
+    verify: str | os.PathLike[str] | None = None,
 ) -> MultiSourceArray:
     """The boxes of volumes in a manifest as one lazy array; no voxel is read and one volume is opened.
 
@@ -57,6 +61,7 @@ def open_volumes(
         volume the last slice is repeated, or `pad` says what is there
     bands : which samples of volumes in files
     where : keeps the boxes whose table has these values, as in `open_tiles`
+    follow_symlinks, verify : as in `open_tiles`, of volumes in files
 
     Returns
     -------
@@ -89,11 +94,14 @@ def open_volumes(
     )
     windows = _windows_of(table)
     folder = volumes
-    if folder is None:
-        folder = "." if isinstance(manifest, pd.DataFrame) else os.path.dirname(os.fspath(manifest)) or "."
+    folder = folder_of(manifest) if folder is None else folder
+    files = _files(table, folder, path, follow_symlinks)
+    if verify is not None and not isinstance(folder, Mapping):
+        verify_digests(verify, folder, images=files).raise_any()
     array = _assembled(table, windows, folder, path, pad=pad, context=context, bands=bands)
     if masks is not None:
         place, template = (folder, masks) if isinstance(masks, str) else (masks, None)
+        _files(table, place, template, follow_symlinks)
         array._labels = _assembled(table, windows, place, template, pad=pad, context=context and 0)
     else:
         array._labels = _labels(table, target)
@@ -138,6 +146,14 @@ def _openers(
         return codes.astype(np.int64), [partial(_given, where[name]) for name in names]
     places, paths = resolve_paths(table, path or default_template(table), where)
     return places, [partial(open_region, one, page="all", bands=bands) for one in paths]
+
+
+def _files(table: pd.DataFrame, where: Any, path: str | None, follow_symlinks: bool) -> list[str]:
+    """The files of the volumes, refused where they are links that must not be followed."""
+    if isinstance(where, Mapping):
+        return []
+    paths = resolve_paths(table, path or default_template(table), where, follow_symlinks=follow_symlinks)[1]
+    return [split_name(name)[0] for name in paths]
 
 
 def _given(volume: Any) -> Any:

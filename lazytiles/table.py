@@ -33,6 +33,7 @@ _OTHER_FORMATS = {
     b"II*\x00": "it is a TIFF image",
     b"MM\x00*": "it is a TIFF image",
 }
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 @dataclass(slots=True)
@@ -129,7 +130,7 @@ def _to_arrow(series: pd.Series) -> pa.Array | pa.ChunkedArray:
     """One column as Arrow; mixed objects become text, whole numbers without a point."""
     if series.dtype == object:
         kind = pd.api.types.infer_dtype(series, skipna=True)
-        if kind not in {"string", "integer", "floating", "boolean", "empty"}:
+        if kind not in {"string", "bytes", "integer", "floating", "boolean", "empty"}:
             return pa.array([_object_text(value) for value in series], pa.string())
     try:
         return pa.Array.from_pandas(series)
@@ -186,6 +187,9 @@ class _CsvFile:
             for magic, cause in _OTHER_FORMATS.items():
                 if block.startswith(magic):
                     raise ManifestError(f"{self.path}: line 1: not a CSV file; {cause}")
+            if b"\0\0\0\0" in {block[:8:2], block[1:8:2]}:
+                # Letters of two bytes each, without the mark that says so.
+                raise ManifestError(f"{self.path}: line 1: not a CSV file; {_OTHER_FORMATS[codecs.BOM_UTF16_LE]}")
 
     def _at(self, offset: int, cause: str | None) -> str:
         """Line and column of a byte, and what is wrong there."""
@@ -219,7 +223,7 @@ class _CsvFile:
         except csv.Error as error:
             raise ManifestError(f"{self.path}: line 1: {error}") from error
         if len(header) == 1:
-            for separator, called in {";": "semicolons", "\t": "tabs", "|": "bars"}.items():
+            for separator, called in _SEPARATORS.items():
                 if separator in header[0]:
                     raise ManifestError(
                         f"{self.path}: line {line}: the fields are separated by {called} ({separator!r}); "
@@ -272,6 +276,10 @@ class _CsvFile:
 
 
 def _field_count_cause(row: list[str], expected: int) -> str:
+    if len(row) == 1 and any(separator in row[0] for separator in _SEPARATORS):
+        return "are its fields separated by something else than commas?"
+    if any('"' in cell or "\n" in cell for cell in row):
+        return "is a quote opened and never closed, or does one stand inside a cell?"
     if len(row) < expected:
         return "is the line cut short?"
     if any(cell.strip()[:1] in {"(", "["} and cell.strip()[-1] not in ")]" for cell in row if cell.strip()):

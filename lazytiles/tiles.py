@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from lazytiles.boxlabels import scaled_boxes
 from lazytiles.catalog import by_name, filtered
+from lazytiles.digest import verify_digests
 from lazytiles.errors import ManifestError
 from lazytiles.frames import Frames
 from lazytiles.gather import PAD_MODES, TileForm
 from lazytiles.kinds import split_name
 from lazytiles.manifest import BOX_2D, read_manifest
 from lazytiles.multisource import MultiSourceArray
-from lazytiles.paths import default_template, region_column, resolve_paths, template_columns
+from lazytiles.paths import default_template, folder_of, region_column, resolve_paths, template_columns
 from lazytiles.problems import Problems
 from lazytiles.region import Region, band_numbers, open_region
 from lazytiles.regiontiles import RegionTiles
@@ -49,6 +50,8 @@ def open_tiles(
     missing: str = "raise",
     scale_boxes: Sequence[str] = (),
     where: Mapping[str, Any] | None = None,
+    follow_symlinks: bool = True,
+    verify: str | os.PathLike[str] | None = None,
 ) -> MultiSourceArray:
     """The tiles of a manifest as one lazy array; no image is decoded and only one is opened.
 
@@ -78,6 +81,9 @@ def open_tiles(
         become places in the tile, scaled as it is by `size` (the tags of every image are read)
     where : keeps the tiles whose table has these values: for each column a value, a collection of values, or a
         function from the column to a mask
+    follow_symlinks : whether links inside `image_dir` may lead elsewhere; False refuses them
+    verify : a file of digests, as ``lazytiles check --digest`` writes it: each image is read whole now, and refused
+        where it is no longer the bytes it was
 
     Returns
     -------
@@ -93,18 +99,19 @@ def open_tiles(
     wanted = Frames.of(frames)
     templates = [template for template in (path, masks) if template]
     table = _table_of(manifest, target, tabular, wanted.labels, templates, outside=pad is not None)
-    if image_dir is None:
-        image_dir = "." if isinstance(manifest, pd.DataFrame) else os.path.dirname(os.fspath(manifest)) or "."
+    image_dir = folder_of(manifest) if image_dir is None else image_dir
     columns = _target_columns(table, target)
     table = wanted.rows(table)
     flat = {"frames": wanted.timed, "size": size, "gray": gray, "level": level, "missing": missing}
-    given = {"path": path, "target": target, "tabular": tabular, "masks": masks, "pad": pad, "bands": bands}
-    as_volumes = partial(_volumes, flat | {"scale_boxes": scale_boxes}, given | {"where": where}, table, image_dir)
+    given: dict[str, Any] = {"path": path, "target": target, "tabular": tabular, "masks": masks}
+    given |= {"pad": pad, "bands": bands, "where": where, "follow_symlinks": follow_symlinks, "verify": verify}
+    as_volumes = partial(_volumes, flat | {"scale_boxes": scale_boxes}, given, table, image_dir)
     if "zmin" in table:
         return as_volumes("boxes of six numbers lie in volumes")
     windows = _windows_of(table)
     opener = partial(open_region, level=level)
-    images = _Images.of(table, path, image_dir, wanted, missing, opener)
+    images = _Images.of(table, path, image_dir, wanted, missing, opener, follow_symlinks)
+    images.verify(verify, image_dir)
     first = images.first()
     if windows is None and first.axes.startswith("P"):
         return as_volumes(f"{first.path} is a volume")
@@ -113,7 +120,7 @@ def open_tiles(
     array._valid = images.valid(array) if missing == "fill" else None
     array._labels = _labels(array, target, columns, scale_boxes)
     if masks is not None:
-        array._labels = _mask_tiles(table, windows, masks, image_dir, opener, form, pad)
+        array._labels = _mask_tiles(table, windows, masks, image_dir, opener, form, follow_symlinks)
     array.tabular_columns = _names(tabular)
     return array if where is None else filtered(array, where)
 
@@ -200,6 +207,7 @@ class _Images:
         frames: Frames,
         missing: str,
         opener: Any,
+        follow_symlinks: bool,
     ) -> _Images:
         template = path or default_template(table)
         codes, paths, there = [], [], []
@@ -207,7 +215,8 @@ class _Images:
         absent = Problems("the manifest")
         for label in frames.labels if frames.labels is not None else (None,):
             of = table if label is None else table.assign(label_id=pd.Categorical([label]).repeat(len(table)))
-            code, names = resolve_paths(of, template, image_dir, problems=absent if missing == "fill" else problems)
+            noted = absent if missing == "fill" else problems
+            code, names = resolve_paths(of, template, image_dir, follow_symlinks=follow_symlinks, problems=noted)
             codes.append(code)
             paths.append(names)
             there.append(
@@ -226,6 +235,13 @@ class _Images:
                 region: Region = self.opener(paths[int(codes[present[0]])])
                 return region
         raise ManifestError("the manifest has no rows, or none of its images is there")
+
+    def verify(self, digests: str | os.PathLike[str] | None, image_dir: str | os.PathLike[str]) -> None:
+        """Compare the images that are there with a file of digests, if one is given."""
+        if digests is not None:
+            pairs = (pair for two in zip(self.paths, self.there, strict=True) for pair in zip(*two, strict=True))
+            files = [split_name(name)[0] for name, there in pairs if there]
+            verify_digests(digests, image_dir, images=files).raise_any()
 
     def openers(self, row: int) -> list[Any]:
         """For each frame what opens the image of a row, or None where it is missing."""
@@ -360,12 +376,12 @@ def _mask_tiles(
     image_dir: str | os.PathLike[str],
     opener: Any,
     form: TileForm,
-    pad: str | None,
+    follow_symlinks: bool,
 ) -> MultiSourceArray:
     """Tiles of the masks under the same windows, nearest neighbour where they are resampled."""
-    images = _Images.of(table, template, image_dir, Frames(None, False), "raise", opener)
+    images = _Images.of(table, template, image_dir, Frames(None, False), "raise", opener, follow_symlinks)
     first = images.first()
     samples = first.inner_shape[2]
     resample = "nearest" if form.resample else None
-    mask_form = TileForm(form.size, samples, samples, first.dtype, pad=pad, resample=resample)
+    mask_form = TileForm(form.size, samples, samples, first.dtype, pad=form.pad, resample=resample)
     return _assembled(table, windows, images, mask_form, timed=False)

@@ -107,6 +107,7 @@ DAMAGED = {
     "header alone": (HEADER, "the table has no rows"),
     "nul": (HEADER + ROW + "t1,\0,a,1,\n", "line 3, column 2: a NUL byte"),
     "utf-16": ((HEADER + ROW).encode("utf-16"), "it is UTF-16: save it as UTF-8"),
+    "utf-16 without its mark": ((HEADER + ROW).encode("utf-16-be"), "it is UTF-16: save it as UTF-8"),
     "latin-1": ((HEADER + ROW + 't1,ré,2018,1,"(0,0,1,1)"\n').encode("latin-1"), "line 3, column 2.*Latin-1"),
     "gzip": (b"\x1f\x8b\x08\x00rest", "compressed with gzip"),
     "cut character": ((HEADER + "t1,r0").encode() + "é".encode()[:1], "ends within a character"),
@@ -135,7 +136,12 @@ DAMAGED = {
     ),
     "too few": (HEADER + ROW + "t1,r0\n" + ROW.replace("t0", "t2"), "line 3: 2 fields.*cut short"),
     "open quote": (HEADER + ROW + 't1,"r0,2018,1,x\n', "line 3: a quote is opened and never closed"),
-    "header again": (HEADER + ROW + HEADER, "line 3: the header again"),
+    "two open quotes": (
+        HEADER + 't0,r0,2018,"1,"(0,0,1,1)"\n' + ROW + 't2,r0,2018,"1,"(0,0,1,1)"\n',
+        "line 2: 7 fields.*is a quote opened and never closed",
+    ),
+    "semicolons below": (HEADER + ROW.replace(",", ";"), "line 2: 1 fields.*separated by something else than commas"),
+    "header again": (HEADER + ROW + HEADER, r"^\S*: line 3: the header again; were files joined\?$"),
     "nan target": (HEADER + ROW.replace("0.5", "nan"), "tile t0: target 'nan' is not a finite number"),
     "infinite target": (HEADER + ROW.replace("0.5", "inf"), "target 'inf' is not a finite number"),
     "huge target": (HEADER + ROW.replace("0.5", "1e400"), "is not a finite number"),
@@ -602,3 +608,15 @@ def test_a_damaged_file_is_read_right_or_refused(
         return
     boxes = [re.findall(r"-?\d+", row[header.index("region_coordinates")]) for row in rows]
     assert table[["xmin", "ymin", "xmax", "ymax"]].to_numpy().tolist() == [list(map(int, box)) for box in boxes]
+
+
+def test_a_conflict_is_found_without_hashing_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [("a", "r", 2017, 0), ("a", "r", 2018, 0), ("b", "r", 2017, 8), ("b", "r", 2018, 9)]
+    table = pd.DataFrame([(t, r, str(y), x, 0, x + 8, 8) for t, r, y, x in rows])
+    table.columns = ["tile_id", "region_id", "label_id", "xmin", "ymin", "xmax", "ymax"]
+    assert inspect_manifest(table)[1].counts == {"frames disagree": 1}
+    assert not inspect_manifest(table[:3])[1].counts
+    # Tiles of one hash look like a conflict, but are told apart by their names.
+    monkeypatch.setattr("lazytiles.manifest.hash_text", lambda text: np.zeros(len(text), np.uint64))
+    assert inspect_manifest(table)[1].counts == {"frames disagree": 1}
+    assert not inspect_manifest(table[:3])[1].counts

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import tifffile
 
-from lazytiles.check import check
+from lazytiles.doctor import check
 from lazytiles.manifest import read_manifest
 from lazytiles.pages import check_page, page, preview_page
 from lazytiles.paths import resolve_paths

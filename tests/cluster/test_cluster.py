@@ -19,7 +19,7 @@ import tifffile
 distributed = pytest.importorskip("distributed")
 pytest.importorskip("zarr")
 
-from lazytiles.check import check  # noqa: E402
+from lazytiles.doctor import check  # noqa: E402
 from lazytiles.errors import LazyTilesError  # noqa: E402
 from lazytiles.multisource import MultiSourceArray  # noqa: E402
 from lazytiles.scans import predict  # noqa: E402
