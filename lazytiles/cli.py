@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lazytiles import __version__, demo
+from lazytiles.cluster import connected
 from lazytiles.config import settings
 from lazytiles.cost import codec_name, mebibytes, reading_cost
 from lazytiles.digest import verify_digests, write_digests
@@ -182,7 +182,7 @@ def check(
     """
     folder = images or os.path.dirname(manifest) or "."
     options |= {"target": target or "target", "digest": digest}
-    with _client(scheduler) as client, bar("reading rows") as tell:
+    with connected(scheduler) as client, bar("reading rows") as tell:
         report = check_manifest(manifest, folder, progress=tell, client=client, **options)
     if html:
         Path(html).write_text(check_page(report), encoding="utf-8")
@@ -331,22 +331,13 @@ def stats(output: str | None, scheduler: str | None, as_json: bool, **options: A
       lazytiles stats tiles.csv --images Images --frames 2016,2017 --json
     """
     tiles = open_named(**options)
-    with _client(scheduler) as client, bar("reading tiles") as tell:
+    with connected(scheduler) as client, bar("reading tiles") as tell:
         found = statistics(tiles, client=client, progress=two_numbers(tell, "reading tiles"))
     if output:
         found.save(output)
     click.echo(json.dumps(found.to_dict()) if as_json else str(found))
     if output and not as_json:
         click.echo(f"wrote {output}")
-
-
-@contextmanager
-def _client(address: str | None) -> Iterator[Any]:
-    if address is None:
-        yield None
-    else:
-        with require("distributed", extra="cluster").Client(address) as client:
-            yield client
 
 
 @main.command("export")
@@ -364,7 +355,7 @@ def export(store: str, chunk: int | None, overwrite: bool, resume: bool, schedul
       lazytiles export tiles.csv --images Images --frames 2016,2017 --size 128 -o tiles.h5
     """
     tiles = open_named(**options)
-    with _client(scheduler) as client, bar("writing tiles") as tell:
+    with connected(scheduler) as client, bar("writing tiles") as tell:
         told = two_numbers(tell, "writing tiles")
         export_tiles(tiles, store, chunk=chunk, overwrite=overwrite, resume=resume, progress=told, client=client)
     click.echo(f"wrote {store}: {tiles.shape} {tiles.dtype}")

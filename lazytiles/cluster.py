@@ -12,6 +12,7 @@ import pickle
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +24,32 @@ from lazytiles.multisource import MultiSourceArray
 from lazytiles.sink import StoreSink
 
 STEP_BYTES = 16 * 2**20
+
+
+@contextmanager
+def connected(scheduler: Any) -> Iterator[Any]:
+    """The client of a dask scheduler, closed at the end if it is opened here; None works on this machine's threads.
+
+    Parameters
+    ----------
+    scheduler : None or ``"threads"``; the address of a scheduler, such as ``"tcp://host:8786"``; or a
+        `distributed.Client`, which stays open
+
+    Raises
+    ------
+    ValueError : something else
+    """
+    if scheduler is None or scheduler == "threads":
+        yield None
+    elif isinstance(scheduler, str):
+        if ":" not in scheduler:
+            raise ValueError(
+                f"scheduler is 'threads', an address such as tcp://host:8786, or a client, not {scheduler!r}"
+            )
+        with require("distributed", extra="cluster").Client(scheduler) as client:
+            yield client
+    else:
+        yield scheduler
 
 
 def write_on(client: Any, tiles: MultiSourceArray, sink: StoreSink, report: Callable[[int, int], object]) -> None:

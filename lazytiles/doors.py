@@ -73,6 +73,7 @@ class TileDoors:
         self,
         *,
         client: Any = None,
+        scheduler: Any = None,
         threads: int | None = None,
         limits: tuple[float, float] | None = None,
         progress: Callable[[int, int], None] | None = None,
@@ -80,7 +81,8 @@ class TileDoors:
         """Mean, deviation, extremes and histogram by band and frame, exact; see `lazytiles.statistics.statistics`."""
         from lazytiles.statistics import statistics
 
-        return statistics(self, client=client, threads=threads, limits=limits, progress=progress)
+        cluster = {"client": client, "scheduler": scheduler}
+        return statistics(self, **cluster, threads=threads, limits=limits, progress=progress)
 
     def cost(self, *, batch_size: int = 32, readahead_bytes: int = 256 * 2**20) -> Cost:
         """What an epoch in batches would read and decode, by order, from tags alone; see `lazytiles.cost`."""

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lazytiles.cluster import connected
 from lazytiles.multisource import MultiSourceArray
 
 _BATCH_BYTES = 16 * 2**20
@@ -32,7 +33,7 @@ class Statistics:
     ----------
     count : finite values of each band, shape (C,)
     mean, std, min, max : shape (C,); the deviation of the population (divided by `count`)
-    frames : the same of each frame, a list of dicts; empty where tiles have no time axis
+    frames : the same of each frame, with its own `histogram`, a list of dicts; empty where tiles have no time axis
     histogram : ``"counts"``, shape (C, bins), and ``"edges"``, shape (bins + 1,)
     tiles : how many tiles were read
     not_finite : NaN and infinite values left out, shape (C,)
@@ -43,7 +44,7 @@ class Statistics:
     std: NDArray[np.float64]
     min: NDArray[np.float64]
     max: NDArray[np.float64]
-    frames: list[dict[str, list[float]]]
+    frames: list[dict[str, Any]]
     histogram: dict[str, Any]
     tiles: int
     not_finite: NDArray[np.int64]
@@ -82,7 +83,7 @@ def load_statistics(path: str | os.PathLike[str]) -> Statistics:
 
 @dataclass(slots=True)
 class _Sums:
-    """Sums of some tiles, shape (T, C) each; two of them add up to those of both."""
+    """Sums of some tiles, shape (T, C) each, `bins` (T, C, bins); two of them add up to those of both."""
 
     count: NDArray[np.int64]
     total: NDArray[Any]
@@ -108,6 +109,7 @@ def statistics(
     tiles: Any,
     *,
     client: Any = None,
+    scheduler: Any = None,
     threads: int | None = None,
     limits: tuple[float, float] | None = None,
     batch_bytes: int = _BATCH_BYTES,
@@ -119,6 +121,8 @@ def statistics(
     ----------
     tiles : a source of samples (H, W), (H, W, C) or (T, H, W, C), such as `open_tiles` gives
     client : a `distributed.Client`; None works here
+    scheduler : the same by another name: ``"threads"`` works here, an address such as ``"tcp://host:8786"`` on the
+        workers of that dask scheduler, a `distributed.Client` on its own
     threads : as for reading
     limits : ends of the histogram for dtypes of more than 16 bits; None takes those of the data, in a pass more
     batch_bytes : bytes of tiles in memory at once, for each worker
@@ -138,6 +142,12 @@ def statistics(
     >>> found.mean, found.max
     (array([5.5]), array([11.]))
     """
+    if scheduler is not None:
+        if client is not None:
+            raise ValueError("pass client= or scheduler=, not both")
+        with connected(scheduler) as found_client:
+            options: dict[str, Any] = {"threads": threads, "limits": limits, "batch_bytes": batch_bytes}
+            return statistics(tiles, client=found_client, progress=progress, **options)
     if not len(tiles):
         raise ValueError("statistics of no tiles")
     edges = _edges(np.dtype(tiles.dtype), limits)
@@ -256,7 +266,7 @@ def _sums(block: NDArray[Any], edges: NDArray[np.float64] | None) -> _Sums:
     shape = (frames, bands)
     count, total, squares = np.zeros(shape, np.int64), np.zeros(shape, object), np.zeros(shape, object)
     low, high = np.full(shape, np.inf), np.full(shape, -np.inf)
-    bins = np.zeros((bands, 0 if edges is None else len(edges) - 1), np.int64)
+    bins = np.zeros((*shape, 0 if edges is None else len(edges) - 1), np.int64)
     for place in np.ndindex(shape):
         one = values[place]
         if one.dtype.kind == "f":
@@ -264,8 +274,7 @@ def _sums(block: NDArray[Any], edges: NDArray[np.float64] | None) -> _Sums:
         if not one.size:
             continue
         count[place], low[place], high[place] = one.size, one.min(), one.max()
-        total[place], squares[place], counted = _moments(one, edges)
-        bins[place[1]] += counted
+        total[place], squares[place], bins[place] = _moments(one, edges)
     return _Sums(count, total, squares, low, high, bins, len(block))
 
 
@@ -310,11 +319,13 @@ def _finished(sums: _Sums, edges: NDArray[np.float64], tiles: int, framed: bool,
     whole = _described(
         sums.count.sum(axis=0), sums.total.sum(axis=0), sums.squares.sum(axis=0), sums.low.min(0), sums.high.max(0)
     )
-    frames = []
+    frames: list[dict[str, Any]] = []
     if framed:
         parts = zip(sums.count, sums.total, sums.squares, sums.low, sums.high, strict=True)
         frames = [{name: array.tolist() for name, array in _described(*part).items()} for part in parts]
-    histogram = {"counts": sums.bins.tolist(), "edges": edges.tolist()}
+        for frame, bins in zip(frames, sums.bins, strict=True):
+            frame["histogram"] = {"counts": bins.tolist(), "edges": edges.tolist()}
+    histogram = {"counts": sums.bins.sum(axis=0).tolist(), "edges": edges.tolist()}
     not_finite = values - whole["count"]
     return Statistics(**whole, frames=frames, histogram=histogram, tiles=tiles, not_finite=not_finite)
 

@@ -94,6 +94,13 @@ def test_frames_and_files(tmp_path: Path) -> None:
     whole = np.asarray(tiles)
     np.testing.assert_allclose(found.mean, whole.mean(axis=(0, 1, 2, 3)), rtol=1e-12)
     assert len(found.frames) == 2
+    for k, frame in enumerate(found.frames):
+        counts = [np.histogram(whole[:, k, ..., band], frame["histogram"]["edges"])[0].tolist() for band in range(3)]
+        assert frame["histogram"]["counts"] == counts
+    assert np.sum([f["histogram"]["counts"] for f in found.frames], axis=0).tolist() == found.histogram["counts"]
+    assert tiles.statistics(scheduler="threads").to_dict() == found.to_dict()
+    with pytest.raises(ValueError, match=r"an address such as tcp://host:8786"):
+        tiles.statistics(scheduler="cluster")
     np.testing.assert_allclose(found.frames[1]["std"], whole[:, 1].std(axis=(0, 1, 2)), rtol=1e-12)
     assert seen[-1] == (32, 32)
     assert str(found).startswith("32 tiles; band: mean")
@@ -146,6 +153,8 @@ def test_a_cluster_sums_alike_and_survives_a_killed_worker() -> None:
         found = statistics(Slow(values), client=client, batch_bytes=640, progress=kill_one)
         assert killed
         assert json.dumps(found.to_dict()) == json.dumps(statistics(values).to_dict())
+        for scheduler in (client, cluster.scheduler_address):
+            assert statistics(Slow(values[:20]), scheduler=scheduler).to_dict() == statistics(values[:20]).to_dict()
         many = np.zeros((1000, 1, 1, 1), np.uint8)
         with pytest.raises(ManifestError, match="tile 999: no such pixels"):
             statistics(Slow(many), client=client, batch_bytes=100)
