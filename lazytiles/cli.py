@@ -18,8 +18,7 @@ from rich.text import Text
 
 from lazytiles import __version__, demo
 from lazytiles.cluster import connected
-from lazytiles.config import settings
-from lazytiles.cost import codec_name, mebibytes, reading_cost
+from lazytiles.cost import codec_name, mebibytes
 from lazytiles.digest import verify_digests, write_digests
 from lazytiles.doctor import check as check_manifest
 from lazytiles.errors import ManifestError, require
@@ -97,7 +96,11 @@ def info(manifest: str, batch_size: int, as_json: bool, **options: Any) -> None:
         click.echo(json.dumps(facts)) if as_json else _print_facts(manifest, facts)
         return
     tiles = open_named(manifest, **options)
-    cost = reading_cost(tiles, batch_size=batch_size, cache_bytes=settings().cache_bytes)
+    try:
+        with bar("planning batches"):
+            cost = tiles.plan(batch_size=batch_size)
+    except TypeError as error:
+        raise ManifestError(f"{manifest}: {tiles!r}: {error}") from error
     if as_json:
         click.echo(json.dumps({"shape": list(tiles.shape), "dtype": str(tiles.dtype), **cost.to_dict()}))
         return
@@ -105,6 +108,8 @@ def info(manifest: str, batch_size: int, as_json: bool, **options: Any) -> None:
     click.echo(
         f"a batch of {cost.batch_size}: {mebibytes(cost.batch_bytes)}; memory: about {mebibytes(cost.memory_bytes)}"
     )
+    for name, count in cost.stored.items():
+        click.echo(f"{count:,} images looked at are {name}")
     table = Table("order", *("segments", "read", "decoded", "delivered", "times"), title="per batch")
     for order in cost.orders:
         amounts = [mebibytes(n) for n in (order.bytes_read, order.bytes_decoded, order.bytes_delivered)]
@@ -211,7 +216,7 @@ def _print_report(report: Report) -> None:
             for kind in found.texts:
                 table.add_row(Text(kind), f"{found.counts[kind]:,}")
             Console().print(table)
-            click.echo(found)
+            click.echo("\n".join(found.lines()))
     verdict = "nothing stops training" if report.is_sound else plural(len(report.problems), "problem")
     click.echo(f"{verdict}, {plural(len(report.warnings), 'warning')}")
 
@@ -240,6 +245,8 @@ def grid(
       lazytiles grid Images --size 224 --stride 112 --edge pad -o tiles.parquet
       lazytiles grid Images --size 256 --keep "nodata<0.5" -o tiles.csv
     """
+    if not output.lower().endswith((".csv", ".txt", ".parquet", ".pq")):
+        raise click.BadParameter(f"{output!r}: a manifest is a .csv or a .parquet file", param_hint="--output")
     if os.path.exists(output) and not overwrite:
         raise ManifestError(f"{output} is there already; pass --overwrite to replace it")
     with bar("dividing images") as tell:
@@ -290,7 +297,8 @@ def preview(
         if seed is not None:
             tiles.shuffle(seed)
         require("matplotlib", extra="plot").use("Agg")
-        plot_tiles(tiles, count).figure.savefig(output, dpi=110)
+        with bar("reading tiles"):
+            plot_tiles(tiles, count).figure.savefig(output, dpi=110)
     else:
         with bar("drawing regions") as tell:
             html = _preview_html(manifest, images, path, two_numbers(tell, "drawing regions"), **options)
@@ -379,4 +387,6 @@ def verify(path: str, images: str | None) -> None:
         problems.raise_any()
         click.echo(f"{path}: every image is as it was")
     else:
-        click.echo(f"{path}: {verify_store(path)}")
+        with bar("verifying"):
+            said = verify_store(path)
+        click.echo(f"{path}: {said}")

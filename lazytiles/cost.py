@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lazytiles.config import settings
 from lazytiles.order import permutation
+from lazytiles.page import Page
 from lazytiles.region import Region
 
 _SAMPLED = 12
@@ -20,7 +23,11 @@ _SEGMENT = 256
 
 def codec_name(region: Region) -> str:
     """How the segments of a region are stored, such as ``"LZW, tiles of 256 x 256"``."""
-    page = region.pages[0]
+    return stored_as(region.pages[0])
+
+
+def stored_as(page: Page) -> str:
+    """How the segments of a page are stored; see `codec_name`."""
     height, width = page.segment
     kind = "strips" if width >= page.shape[1] else "tiles"
     codec: Any = page.codec
@@ -72,6 +79,8 @@ class Cost:
     batch_size : tiles of a batch
     batch_bytes : bytes of a batch
     memory_bytes : about what training holds: batches planned together, finished ones and the segment cache
+    stored : how the images of the batches looked at are stored, and how many are stored so
+    segments : segments of these images
     orders : the costs of several orders
     advice : what would make it cheaper
     """
@@ -81,12 +90,16 @@ class Cost:
     batch_size: int
     batch_bytes: int
     memory_bytes: int
+    stored: dict[str, int]
+    segments: int
     orders: list[OrderCost]
     advice: list[str]
 
     def __str__(self) -> str:
         first = f"{self.tiles:,} tiles of {self.regions:,} regions; a batch of {self.batch_size}: "
         first += f"{mebibytes(self.batch_bytes)}; memory: about {mebibytes(self.memory_bytes)}"
+        kinds = ", ".join(f"{name} ({count:,})" for name, count in self.stored.items())
+        first += f"\n{sum(self.stored.values()):,} images looked at, of {self.segments:,} segments: {kinds}"
         lines = [
             f"  {order.order}: per batch {order.segments:.1f} segments, {mebibytes(order.bytes_read)} read, "
             f"{mebibytes(order.bytes_decoded)} decoded for {mebibytes(order.bytes_delivered)} "
@@ -109,9 +122,14 @@ def mebibytes(count: float) -> str:
 
 
 def reading_cost(
-    tiles: Any, *, batch_size: int = 32, seed: int = 0, readahead_bytes: int = _READAHEAD_BYTES, cache_bytes: int = 0
+    tiles: Any,
+    *,
+    batch_size: int = 32,
+    seed: int = 0,
+    readahead_bytes: int = _READAHEAD_BYTES,
+    cache_bytes: int | None = None,
 ) -> Cost:
-    """What batches of tiles cost in the table's order, shuffled, and shuffled within groups of regions.
+    """What batches of tiles cost in their order, shuffled, and shuffled within groups of regions.
 
     No pixel is read; the tags of the regions that the sampled batches touch are.
 
@@ -121,7 +139,7 @@ def reading_cost(
     batch_size : tiles of a batch
     seed : of the shuffled orders
     readahead_bytes : as for `BatchFlow`: how many bytes of batches are planned together
-    cache_bytes : budget of the segment cache
+    cache_bytes : budget of the segment cache; default as configured
 
     Returns
     -------
@@ -134,15 +152,34 @@ def reading_cost(
     shuffled = permutation(n, seed)
     windowed = permutation(n, seed, groups=groups, window=_WINDOW)
     orders = [
-        _order_cost("as in the table", tiles, np.arange(n), batch, 1),
+        _order_cost(_called(tiles), tiles, np.arange(n), batch, 1),
         _order_cost("shuffled", tiles, shuffled, batch, 1),
         _order_cost(f"shuffled, {together} batches read together", tiles, shuffled, batch, together),
         _order_cost(f"shuffled in windows of {_WINDOW} regions", tiles, windowed, batch, together),
     ]
-    memory = each * batch * (together + 2) + cache_bytes
-    advice = list(_advice(orders, tiles.shape[-3:-1]))
+    memory = each * batch * (together + 2) + (settings().cache_bytes if cache_bytes is None else cache_bytes)
+    advice = list(_advice(orders, _extent(tiles)))
+    pages = [page for source in tiles.sources for page in source.opened]
+    stored = dict(Counter(map(stored_as, pages)).most_common())
+    segments = sum(int(np.prod(page.grid)) * page.planes for page in pages)
     regions = int(groups.max()) + 1 if n else 0
-    return Cost(n, regions, batch, each * batch, memory, orders, advice)
+    return Cost(n, regions, batch, each * batch, memory, stored, segments, orders, advice)
+
+
+def _called(tiles: Any) -> str:
+    if (tiles.order == np.arange(len(tiles))).all():
+        return "as in the table"
+    return "in its own order" if tiles.seed is None else f"as it is, shuffled with seed {tiles.seed}"
+
+
+def _extent(tiles: Any) -> tuple[float, float]:
+    """Pixels of the images that a usual tile is made of: those of its window, whatever it is resampled to."""
+    windows = tiles.sample_windows
+    if windows is None or not (windows[:, 2:] > windows[:, :2]).all():
+        height, width = tiles.shape[-3:-1]
+    else:
+        height, width = np.median(windows[:, 2:] - windows[:, :2], axis=0).tolist()
+    return height, width
 
 
 def _order_cost(name: str, tiles: Any, order: NDArray[np.int64], batch: int, together: int) -> OrderCost:
@@ -160,7 +197,7 @@ def _order_cost(name: str, tiles: Any, order: NDArray[np.int64], batch: int, tog
 _FIELDS = ("segments", "bytes_read", "bytes_decoded", "bytes_delivered")
 
 
-def _advice(orders: Sequence[OrderCost], size: tuple[int, int]) -> list[str]:
+def _advice(orders: Sequence[OrderCost], size: tuple[float, float]) -> list[str]:
     _, shuffled, together, windowed = orders
     said = []
     if together.amplification < 0.8 * shuffled.amplification:

@@ -183,7 +183,7 @@ class _Images:
         report = self.report
         try:
             codes, images = self._resolve(self.table)
-            self._check_every_frame()
+            self._check_every_frame(codes, images)
         except ManifestError as error:
             report.problems.add("image folder", str(error))
             return
@@ -218,8 +218,11 @@ class _Images:
             name_row=lambda row: f"{self.report.problems.where(row)}: tile {self.table['tile_id'].iloc[row]}: ",
         )
 
-    def _check_every_frame(self) -> None:
-        """Each region has an image in every frame, whether the table has a row for it or not."""
+    def _check_every_frame(self, codes: NDArray[np.int64], images: Sequence[str]) -> None:
+        """Each region has an image in every frame, whether the table has a row for it or not.
+
+        Without `frames` the table's labels are frames if some tile has two, and a region counts that has an image.
+        """
         table = self.table
         if "label_id" not in table or "label_id" not in template_columns(self.template):
             return
@@ -228,6 +231,8 @@ class _Images:
         labels, regions = table["label_id"].cat, region_names(table)
         once = ~regions.duplicated().to_numpy() & (table["label_id"] != "").to_numpy()
         heads = np.flatnonzero(once)
+        if self.frames is None:
+            heads = heads[[os.path.exists(split_name(images[k])[0]) for k in codes[heads].tolist()]]
         for frame in self.frames if self.frames is not None else [name for name in labels.categories if name]:
             have = regions[(table["label_id"] == str(frame)).to_numpy()].unique()
             rows = heads[~regions.iloc[heads].isin(have).to_numpy()]

@@ -344,21 +344,24 @@ class MultiSourceArray(TileDoors, LazyArray):
         if places:
             read_blocks(places, self.shape[1:], self._form, self._parts, done, threads=threads, stop=stop)
 
-    def plan(self, indices: Any = None) -> Plan | Cost:
+    def plan(self, indices: Any = None, **of_epoch: Any) -> Plan | Cost:
         """What ``take(indices)`` would read, or without indices what an epoch costs, from tags alone; print it.
 
         Parameters
         ----------
         indices : any first-axis key into the current order; None for `cost` of a whole epoch
+        of_epoch : `batch_size` and `readahead_bytes`, as for `cost`
 
         Raises
         ------
         TypeError : the samples do not come from image files
         """
-        if indices is None:
-            return self.cost()
         if self._form is None:
             raise TypeError("plan() describes reads of image files; these sources are arrays")
+        if indices is None:
+            return self.cost(**of_epoch)
+        if of_epoch:
+            raise TypeError(f"{', '.join(of_epoch)} is for a whole epoch, plan() without indices")
         asked = request(select_rows(indices, len(self)), self.shape, row_axes=self._row_axes)
         return gathered(self._parts(asked.rows), asked.box, None, self._form)[0].plan()
 

@@ -138,4 +138,5 @@ def open_named(
     """`open_tiles` with what was named on the command line; one frame makes no time axis."""
     options["frames"] = frames[0] if frames and len(frames) == 1 else frames
     chosen = "target" if not target else target[0] if len(target) == 1 else target
-    return open_tiles(manifest, images, target=chosen, **options)
+    with bar("reading the manifest"):
+        return open_tiles(manifest, images, target=chosen, **options)

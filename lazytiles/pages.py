@@ -271,7 +271,7 @@ def _worst(report: Report) -> str:
         return ""
     table, cards = report.table, []
     rows = list(dict.fromkeys(row for numbers in report.problems.rows.values() for row in numbers))
-    for row in rows[:_MOST_WORST]:
+    for row in [row for row in rows if report.images[int(report.paths[row])]][:_MOST_WORST]:
         code = int(report.paths[row])
         frames = "".join(
             _frames(table, np.array([row]), report.paths, report.images, "target", lambda _: "#ff3333", None)

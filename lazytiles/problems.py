@@ -80,12 +80,16 @@ class Problems:
     def __str__(self) -> str:
         if len(self) == 1:
             return f"{self.name}: {next(iter(self.texts.values()))[0]}"
-        lines = [f"{self.name}: {len(self)} problems"]
+        return "\n".join([f"{self.name}: {len(self)} problems", *self.lines()])
+
+    def lines(self) -> list[str]:
+        """The texts, and after those of each kind how many more there are."""
+        lines = []
         for kind, texts in self.texts.items():
             lines += [f"  {text}" for text in texts]
             if self.counts[kind] > len(texts):
                 lines.append(f"  and {self.counts[kind] - len(texts)} more of this kind ({kind})")
-        return "\n".join(lines)
+        return lines
 
     def raise_any(self) -> None:
         """Raise all that was noted.

@@ -110,6 +110,11 @@ class RegionTiles(LazyArray):
         return local and self._straight and not self.form.gray
 
     @property
+    def opened(self) -> list[Page]:
+        """The pages of the frames that have been opened."""
+        return [page for page in self._pages if page is not None]
+
+    @property
     def is_sound(self) -> bool:
         """Whether every frame has been opened and no window leaves its region."""
         return self._sound

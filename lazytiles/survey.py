@@ -240,7 +240,7 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">": lambda a, b: a > b,
     ">=": lambda a, b: a >= b,
 }
-_PART = re.compile(r"\s*([a-z]+)\s*(<=|>=|<|>)\s*(-?[0-9]+(?:\.[0-9]+)?)\s*")
+_PART = re.compile(r"\s*([a-z]+)\s*(<=|>=|<|>)\s*(-?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))\s*")
 
 
 def parse_rule(text: str) -> Callable[[NDArray[Any], float], bool]:

@@ -128,6 +128,7 @@ ERRORS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "export again": (("export", "tiles.csv", "-o", "bad.npy", "--images", "Images"), 1, "bad.npy"),
     "grid": (("grid", "Images", "--size", "99", "-o", "g.csv"), 1, "a window of 99 pixels cannot be shifted"),
     "grid again": (("grid", "Images", "--size", "32", "-o", "tiles.csv"), 1, "pass --overwrite"),
+    "grid output": (("grid", "Images", "--size", "32", "-o", "g.xlsx"), 2, "a .csv or a .parquet file"),
     "grid size": (("grid", "Images", "--size", "3y", "-o", "g.csv"), 2, "is not HEIGHTxWIDTH"),
     "grid rule": (("grid", "Images", "--size", "32", "--keep", "os", "-o", "g.csv"), 1, "keep rule 'os'"),
     "info": (("info", "bad.tif"), 1, "bad.tif"),
@@ -234,6 +235,45 @@ def test_costs_are_the_plans(desk: Path) -> None:
     assert any("readahead_bytes is worth it" in said for said in cost.advice)
     assert str(cost).startswith("12 tiles of 2 regions; a batch of 6: ")
     assert json.loads(run("info", *TILES, "--json").output)["orders"][0]["order"] == "as in the table"
+
+
+def test_an_epoch_is_planned_in_the_order_given(desk: Path) -> None:
+    tiles = open_tiles("tiles.csv", "Images", frames=["2017", "2018"]).shuffle(5)
+    cost = tiles.plan(batch_size=6)
+    assert cost.orders[0].order == "as it is, shuffled with seed 5"
+    assert cost.orders[0].bytes_decoded == sum(tiles.plan(slice(k, k + 6)).bytes_decoded for k in (0, 6)) / 2
+    assert (cost.batch_size, cost.stored, cost.segments) == (6, {"LZW, strips of 96 x 64": 4}, 4)
+    assert "4 images looked at, of 4 segments: LZW, strips of 96 x 64 (4)" in str(cost)
+    assert tiles.select([3, 2, 1]).plan().orders[0].order == "as in the table"
+    tiles.order = tiles.order[::-1]
+    assert tiles.plan().orders[0].order == "in its own order"
+    assert cost.memory_bytes > tiles.plan(batch_size=6, readahead_bytes=0).memory_bytes
+    with pytest.raises(TypeError, match="batch_size is for a whole epoch"):
+        tiles.plan([0], batch_size=6)
+
+
+def test_advice_is_for_the_windows_not_for_what_they_become(desk: Path) -> None:
+    table = pd.DataFrame({"tile_id": ["x"], "region_id": "big", "region_coordinates": ["(0, 0, 256, 256)"]})
+    tifffile.imwrite("Images/2017/big.tif", np.zeros((4096, 4096), np.uint8), rowsperstrip=4096, compression="lzw")
+    for size in (None, (8, 8)):
+        cost = open_tiles(table, "Images/2017", path="{region_id}.tif", size=size).plan()
+        assert any("about 4.0 bytes decoded for each delivered instead of 256.0" in said for said in cost.advice)
+
+
+def test_volumes_have_no_cost_but_a_message(desk: Path) -> None:
+    tifffile.imwrite("v.tif", np.zeros((4, 16, 16), np.uint8), photometric="minisblack")
+    (desk / "v.csv").write_text('tile_id,region_id,region_coordinates\na,v,"(0, 0, 0, 8, 8, 2)"\n')
+    done = run("info", "v.csv")
+    assert done.exit_code == 1
+    assert "(1, 2, 8, 8, 1) uint8" in done.output
+
+
+@pytest.mark.parametrize(("name", "stored"), [("a.png", "PNG, one picture"), ("a.npy", "an array")])
+def test_any_image_has_facts(name: str, stored: str, desk: Path) -> None:
+    image = np.zeros((40, 50, 3), np.uint8)
+    np.save(name, image) if name.endswith(".npy") else Image.fromarray(image).save(name)
+    facts = json.loads(run("info", name, "--json").output)
+    assert (facts["shape"], facts["stored as"]) == ([40, 50, 3], stored)
 
 
 def test_large_strips_are_advised_against(desk: Path) -> None:

@@ -211,6 +211,7 @@ def test_a_rule_keeps_what_it_says(tmp_path: Path) -> None:
         "nodata<0.5": ["a_0_0", "a_32_32"],
         "nodata<=0.5": ["a_0_0", "a_0_32", "a_32_32"],
         "std>3": ["a_0_0"],
+        "nodata<.5": ["a_0_0", "a_32_32"],
         "mean >= 2.5 and max<20": ["a_0_32", "a_32_32"],
     }
     for rule, tiles in kept.items():
