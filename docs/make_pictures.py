@@ -15,7 +15,6 @@ from PIL import Image
 
 import lazytiles as lt
 from lazytiles import demo
-from lazytiles.doctor import check
 from lazytiles.pages import check_page, preview_page
 from lazytiles.paths import resolve_paths
 from lazytiles.report import plot_region, plot_tiles
@@ -58,16 +57,16 @@ def check_png(path: Path) -> None:
         target=np.where(table.index == 5, np.nan, table.target),
         xmax=np.where(table.tile_id == table.tile_id.iloc[0], 999, table.xmax),
     )
-    screenshot(check_page(check(faulty, "Images")), path)
+    screenshot(check_page(lt.check(faulty, "Images")), path, height=2000)
 
 
-def screenshot(html: str, path: Path) -> None:
+def screenshot(html: str, path: Path, height: int = 900) -> None:
     """What a browser 1100 pixels wide shows of a page."""
     Path("page.html").write_text(html, encoding="utf-8")
     browser = shutil.which("chromium")
     if browser is None:
         raise SystemExit("pictures of pages need chromium: apt-get install chromium")
-    command = [browser, *FLAGS, "--user-data-dir=profile", "--window-size=1100,900", f"--screenshot={path}"]
+    command = [browser, *FLAGS, "--user-data-dir=profile", f"--window-size=1100,{height}", f"--screenshot={path}"]
     subprocess.run([*command, Path("page.html").resolve().as_uri()], check=True, capture_output=True)
     with Image.open(path) as picture:
         few_colours = picture.convert("RGB").quantize(128)

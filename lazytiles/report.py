@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from lazytiles.errors import LazyTilesError, require
+from lazytiles.manifest import read_manifest
 from lazytiles.paths import region_names
 from lazytiles.pictures import CHEAP_BYTES, png, side_by_side, stretched, thumbnail
 from lazytiles.region import Region
+from lazytiles.view import DelayedView
 
 _FEW = 4
 
@@ -79,8 +82,8 @@ def plot_region(
     Parameters
     ----------
     region : the image; an overview is read where it has one
-    tiles : an array of `open_tiles`, or a manifest with box columns; its tiles of this region are drawn. None
-        draws none
+    tiles : an array of `open_tiles`, or a manifest: a DataFrame, or a CSV or Parquet path; its tiles of this region
+        are drawn. None draws none
     bands : which bands are shown, three or one
     target : the column that colours the windows
     ax : matplotlib axes to draw on; default new ones
@@ -98,8 +101,9 @@ def plot_region(
     ax.set_ylim(height, 0)
     ax.set_xlabel("x, pixels")
     ax.set_ylabel("y, pixels")
-    if tiles is not None:
-        _draw_windows(ax, region, getattr(tiles, "table", tiles), target)
+    table = _table_of(tiles, target)
+    if table is not None:
+        _draw_windows(ax, region, table, target)
     return ax
 
 
@@ -116,6 +120,12 @@ def _label_texts(tiles: Any, n: int) -> list[str]:
         values = [" ".join(f"{value:.4g}" for value in np.atleast_1d(label)) for label in labels[:n]]
         return [f"{name}\n{value}" for name, value in zip(names, values, strict=True)] if names else values
     return names or [str(k) for k in range(n)]
+
+
+def _table_of(tiles: Any, target: str) -> Any:
+    table = getattr(tiles, "table", tiles)
+    is_read = table is not None and not isinstance(table, str | os.PathLike) and "xmin" in table
+    return table if table is None or is_read else read_manifest(table, optional=[target], allow_outside=True)
 
 
 def _draw_windows(ax: Any, region: Region, table: Any, target: str) -> None:
@@ -178,9 +188,11 @@ def _cheap_picture(array: Any) -> str:
         if isinstance(array, Region):
             small = thumbnail(array, longest=192, most_bytes=CHEAP_BYTES)
             return png(stretched(small)) if small is not None else ""
-        if array.ndim not in (4, 5) or not len(array) or not hasattr(array, "take_batches"):
-            return ""
         few = np.arange(min(_FEW, len(array)))
+        if isinstance(array, DelayedView):
+            array, few = array.source, array.samples[few]
+        if array.ndim not in (4, 5) or not len(few) or not hasattr(array, "take_batches"):
+            return ""
         if array.table is None or array.plan(few).bytes_decoded > CHEAP_BYTES:
             return ""
         samples = array.take(few)

@@ -132,6 +132,11 @@ class DelayedView(LazyArray):
         self._order = checked_order(order, len(self))
         self.seed = None
 
+    @property
+    def samples(self) -> Int64s:
+        """Which sample of the source each position of the current order shows, int64, shape (n,)."""
+        return self._samples[self._order]
+
     def shuffle(self, seed: int | None = None) -> DelayedView:
         """Reorder in place, by the seed and the length alone; returns the view itself."""
         seed = fresh_seed() if seed is None else seed

@@ -22,6 +22,7 @@ from lazytiles.pictures import colours, side_by_side, stretched, thumbnail
 from lazytiles.region import open_region
 from lazytiles.report import array_html, plot_region, plot_tiles
 from lazytiles.tiles import open_tiles
+from lazytiles.view import DelayedView
 
 EVIL = "<img src=x onerror=document.title='owned'>&\"'"
 FLAGS = [
@@ -265,6 +266,10 @@ def test_plots_take_axes_and_draw_what_they_say(plain: Any, desk: tuple[Path, pd
     assert ax.get_xlim() == (0, 192)
     np.testing.assert_allclose(ax.collections[0].get_array(), [0, 0.1, 0.2, 0.3, 0.4, 0.5])
     assert not plot_region(region).collections
+    table = desk[1]
+    boxes = table[["xmin", "ymin", "xmax", "ymax"]].itertuples(index=False, name=None)
+    raw = table[["tile_id", "region_id", "label_id", "target"]].assign(region_coordinates=[str(box) for box in boxes])
+    assert len(plot_region(region, raw).collections[0].get_paths()) == 6
     with pytest.raises(ValueError, match="there are no tiles to plot"):
         plot_tiles(plain[:0])
 
@@ -276,5 +281,9 @@ def test_notebooks_show_facts_and_a_cheap_picture(plain: Any, desk: tuple[Path, 
     assert "&lt;b&gt;bold&lt;.tif" in html
     assert 'src="data:image/png' in html
     assert 'src="data:image/png' in plain._repr_html_()
+    view = DelayedView(plain, idx_min=2, shuffle=True, seed=1)
+    assert 'src="data:image/png' in view._repr_html_()
+    np.testing.assert_array_equal(view[:3], plain[view.samples[:3]])
+    assert "<img" not in DelayedView(np.zeros((3, 4)))._repr_html_()
     assert "72 KiB" in html
     assert "<img" not in array_html(np.zeros((3, 3)))
