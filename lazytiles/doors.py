@@ -48,6 +48,9 @@ class TileDoors:
     def to_dask(self, chunks: Any = None) -> da.Array:
         """The samples as a dask array, in the current order; no pixel is read.
 
+        Chunks lie by region. Of a shuffled array they do so underneath, and any chunk on top may depend on all of
+        them: call ``reset_order()`` first where the order does not matter.
+
         Parameters
         ----------
         chunks : samples in a chunk, or as dask takes them; by default some 16 MiB

@@ -69,13 +69,19 @@ def test_what_it_computes_is_what_the_array_gives(any_order: MultiSourceArray, k
     assert np.array_equal(found, any_order[key])
 
 
-@pytest.mark.parametrize("chunks", [None, 7, (7, 1, 5, 16, 3), "auto", (7, -1, -1, -1, -1)], ids=str)
+@pytest.mark.parametrize("chunks", [None, 7, (7, 1, 5, 16, 3), "auto", "10 kB", {0: 7}, (7, -1, -1, -1, -1)], ids=str)
 def test_chunks_may_be_chosen(any_order: MultiSourceArray, chunks: object) -> None:
     array = any_order.to_dask(chunks=chunks)
     assert np.array_equal(array.compute(), any_order[...])
     assert array.shape == any_order.shape
     if chunks == 7:
         assert array.chunks[0][0] == 7
+
+
+@pytest.mark.parametrize("chunks", [0, -5, (7, 0, 5, 16, 3), (3, 3), "many", ((1, 2), 2, 16, 16, 3)], ids=str)
+def test_chunks_that_do_not_fit_are_refused(tiles: MultiSourceArray, chunks: object) -> None:
+    with pytest.raises(ValueError, match=r"(?i)chunks|byte unit"):
+        tiles.to_dask(chunks=chunks)
 
 
 def test_a_chunk_holds_tiles_of_one_region(tiles: MultiSourceArray) -> None:

@@ -102,9 +102,7 @@ def region_to_dask(region: Any, chunks: Any = None) -> da.Array:
     array = importlib.import_module("dask.array")
     if chunks is None:
         chunks = _whole_segments(region)
-    chunks = array.core.normalize_chunks(
-        chunks, region.shape, CHUNK_BYTES, region.dtype, tuple((step,) for step in region.chunks)
-    )
+    chunks = _normal(array, chunks, region, tuple((step,) for step in region.chunks))
     if not isinstance(region, Region) or not region._reopen:
         return array.from_array(region, chunks=chunks, meta=_meta(region), asarray=False)
     stored = Stored.of(region)
@@ -129,6 +127,18 @@ def _whole_segments(region: Any) -> tuple[int, ...]:
         steps[axis] = min(region.shape[axis], steps[axis] * times)
         room //= times
     return tuple(steps)
+
+
+def _normal(array: Any, chunks: Any, source: Any, previous: Any = None) -> tuple[tuple[int, ...], ...]:
+    """Chunks as dask writes them; a text such as "1 MiB" says bytes, "auto" means some 16 MiB."""
+    limit = CHUNK_BYTES if not isinstance(chunks, str) or chunks == "auto" else None
+    try:
+        found: tuple[tuple[int, ...], ...] = array.core.normalize_chunks(
+            chunks, source.shape, limit, source.dtype, previous
+        )
+    except ZeroDivisionError:
+        raise ValueError(f"chunks={chunks!r} do not fit the shape {tuple(source.shape)}: a size is 0") from None
+    return found
 
 
 def _meta(source: Any) -> NDArray[Any]:
@@ -182,7 +192,7 @@ def tiles_to_dask(tiles: MultiSourceArray, chunks: Any = None) -> da.Array:
     follows = sources <= 2 * len(np.unique(pairs[:, 0]))
     sizes = None
     if chunks is not None:
-        chunks = array.core.normalize_chunks(_all_axes(chunks, tiles), tiles.shape, CHUNK_BYTES, tiles.dtype)
+        chunks = _normal(array, _all_axes(chunks, tiles), tiles)
         sizes = chunks[0] if follows else None
     order = np.arange(len(tiles)) if follows else np.lexsort((pairs[:, 1], pairs[:, 0]))
     base = _in_order(array, tiles, order, pairs[order], sizes)
