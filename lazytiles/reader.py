@@ -23,8 +23,9 @@ from lazytiles.errors import LazyTilesError, LimitError, SegmentError
 from lazytiles.files import FileKey, pool
 from lazytiles.page import Page
 from lazytiles.plan import Done, Failed, Plan, Target
+from lazytiles.ranges import Range, portions
 from lazytiles.raw import row_ranges, slice_windows
-from lazytiles.remote import Range, portions, remote
+from lazytiles.remote import remote
 
 _MOST_THREADS = 64
 

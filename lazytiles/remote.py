@@ -16,18 +16,15 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 from lazytiles.errors import LazyTilesError, RegionError, require
+from lazytiles.ranges import BLOCK_BYTES, Range, joined
 
-BLOCK_BYTES = 2**16  # the least that is asked for at once, and the gap across which ranges are joined
 KEPT_BLOCKS = 256
-PORTION_BYTES = 128 * 2**20  # fetched ahead and held at once
 FRESH_S = 10.0  # how long what a server said of a file is believed
 ATTEMPTS = 6
 FIRST_PAUSE_S = 0.05
-
-Range: TypeAlias = tuple[str, int, int]  # address, first byte, byte behind the last
 
 _DIGESTS = ("ETag", "etag", "Content-MD5", "Digest", "md5Hash", "crc32c", "generation", "VersionId")
 _MARKS = (*_DIGESTS, "LastModified", "last_modified", "mtime", "modified", "updated", "created")
@@ -87,6 +84,7 @@ class RemotePool:
         self._known: dict[str, Known | Exception] = {}
         self._blocks: OrderedDict[tuple[str, int, int], bytes] = OrderedDict()
         self._ahead: dict[str, list[_Spans]] = {}
+        self._ends: dict[str, int] = {}  # where files were seen to end
         self.requests = 0
 
     def identify(self, url: str) -> tuple[int, int]:
@@ -202,7 +200,7 @@ class RemotePool:
             system, path = self._system(url)
             self.requests += 1 + with_head
             if not _is_async(system):
-                found.append(_result(system.info, path))
+                found.append(_result(_sayer(system).info, path))
                 continue
             jobs = [system._info(path)]
             if with_head:
@@ -237,25 +235,46 @@ class RemotePool:
         return part
 
     def _fetch(self, ranges: Sequence[Range]) -> list[bytes | Exception]:
-        """The bytes of ranges, or why they do not come; all asked for at once, failed ones again."""
+        """The bytes of ranges, or why they do not come; all asked for at once, failed ones again.
+
+        With the first of a file comes its last byte, asked for as two: where a length is a lie, none or both come.
+        """
+        lasts = [(url, end - 1, end) for url, end in self._unseen_ends(ranges).items()]
+        asked = [*ranges, *lasts]
 
         def attempt(missing: list[int]) -> list[Any]:
             by_system: dict[int, list[int]] = {}
-            systems = {k: self._system(ranges[k][0]) for k in missing}
+            systems = {k: self._system(asked[k][0]) for k in missing}
             for k in missing:
                 by_system.setdefault(id(systems[k][0]), []).append(k)
             found: dict[int, Any] = {}
             for numbers in by_system.values():
                 system = systems[numbers[0]][0]
                 self.requests += len(numbers)
-                starts, ends = [ranges[k][1] for k in numbers], [ranges[k][2] for k in numbers]
+                starts, ends = [asked[k][1] for k in numbers], [asked[k][2] + (k >= len(ranges)) for k in numbers]
                 paths = [systems[k][1] for k in numbers]
                 parts = _result(system.cat_ranges, paths, starts, ends, on_error="return")
                 parts = [parts] * len(numbers) if isinstance(parts, Exception) else parts
-                found |= {k: _whole(ranges[k], part) for k, part in zip(numbers, parts, strict=True)}
+                found |= {k: _whole(asked[k], part) for k, part in zip(numbers, parts, strict=True)}
             return [found[k] for k in missing]
 
-        return self._persistently(attempt, len(ranges))
+        parts = self._persistently(attempt, len(asked))
+        lies = {}
+        for (url, _, end), part in zip(lasts, parts[len(ranges) :], strict=True):
+            if isinstance(part, Exception):
+                lies[url] = part
+            else:
+                self._ends[url] = end
+        return [lies.get(url, part) for (url, _, _), part in zip(ranges, parts, strict=False)]
+
+    def _unseen_ends(self, ranges: Sequence[Range]) -> dict[str, int]:
+        """The lengths that servers say of files, of which more was not seen than their first block."""
+        sizes = {url: known.size for url, _, _ in ranges if isinstance(known := self._known.get(url), Known)}
+        return {
+            url: size
+            for url, size in sizes.items()
+            if size > BLOCK_BYTES and self._ends.get(url) != size and _is_async(self._system(url)[0])
+        }
 
     @staticmethod
     def _persistently(attempt: Any, n: int) -> list[Any]:
@@ -283,41 +302,13 @@ class RemotePool:
         return stores
 
 
-def joined(ranges: Iterable[Range]) -> list[Range]:
-    """Ranges in order, those of one file joined that overlap or lie within 64 KiB of each other.
-
-    >>> joined([("a", 70_000, 70_010), ("a", 0, 10), ("a", 200_000, 200_010), ("b", 5, 9), ("b", 0, 7)])
-    [('a', 0, 10), ('a', 70000, 70010), ('a', 200000, 200010), ('b', 0, 9)]
-    >>> joined([("a", 60_000, 70_010), ("a", 0, 10)])
-    [('a', 0, 70010)]
-    """
-    made: list[Range] = []
-    for url, start, end in sorted(ranges):
-        if made and made[-1][0] == url and start <= made[-1][2] + BLOCK_BYTES:
-            made[-1] = (url, made[-1][1], max(end, made[-1][2]))
-        else:
-            made.append((url, start, end))
-    return made
-
-
-def portions(wanted: Sequence[Sequence[Range]], most: int = PORTION_BYTES) -> list[range]:
-    """Runs of items, one after the other, whose ranges are some 128 MiB at most; single items may be larger.
-
-    >>> portions([[("a", 0, 60)], [("a", 0, 30), ("b", 0, 20)], [], [("a", 0, 200)]], most=100)
-    [range(0, 1), range(1, 3), range(3, 4)]
-    """
-    parts, first, total = [], 0, 0
-    for number, ranges in enumerate(wanted):
-        size = sum(end - start for _, start, end in ranges)
-        if total + size > most and number > first:
-            parts.append(range(first, number))
-            first, total = number, 0
-        total += size
-    return [*parts, range(first, len(wanted))] if len(wanted) > first else parts
-
-
 def _is_async(system: Any) -> bool:
     return isinstance(system, require("fsspec.asyn", extra="remote").AsyncFileSystem)
+
+
+def _sayer(system: Any) -> Any:
+    """Which system is asked of a file: for filecache and blockcache the one behind, as they would list its folder."""
+    return system.fs if system.protocol in ("filecache", ("blockcache", "cached")) else system
 
 
 def _together(waiting: Sequence[tuple[Any, list[Any]]]) -> list[list[Any]]:
@@ -372,6 +363,8 @@ def _known(url: str, info: dict[str, Any]) -> Known | Exception:
 
 def _whole(wanted: Range, part: Any) -> bytes | Exception:
     """The bytes of a range if they are as many as were asked for."""
+    if getattr(part, "status", None) == 416:  # of HTTP: nothing lies there
+        part = b""
     if not isinstance(part, bytes):
         return part if isinstance(part, Exception) else RegionError(f"no bytes but {type(part).__name__}")
     url, start, end = wanted

@@ -24,8 +24,9 @@ from lazytiles import remote as module  # noqa: E402
 from lazytiles.cache import clear_cache  # noqa: E402
 from lazytiles.config import configure, settings  # noqa: E402
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError  # noqa: E402
+from lazytiles.ranges import BLOCK_BYTES  # noqa: E402
 from lazytiles.region import open_region  # noqa: E402
-from lazytiles.remote import BLOCK_BYTES, remote  # noqa: E402
+from lazytiles.remote import remote  # noqa: E402
 from lazytiles.tiles import open_tiles  # noqa: E402
 
 pytestmark = pytest.mark.leaks("fsspec keeps its thread and its connections")
@@ -284,6 +285,12 @@ def test_a_server_that_lies_about_the_length_is_told(server: Server, tmp_path: P
         server.extra_length = extra_length
         with pytest.raises(RegionError, match=r"small\.tif: bytes 0 to .* the server lies about the file's length"):
             open_region(f"{server.url}/small.tif")
+    for extra_length in (100_000, 1, -1, -1_000):
+        server.extra_length = extra_length
+        region = open_region(f"{server.url}/a.tif")
+        with pytest.raises(RegionError, match=r"a\.tif: bytes \d+ to .* the server lies about the file's length"):
+            region[:10, :10]
+        clear_cache()
     server.extra_length = 100_000
     size = (tmp_path / "a.tif").stat().st_size
     with pytest.raises(RegionError, match="lies about the file's length"):
@@ -304,7 +311,8 @@ def test_a_server_without_ranges_is_an_error_that_says_what_to_do(server: Server
     server.ranges = False
     with pytest.raises(RegionError, match=r"does not serve byte ranges; .* simplecache::http"):
         open_region(f"{server.url}/a.tif")
-    assert np.array_equal(open_region(f"simplecache::{server.url}/a.tif")[...], data)
+    for cache in ("simplecache", "filecache"):
+        assert np.array_equal(open_region(f"{cache}::{server.url}/a.tif")[...], data)
 
 
 def test_a_file_that_changes_is_an_error(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
