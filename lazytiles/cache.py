@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.config import settings
+from lazytiles.config import settings, when_configured
 from lazytiles.files import pool
 
 
@@ -109,11 +109,20 @@ class SegmentCache:
                     del self._claims[claim.key]
             for run in kept:
                 if run.array.nbytes <= budget:
+                    self._shrink(budget - run.array.nbytes)
                     self._keep(claim.key, run)
-            while self.nbytes > budget:
-                self._forget_run(*self._recent.popitem(last=False))
+            self._shrink(budget)
         claim.made = kept
         claim.ready.set()
+
+    def fit(self) -> None:
+        """Forget what exceeds the budget that is set now."""
+        with self._lock:
+            self._shrink(settings().cache_bytes)
+
+    def _shrink(self, budget: int) -> None:
+        while self.nbytes > budget:
+            self._forget_run(*self._recent.popitem(last=False))
 
     def _keep(self, key: Hashable, run: Run) -> None:
         runs = self._runs.setdefault(key, [])
@@ -181,6 +190,7 @@ def _owned(run: Run) -> Run:
 
 
 cache = SegmentCache()
+when_configured.append(cache.fit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=cache.forget)
 

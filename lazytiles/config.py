@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from numbers import Integral
@@ -66,6 +66,8 @@ def _from_environment() -> Settings:
 
 
 _settings = _from_environment()
+when_configured: list[Callable[[], None]] = []
+"""What holds more than new settings may allow, to be called when they are set."""
 _counts = {"segments_decoded": 0, "bytes_read": 0, "cache_hits": 0, "files_opened": 0, "batches_alive": 0}
 _lock = threading.RLock()  # re-entered when a collection inside it frees a batch
 if hasattr(os, "register_at_fork"):
@@ -115,7 +117,10 @@ def configure(
     }
     with _lock:
         _settings = replace(_settings, **{k: v for k, v in given.items() if v is not None})
-        return _settings
+        in_force = _settings
+    for adapt in when_configured:
+        adapt()
+    return in_force
 
 
 def settings() -> Settings:

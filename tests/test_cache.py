@@ -52,6 +52,15 @@ def test_the_budget_is_exact(budget, compression, options, tmp_path):
     assert cache.nbytes == 0
 
 
+@pytest.mark.parametrize("lower", [5000, 0])
+def test_a_lower_budget_holds_at_once(lower, tmp_path):
+    region = lt.open_region(write(tmp_path / "a.tif", pixels((128, 128)), compression="zlib", tile=(16, 16)))
+    region[...]
+    assert cache.nbytes == 128 * 128
+    lt.configure(cache_bytes=lower)
+    assert cache.nbytes == held() == lower // 256 * 256
+
+
 def test_nothing_is_kept_without_a_budget(tmp_path):
     image = pixels((64, 64))
     region = lt.open_region(write(tmp_path / "a.tif", image, compression="zlib", tile=(16, 16)))
