@@ -21,6 +21,7 @@ from lazytiles.lazy import LazyArray
 from lazytiles.page import Page, facts, levels_of, page_at, parsed, stack_planes
 from lazytiles.plan import Plan, Windows, plan
 from lazytiles.reader import check_limit, read
+from lazytiles.resample import to_integers
 
 Int64s = NDArray[np.int64]
 Where = tuple[str | None, int | str, int]  # dataset, page, level
@@ -188,18 +189,25 @@ def to_gray(block: NDArray[Any]) -> NDArray[Any]:
 
     Parameters
     ----------
-    block : array (..., samples) of 1, 3 or 4 samples; a fourth is taken for opacity and left out
+    block : array (..., samples) of a page that `check_gray` lets pass; a fourth sample, opacity, is left out
     """
-    samples = block.shape[-1]
-    if samples == 1:
+    if block.shape[-1] == 1:
         return block
-    if samples not in (3, 4):
-        raise RegionError(f"gray=True needs images of 1, 3 or 4 samples, not {samples}; choose one by bands=[k]")
     luminance = block[..., :3].astype(np.float64) @ np.array(LUMA)
-    if block.dtype.kind in "ui":
-        luminance = np.floor(luminance + 0.5)
-    gray: NDArray[Any] = luminance.astype(block.dtype)[..., None]
-    return gray
+    whole = block.dtype.kind in "ui"
+    gray = to_integers(luminance, block.dtype) if whole else luminance.astype(block.dtype)
+    return gray[..., None]
+
+
+def check_gray(page: Page) -> None:
+    """Refuse a page that has no luminance."""
+    samples = page.shape[2]
+    if samples not in (1, 3, 4):
+        raise RegionError(
+            f"{page}: gray=True needs images of 1, 3 or 4 samples, not {samples}; choose one by bands=[k]"
+        )
+    if samples > 1 and page.dtype.kind not in "uif":
+        raise RegionError(f"{page}: gray=True makes no sense of {page.dtype} samples; choose one by bands=[k]")
 
 
 def open_region(
@@ -259,8 +267,8 @@ def _region(key: FileKey, where: Where, bands: tuple[int, ...] | None, gray: boo
         if not bands or any(not -samples <= band < samples for band in bands):
             raise RegionError(f"{pages[0]}: bands {list(bands)} asked for; it has bands 0 to {samples - 1}")
         bands = tuple(band % samples for band in bands)
-    if gray and samples not in (1, 3, 4):
-        to_gray(np.empty((0, samples), pages[0].dtype))
+    if gray:
+        check_gray(pages[0])
     return Region(pages, stacked=stacked, bands=bands, gray=gray, reopen=(key, *where))
 
 

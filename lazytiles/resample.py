@@ -88,12 +88,22 @@ def _resize_numbers(image: NDArray[Any], size: tuple[int, int], method: str) -> 
                 numbers = _resize_axis(numbers, axis, size[axis], method)
         if image.dtype.kind == "f":
             return numbers.astype(image.dtype)
-    limits = np.iinfo(image.dtype)
+    return to_integers(numbers, image.dtype)
+
+
+def to_integers(numbers: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Floats as integers of a dtype, rounded to the nearest, those beyond its limits set to them.
+
+    >>> to_integers(np.array([-0.6, 0.5, 2.0**64]), np.dtype("uint64"))
+    array([                   0,                    1, 18446744073709551615],
+          dtype=uint64)
+    """
+    limits = np.iinfo(dtype)
     rounded = np.floor(numbers + 0.5)
     # Between two exactly held bounds every rounded value is held exactly too; the upper bound itself may not be.
     rounded = np.maximum(rounded, float(limits.min))
     top = rounded >= float(limits.max)
-    result: NDArray[Any] = np.where(top, 0, rounded).astype(image.dtype)
+    result: NDArray[Any] = np.where(top, 0, rounded).astype(dtype)
     result[top] = limits.max
     return result
 

@@ -23,7 +23,7 @@ from lazytiles.manifest import BOX_2D, read_manifest
 from lazytiles.multisource import MultiSourceArray
 from lazytiles.paths import default_template, folder_of, region_column, resolve_paths, template_columns
 from lazytiles.problems import Problems
-from lazytiles.region import Region, band_numbers, open_region
+from lazytiles.region import Region, band_numbers, check_gray, open_region
 from lazytiles.regiontiles import RegionTiles
 from lazytiles.resample import METHODS
 from lazytiles.scenes import open_volumes
@@ -283,6 +283,8 @@ def _form(
         if not bands or any(not -samples <= band < samples for band in bands):
             raise ManifestError(f"bands {list(bands)} asked for; {first.path} has bands 0 to {samples - 1}")
         chosen = tuple(band % samples for band in bands)
+    if gray:
+        check_gray(first.pages[0])
     if size is None:
         size, resampled = _common_size(first, windows, table), None
     else:

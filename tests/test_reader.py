@@ -621,8 +621,18 @@ def test_gray_is_the_luminance(tmp_path):
     assert np.abs(gray[...] - image @ [0.299, 0.587, 0.114]).max() <= 0.501
     np.testing.assert_array_equal(lt.open_region(write(tmp_path / "b.tif", image[..., 0]), gray=True), image[..., 0])
     five = write(tmp_path / "c.tif", pixels((9, 9, 5)))
-    with pytest.raises(lt.RegionError, match=r"gray=True needs images of 1, 3 or 4 samples, not 5"):
+    with pytest.raises(
+        lt.RegionError, match=rf"{five.name} page 0: gray=True needs images of 1, 3 or 4 samples, not 5"
+    ):
         lt.open_region(five, gray=True)
+    table = pd.DataFrame({"tile_id": ["a"], "region_id": [five.stem], "region_coordinates": ["(0, 0, 8, 8)"]})
+    with pytest.raises(lt.RegionError, match=rf"{five.name} page 0: gray=True needs images"):
+        lt.open_tiles(table, tmp_path, gray=True)
+    complex_pixels = write(tmp_path / "z.tif", image.astype(np.complex64))
+    with pytest.raises(lt.RegionError, match=r"z\.tif page 0: gray=True makes no sense of complex64 samples"):
+        lt.open_region(complex_pixels, gray=True)
+    full = np.full((4, 4, 3), np.iinfo(np.uint64).max, np.uint64)
+    assert np.asarray(lt.open_region(write(tmp_path / "u.tif", full), gray=True)).min() >= 2**64 - 2**12
 
 
 def test_threads_make_no_difference(tmp_path):
