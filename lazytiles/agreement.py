@@ -71,10 +71,10 @@ def chosen(labels: Any, positions: Int64s) -> Any:
 
 
 def table_of(table: pd.DataFrame | None, total: int) -> pd.DataFrame | None:
-    """The table, if it has a row for each sample."""
+    """A copy of the table, if it has a row for each sample."""
     if table is not None and len(table) != total:
         raise ValueError(f"the table has {len(table)} rows, the sources hold {total} samples")
-    return table
+    return None if table is None else table.copy()
 
 
 def limited(lengths: Int64s, maxlen: int, seed: int | None) -> Int64s:

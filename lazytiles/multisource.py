@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -22,6 +23,7 @@ from lazytiles.order import fresh_seed, permutation
 from lazytiles.plan import Plan
 from lazytiles.regiontiles import RegionTiles, gathered, open_ahead, read_tiles
 from lazytiles.split import kfold_rows, split_rows
+from lazytiles.travel import Travels
 from lazytiles.view import checked_order, fits, into
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ Box: TypeAlias = tuple[tuple[int, int], ...]
 MOST_PROBLEMS = 20
 
 
-class MultiSourceArray(TileDoors, LazyArray):
+class MultiSourceArray(TileDoors, Travels, LazyArray):
     """Sources one after the other along axis 0, as one lazy array with NumPy's full indexing.
 
     Parameters
@@ -55,7 +57,7 @@ class MultiSourceArray(TileDoors, LazyArray):
     Notes
     -----
     Any number of threads may read at once; `shuffle` and setting `order` are for one thread. Pickling keeps the
-    order and drops what is open.
+    order and drops what is open; memory maps and HDF5 datasets go by the name of their file.
 
     Examples
     --------
@@ -86,25 +88,23 @@ class MultiSourceArray(TileDoors, LazyArray):
         total = int(self._starts[-1])
         self.seed: int | None = None
         self._labels = labels_of(labels, lengths, total)
-        if not isinstance(self._labels, np.ndarray | MultiSourceArray):
-            self._labels = MultiSourceArray([self._labels])
+        if not isinstance(self._labels, np.ndarray):
+            lazy = isinstance(self._labels, MultiSourceArray)
+            self._labels = self._labels.copy() if lazy else MultiSourceArray([self._labels])
         self._table = table_of(table, total)
         self.tabular_columns: tuple[str, ...] | None = None
         self._valid: NDArray[np.bool_] | None = None
         self._rows = np.arange(total, dtype=np.int64)
         self._order: Int64s | None = None
-        self._set_shape(inner)
-        if maxlen is not None:
-            self.seed = fresh_seed() if seed is None else seed
-            self._keep(limited(lengths, maxlen, self.seed if shuffle else None))
-        if shuffle:
-            self.shuffle(self.seed if seed is None else seed)
-
-    def _set_shape(self, inner: tuple[int, ...]) -> None:
-        self.shape: tuple[int, ...] = (len(self._rows), *inner)
+        self.shape: tuple[int, ...] = (total, *inner)
         first = self.sources[0]
         self._form: TileForm | None = first.form if all(isinstance(s, RegionTiles) for s in self.sources) else None
         self._row_axes = 2 if self._form is not None and first.timed else 1
+        if maxlen is not None:
+            self.seed = fresh_seed() if seed is None else operator.index(seed)
+            self._keep(limited(lengths, maxlen, self.seed if shuffle else None))
+        if shuffle:
+            self.shuffle(self.seed if seed is None else seed)
 
     def _keep(self, positions: Int64s) -> None:
         """Keep only some samples, by their place in the unshuffled array."""
@@ -118,19 +118,19 @@ class MultiSourceArray(TileDoors, LazyArray):
     def _now(self) -> Int64s | slice:
         return slice(None) if self._order is None else self._order
 
+    def _ordered(self, values: NDArray[Any]) -> NDArray[Any]:
+        return values.copy() if self._order is None else values[self._order]
+
     @property
     def labels(self) -> Any:
-        """The labels in the current order: an array, a lazy array where they are one (mask tiles), or None."""
-        if self._labels is None or isinstance(self._labels, np.ndarray):
-            return None if self._labels is None else self._labels[self._now()]
-        return self._in_step(self._labels)
+        """The labels in the current order: a new array, a lazy one where they are one (mask tiles), or None."""
+        if isinstance(self._labels, MultiSourceArray):
+            return self._labels.copy() if self._order is None else self._labels.select(self._order)
+        return None if self._labels is None else self._ordered(self._labels)
 
     def get_labels(self) -> Any:
         """The labels in the current order; the older name of `labels`."""
         return self.labels
-
-    def _in_step(self, labels: MultiSourceArray) -> MultiSourceArray:
-        return labels if self._order is None else labels.select(self._order)
 
     @property
     def table(self) -> pd.DataFrame | None:
@@ -148,7 +148,7 @@ class MultiSourceArray(TileDoors, LazyArray):
     @property
     def valid(self) -> NDArray[np.bool_] | None:
         """Which frames of which samples are there, (n, frames), in the current order; None where all must be."""
-        return None if self._valid is None else self._valid[self._now()]
+        return None if self._valid is None else self._ordered(self._valid)
 
     @property
     def region_ids(self) -> NDArray[np.int64]:
@@ -194,7 +194,7 @@ class MultiSourceArray(TileDoors, LazyArray):
             keeps it in `seed`
         window : shuffle sources, then samples within groups of so many sources, so that a batch touches few files
         """
-        seed = fresh_seed() if seed is None else seed
+        seed = fresh_seed() if seed is None else operator.index(seed)
         groups = None
         if window is not None:
             groups = np.searchsorted(self._starts, self._rows, side="right").astype(np.int32)

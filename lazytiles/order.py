@@ -73,7 +73,7 @@ def permutation(
     random = stream(purpose, seed, epoch)
     if window is None:
         return stable_argsort(random.random_raw(n))
-    if groups is None or window < 1:
+    if groups is None or operator.index(window) < 1:
         raise ValueError(f"window={window} mixes that many groups at a time: it needs groups and at least 1")
     windows = _windows(groups, window, stream(purpose + ".groups", seed, epoch))
     if len(windows) != n:

@@ -6,6 +6,7 @@ A view is an index map: it reads nothing when it is made, and a view of a view i
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,6 +16,7 @@ from lazytiles.indexing import request
 from lazytiles.lazy import LazyArray
 from lazytiles.order import fresh_seed, permutation
 from lazytiles.reader import check_limit
+from lazytiles.travel import Travels
 
 Int64s: TypeAlias = NDArray[np.int64]
 Box: TypeAlias = tuple[tuple[int, int], ...]
@@ -73,7 +75,7 @@ def _read_runs(source: Any, rows: Int64s, cut: tuple[slice, ...], out: NDArray[A
         out[places] = part[inverse[places] - head]
 
 
-class DelayedView(LazyArray):
+class DelayedView(Travels, LazyArray):
     """Samples `idx_min:idx_max` of a source as a lazy array with NumPy's full indexing.
 
     Parameters
@@ -139,7 +141,7 @@ class DelayedView(LazyArray):
 
     def shuffle(self, seed: int | None = None) -> DelayedView:
         """Reorder in place, by the seed and the length alone; returns the view itself."""
-        seed = fresh_seed() if seed is None else seed
+        seed = fresh_seed() if seed is None else operator.index(seed)
         self._order = permutation(len(self), seed)
         self.seed = seed
         return self

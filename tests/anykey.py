@@ -20,7 +20,7 @@ WRONG = [
     2**70,
     [[1], [1, 2]],
     object(),
-    np.timedelta64(1),
+    np.timedelta64(1, "s"),
 ]
 
 

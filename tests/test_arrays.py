@@ -217,10 +217,38 @@ def test_every_source_conforms(folder, made):
         lazy, dense = some_source(kind, folder, made)
         check_source(lambda lazy=lazy: lt.DelayedView(lazy), dense)
         check_source(lambda lazy=lazy: lt.MultiSourceArray([lazy, lazy]), np.concatenate([dense, dense]))
-    for kind in ("hdf5", "zarr"):
+    for kind in ("hdf5", "zarr"):  # the HDF5 file is in memory only
         lazy, dense = some_source(kind, folder, made)
-        check_source(lambda lazy=lazy: lt.DelayedView(lazy), dense, pickles=False)
-        check_source(lambda lazy=lazy: lt.MultiSourceArray([lazy]), dense, pickles=False)
+        check_source(lambda lazy=lazy: lt.DelayedView(lazy), dense, pickles=kind == "zarr")
+        check_source(lambda lazy=lazy: lt.MultiSourceArray([lazy]), dense, pickles=kind == "zarr")
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_memory_map_travels_by_the_name_of_its_file(order, tmp_path):
+    dense = np.arange(200_000).reshape(1000, 200)
+    np.save(tmp_path / "a.npy", np.asarray(dense, order=order))
+    mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
+    for array in (lt.DelayedView(mapped), lt.MultiSourceArray([mapped], labels=np.zeros(1000, np.int8))):
+        packed = pickle.dumps(array.shuffle(3))
+        assert len(packed) < 20_000
+        np.testing.assert_array_equal(pickle.loads(packed)[:], dense[array.order])
+    slices = lt.MultiSourceArray([mapped[10:20], mapped[:, ::-1][:5]])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(slices))[:], slices[:])
+
+
+def test_an_hdf5_dataset_travels_by_the_name_of_its_file(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    dense = np.arange(60).reshape(10, 3, 2)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["group/x"] = dense
+        file["masks"] = dense * 2
+    with h5py.File(tmp_path / "a.h5", "r") as file:
+        check_source(lambda: lt.DelayedView(file["group/x"]), dense)
+        check_source(lambda: lt.MultiSourceArray([file["group/x"]]), dense)
+        packed = pickle.dumps(lt.MultiSourceArray([file["group/x"]], labels=file["masks"]).shuffle(3))
+    twin = pickle.loads(packed)
+    np.testing.assert_array_equal(twin[:], dense[twin.order])
+    np.testing.assert_array_equal(twin.labels[:], dense[twin.order] * 2)
 
 
 # -- orders and what stands beside the samples -------------------------------------------------------------------
@@ -306,10 +334,36 @@ def test_an_order_is_a_function_of_seed_and_length():
     assert sorted(a[:].tolist()) == list(range(40))
 
 
+def test_nobody_moves_what_stands_beside_the_samples():
+    masks = lt.MultiSourceArray([np.arange(9)[:, None] * 10])
+    valid = np.ones((9, 1), bool)
+    for labels in (masks, np.arange(9) * 10):
+        table = pd.DataFrame({"x": np.arange(9)})
+        array = lt.MultiSourceArray([np.arange(9)], labels, table=table)
+        array._valid = valid.copy()
+        table["x"] = -1
+        for _ in range(2):
+            if labels is masks:
+                masks.shuffle()
+                array.labels.shuffle()
+            else:
+                labels[:] = -1
+                array.labels[:] = -1
+            handed_out = array.table
+            handed_out["x"] = -1
+            array.order[:] = -1
+            array.index_pairs[:] = -1
+            array.valid[:] = False
+            assert (array.labels[:].ravel() == array[:] * 10).all()
+            assert (array.table["x"] == array[:]).all()
+            assert array.valid.all()
+            array.shuffle(5)
+
+
 def test_a_shuffle_that_is_refused_changes_nothing():
     for array in (lt.MultiSourceArray([np.arange(9)]), lt.DelayedView(np.arange(9))):
         before = array.shuffle(3).order
-        for refused in ({"seed": 0.5}, {"seed": 1, "window": 0}):
+        for refused in ({"seed": 0.5}, {"seed": 1, "window": 0}, {"seed": 1, "window": 1.5}):
             with pytest.raises((TypeError, ValueError)):
                 array.shuffle(**refused)
         assert array.seed == 3

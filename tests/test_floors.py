@@ -16,7 +16,7 @@ HOUSE = """
 0 augment.geometry augment.recipe augment.transform augment.structure augment.batch augment
 1 ranges remote files decode page kinds resample cache plan raw reader datasets
 2 region volumes problems paths columns table conflicts manifest survey cost digest findings doctor
-3 gather view
+3 gather travel view
 4 regiontiles agreement blocks split multisource boxlabels catalog scenes frames tiles
 5 pool tandem readahead stage ranks flow
 5 formats chunked journal tfrecord record sink blockwise cluster rows write stored beside store
