@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lazytiles.errors import LazyTilesError
 from lazytiles.page import Page
 from lazytiles.plan import Plan, Windows, plan
-from lazytiles.reader import read
+from lazytiles.reader import check_limit, read
 from lazytiles.region import to_gray
 from lazytiles.resample import resize
 
@@ -26,6 +26,7 @@ Box: TypeAlias = tuple[tuple[int, int], ...]
 Done: TypeAlias = Callable[[int, "NDArray[Any] | LazyTilesError"], None]
 
 PAD_MODES = ("constant", "edge", "reflect", "symmetric", "wrap")
+LINE_MODES = ("linear_ramp", "maximum", "mean", "median", "minimum")  # worked out from whole lines of an image
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,11 @@ def _needed(page: Page, window: Int64s, pad: str | None) -> _Whole:
     height, width, _ = page.shape
     if y0 >= 0 and x0 >= 0 and y1 <= height and x1 <= width:
         return _Whole(window, page)
+    if pad in LINE_MODES:
+        (top, bottom), (left, right) = _line_extent(y0, y1, height), _line_extent(x0, x1, width)
+        check_limit((bottom - top) * (right - left) * page.shape[2] * page.dtype.itemsize, f"pad={pad!r} of {page}")
+        lines = np.array([top, left, bottom, right], dtype=np.int64)
+        return _Whole(lines, page, np.arange(y0 - top, y1 - top), np.arange(x0 - left, x1 - left))
     rows = _source_pixels(y0, y1, height, pad or "constant")
     columns = _source_pixels(x0, x1, width, pad or "constant")
     top, bottom = _extent(rows)
@@ -185,6 +191,10 @@ def _source_pixels(start: int, stop: int, length: int, mode: str) -> Int64s:
         padded = np.pad(inside, (before, after), mode=mode)  # type: ignore[call-overload]  # checked mode
     pixels: Int64s = padded[start + before : stop + before]
     return pixels
+
+
+def _line_extent(start: int, stop: int, length: int) -> tuple[int, int]:
+    return (start, stop) if start >= 0 and stop <= length else (0, length)
 
 
 def _extent(pixels: Int64s) -> tuple[int, int]:
@@ -268,7 +278,7 @@ class _Filling:
         gather, form = self.gather, self.gather.form
         pixels = self.target(window)
         if whole.rows is not None and whole.columns is not None:
-            pixels = _spread(pixels, whole.rows, whole.columns)
+            pixels = _spread(pixels, whole.rows, whole.columns, form.pad)
         if form.gray:
             pixels = to_gray(pixels)
         if pixels.shape[:2] != form.size:
@@ -297,8 +307,15 @@ class _Filling:
                 self.done(number, named)
 
 
-def _spread(pixels: NDArray[Any], rows: Int64s, columns: Int64s) -> NDArray[Any]:
+def _spread(pixels: NDArray[Any], rows: Int64s, columns: Int64s, mode: str | None) -> NDArray[Any]:
     """Pixels where a padded window wants them; zero where it wants none."""
+    if mode in LINE_MODES:
+        beyond = [
+            (max(0, -int(line[0])), max(0, int(line[-1]) + 1 - length))
+            for line, length in zip((rows, columns), pixels.shape[:2], strict=True)
+        ]
+        padded: NDArray[Any] = np.pad(pixels, [*beyond, (0, 0)], mode=mode)  # type: ignore[call-overload]
+        return padded[rows[0] + beyond[0][0] :, columns[0] + beyond[1][0] :][: len(rows), : len(columns)]
     out = np.zeros((len(rows), len(columns), pixels.shape[2]), pixels.dtype)
     down, across = np.flatnonzero(rows >= 0), np.flatnonzero(columns >= 0)
     if len(down) and len(across):

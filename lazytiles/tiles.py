@@ -17,7 +17,7 @@ from lazytiles.catalog import by_name, filtered
 from lazytiles.digest import verify_digests
 from lazytiles.errors import ManifestError
 from lazytiles.frames import Frames
-from lazytiles.gather import PAD_MODES, TileForm
+from lazytiles.gather import LINE_MODES, PAD_MODES, TileForm
 from lazytiles.kinds import split_name
 from lazytiles.manifest import BOX_2D, read_manifest
 from lazytiles.multisource import MultiSourceArray
@@ -72,7 +72,8 @@ def open_tiles(
     size : (height, width), pixels, to which every window is resampled; without it all windows have one size
     resample : ``"nearest"``, ``"bilinear"``, ``"bicubic"`` or ``"area"``; masks are always nearest
     pad : NumPy's ``"constant"``, ``"edge"``, ``"reflect"``, ``"symmetric"`` or ``"wrap"`` for windows that leave
-        their region; None refuses them
+        their region; None refuses them. NumPy's ``"maximum"``, ``"mean"``, ``"median"``, ``"minimum"`` and
+        ``"linear_ramp"`` read the whole lines of the region that such a window crosses
     bands : which samples of the images, in this order
     gray : whether red, green and blue become one luminance band
     level : resolution of each pyramid; boxes are in pixels of that level
@@ -145,7 +146,7 @@ def _check_options(size: Any, resample: str, pad: str | None, missing: str) -> N
         raise ValueError(f"size is (height, width) in pixels, not {size!r}")
     for name, value, allowed in (
         ("resample", resample, METHODS),
-        ("pad", pad, (None, *PAD_MODES)),
+        ("pad", pad, (None, *PAD_MODES, *LINE_MODES)),
         ("missing", missing, ("raise", "fill")),
     ):
         if value not in allowed:

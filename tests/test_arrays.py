@@ -631,6 +631,25 @@ def test_padding_is_numpys_padding_of_the_whole_image(mode, tmp_path):
     np.testing.assert_array_equal(tiles[::7, 3:9, ::2, 1], np.stack(wanted)[::7, 3:9, ::2, 1])
 
 
+@pytest.mark.parametrize("mode", ["linear_ramp", "maximum", "mean", "median", "minimum"])
+def test_padding_by_whole_lines_is_numpys(mode, tmp_path):
+    image = pixels((23, 31, 2), seed=1)
+    write(tmp_path / "a.tif", image, compression="zlib", tile=(16, 16))
+    corners = [(-5, -4), (-5, 10), (9, -7), (20, 25), (-40, 60), (15, 8), (3, 40), (-3, 28)]
+    table = pd.DataFrame([(f"t{k}", "a", x, y, x + 12, y + 13) for k, (y, x) in enumerate(corners)])
+    table.columns = ["tile_id", "region_id", "xmin", "ymin", "xmax", "ymax"]
+    tiles = lt.open_tiles(table, tmp_path, pad=mode)
+    wanted = []
+    for y, x in corners:
+        beyond = [(max(0, -y), max(0, y + 13 - 23)), (max(0, -x), max(0, x + 12 - 31)), (0, 0)]
+        padded = np.pad(image, beyond, mode=mode)
+        wanted.append(padded[y + beyond[0][0] :, x + beyond[1][0] :][:13, :12])
+    np.testing.assert_array_equal(tiles[:], np.stack(wanted))
+    np.testing.assert_array_equal(tiles[::-1, 3:9, ::2, 1], np.stack(wanted)[::-1, 3:9, ::2, 1])
+    with within_limits(max_window_bytes=1000), pytest.raises(lt.LimitError, match=f"pad='{mode}'"):
+        lt.open_tiles(table, tmp_path, pad=mode).take([0])
+
+
 def test_windows_that_leave_their_region_are_named(tmp_path):
     write(tmp_path / "1225.tif", pixels((80, 84)), compression="lzw")
     table = pd.DataFrame(
@@ -740,6 +759,7 @@ def test_levels_of_a_pyramid(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"size": 7}, r"size is \(height, width\)"),
         ({"size": (3,)}, r"size is \(height, width\)"),
         ({"size": 3}, r"size is \(height, width\) in pixels, not 3"),
         ({"size": (True, 3)}, r"size is \(height, width\)"),

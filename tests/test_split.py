@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 
-from lazytiles import MultiSourceArray, overlap
+from lazytiles import MultiSourceArray, open_tiles, overlap
 from lazytiles.order import permutation
 from lazytiles.overlap import overlapping_pairs
 from lazytiles.split import kfold_indices, kfold_rows, leakage, split_groups, split_rows
@@ -259,6 +259,16 @@ def test_leakage_needs_windows():
 def test_whole_images_leak_into_every_window_of_theirs():
     whole = tiles(np.zeros((1, 4), np.int64), ["007"])
     assert len(leakage(whole, overlapping_tiles())) == 100
+
+
+def test_images_named_by_their_path_are_told_apart(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((9, 9), np.uint8))
+    np.save(tmp_path / "b.npy", np.zeros((9, 9), np.uint8))
+    rows = [(f"t{k}", f"{'ab'[k % 2]}.npy", 2 * k, 0, 2 * k + 3, 9) for k in range(4)]
+    table = pd.DataFrame(rows, columns=["tile_id", "path", "xmin", "ymin", "xmax", "ymax"])
+    array = open_tiles(table, tmp_path)
+    assert leakage(array.select([0, 1]), array.select([3])) == []
+    assert [leak[:3] for leak in leakage(array, array.select([2]))] == [("t2", "t2", "a.npy")]
 
 
 def test_folds_stay_apart_when_the_array_is_shuffled_between():
