@@ -68,7 +68,8 @@ def windows_of(boxes: Any) -> NDArray[np.int64]:
         table = table[np.newaxis]
     if table.ndim != 2 or table.shape[1] not in BOXES:
         raise ValueError(f"boxes of shape {table.shape} are given; they are (n, 4) or (n, 6): {', '.join(BOXES[6])}")
-    whole = table.astype(np.int64)
+    with np.errstate(invalid="ignore"):
+        whole = table.astype(np.int64)
     if table.dtype.kind not in "iu" and not (whole == table).all():
         raise ValueError("boxes are whole pixels; fractions and missing values are not")
     axes = table.shape[1] // 2

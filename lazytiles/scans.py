@@ -309,6 +309,7 @@ def _paths(path: Path, ids: Sequence[Any]) -> list[Path]:
         path.mkdir(parents=True, exist_ok=True)
         path = path / "{id}.tif"
     for key in ids:
-        if not is_component(str(key)):
+        # A region without a `region_id` is named by its path, which may lie in folders.
+        if not all(map(is_component, str(key).split("/"))):
             raise ValueError(f"id {key!r} cannot be part of a file name; pass a function from the id to a path")
     return [Path(str(path).replace("{id}", str(key))) for key in ids]

@@ -156,6 +156,18 @@ def test_outputs_are_folders_paths_mappings_functions_and_arrays(scene, tmp_path
         np.testing.assert_array_equal(np.load(tmp_path / f"map-{scan['id']}.npy"), images[scan["id"]])
     for scan in predict(identity, tiles, blend="crop", out=f"{tmp_path}/of/{{id}}/map.npy"):
         np.testing.assert_array_equal(np.load(tmp_path / "of" / scan["id"] / "map.npy"), images[scan["id"]])
+    paths = pd.DataFrame({"tile_id": ["u", "v"], "path": ["new/a.tif", "new/b.tif"]})
+    images_of = lt.open_tiles(paths, tmp_path, size=(64, 64))
+    scans = list(predict(identity, images_of, out=tmp_path / "by-path"))
+    assert [scan["id"] for scan in scans] == ["new/a.tif", "new/b.tif"]
+    assert scans[1]["y_pred"].path == str(tmp_path / "by-path" / "new" / "b.tif.tif")
+    with pytest.raises(ValueError, match=r"id '\.\./a' cannot be part of a file name"):
+        predict(
+            identity,
+            MultiSourceArray([np.zeros((2, 4, 4, 1))], table=pd.DataFrame({"name": ["../a"] * 2})),
+            by="name",
+            out=tmp_path,
+        )
     one = tiles.select(tiles.table.region_id == "b")
     (scan,) = predict(identity, one, out=arrays["b"])
     assert scan["y_pred"] is arrays["b"]

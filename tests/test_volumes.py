@@ -137,6 +137,27 @@ def test_what_was_cut_from_volumes_comes_back(scans, kind, edge, blend):
         np.testing.assert_array_equal(scan["y_pred"][..., 0], volumes[scan["id"]])
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_an_identity_model_returns_any_volume(data):
+    shape = [data.draw(st.integers(1, 12)) for _ in range(3)]
+    edge = [data.draw(st.sampled_from(["shift", "pad"])) for _ in shape]
+    most = [n if one == "shift" else n + 4 for n, one in zip(shape, edge, strict=True)]
+    size = [data.draw(st.none() | st.integers(1, n)) for n in most]
+    stride = [n if n is None else data.draw(st.integers(-(-n // 3), n)) for n in size]
+    dtype, bands = (
+        data.draw(st.sampled_from(["uint8", "int16", "float32", "float64"])),
+        data.draw(st.sampled_from([1, 2])),
+    )
+    volume = (np.random.default_rng(0).normal(size=(*shape, bands)) * 50).astype(dtype)
+    grid = lt.make_grid({"v": volume}, size, stride=stride, edge=edge)
+    pad = data.draw(st.sampled_from(["constant", "edge", "reflect", "symmetric", "wrap"]))
+    tiles = lt.open_volumes(grid, {"v": volume}, pad=pad).shuffle(data.draw(st.integers(0, 9)))
+    blend, batch = data.draw(st.sampled_from(["crop", "mean", "hann", "gaussian", "max"])), data.draw(st.integers(1, 9))
+    (scan,) = lt.predict(lambda x: x, tiles, blend=blend, batch_size=batch)
+    np.testing.assert_array_equal(scan["y_pred"], volume)
+
+
 def test_masks_are_boxes_of_their_own_volumes(scans):
     folder, volumes = scans
     table = lt.make_grid(volumes, (3, 11, 13), edge="shift")
