@@ -34,13 +34,13 @@ Int64s: TypeAlias = NDArray[np.int64]
 @by_name
 def open_tiles(
     manifest: pd.DataFrame | str | os.PathLike[str],
-    image_dir: str | os.PathLike[str] | None = None,
+    image_dir: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     *,
     frames: Any = None,
     path: str | None = None,
     target: str | Sequence[str] | None = "target",
     tabular: str | Sequence[str] | None = None,
-    masks: str | None = None,
+    masks: str | Mapping[str, Any] | None = None,
     size: tuple[int, int] | None = None,
     resample: str = "bilinear",
     pad: str | None = None,
@@ -61,14 +61,14 @@ def open_tiles(
         was given to `register`, whose function then opens the tiles, with the other options that are given. Boxes
         of six numbers, and files that hold an array of slices and have no box, are volumes, as `open_volumes`
         opens them
-    image_dir : the folder of the images; default the manifest's own
+    image_dir : the folder of the images; default the manifest's own. Of volumes also a mapping from ids to arrays
     frames : a list of label ids gives a time axis in that order; one label id gives its rows alone
     path : where an image lies, relative to `image_dir`, as a template over the manifest's columns; default
         ``"{path}"`` where there is a column of that name, ``"{label_id}/{region_id}.tif"`` where there is a
         `label_id`, else ``"{region_id}.tif"``
     target : the column of the labels, a list of columns (labels of shape (N, k)), or None
     tabular : columns given to the model as a second input
-    masks : a path template; the labels are then mask tiles cut with the same windows
+    masks : a path template; the labels are then mask tiles cut with the same windows. Of volumes also a mapping
     size : (height, width), pixels, to which every window is resampled; without it all windows have one size
     resample : ``"nearest"``, ``"bilinear"``, ``"bicubic"`` or ``"area"``; masks are always nearest
     pad : NumPy's ``"constant"``, ``"edge"``, ``"reflect"``, ``"symmetric"`` or ``"wrap"`` for windows that leave
@@ -98,7 +98,7 @@ def open_tiles(
     """
     _check_options(size, resample, pad, missing)
     wanted = Frames.of(frames)
-    templates = [template for template in (path, masks) if template]
+    templates = [template for template in (path, masks) if isinstance(template, str)]
     table = _table_of(manifest, target, tabular, wanted.labels, templates, outside=pad is not None)
     image_dir = folder_of(manifest) if image_dir is None else image_dir
     columns = _target_columns(table, target)
@@ -107,8 +107,8 @@ def open_tiles(
     given: dict[str, Any] = {"path": path, "target": target, "tabular": tabular, "masks": masks}
     given |= {"pad": pad, "bands": bands, "where": where, "follow_symlinks": follow_symlinks, "verify": verify}
     as_volumes = partial(_volumes, flat | {"scale_boxes": scale_boxes}, given, table, image_dir)
-    if "zmin" in table:
-        return as_volumes("boxes of six numbers lie in volumes")
+    if "zmin" in table or isinstance(image_dir, Mapping):
+        return as_volumes(f"{'boxes of six numbers lie in' if 'zmin' in table else 'a mapping holds'} volumes")
     windows = _windows_of(table)
     opener = partial(open_region, level=level)
     images = _Images.of(table, path, image_dir, wanted, missing, opener, follow_symlinks)
@@ -375,13 +375,15 @@ def _labels(
 def _mask_tiles(
     table: pd.DataFrame,
     windows: Int64s | None,
-    template: str,
+    template: str | Mapping[str, Any],
     image_dir: str | os.PathLike[str],
     opener: Any,
     form: TileForm,
     follow_symlinks: bool,
 ) -> MultiSourceArray:
     """Tiles of the masks under the same windows, nearest neighbour where they are resampled."""
+    if not isinstance(template, str):
+        raise ManifestError("masks= is a path template, such as 'masks/{region_id}.tif'; of volumes also a mapping")
     images = _Images.of(table, template, image_dir, Frames(None, False), "raise", opener, follow_symlinks)
     first = images.first()
     samples = first.inner_shape[2]

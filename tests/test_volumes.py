@@ -341,6 +341,12 @@ def test_open_tiles_opens_boxes_of_six_numbers(scans):
     np.testing.assert_array_equal(tiles.labels, table.target)
     np.testing.assert_array_equal(lt.open_tiles(table, folder, where={"split": "b"}).labels, table.target[1::2])
     np.testing.assert_array_equal(tiles[5], lt.open_volumes(table, folder)[5])
+    np.testing.assert_array_equal(lt.open_tiles(table, volumes)[5], tiles[5])
+    np.testing.assert_array_equal(lt.open_tiles(table, volumes, masks=volumes).labels[5], tiles[5])
+    wholes = lt.open_tiles(pd.DataFrame({"tile_id": ["a"]}), volumes)
+    np.testing.assert_array_equal(wholes[0, ..., 0], volumes["a"])
+    with pytest.raises(lt.ManifestError, match="volumes need boxes of six numbers"):
+        lt.open_tiles(table.drop(columns=["zmin", "zmax"]), volumes)
     table.to_csv(folder / "boxes.csv", index=False)
     np.testing.assert_array_equal(lt.open_tiles(folder / "boxes.csv")[5], tiles[5])
     np.testing.assert_array_equal(lt.open_volumes(folder / "boxes.csv").labels, table.target)
