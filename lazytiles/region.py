@@ -193,7 +193,10 @@ def to_gray(block: NDArray[Any]) -> NDArray[Any]:
     """
     if block.shape[-1] == 1:
         return block
-    luminance = block[..., :3].astype(np.float64) @ np.array(LUMA)
+    with np.errstate(invalid="ignore"):  # infinities
+        # Pixel by pixel: a matrix product rounds in another order in a block of another size.
+        red, green, blue = (block[..., k] * np.float64(weight) for k, weight in enumerate(LUMA))
+        luminance = red + green + blue
     whole = block.dtype.kind in "ui"
     gray = to_integers(luminance, block.dtype) if whole else luminance.astype(block.dtype)
     return gray[..., None]

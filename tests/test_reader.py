@@ -628,6 +628,16 @@ def test_gray_is_the_luminance(tmp_path):
     table = pd.DataFrame({"tile_id": ["a"], "region_id": [five.stem], "region_coordinates": ["(0, 0, 8, 8)"]})
     with pytest.raises(lt.RegionError, match=rf"{five.name} page 0: gray=True needs images"):
         lt.open_tiles(table, tmp_path, gray=True)
+    ties = pixels((200, 200, 3), seed=4)
+    region = lt.open_region(write(tmp_path / "t.tif", ties), gray=True)
+    whole = region[...]
+    for y, x in np.random.default_rng(0).integers(1, 200, (40, 2)):
+        np.testing.assert_array_equal(region[:y, :x], whole[:y, :x])
+    odd = np.full((4, 4, 3), 5, np.float32)
+    odd[1, 1], odd[2, 2, 0], odd[3, 3] = np.nan, np.inf, (np.inf, -np.inf, 0)
+    gray = lt.open_region(write(tmp_path / "o.tif", odd), gray=True)[...]
+    assert np.isnan(gray).sum() == 2
+    assert gray[2, 2] == np.inf
     complex_pixels = write(tmp_path / "z.tif", image.astype(np.complex64))
     with pytest.raises(lt.RegionError, match=r"z\.tif page 0: gray=True makes no sense of complex64 samples"):
         lt.open_region(complex_pixels, gray=True)
