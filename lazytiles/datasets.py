@@ -19,7 +19,7 @@ from lazytiles.kinds import (
     Pages,
     head_of,
     is_stack,
-    npy_pages,
+    npy_header,
     one_page,
     pages_of_array,
     picture_format,
@@ -32,6 +32,7 @@ from lazytiles.page import Page
 
 _ZARR = ("zarr.json", ".zarray")
 _HDF5 = b"\x89HDF\r\n\x1a\n"
+_NPY = b"\x93NUMPY"
 _WHOLE = 512  # segments of an array without chunks, pixels
 
 
@@ -75,8 +76,8 @@ def other_pages(key: FileKey, inner: str | None, page: int | str) -> Pages | Non
         return _only(hdf5_pages(key, inner), key, page)
     if inner is not None:
         raise RegionError(f"{key.path}: is no HDF5 file, so there is no dataset {inner!r} in it")
-    if head.startswith(b"\x93NUMPY"):
-        return _only(npy_pages(key, head_of(key)), key, page)
+    if head.startswith(_NPY):
+        return _only(npy_pages(key), key, page)
     picture = picture_format(head)
     if picture is not None:
         return picture_pages(key, head_of(key), picture, page)
@@ -136,7 +137,8 @@ class Chunks:
         box = (*lead, slice(y, y + self.segment[0]), slice(x, x + self.segment[1]))
         with opened(self.key, self.inner) as array:
             block = np.asarray(array[box])
-        block = block.astype(self.dtype, copy=False)
+            # Of a mapped file a copy is kept, never the map.
+            block = block.astype(self.dtype, copy=isinstance(array, np.memmap))
         height, width = min(self.segment[0], self.shape[0] - y), min(self.segment[1], self.shape[1] - x)
         return block.reshape(*block.shape[: len(lead)], height, width, self.shape[2])
 
@@ -151,6 +153,9 @@ def opened(key: FileKey, inner: str | None) -> Iterator[Any]:
     """
     if os.path.basename(key.path) in _ZARR:
         yield _open_zarr(key)
+        return
+    if pool.read(key, 0, len(_NPY)) == _NPY:
+        yield np.load(key.path, mmap_mode="r", allow_pickle=False)
         return
     h5py = require("h5py", extra="hdf5")
     with _readable(key, "HDF5 file"):
@@ -197,6 +202,25 @@ def _dataset(h5py: Any, key: FileKey, file: Any, inner: str | None) -> Any:
     if at.is_virtual or at.external:
         raise RegionError(f"{key.path}: dataset {inner!r} lies in other files; refused")
     return at
+
+
+def npy_pages(key: FileKey) -> Pages:
+    """The slices of a `.npy` file, mapped; where it is stored column by column, gathered block by block.
+
+    Raises
+    ------
+    RegionError : damaged, cut short, of objects, or column by column behind an address
+    """
+    shape, fortran, stored, offset = npy_header(key, head_of(key))
+    dtype = stored.newbyteorder("=")
+    if not fortran:
+        return pages_of_array(key, "", shape, dtype, offset, stored=stored)
+    if key.is_remote:
+        raise RegionError(
+            f"{key.path}: is stored column by column (Fortran order), which is read from local files only; save "
+            "np.ascontiguousarray of it instead"
+        )
+    return _chunked(key, None, shape, dtype, _one_chunk(shape))
 
 
 def hdf5_pages(key: FileKey, inner: str | None) -> Pages:

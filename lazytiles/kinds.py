@@ -82,8 +82,7 @@ def pages_of_array(
     """
     lead, inner = split_shape(f"{key.path} {number}".rstrip(), shape)
     page_bytes = math.prod(inner) * dtype.itemsize
-    if offset + lead * page_bytes > key.size:
-        raise RegionError(f"{key.path}: {lead * page_bytes} bytes at {offset} are cut short: the file has {key.size}")
+    check_room(key, lead * page_bytes, offset)
     stacked = is_stack(shape)
     pages = [
         one_page(
@@ -186,12 +185,12 @@ class _Plain:
     lzw: None = None
 
 
-def npy_pages(key: FileKey, head: bytes) -> Pages:
-    """The array of a `.npy` file, mapped; pickled objects are refused.
+def npy_header(key: FileKey, head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, whether it is stored column by column, dtype in the file, and offset of the first sample, of a `.npy`.
 
     Raises
     ------
-    RegionError : damaged, cut short, of objects, or in Fortran order
+    RegionError : damaged, cut short, or of objects
     """
     file = io.BytesIO(head)
     try:
@@ -200,12 +199,14 @@ def npy_pages(key: FileKey, head: bytes) -> Pages:
         shape, fortran, stored = read(file)
     except Exception as error:
         raise RegionError(f"{key.path}: not a readable .npy file: {type(error).__name__}: {error}") from error
-    dtype = plain_dtype(key.path, stored)
-    if fortran and len(shape) > 1:
-        raise RegionError(
-            f"{key.path}: is stored column by column (Fortran order); save np.ascontiguousarray of it instead"
-        )
-    return pages_of_array(key, "", shape, dtype, file.tell(), stored=stored)
+    check_room(key, math.prod(shape) * plain_dtype(key.path, stored).itemsize, file.tell())
+    return shape, fortran and len(shape) > 1, stored, file.tell()
+
+
+def check_room(key: FileKey, nbytes: int, offset: int) -> None:
+    """Refuse a file that ends before its samples do."""
+    if offset + nbytes > key.size:
+        raise RegionError(f"{key.path}: {nbytes} bytes at {offset} are cut short: the file has {key.size}")
 
 
 def plain_dtype(where: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
