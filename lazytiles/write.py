@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, NoReturn, Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -213,6 +214,12 @@ class BufferedWriter:
         of = "" if self._length is None else f" of {self._length}"
         return f"<{type(self).__name__} {self._rows}{of} rows of {self._shape} {self._dtype}, {state}>"
 
+    def _repr_html_(self) -> str:
+        return f"<code>{escape(repr(self))}</code>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self!r} cannot be pickled: one process writes a store; make the writer there")
+
 
 class StoreWriter(BufferedWriter):
     """Write a store in the format that its path's ending names; what the writers of all formats share.
@@ -274,17 +281,9 @@ class StoreWriter(BufferedWriter):
         **options: Any,
     ) -> None:
         super().__init__(_Nowhere(), chunk=chunk, shape=shape, dtype=dtype, length=length)
-        sink = StoreSink(
-            path,
-            KINDS[self._kind] if self._kind else kind_of(Path(path)),
-            options,
-            chunk=self._chunk,
-            mode=mode,
-            overwrite=overwrite,
-            resume=resume,
-            length=length,
-            sync=sync,
-        )
+        kind = KINDS[self._kind] if self._kind else kind_of(Path(path))
+        how: dict[str, Any] = {"mode": mode, "overwrite": overwrite, "resume": resume, "sync": sync}
+        sink = StoreSink(path, kind, options, chunk=self._chunk, length=length, **how)
         try:
             self._join(sink)
         except BaseException:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import random
 import subprocess
 import sys
@@ -181,6 +182,15 @@ def test_rows_may_change_after_they_were_written(suffix, tmp_path):
             buffer[:] = k
             writer.write(buffer)
     np.testing.assert_array_equal(content(path)[:, 0], np.repeat(np.arange(5), 3))
+
+
+def test_a_writer_is_shown_and_stays_in_its_process(suffix, tmp_path):
+    with WRITERS[suffix](tmp_path / f"rows.{suffix}", (2,), "u1", length=3) as out:
+        out.write(np.zeros((3, 2), "u1"))
+        assert "3 of 3 rows" in repr(out)
+        assert "3 of 3 rows" in out._repr_html_()
+        with pytest.raises(TypeError, match="one process writes a store"):
+            pickle.dumps(out)
 
 
 def test_a_bare_sink_is_flushed_by_handing_all_on():
