@@ -234,8 +234,10 @@ class NpyReader:
         self.rows: NDArray[Any] | None = None
         self.holds = bool(settings().mmap and shape[0])
         if self.holds:
-            self.rows = np.memmap(path, dtype, "r", start, shape)
-            self._map: Any = self.rows.base
+            mapped: Any = np.memmap(path, dtype, "r", start, shape)
+            self._map: Any = mapped.base
+            # A plain array of it: each operation on a memmap runs Python code of its class.
+            self.rows = mapped.view(np.ndarray)
         self.shape: tuple[int, ...] = shape
         self.dtype: np.dtype[Any] = dtype
         self._start = start

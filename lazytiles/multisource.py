@@ -319,6 +319,11 @@ class MultiSourceArray(TileDoors, Travels, LazyArray):
                 parts.append((self.sources[k], slots, (inside, *(place[slots] for place in places[1:]))))
         return parts
 
+    @property
+    def plans_batches(self) -> bool:
+        """Whether batches share segments, so that reading several together saves work."""
+        return self._form is not None
+
     def take_batches(
         self,
         batches: Sequence[Int64s],

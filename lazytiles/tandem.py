@@ -170,8 +170,10 @@ class Tandem:
         self.samples = lengths[0]
         self.threads = threads
         self._form = rebuilt(data, iter(range(len(self.sources))))
-        # The sources that plan several batches together (lazytiles' own arrays).
-        self.planned = tuple(k for k, s in enumerate(self.sources) if hasattr(s, "take_batches"))
+        # The sources that plan several batches together (lazytiles' own arrays over image files).
+        self.planned = tuple(
+            k for k, s in enumerate(self.sources) if hasattr(s, "take_batches") and getattr(s, "plans_batches", True)
+        )
         # Whether all the others lie in memory, so that reading them is not worth a thread.
         self.is_light = all(k in self.planned or type(s) is np.ndarray for k, s in enumerate(self.sources))
         self._turn = threading.Lock()

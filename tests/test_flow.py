@@ -28,7 +28,7 @@ import lazytiles as lt
 from lazytiles.errors import LazyTilesError, RegionError
 from lazytiles.flow import BatchFlow, Schedule
 from lazytiles.order import permutation
-from lazytiles.tandem import leaves, read_rows
+from lazytiles.tandem import Tandem, leaves, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -573,3 +573,11 @@ def test_a_damaged_region_is_named_at_its_batch(tiles, tmp_path):
 def test_the_repr_says_what_flows():
     assert repr(BatchFlow(X, 4, seed=1)) == "BatchFlow(23 samples in order, 6 batches of 4, seed 1)"
     assert "shuffled" in BatchFlow(X, 4, shuffle=True, shard=(1, 2), seed=1)._repr_html_()
+
+
+def test_only_image_files_are_read_in_blocks() -> None:
+    """Batches of arrays share nothing: a block of them would only fill memory that is never warm."""
+    kept = lt.MultiSourceArray([np.zeros((40, 8), "uint8")])
+    assert Tandem((kept, Planned(np.zeros((40, 8), "uint8")))).planned == (1,)
+    with BatchFlow(kept, 4, prefetch=2, threads=2) as flow:
+        assert sum(len(batch) for batch in flow) == 40
