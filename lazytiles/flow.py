@@ -152,6 +152,10 @@ def check_state(state: Mapping[str, int], expected: Mapping[str, int]) -> None:
     """
     if state.get("version") != STATE_VERSION:
         raise LazyTilesError(f"this state has version {state.get('version')!r}; version {STATE_VERSION} can be loaded")
+    if missing := sorted(expected.keys() - state.keys()):
+        raise LazyTilesError(f"this state lacks {', '.join(missing)}; pass what state_dict() gave")
+    if state["epoch"] < 0 or state["batch"] < 0:
+        raise LazyTilesError(f"this state is of batch {state['batch']} of epoch {state['epoch']}; both count from 0")
     for name, what in (("samples", "samples"), ("batch_size", "samples a batch"), ("seed", "as its seed")):
         if state[name] != expected[name]:
             raise LazyTilesError(f"this state is of a flow with {state[name]} {what}; this one has {expected[name]}")
@@ -323,10 +327,12 @@ class BatchFlow:
 
         Raises
         ------
-        LazyTilesError : another version, other data or other options
+        LazyTilesError : another version, other data or other options, or not what `state_dict` gave
         """
         expected = self.state_dict()
         check_state(state, expected if self._keeps_seed else {**expected, "seed": state["seed"]})
+        if state["batch"] >= max(1, len(self)):
+            raise LazyTilesError(f"this state is of batch {state['batch']}; an epoch of this flow has {len(self)}")
         self.seed = self._schedule.seed = state["seed"]
         if self._stage is not None:
             self._stage.seed = self.seed

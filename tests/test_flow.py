@@ -269,6 +269,19 @@ def test_states_of_other_flows_are_refused():
         BatchFlow(IDS, 4, shuffle=True, seed=1).load_state_dict({**state, "version": 7})
 
 
+def test_states_that_no_flow_gave_are_refused():
+    flow = BatchFlow(IDS, 4, shuffle=True, seed=1)
+    state = flow.state_dict()
+    for wrong, what in [
+        ({k: v for k, v in state.items() if k not in ("seed", "digest")}, "lacks digest, seed"),
+        ({**state, "batch": 6}, "batch 6; an epoch of this flow has 6"),
+        ({**state, "epoch": -1}, "count from 0"),
+    ]:
+        with pytest.raises(LazyTilesError, match=what):
+            flow.load_state_dict(wrong)
+    assert len(list(flow)) == 6
+
+
 def test_blocks_hold_their_bytes_and_each_batch_is_asked_once():
     source = Planned(np.zeros((64, 8), "uint8"))
     list(BatchFlow(source, 4, readahead_bytes=100))

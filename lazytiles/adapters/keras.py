@@ -259,6 +259,8 @@ class KerasAdapter(keras.utils.PyDataset):
         check_state(state, self.state_dict())
         if state["steps"] != len(self):
             raise LazyTilesError(f"this state has {state['steps']} steps an epoch; this adapter has {len(self)}")
+        if state["batch"] >= len(self):
+            raise LazyTilesError(f"this state is of batch {state['batch']}; an epoch has {len(self)}")
         with self._lock:
             self._server.drop()
             self._server.set_epoch(state["epoch"], state["batch"])
