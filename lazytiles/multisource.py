@@ -94,6 +94,7 @@ class MultiSourceArray(TileDoors, Travels, LazyArray):
         self._table = table_of(table, total)
         self.tabular_columns: tuple[str, ...] | None = None
         self._valid: NDArray[np.bool_] | None = None
+        self._segment: tuple[int, int] | None = None  # of the images, as far as is known
         self._rows = np.arange(total, dtype=np.int64)
         self._order: Int64s | None = None
         self.shape: tuple[int, ...] = (total, *inner)
@@ -256,8 +257,7 @@ class MultiSourceArray(TileDoors, Travels, LazyArray):
     def _cells(self) -> tuple[int | None, ...] | None:
         if self._form is None or self._form.resample is not None:
             return None
-        page = next((p for p in self.sources[0]._pages if p is not None), None)
-        return (*(page.segment if page is not None else self._form.size), None)
+        return (*(self._segment or self._form.size), None)
 
     def take(self, indices: Any, out: NDArray[Any] | None = None, *, threads: int | None = None) -> NDArray[Any]:
         """The batch read that everything uses: one plan, each segment decoded once, one new array.

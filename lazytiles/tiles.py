@@ -118,6 +118,7 @@ def open_tiles(
         return as_volumes(f"{first.path} is a volume")
     form = _form(first, windows, table, size=size, resample=resample, pad=pad, bands=bands, gray=gray)
     array = _assembled(table, windows, images, form, timed=wanted.timed)
+    array._segment = first.pages[0].segment
     array._valid = images.valid(array) if missing == "fill" else None
     array._labels = _labels(array, target, columns, scale_boxes)
     if masks is not None:

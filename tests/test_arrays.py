@@ -820,6 +820,15 @@ def test_take_batches_equals_take(made):
         tiles.take([11])
 
 
+def test_the_first_read_leaves_strips_out_too(tmp_path):
+    image = pixels((64, 48, 1), seed=3)
+    write(tmp_path / "a.tif", image[..., 0], rowsperstrip=4, compression="zlib")
+    table = pd.DataFrame([("t", "a", 8, 0, 40, 64)], columns=["tile_id", "region_id", "xmin", "ymin", "xmax", "ymax"])
+    with within_limits(cache_bytes=0), Counting() as done:
+        np.testing.assert_array_equal(lt.open_tiles(table, tmp_path)[0, ::16], image[::16, 8:40])
+    assert done.segments == 4
+
+
 def test_frames_and_rows_are_pushed_down(folder):
     made = make(
         folder / "pushed", frames=("2016", "2017"), tiles=30, layouts=({"tile": (16, 16), "compression": "zlib"},)
