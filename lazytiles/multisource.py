@@ -247,8 +247,8 @@ class MultiSourceArray(TileDoors, Travels, LazyArray):
     ) -> Iterator[tuple[MultiSourceArray, MultiSourceArray]]:
         """`n` times a training and a test part; every sample is tested once; options as for `split`."""
         still = self.copy()  # a shuffle between two folds must not move samples from one to another
-        for train, test in kfold_rows(still, n, by=by, stratify=stratify, seed=seed):
-            yield still.select(train), still.select(test)
+        folds = kfold_rows(still, n, by=by, stratify=stratify, seed=seed)
+        return ((still.select(train), still.select(test)) for train, test in folds)
 
     def __getitem__(self, key: Any) -> Any:
         asked = request(key, self.shape, row_axes=self._row_axes, cells=self._cells())

@@ -161,9 +161,8 @@ def split_rows(
     """
     groups, classes, order = _in_first_order(array, by, stratify)
     first, _ = split_groups(groups, fraction, seed=seed, n=len(array), stratify=classes)
-    side = np.zeros(len(array), dtype=np.bool_)
-    side[first] = True
-    return np.flatnonzero(side[order]), np.flatnonzero(~side[order])
+    rest, positions = _sides(first, order)
+    return positions, rest
 
 
 def kfold_rows(
@@ -171,10 +170,15 @@ def kfold_rows(
 ) -> Iterator[tuple[Int64s, Int64s]]:
     """Positions in the current order of k training and test parts; options as for `split_rows`."""
     groups, classes, order = _in_first_order(array, by, stratify)
-    for _, fold in kfold_indices(k, len(array), seed=seed, groups=groups, stratify=classes):
-        tested = np.zeros(len(array), dtype=np.bool_)
-        tested[fold] = True
-        yield np.flatnonzero(~tested[order]), np.flatnonzero(tested[order])
+    folds = kfold_indices(k, len(array), seed=seed, groups=groups, stratify=classes)
+    return (_sides(fold, order) for _, fold in folds)
+
+
+def _sides(chosen: Int64s, order: Int64s) -> tuple[Int64s, Int64s]:
+    """Where in an order the samples stand that were not chosen, and those that were."""
+    side = np.zeros(len(order), dtype=np.bool_)
+    side[chosen] = True
+    return np.flatnonzero(~side[order]), np.flatnonzero(side[order])
 
 
 def _in_first_order(array: Any, by: Any, stratify: Any) -> tuple[Any, Any, Int64s]:

@@ -281,6 +281,14 @@ def test_folds_stay_apart_when_the_array_is_shuffled_between():
     assert sorted(tested) == list(range(0, 120, 3))
 
 
+def test_folds_that_cannot_be_are_refused_at_once():
+    array = MultiSourceArray([np.arange(9)])
+    with pytest.raises(ValueError, match="at least 2"):
+        array.kfold(1)
+    with pytest.raises(ValueError, match="only 9 samples"):
+        array.kfold(10)
+
+
 def test_an_array_splits_by_source_with_its_labels():
     array = MultiSourceArray([np.full((n, 2), n) for n in (5, 9, 4, 7)], labels=list("abcd"))
     first, second = array.shuffle(3).split(0.6, by="source", seed=2)
