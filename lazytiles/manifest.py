@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 import numpy as np
@@ -63,7 +63,7 @@ def read_manifest(
     manifest : DataFrame, or path of a CSV (UTF-8, commas) or Parquet file, with the columns `tile_id`,
         `region_id` (or `path`, a file below the image folder), optionally `label_id`, and boxes in half-open
         pixels: `region_coordinates` as ``"(xmin, ymin, xmax, ymax)"``, or four columns `xmin, ymin, xmax, ymax`
-        (six with `zmin`, `zmax`), or none at all, for tiles that are whole images, which need no `region_id`
+        (six with `zmin`, `zmax`), or none, for whole images, which need no `region_id` where `text` names others
     target, tabular : the columns that must be finite numbers
     optional : further such columns, if the table has them
     frames : the label ids in use; targets are then checked in the rows of the last one only
@@ -128,7 +128,7 @@ def inspect_manifest(
     source = open_table(manifest, problems)
     problems.name, problems.where = source.name, source.where
     numbers = [*names_of(target), *names_of(tabular), *(name for name in optional if name in source.columns)]
-    kept = _check_columns(source, numbers)
+    kept = _check_columns(source, numbers, {*text} - {"path"})
     reading = _Reading(source, problems, kept, {*text} & {*kept})
     reading.run(allow_outside, progress)
     table = reading.finish(numbers, frames)
@@ -136,13 +136,14 @@ def inspect_manifest(
     return table, problems
 
 
-def _check_columns(source: Pieces, numbers: Sequence[str]) -> list[str]:
+def _check_columns(source: Pieces, numbers: Sequence[str], text: Collection[str]) -> list[str]:
     """The columns beside ids and boxes; refuses a table that lacks a column."""
     have = source.columns
     box = [name for name in BOX_3D if name in have]
-    # A row without a box is an image of its own, which its tile_id names as well.
+    # A row without a box is an image of its own, for which another column may stand in a template.
     whole = not box and "region_coordinates" not in have
-    wanted = ["tile_id", *numbers] if whole or "path" in have else ["tile_id", "region_id", *numbers]
+    named = "path" in have or (whole and text and "region_id" not in text)
+    wanted = ["tile_id", *numbers] if named else ["tile_id", "region_id", *numbers]
     if box:
         wanted += BOX_3D if "zmin" in have or "zmax" in have else BOX_2D
     missing = [name for name in wanted if name not in have]

@@ -64,10 +64,9 @@ def default_template(table: pd.DataFrame) -> str:
     >>> default_template(pd.DataFrame({"region_id": ["a"], "label_id": ["2018"]}))
     '{label_id}/{region_id}.tif'
     """
-    region = region_column(table)
     if "path" in table:
         return "{path}"
-    return f"{{label_id}}/{{{region}}}.tif" if "label_id" in table else f"{{{region}}}.tif"
+    return "{label_id}/{region_id}.tif" if "label_id" in table else "{region_id}.tif"
 
 
 def folder_of(manifest: pd.DataFrame | str | os.PathLike[str]) -> str:

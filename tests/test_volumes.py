@@ -282,6 +282,8 @@ def test_whole_volumes_need_no_boxes(tmp_path):
     assert plain.shape == tiles.shape
     np.testing.assert_array_equal(plain.labels, range(5))
     np.testing.assert_array_equal(plain[3, ..., 0], arrays[3])
+    with pytest.raises(lt.ManifestError, match="the column region_id is missing"):
+        lt.open_tiles(table.drop(columns="region_id"), tmp_path)
     with pytest.raises(lt.ManifestError, match=r"id-0\.npy is a volume; size= is for images"):
         lt.open_tiles(table, tmp_path, path="{tile_id}.npy", size=(8, 8))
     np.save(tmp_path / "flat.npy", arrays[0, 0])
@@ -343,7 +345,7 @@ def test_open_tiles_opens_boxes_of_six_numbers(scans):
     np.testing.assert_array_equal(tiles[5], lt.open_volumes(table, folder)[5])
     np.testing.assert_array_equal(lt.open_tiles(table, volumes)[5], tiles[5])
     np.testing.assert_array_equal(lt.open_tiles(table, volumes, masks=volumes).labels[5], tiles[5])
-    wholes = lt.open_tiles(pd.DataFrame({"tile_id": ["a"]}), volumes)
+    wholes = lt.open_tiles(pd.DataFrame({"tile_id": ["t"], "region_id": ["a"]}), volumes)
     np.testing.assert_array_equal(wholes[0, ..., 0], volumes["a"])
     with pytest.raises(lt.ManifestError, match="volumes need boxes of six numbers"):
         lt.open_tiles(table.drop(columns=["zmin", "zmax"]), volumes)
