@@ -26,7 +26,7 @@ from lazytiles.resample import to_integers
 Int64s = NDArray[np.int64]
 Where = tuple[str | None, int | str, int]  # dataset, page, level
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow and OpenCV weigh red, green and blue
+LUMA = (299, 587, 114)  # thousandths of red, green and blue: ITU-R BT.601, as Pillow and OpenCV weigh them
 
 
 class Region(RegionDoors, LazyArray):
@@ -193,11 +193,14 @@ def to_gray(block: NDArray[Any]) -> NDArray[Any]:
     """
     if block.shape[-1] == 1:
         return block
-    with np.errstate(invalid="ignore"):  # infinities
-        # Pixel by pixel: a matrix product rounds in another order in a block of another size.
-        red, green, blue = (block[..., k] * np.float64(weight) for k, weight in enumerate(LUMA))
-        luminance = red + green + blue
+    # Pixel by pixel: a matrix product rounds in another order in a block of another size.
     whole = block.dtype.kind in "ui"
+    if whole and block.dtype.itemsize <= 4:  # exact
+        red, green, blue = (block[..., k] * np.int64(weight) for k, weight in enumerate(LUMA))
+        return ((red + green + blue + 500) // 1000).astype(block.dtype)[..., None]
+    with np.errstate(invalid="ignore"):  # infinities
+        parts = [block[..., k] * np.float64(weight / 1000) for k, weight in enumerate(LUMA)]
+        luminance: NDArray[Any] = parts[0] + parts[1] + parts[2]
     gray = to_integers(luminance, block.dtype) if whole else luminance.astype(block.dtype)
     return gray[..., None]
 

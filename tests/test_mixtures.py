@@ -81,7 +81,7 @@ def cut(image, box, *, pad, bands, gray, size, method):
         x0, y0, x1, y1 = (n + far for n in box)
     tile = image[y0:y1, x0:x1]
     if gray:
-        tile = np.floor(tile.astype(float) @ [0.299, 0.587, 0.114] + 0.5).astype(tile.dtype)[..., None]
+        tile = ((tile.astype(int) @ [299, 587, 114] + 500) // 1000).astype(tile.dtype)[..., None]
     elif bands:
         tile = tile[..., bands]
     if size is None or tile.shape[:2] == size:
