@@ -25,6 +25,32 @@ Box: TypeAlias = tuple[tuple[int, int], ...]
 Part: TypeAlias = tuple[RegionTiles, Int64s, tuple[Int64s, ...]]
 
 
+def by_source(
+    sources: Sequence[Any], starts: Int64s, rows: Int64s, others: tuple[Int64s, ...]
+) -> list[tuple[Any, Int64s, tuple[Int64s, ...]]]:
+    """For each source that some samples lie in: the slots of the block they fill, and where they lie in it.
+
+    Parameters
+    ----------
+    sources : one after the other, source k being the rows ``starts[k]:starts[k + 1]``
+    rows : int64, shape (n,), the row of each slot
+    others : places of each slot on the axes after the first, such as its frame
+    """
+    if len(sources) == 1 and len(rows):
+        return [(sources[0], np.arange(len(rows)), (rows, *others))]
+    number = np.searchsorted(starts, rows, side="right") - 1
+    if len(number) and (number == number[0]).all():
+        first = int(number[0])
+        return [(sources[first], np.arange(len(rows)), (rows - starts[first], *others))]
+    order = np.argsort(number, kind="stable")
+    parts = []
+    for slots in np.split(order, np.flatnonzero(np.diff(number[order])) + 1):
+        if len(slots):
+            k = int(number[slots[0]])
+            parts.append((sources[k], slots, (rows[slots] - starts[k], *(place[slots] for place in others))))
+    return parts
+
+
 def read_blocks(
     places: Sequence[Request],
     inner: tuple[int, ...],

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lazytiles.agreement import agreement, chosen, labels_of, limited, positions_of, table_of
-from lazytiles.blocks import positions, read_blocks, read_each, read_parts
+from lazytiles.blocks import by_source, positions, read_blocks, read_each, read_parts
 from lazytiles.doors import TileDoors
 from lazytiles.errors import ManifestError
 from lazytiles.gather import Done, TileForm
@@ -302,22 +302,7 @@ class MultiSourceArray(TileDoors, Travels, LazyArray):
     def _parts(self, places: tuple[Int64s, ...]) -> list[tuple[Any, Int64s, tuple[Int64s, ...]]]:
         """For each source that some samples lie in: the slots of the block they fill, and where they lie in it."""
         now = places[0] if self._order is None else self._order[places[0]]
-        rows = self._rows[now]
-        if len(self.sources) == 1 and len(rows):
-            return [(self.sources[0], np.arange(len(rows)), (rows, *places[1:]))]
-        number = np.searchsorted(self._starts, rows, side="right") - 1
-        if len(number) and (number == number[0]).all():
-            source = self.sources[int(number[0])]
-            return [(source, np.arange(len(rows)), (rows - self._starts[number[0]], *places[1:]))]
-        by_source = np.argsort(number, kind="stable")
-        cuts = np.flatnonzero(np.diff(number[by_source])) + 1
-        parts = []
-        for slots in np.split(by_source, cuts):
-            if len(slots):
-                k = int(number[slots[0]])
-                inside = rows[slots] - self._starts[k]
-                parts.append((self.sources[k], slots, (inside, *(place[slots] for place in places[1:]))))
-        return parts
+        return by_source(self.sources, self._starts, self._rows[now], places[1:])
 
     @property
     def plans_batches(self) -> bool:

@@ -101,7 +101,6 @@ def open_tiles(
     templates = [template for template in (path, masks) if isinstance(template, str)]
     table = _table_of(manifest, target, tabular, wanted.labels, templates, outside=pad is not None)
     image_dir = folder_of(manifest) if image_dir is None else image_dir
-    columns = _target_columns(table, target)
     table = wanted.rows(table)
     flat = {"frames": wanted.timed, "size": size, "gray": gray, "level": level, "missing": missing}
     given: dict[str, Any] = {"path": path, "target": target, "tabular": tabular, "masks": masks}
@@ -120,7 +119,7 @@ def open_tiles(
     array = _assembled(table, windows, images, form, timed=wanted.timed)
     array._segment = first.pages[0].segment
     array._valid = images.valid(array) if missing == "fill" else None
-    array._labels = _labels(array, target, columns, scale_boxes)
+    array._labels = _labels(array, target, scale_boxes)
     if masks is not None:
         array._labels = _mask_tiles(table, windows, masks, image_dir, opener, form, follow_symlinks)
     array.tabular_columns = _names(tabular)
@@ -361,12 +360,11 @@ def _assembled(
     return array
 
 
-def _labels(
-    array: MultiSourceArray, target: str | Sequence[str] | None, columns: list[str], places: Sequence[str]
-) -> Any:
+def _labels(array: MultiSourceArray, target: str | Sequence[str] | None, places: Sequence[str]) -> Any:
+    assert array.table is not None
+    columns = _target_columns(array.table, target)
     if not columns:
         return None
-    assert array.table is not None
     labels = array.table[columns].to_numpy()
     if places:
         labels = scaled_boxes(array, labels, columns, places)
