@@ -13,13 +13,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.blockwise import BlockTarget, write_block
-from lazytiles.errors import require
+from lazytiles.errors import LazyTilesError, require
 from lazytiles.multisource import MultiSourceArray
 from lazytiles.sink import StoreSink
 
@@ -75,7 +76,8 @@ def write_on(client: Any, tiles: MultiSourceArray, sink: StoreSink, report: Call
         blocks = tiles.to_dask(chunks=(step, *tiles.shape[1:])).to_delayed().ravel()
         delayed = importlib.import_module("dask").delayed
         writes = [delayed(write_block, pure=False)(target, start, blocks[start // step]) for start in starts]
-        for start, crcs in _as_they_end(client, client.compute(writes)):
+        parts = [range(start, min(start + step, len(tiles))) for start in starts]
+        for start, crcs in _as_they_end(client, client.compute(writes), tiles, parts):
             sink.place(start, crcs)
             done += min(step, len(tiles) - start)
             report(done, len(tiles))
@@ -84,14 +86,44 @@ def write_on(client: Any, tiles: MultiSourceArray, sink: StoreSink, report: Call
         sink.abort()
 
 
-def _as_they_end(client: Any, futures: Sequence[Any]) -> Iterator[Any]:
+def _as_they_end(client: Any, futures: Sequence[Any], tiles: Any, parts: Sequence[Any]) -> Iterator[Any]:
     completed = require("distributed", extra="cluster").as_completed(futures)
+    samples = {future.key: part for future, part in zip(futures, parts, strict=True)}
     try:
         for future in completed:
-            yield future.result()
+            yield result_of(future, tiles, samples[future.key])
             future.release()
     finally:
         client.cancel(futures)
+
+
+def result_of(future: Any, tiles: Any, samples: Sequence[int] | NDArray[np.int64]) -> Any:
+    """The result of a task, or its error, which names samples and files where every worker died of them.
+
+    Parameters
+    ----------
+    future : of the task
+    tiles : an array of samples
+    samples : the positions of those that the task is about
+
+    Raises
+    ------
+    LazyTilesError : the task has killed so many workers that it is not tried again
+    """
+    try:
+        return future.result()
+    except Exception as error:
+        if type(error).__name__ != "KilledWorker" or not isinstance(tiles, MultiSourceArray):
+            raise
+        sources = np.unique(tiles.index_pairs[np.asarray(samples), 0]).tolist()
+        openers = [opener for number in sources for opener in getattr(tiles.sources[number], "regions", ())]
+        paths = [str(opener.args[0]) for opener in openers if isinstance(opener, partial)]
+        more = f" and {len(paths) - 5} more files" if len(paths) > 5 else ""
+        raise LazyTilesError(
+            f"{tiles.name_of(int(samples[0]))} to {tiles.name_of(int(samples[-1]))} ({', '.join(paths[:5])}{more}): "
+            "every worker that worked on them died, for want of memory or by a crash; see the workers' logs, and "
+            "give them more memory or fewer threads"
+        ) from error
 
 
 def in_order(client: Any, work: Callable[..., Any], shared: Any, parts: Sequence[Any]) -> Generator[Any, None, None]:
@@ -101,8 +133,10 @@ def in_order(client: Any, work: Callable[..., Any], shared: Any, parts: Sequence
     ----------
     client : a `distributed.Client`
     work : a function that can be sent
-    shared : what every task needs; it is held as a task of its own, and made again when its worker dies
-    parts : one for each task; some are worked on ahead of the one that is waited for
+    shared : what every task needs, with the tiles second; it is held as a task of its own, and made again when
+        its worker dies
+    parts : one for each task, the positions of its samples first; some are worked on ahead of the one that is
+        waited for
     """
     held = client.submit(_same, shared, pure=False)
     waiting = iter(parts)
@@ -111,13 +145,15 @@ def in_order(client: Any, work: Callable[..., Any], shared: Any, parts: Sequence
         while True:
             most = 2 * max(1, sum(client.nthreads().values()))
             while len(ahead) < most and (part := next(waiting, waiting)) is not waiting:
-                ahead.append(client.submit(work, held, part, pure=False))
+                ahead.append((client.submit(work, held, part, pure=False), part))
             if not ahead:
                 return
-            yield ahead[0].result()
-            ahead.popleft().release()
+            future, part = ahead[0]
+            yield result_of(future, shared[1], part[0])
+            ahead.popleft()
+            future.release()
     finally:
-        client.cancel(list(ahead))
+        client.cancel([future for future, _ in ahead])
         held.release()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.cluster import connected
+from lazytiles.cluster import connected, result_of
 from lazytiles.multisource import MultiSourceArray
 
 _BATCH_BYTES = 16 * 2**20
@@ -222,20 +222,21 @@ def _each(tiles: Any, parts: list[NDArray[np.int64]], edges: Any, client: Any, t
         chunks = (tuple(len(part) for part in parts), *tiles.shape[1:])
         blocks = tiles.select(np.concatenate(parts)).to_dask(chunks=chunks).to_delayed().ravel()
         sums = importlib.import_module("dask").delayed(_sum_block, pure=False)
-        return _results(client, client.compute([sums(block, edges) for block in blocks]))
+        return _results(client, client.compute([sums(block, edges) for block in blocks]), tiles, parts)
     # Held by the scheduler as a task, not as data: it is made again when the worker that has it dies.
     shared = client.submit(_same, tiles, pure=False)
-    return _results(client, [client.submit(_sum_part, shared, part, edges, 1, pure=False) for part in parts])
+    futures = [client.submit(_sum_part, shared, part, edges, 1, pure=False) for part in parts]
+    return _results(client, futures, tiles, parts)
 
 
 def _same(tiles: Any) -> Any:
     return tiles
 
 
-def _results(client: Any, futures: list[Any]) -> Iterable[_Sums]:
+def _results(client: Any, futures: list[Any], tiles: Any, parts: list[NDArray[np.int64]]) -> Iterable[_Sums]:
     try:
-        for future in futures:
-            yield future.result()
+        for future, part in zip(futures, parts, strict=True):
+            yield result_of(future, tiles, part)
     finally:
         client.cancel(futures)
 

@@ -233,6 +233,17 @@ def test_a_model_that_always_fails_is_an_error(client: Any, tmp_path: Path) -> N
         list(predict(3, made(tmp_path, regions=2), client=client))
 
 
+def test_a_task_that_kills_every_worker_names_its_tiles(
+    client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def factory() -> Callable[[Any], Any]:
+        return lambda batch: os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(client.cluster.scheduler, "allowed_failures", 0)
+    with pytest.raises(LazyTilesError, match=r"tile 0-0-0 with box .* to tile 0-\d+-\d+ .*0\.tif\): every worker"):
+        list(predict(factory, made(tmp_path, regions=1), client=client))
+
+
 def test_a_region_that_cannot_be_read_ends_the_statistics(client: Any, tmp_path: Path) -> None:
     tiles = made(tmp_path)
     (tmp_path / "4.tif").write_bytes(b"II*\0")
