@@ -594,3 +594,12 @@ def test_only_image_files_are_read_in_blocks() -> None:
     assert Tandem((kept, Planned(np.zeros((40, 8), "uint8")))).planned == (1,)
     with BatchFlow(kept, 4, prefetch=2, threads=2) as flow:
         assert sum(len(batch) for batch in flow) == 40
+
+
+@pytest.mark.parametrize("kind", [lt.LimitError, lt.SegmentError, lt.ManifestError])
+def test_an_error_of_ours_stays_of_its_kind(kind):
+    def fail(batch, rng):
+        raise kind("too much")
+
+    with pytest.raises(kind, match=r"transform of batch 0 of epoch 0 \(.*\): .*too much"):
+        next(iter(lt.BatchFlow(np.zeros((4, 3)), 2, transform=fail)))
