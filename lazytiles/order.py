@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lazytiles.keys import Int64s
+from lazytiles.keys import Int64s, select_rows
 from lazytiles.seeds import fresh_seed, generator, stable_argsort, stream
 
 __all__ = [
@@ -257,7 +257,7 @@ def mixing(order: ArrayLike | None, groups: ArrayLike, batch_size: int = 32) -> 
     """
     sequence = ranks_of(groups)
     if order is not None:
-        sequence = sequence[np.asarray(order)]
+        sequence = sequence[select_rows(order, len(sequence))]
     n = len(sequence)
     if n == 0:
         return Mixing(0.0, 0.0, 0.0)

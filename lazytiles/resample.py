@@ -59,7 +59,6 @@ def resize(image: NDArray[Any], size: tuple[int, int], method: str) -> NDArray[A
 
 
 @lru_cache(maxsize=256)
-@lru_cache(maxsize=256)
 def _nearest(length: int, wanted: int) -> NDArray[np.intp]:
     """Which of `length` pixels stands at each of `wanted` places: Pillow's choice, ties included."""
     numbers = Image.fromarray(np.arange(length, dtype=np.int32)[None])

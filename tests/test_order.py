@@ -221,7 +221,7 @@ def test_mixing_of_no_shuffle():
     measured = mixing(None, np.repeat(["x", "y"], 64))
     assert (measured.distinct, round(measured.correlation, 2)) == (1.0, 0.98)
     assert str(measured) == "1.00 groups in a batch (2.00 in a full shuffle), correlation of neighbours 0.984"
-    assert mixing(np.arange(0), []).distinct == 0
+    assert mixing(np.arange(0), []).distinct == mixing([], []).distinct == 0
     assert mixing(None, [5, 5, 5]).correlation == 0
     assert mixing(None, [5, 5, 6]).expected == 2
 
