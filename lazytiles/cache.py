@@ -154,6 +154,11 @@ class SegmentCache:
         finally:
             self.settle(claim, runs)
 
+    def held(self, wanted: Iterable[tuple[Hashable, int, int]]) -> list[bool]:
+        """Which of some (page, first, stop) are kept wholly now; they count as used, and go after the others."""
+        with self._lock:
+            return [not self._split(*each)[1] for each in wanted]
+
     def missing(self, key: Hashable, first: int, stop: int) -> list[range]:
         """Which of the segments ``first:stop`` are not kept now."""
         with self._lock:

@@ -99,9 +99,18 @@ class _Read:
             if jobs > 1:
                 self._advise()
             if jobs:
-                _spread(self._job, jobs, min(threads, jobs), self.stop)
+                order = self._kept_first()
+                _spread(lambda k: self._job(order[k]), jobs, min(threads, jobs), self.stop)
         count("segments_decoded", self.decoded)
         count("bytes_read", self.bytes_read)
+
+    def _kept_first(self) -> list[int]:
+        """The jobs, those first that are kept decoded: what the others decode would push them out of the cache."""
+        if not settings().cache_bytes:
+            return list(range(len(self.jobs)))
+        pages = self.plan.windows.pages
+        held = cache.held(((pages[j[0]].file, pages[j[0]].number), j[1], j[1] + j[2]) for j in self.jobs)
+        return sorted(range(len(held)), key=lambda k: not held[k])
 
     def _check_files(self) -> None:
         windows = self.plan.windows

@@ -61,6 +61,18 @@ def test_a_lower_budget_holds_at_once(lower, tmp_path):
     assert cache.nbytes == held() == lower // 256 * 256
 
 
+@pytest.mark.parametrize("options", [{"tile": (32, 32)}, {"rowsperstrip": 4}])
+def test_what_is_kept_is_used_before_it_is_pushed_out(options, tmp_path):
+    image = pixels((256, 256))
+    region = lt.open_region(write(tmp_path / "a.tif", image, compression="zlib", **options))
+    with within_limits(cache_bytes=image.nbytes // 2, threads=1):
+        region[...]
+        for _ in range(3):  # again and again from top to bottom, which alone would find nothing in half the bytes
+            with Counting() as done:
+                np.testing.assert_array_equal(region, image)
+            assert done.hits >= 0.4 * (done.hits + done.segments)
+
+
 def test_nothing_is_kept_without_a_budget(tmp_path):
     image = pixels((64, 64))
     region = lt.open_region(write(tmp_path / "a.tif", image, compression="zlib", tile=(16, 16)))
