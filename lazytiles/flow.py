@@ -194,7 +194,7 @@ class BatchFlow:
     Raises
     ------
     TypeError : something in `data` is not a source
-    ValueError : lengths that differ, an option out of its range
+    ValueError : lengths that differ, an option out of its range, shards of a random order without a seed
 
     Notes
     -----
@@ -242,6 +242,8 @@ class BatchFlow:
             seed=self.seed,
             shard=shard,
         )
+        if seed is None and self._schedule.is_random and self._schedule.shard[1] > 1:
+            raise ValueError("shards of a random order need one seed; pass the same seed= to each of them")
         self._stage = None if transform is None else Stage(transform, self.seed, processes=processes)
         self._begin: Key = (0, 0)  # where the next iteration begins
         self._position: Key = (0, 0)  # of the next batch of the iteration that last gave one

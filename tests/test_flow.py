@@ -145,6 +145,9 @@ def test_what_is_no_source_is_refused():
         BatchFlow(X, 0)
     with pytest.raises(ValueError, match="shard"):
         BatchFlow(X, 4, shard=(2, 2))
+    for random in ({"shuffle": True}, {"replacement": True}):
+        with pytest.raises(ValueError, match="shards of a random order need one seed"):
+            BatchFlow(X, 4, shard=(0, 2), **random)
 
 
 def test_pandas_columns_are_read_by_position():
