@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import pickle
 import random
@@ -472,6 +473,7 @@ def test_fifty_evaluates_leave_nothing():
 @pytest.mark.parametrize("kind", [np.asarray, Planned])
 def test_a_stalled_consumer_bounds_what_is_alive(prefetch, kind):
     adapter = KerasAdapter(kind(IDS), Y, batch_size=1, prefetch=prefetch)
+    gc.collect()  # what earlier tests left in cycles is not to go in the middle of this one
     before = lt.counters()["batches_alive"]
     adapter.on_epoch_begin()
     held = adapter[0]
@@ -484,6 +486,7 @@ def test_a_stalled_consumer_bounds_what_is_alive(prefetch, kind):
 
 def test_what_a_consumer_drops_is_not_kept():
     adapter = KerasAdapter(IDS, Y, batch_size=1, prefetch=0)
+    gc.collect()  # what earlier tests left in cycles is not to go in the middle of this one
     before = lt.counters()["batches_alive"]
     adapter.on_epoch_begin()
     for k in range(4):
