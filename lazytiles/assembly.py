@@ -188,7 +188,7 @@ class Passed:
             return
         for page in self._pages:
             if page.raw_offsets is None:
-                cache.drop((page.file, page.number), partial(_is_above, page, row))
+                cache.drop(page.key, partial(_is_above, page, row))
                 continue
             line = page.shape[1] * page.segment_samples * page.dtype.itemsize
             for offset in page.raw_offsets:

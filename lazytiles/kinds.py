@@ -174,7 +174,6 @@ def one_page(
         raw_offsets=None if raw is None else (raw,),
         stored_dtype=stored or dtype,
         samples_axis=samples_axis,
-        subfile_type=0,
     )
 
 

@@ -63,7 +63,11 @@ class Page:
     raw_offsets: tuple[int, ...] | None
     stored_dtype: np.dtype[Any]
     samples_axis: bool
-    subfile_type: int
+
+    @property
+    def key(self) -> tuple[FileKey, str]:
+        """What its decoded segments are kept under."""
+        return self.file, self.number
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -192,7 +196,6 @@ def facts(key: FileKey, page: tifffile.TiffPage, number: str) -> Page:
         raw_offsets=raw,
         stored_dtype=dtype.newbyteorder(page.parent.byteorder),
         samples_axis=len(page.shape) == 3,
-        subfile_type=int(page.subfiletype),
     )
 
 

@@ -109,7 +109,7 @@ class _Read:
         if not settings().cache_bytes:
             return list(range(len(self.jobs)))
         pages = self.plan.windows.pages
-        held = cache.held(((pages[j[0]].file, pages[j[0]].number), j[1], j[1] + j[2]) for j in self.jobs)
+        held = cache.held((pages[j[0]].key, j[1], j[1] + j[2]) for j in self.jobs)
         return sorted(range(len(held)), key=lambda k: not held[k])
 
     def _check_files(self) -> None:
@@ -150,7 +150,7 @@ class _Read:
         """The byte ranges of the segments of a job that are not kept decoded."""
         at, first, length = self.jobs[number][:3]
         page = self.plan.windows.pages[at]
-        left = [k for part in cache.missing((page.file, page.number), first, first + length) for k in part]
+        left = [k for part in cache.missing(page.key, first, first + length) for k in part]
         spans = ((int(page.offsets[k]), int(page.counts[k])) for k in left)
         return [(page.file.path, a, a + n) for a, n in spans if n and a >= 0 and a + n <= page.file.size]
 
@@ -228,22 +228,23 @@ class _Read:
         if not page.counts[first]:
             shape = (height * len(segments), page.segment[1], page.segment_samples)
             return [(0, filled(shape, page.dtype, page.fill))]
-        if not settings().cache_bytes:
-            return [
-                ((run.first - first) * height, run.array) for run in self._decode(page, segments, row, column, where)
-            ]
-        claim = Claim((page.file, page.number), first, segments.stop)
+        read = self._decode if not settings().cache_bytes else self._kept
+        return [((run.first - first) * height, run.array) for run in read(page, segments, row, column, where)]
+
+    def _kept(self, page: Page, segments: range, row: int, column: int, where: list[int] | None) -> list[Run]:
+        """Decoded segments, out of the cache where it has them; others are decoded once for all who want them now."""
+        claim = Claim(page.key, segments.start, segments.stop)
         made: list[Run] = []
         try:
             while (other := cache.enter(claim)) is not None:
                 other.ready.wait()
             for part in claim.missing:
                 whole = where if len(part) == len(segments) else None
-                made += self._decode(page, part, row + part.start - first, column, whole)
+                made += self._decode(page, part, row + part.start - segments.start, column, whole)
         finally:  # an interrupt, too, leaves no claim behind that others would wait for
             cache.settle(claim, made)
         count("cache_hits", len(segments) - sum(map(len, claim.missing)))
-        return [((run.first - first) * height, run.array) for run in (*claim.found, *made)]
+        return [*claim.found, *made]
 
     def _decode(self, page: Page, segments: range, row: int, column: int, where: list[int] | None) -> list[Run]:
         offsets, sizes = (table[segments.start : segments.stop].tolist() for table in (page.offsets, page.counts))

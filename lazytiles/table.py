@@ -46,14 +46,12 @@ class Pieces:
     columns : the names of its columns
     pieces : the rows, as Arrow tables of text (CSV) or of the types they have elsewhere
     where : a row number (from 0, as delivered) to how the user finds it, such as ``"line 3"``
-    total_bytes : the size of the file, or 0
     """
 
     name: str
     columns: list[str]
     pieces: Iterable[pa.Table]
     where: Callable[[int], str]
-    total_bytes: int = 0
 
 
 def open_table(manifest: object, problems: Problems) -> Pieces:
@@ -80,7 +78,7 @@ def open_table(manifest: object, problems: Problems) -> Pieces:
         start = file.read(4)
     if start == b"PAR1" or path.suffix.lower() in {".parquet", ".pq"}:
         return _parquet_pieces(path, problems)
-    return _CsvFile(path, problems).open(status.st_size)
+    return _CsvFile(path, problems).open()
 
 
 def _check_names(name: str, columns: list[str]) -> None:
@@ -153,11 +151,11 @@ class _CsvFile:
     columns: list[str] = field(default_factory=list)
     lines: array[int] = field(default_factory=lambda: array("q"))
 
-    def open(self, size: int) -> Pieces:
+    def open(self) -> Pieces:
         self._check_bytes()
         self.columns = self._header()
         _check_names(str(self.path), self.columns)
-        return Pieces(str(self.path), self.columns, self._pieces(), self._where, size)
+        return Pieces(str(self.path), self.columns, self._pieces(), self._where)
 
     def _check_bytes(self) -> None:
         """Refuse what is not text in UTF-8, and quotes that are never closed."""
