@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lazytiles.columns import count_distinct, first_rows
+from lazytiles.paths import first_of
 
 _IMAGES = (("region", "region_id"), ("path", "path"))
 _SAID = ("region_id", "xmin", "ymin", "zmin", "xmax", "ymax", "zmax")
@@ -56,16 +57,14 @@ def conflicts(
     if not _may_conflict(table, hashes):
         return
     codes, unique = pd.factorize(table["tile_id"])
-    first = np.zeros(len(unique), np.int64)
-    first[codes[::-1]] = np.arange(len(codes))[::-1]
+    first = first_of(codes, len(unique))
     tile = table["tile_id"]
     if "label_id" in table:
         labels = table["label_id"].cat.codes.to_numpy().astype(np.int64)
         pairs, _ = pd.factorize(codes * (labels.max() + 1) + labels)
     else:
         pairs = codes
-    seen = np.zeros(pairs.max() + 1, np.int64)
-    seen[pairs[::-1]] = np.arange(len(pairs))[::-1]
+    seen = first_of(pairs, pairs.max() + 1)
     again = seen[pairs] != np.arange(len(pairs))
 
     def place(row: int) -> str:

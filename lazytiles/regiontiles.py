@@ -91,19 +91,17 @@ class RegionTiles(LazyArray):
         return page
 
     def _is_sound(self) -> bool:
-        pages = [page for page in self._pages if page is not None]
-        if len(pages) + self.regions.count(None) < len(self.regions):
+        if len(self.opened) + self.regions.count(None) < len(self.regions):
             return False
         try:
-            for page in pages:
+            for page in self.opened:
                 self.check(page, np.arange(len(self), dtype=np.int64))
         except ManifestError:
             return False
         return True
 
     def _is_straight(self) -> bool:
-        pages = [page for page in self._pages if page is not None]
-        return all(is_straight(self.windows, self.form.size, page.shape[:2]).all() for page in pages)
+        return all(is_straight(self.windows, self.form.size, page.shape[:2]).all() for page in self.opened)
 
     def _is_sliced(self) -> bool:
         local = all(p is not None and p.raw_offsets is not None and not p.file.is_remote for p in self._pages)
