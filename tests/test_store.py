@@ -26,19 +26,9 @@ from lazytiles.store import export, open_store, persist, verify_store
 from lazytiles.stored import StoreArray
 from lazytiles.write import StoreWriter
 
+pytestmark = pytest.mark.usefixtures("zarr_threads")
+
 LIBRARY = {"h5": "h5py", "zarr": "zarr", "b2nd": "blosc2", "npy": "numpy", "tfrecord": "google_crc32c"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _zarr_threads(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Zarr keeps a few threads for the whole process; start them before leaks are counted."""
-    with contextlib.suppress(ImportError):
-        import zarr
-
-        store = str(tmp_path_factory.mktemp("zarr") / "a.zarr")
-        array = zarr.create_array(store, shape=(256, 1), chunks=(1, 1), dtype="u1")
-        for _ in range(3):
-            array[:] = np.ones((256, 1), "u1")
 
 
 @pytest.fixture(params=sorted(LIBRARY))

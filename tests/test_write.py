@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pickle
@@ -35,21 +34,11 @@ from lazytiles.write import (
 )
 
 WRITERS = {"h5": HDF5Writer, "zarr": ZarrWriter, "b2nd": Blosc2Writer, "npy": NpyWriter}
+pytestmark = pytest.mark.usefixtures("zarr_threads")
+
 LIBRARY = {"h5": "h5py", "zarr": "zarr", "b2nd": "blosc2", "npy": "numpy"}
 KILLS = int(os.environ.get("LAZYTILES_KILLS", "2"))
 DTYPES = ("u1", "u2", "i8", "f2", "f4", "f8", "?", "c8")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _zarr_threads(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Zarr keeps a few threads for the whole process; start them before leaks are counted."""
-    with contextlib.suppress(ImportError):
-        import zarr
-
-        store = str(tmp_path_factory.mktemp("zarr") / "a.zarr")
-        array = zarr.create_array(store, shape=(256, 1), chunks=(1, 1), dtype="u1")
-        for _ in range(3):
-            array[:] = np.ones((256, 1), "u1")
 
 
 @pytest.fixture(params=sorted(WRITERS))
