@@ -120,15 +120,15 @@ def picture(results: list[dict[str, Any]], path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    names = ["lazytiles", "rasterio", "openslide", "tifffile+zarr", "dask", "whole image"]
+    names = ["lazytiles", CACHED, "rasterio", "openslide", "tifffile+zarr", "dask", "whole image"]
     figure, axes = plt.subplots(figsize=(11, 4.5), layout="constrained")
     for k, name in enumerate(names):
         heights = [r["ratio_to_limit"].get(name, 0) for r in results]
-        axes.bar(np.arange(len(results)) + (k - 2.5) * 0.14, heights, 0.13, label=name)
+        axes.bar(np.arange(len(results)) + (k - 3) * 0.12, heights, 0.11, label=name)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_xticks(range(len(results)), [r["workload"] for r in results], rotation=20, ha="right")
     axes.set_ylabel("windows per second, limit = 1")
-    axes.legend(ncols=6, frameon=False, loc="upper center")
+    axes.legend(ncols=7, frameon=False, loc="upper center")
     axes.set_ylim(0, max(1.9, axes.get_ylim()[1] * 1.1))
     figure.savefig(path, dpi=120)
 
