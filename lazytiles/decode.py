@@ -11,6 +11,7 @@ import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,6 +20,9 @@ import imagecodecs
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
+from tifffile.tifffile import jpeg_decode_colorspace
+
+from lazytiles.jpeg import check_jpeg, decode_jpeg
 
 JPEG = frozenset({6, 7, 34892, 33007})
 CCITT = frozenset({2, 3, 4})
@@ -42,6 +46,7 @@ class Codec:
     dtype : of a decoded sample
     decode : tifffile's decoder of one segment
     tables, header : JPEG tables and header shared by the segments
+    colors : color space of a JPEG stream and of its pixels
     lzw : predictor and byte order for libtiff's LZW decoder, or None
     stored_row : bytes of a row as it is stored, and the fill order, for LZW streams that libtiff cannot decode alone
     """
@@ -54,6 +59,7 @@ class Codec:
     decode: Decoder
     tables: bytes | None
     header: bytes | None
+    colors: tuple[int | str | None, int | str | None]
     lzw: tuple[int, str] | None
     stored_row: tuple[int, int]
 
@@ -120,10 +126,12 @@ class Codec:
         return sound if fill_order == 1 else bytes(imagecodecs.bitorder_encode(sound))
 
     def _jpeg(self, data: bytes, index: int, needed: tuple[int, int]) -> NDArray[Any]:
-        components = check_jpeg(data, needed, self.segment)
-        if components == b"RGB":  # the stream itself says so, whatever the page's tags say
-            array = imagecodecs.jpeg8_decode(data, tables=self.tables, colorspace="rgb", outcolorspace="rgb")
-            return np.atleast_3d(array)
+        frame = check_jpeg(data, needed, self.segment)
+        if frame is not None and frame[3] == b"RGB":  # the stream itself says so, whatever the page's tags say
+            return decode_jpeg(data, frame[:3], self.dtype, self.tables, ("rgb", "rgb"))
+        if frame is not None and frame[:3] == self.segment and self.header is None:
+            with suppress(Exception):  # tifffile, below, knows other kinds of streams, or says what is wrong
+                return decode_jpeg(data, frame[:3], self.dtype, self.tables, self.colors)
         decoded: NDArray[Any] = self.decode(data, index, jpegtables=self.tables, jpegheader=self.header)[0][0]
         return decoded
 
@@ -143,7 +151,14 @@ class Codec:
                 return out
         raise reason
 
-    def decode_run(self, datas: Sequence[bytes | memoryview], sizes: Sequence[int], row: int) -> NDArray[Any]:
+    def height_of(self, segments: int, row: int) -> int:
+        """Rows of neighbouring segments of one column together; strips end with the page."""
+        rows = self.segment[0] * segments
+        return rows if self.tiled else min(rows, self.image[0] - row * self.segment[0])
+
+    def decode_run(
+        self, datas: Sequence[bytes | memoryview], sizes: Sequence[int], row: int, rows: int | None = None
+    ) -> NDArray[Any]:
         """Neighbouring LZW segments of one column as one array, by one call of libtiff.
 
         Parameters
@@ -151,6 +166,7 @@ class Codec:
         datas : their stored bytes, in any division
         sizes : bytes of each
         row : the place of the first in the grid
+        rows : how many from the top are wanted, or None for all
 
         Returns
         -------
@@ -158,9 +174,8 @@ class Codec:
         """
         assert self.lzw is not None
         height, width, samples = self.segment
-        rows = height * len(sizes)
-        if not self.tiled:
-            rows = min(rows, self.image[0] - row * height)
+        full = self.height_of(len(sizes), row)
+        rows = full if rows is None else min(rows, full)
         wrapped = wrap_lzw(datas, sizes, (rows, width, samples), height, self.dtype, *self.lzw)
         array: NDArray[Any] = imagecodecs.tiff_decode(wrapped)
         return array.reshape(rows, width, samples)
@@ -181,6 +196,7 @@ def codec_of(page: tifffile.TiffPage, dtype: np.dtype[Any]) -> Codec:
         decode=_shared_decoder(page),
         tables=page.jpegtables,
         header=page.jpegheader,
+        colors=jpeg_decode_colorspace(page.photometric, page.planarconfig, page.extrasamples, page.is_jfif),
         lzw=_lzw_form(page, dtype),
         stored_row=(-(-segment[1] * samples * _bits(page) // 8), int(page.fillorder)),
     )
@@ -226,48 +242,6 @@ def _shared_decoder(page: tifffile.TiffPage) -> Decoder:
     return decoder
 
 
-def check_jpeg(data: bytes, needed: tuple[int, int], segment: tuple[int, int, int]) -> bytes:
-    """See that a JPEG stream is complete and as large as its tile before it is decoded (ITU T.81 B.2).
-
-    Returns
-    -------
-    the ids of its components; nothing where it has no frame header
-
-    Raises
-    ------
-    ValueError : cut short, or its frame header contradicts the tags
-    """
-    if b"\xff\xd9" not in data[-64:]:
-        raise ValueError("the JPEG stream is cut short: no end marker")
-    frame = jpeg_frame(data)
-    if frame is None:
-        return b""
-    height, width, samples, components = frame
-    most = (segment[0] + 15, segment[1] + 15)
-    if not (needed[0] <= height <= most[0] and needed[1] <= width <= most[1]):
-        raise ValueError(f"the JPEG frame is {height} x {width}, the tags say {segment[0]} x {segment[1]}")
-    if samples != segment[2]:
-        raise ValueError(f"the JPEG frame has {samples} samples a pixel, the tags say {segment[2]}")
-    return components
-
-
-def jpeg_frame(data: bytes) -> tuple[int, int, int, bytes] | None:
-    """(height, width, samples, component ids) of a JPEG stream's frame header; None if it has none."""
-    at = 2
-    while data[:2] == b"\xff\xd8" and at + 9 < len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:
-            at += 1
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width, samples = struct.unpack_from(">HHB", data, at + 5)
-            return height, width, samples, data[at + 10 : at + 10 + 3 * samples : 3]
-        if marker == 0xDA:
-            return None
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return None
-
-
 def wrap_lzw(
     datas: Sequence[bytes | memoryview],
     sizes: Sequence[int],
@@ -296,7 +270,7 @@ def wrap_lzw(
     return b"".join([before, table, after, *datas])
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)
 def _lzw_head(
     shape: tuple[int, int, int], strip_rows: int, kind: str, itemsize: int, predictor: int, byteorder: str, n: int
 ) -> tuple[bytes, bytes]:
