@@ -17,6 +17,11 @@ from numpy.typing import NDArray
 from lazytiles.config import settings, when_configured
 from lazytiles.files import pool
 
+_SLACK = 64  # bytes beside an array's own that are not worth a copy
+_FEW = 64  # runs, too few of which to learn from
+_ONE_IN = 17  # of the runs that are not welcome is kept, to see if it is found; a prime, so in step with no order
+_MEMORY = 64  # finds after which all of them count half
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
@@ -25,6 +30,12 @@ class Run:
     first: int
     stop: int
     array: NDArray[Any]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the memory that the array keeps alive."""
+        base = self.array.base
+        return base.nbytes if isinstance(base, np.ndarray) else self.array.nbytes
 
 
 class Claim:
@@ -58,10 +69,14 @@ class SegmentCache:
 
     def __init__(self) -> None:
         self._runs: dict[Hashable, list[Run]] = {}  # of each page, in the order of their segments, none twice
-        self._recent: OrderedDict[Run, Hashable] = OrderedDict()
+        self._recent: OrderedDict[Run, tuple[Hashable, int]] = OrderedDict()  # page, number among the kept
         self._claims: dict[Hashable, list[Claim]] = {}
         self._lock = threading.Lock()
         self.nbytes = 0
+        self._entered = 0  # runs kept so far
+        self._finds = 0  # runs found of late,
+        self._soon = 0  # and how many of them were among the latest quarter of those that are kept
+        self._refused = 0
 
     def enter(self, claim: Claim) -> Claim | None:
         """Set what a claim finds and misses; or give another one to wait for before it is entered again."""
@@ -72,11 +87,33 @@ class SegmentCache:
                 if other.first < stop and first < other.stop:
                     return other
             claim.found, claim.missing = self._split(claim.key, first, stop)
+            self._learn(claim.found)
             if claim.missing:
                 if entered is None:
                     entered = self._claims[claim.key] = []
                 entered.append(claim)
         return None
+
+    def welcomes(self, nbytes: int) -> bool:
+        """Whether so many bytes more are worth keeping.
+
+        While there is room they are. Later they push out others, which pays where what was kept last is what is
+        found. In a random order it is not: any other run is as likely to be wanted, and keeping costs time.
+        """
+        with self._lock:
+            has_room = self.nbytes + nbytes <= settings().cache_bytes
+            if has_room or len(self._recent) < _FEW or 2 * self._soon >= self._finds:
+                return True
+            self._refused += 1
+            return self._refused % _ONE_IN == 0
+
+    def _learn(self, found: list[Run]) -> None:
+        """Count what was found, and what of it was kept lately; the past counts less and less."""
+        latest = self._entered - len(self._recent) // 4
+        self._soon += sum(self._recent[run][1] > latest for run in found)
+        self._finds += len(found)
+        if self._finds > _MEMORY:
+            self._finds, self._soon = self._finds // 2, self._soon // 2
 
     def _split(self, key: Hashable, first: int, stop: int) -> tuple[list[Run], list[range]]:
         """The runs that hold some of the segments, and the segments that no run holds."""
@@ -107,11 +144,12 @@ class SegmentCache:
                 entered.remove(claim)
                 if not entered:
                     del self._claims[claim.key]
+            gone = []
             for run in kept:
-                if run.array.nbytes <= budget:
-                    self._shrink(budget - run.array.nbytes)
+                if run.nbytes <= budget:
+                    gone += self._shrink(budget - run.nbytes)
                     self._keep(claim.key, run)
-            self._shrink(budget)
+            gone += self._shrink(budget)
         claim.made = kept
         claim.ready.set()
 
@@ -120,22 +158,28 @@ class SegmentCache:
         with self._lock:
             self._shrink(settings().cache_bytes)
 
-    def _shrink(self, budget: int) -> None:
+    def _shrink(self, budget: int) -> list[Run]:
+        """Forget the runs that are over budget; their memory is given back by the caller, outside the lock."""
+        gone = []
         while self.nbytes > budget:
-            self._forget_run(*self._recent.popitem(last=False))
+            run, (key, _) = self._recent.popitem(last=False)
+            gone.append(self._forget_run(run, key))
+        return gone
 
     def _keep(self, key: Hashable, run: Run) -> None:
         runs = self._runs.setdefault(key, [])
         runs.insert(bisect_right(runs, run.first, key=_first), run)
-        self._recent[run] = key
-        self.nbytes += run.array.nbytes
+        self._entered += 1
+        self._recent[run] = key, self._entered
+        self.nbytes += run.nbytes
 
-    def _forget_run(self, run: Run, key: Hashable) -> None:
-        self.nbytes -= run.array.nbytes
+    def _forget_run(self, run: Run, key: Hashable) -> Run:
+        self.nbytes -= run.nbytes
         runs = self._runs[key]
         del runs[bisect_right(runs, run.first, key=_first) - 1]
         if not runs:
             del self._runs[key]
+        return run
 
     def once(self, key: Hashable, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
         """The array of a key: kept, or made once for all who want it now; not to be written to."""
@@ -184,11 +228,11 @@ class SegmentCache:
 
 
 def _owned(run: Run) -> Run:
-    """The run with a read-only array that keeps no more memory alive than its own bytes."""
+    """The run with a read-only array that keeps no more memory alive than its own bytes, but for a few."""
     array = run.array
     base: Any = array.base
     owns = base is None or (isinstance(base, bytes) and len(base) == array.nbytes)
-    if not owns and not (isinstance(base, np.ndarray) and base.nbytes == array.nbytes):
+    if not owns and not (isinstance(base, np.ndarray) and base.nbytes <= array.nbytes + _SLACK):
         run = Run(run.first, run.stop, array.copy())
     run.array.flags.writeable = False
     return run

@@ -80,6 +80,11 @@ class Page:
         return 1 if self.planes > 1 else self.shape[2]
 
     @property
+    def segment_bytes(self) -> int:
+        """Bytes of one whole segment, decoded."""
+        return self.segment[0] * self.segment[1] * self.segment_samples * self.dtype.itemsize
+
+    @property
     def geometry(self) -> tuple[int, int, int, int, int, int, int, int]:
         """Segment height and width, grid rows and columns, planes, raw (0 or 1), samples, bytes a sample."""
         rows, columns = self.grid

@@ -82,13 +82,11 @@ class _Read:
         self.starts = plan.starts.tolist()
         self.ranges = plan.ranges.tolist()
         self.lock = threading.Lock()
-        self.decoded = 0
-        self.bytes_read = 0
+        self.tally: list[tuple[int, int, int]] = []  # segments decoded, bytes read, segments found in the cache
 
     def run(self, threads: int) -> None:
         """Everything: first what is only sliced, then the jobs, on so many threads."""
         self._check_files()
-        self.bytes_read = self.plan.raw_bytes
         if len(self.plan.empty):
             self.done(self.plan.empty.tolist())
         jobs = len(self.jobs)
@@ -96,13 +94,13 @@ class _Read:
             self._far(threads)
         else:
             self._sliced(self.plan.raw.tolist())
-            if jobs > 1:
-                self._advise()
             if jobs:
                 order = self._kept_first()
-                _spread(lambda k: self._job(order[k]), jobs, min(threads, jobs), self.stop)
-        count("segments_decoded", self.decoded)
-        count("bytes_read", self.bytes_read)
+                beside = self._advise if jobs > 1 else None
+                _spread(lambda k: self._job(order[k]), jobs, min(threads, jobs), self.stop, beside)
+        tally = np.array([(0, self.plan.raw_bytes, 0), *self.tally]).sum(axis=0).tolist()
+        for name, amount in zip(("segments_decoded", "bytes_read", "cache_hits"), tally, strict=True):
+            count(name, amount)
 
     def _kept_first(self) -> list[int]:
         """The jobs, those first that are kept decoded: what the others decode would push them out of the cache."""
@@ -160,13 +158,15 @@ class _Read:
             self.done(slice_windows(self.plan.windows, raw, self.target, self.failed))
 
     def _job(self, number: int) -> None:
-        at, first, length, row, column, _ = self.jobs[number]
+        at, first, length, row, column = self.jobs[number]
         page = self.plan.windows.pages[at]
         pieces = self.plan.pieces[self.starts[number] : self.starts[number + 1]].tolist()
+        rows = max(piece[2] for piece in pieces)
+        segments = range(first, first + length)
         try:
-            self._scatter(self._blocks(page, range(first, first + length), row, column, self.ranges[number]), pieces)
+            self._scatter(self._blocks(page, segments, row, column, rows, self.ranges[number]), pieces)
         except LazyTilesError as error:
-            pieces = self._rescued(page, first, length, row, column, pieces, error)
+            pieces = self._rescued(page, segments, row, column, pieces, error)
         finished = []
         with self.lock:
             for piece in pieces:
@@ -177,10 +177,10 @@ class _Read:
             self.done(finished)
 
     def _rescued(
-        self, page: Page, first: int, length: int, row: int, column: int, pieces: list[list[int]], error: LazyTilesError
+        self, page: Page, segments: range, row: int, column: int, pieces: list[list[int]], error: LazyTilesError
     ) -> list[list[int]]:
-        """The pieces of a job that need none of its damaged segments, read by themselves; the others have failed."""
-        if length == 1:
+        """The pieces of a job that need nothing damaged of it, read by themselves; the others have failed."""
+        if len(segments) == 1 and page.codec.lzw is None:
             self.failed(sorted({piece[0] for piece in pieces}), error)
             return []
         good = []
@@ -188,10 +188,11 @@ class _Read:
         for piece in pieces:
             top, bottom = piece[1] // height, (piece[2] - 1) // height + 1
             try:
-                blocks = self._blocks(page, range(first + top, first + bottom), row + top, column)
+                own = segments[top:bottom]
+                blocks = self._blocks(page, own, row + top, column, piece[2] - top * height, anew=True)
                 self._scatter([(top * height + y, block) for y, block in blocks], [piece])
-            except LazyTilesError as own:
-                self.failed([piece[0]], own)
+            except LazyTilesError as reason:
+                self.failed([piece[0]], reason)
             else:
                 good.append(piece)
         return good
@@ -214,7 +215,15 @@ class _Read:
                     target[rows, columns] = part if bands is None else part[..., list(bands)]
 
     def _blocks(
-        self, page: Page, segments: range, row: int, column: int, where: list[int] | None = None
+        self,
+        page: Page,
+        segments: range,
+        row: int,
+        column: int,
+        rows: int,
+        where: list[int] | None = None,
+        *,
+        anew: bool = False,
     ) -> list[tuple[int, NDArray[Any]]]:
         """Decoded segments of one column as (first row among them, array), from top to bottom.
 
@@ -222,31 +231,43 @@ class _Read:
         ----------
         segments : their numbers, all stored or all missing
         row, column : the place of the first in the grid
+        rows : how many pixel rows of them are wanted, from the top; they may be all that is decoded
         where : (offset, bytes, whether they lie side by side), if it is known
+        anew : leave the cache alone
         """
         height, first = page.segment[0], segments.start
         if not page.counts[first]:
             shape = (height * len(segments), page.segment[1], page.segment_samples)
             return [(0, filled(shape, page.dtype, page.fill))]
-        read = self._decode if not settings().cache_bytes else self._kept
-        return [((run.first - first) * height, run.array) for run in read(page, segments, row, column, where)]
+        read = self._decode if anew or not settings().cache_bytes else self._kept
+        return [((run.first - first) * height, run.array) for run in read(page, segments, row, column, rows, where)]
 
-    def _kept(self, page: Page, segments: range, row: int, column: int, where: list[int] | None) -> list[Run]:
-        """Decoded segments, out of the cache where it has them; others are decoded once for all who want them now."""
+    def _kept(
+        self, page: Page, segments: range, row: int, column: int, rows: int, where: list[int] | None
+    ) -> list[Run]:
+        """Decoded segments, out of the cache where it has them; what is to be kept is decoded to its end."""
         claim = Claim(page.key, segments.start, segments.stop)
         made: list[Run] = []
+        keeps = False
+        height = page.segment[0]
         try:
             while (other := cache.enter(claim)) is not None:
                 other.ready.wait()
+            missing = sum(map(len, claim.missing))
+            keeps = cache.welcomes(missing * page.segment_bytes)
             for part in claim.missing:
+                before = part.start - segments.start
+                here = len(part) * height if keeps else rows - before * height
                 whole = where if len(part) == len(segments) else None
-                made += self._decode(page, part, row + part.start - segments.start, column, whole)
+                made += self._decode(page, part, row + before, column, here, whole)
         finally:  # an interrupt, too, leaves no claim behind that others would wait for
-            cache.settle(claim, made)
-        count("cache_hits", len(segments) - sum(map(len, claim.missing)))
+            cache.settle(claim, made if keeps else ())
+        self.tally.append((0, 0, len(segments) - missing))
         return [*claim.found, *made]
 
-    def _decode(self, page: Page, segments: range, row: int, column: int, where: list[int] | None) -> list[Run]:
+    def _decode(
+        self, page: Page, segments: range, row: int, column: int, rows: int, where: list[int] | None
+    ) -> list[Run]:
         offsets, sizes = (table[segments.start : segments.stop].tolist() for table in (page.offsets, page.counts))
         if where is None:
             side_by_side = all(o + n == after for o, n, after in zip(offsets, sizes, offsets[1:], strict=False))
@@ -256,28 +277,33 @@ class _Read:
         else:
             spans = zip(segments, offsets, sizes, strict=True)
             datas = [pool.read(page.file, *_inside(page, *span)) for span in spans]
-        with self.lock:
-            self.decoded += len(segments)
-            self.bytes_read += sum(sizes)
-        return _decoded(page, segments, row, column, datas, sizes)
+        self.tally.append((len(segments), sum(sizes), 0))
+        return _decoded(page, segments, row, column, rows, datas, sizes)
 
 
-def _decoded(page: Page, segments: range, row: int, column: int, datas: list[Any], sizes: list[int]) -> list[Run]:
-    if page.codec.lzw is not None and len(segments) > 1:
+def _decoded(
+    page: Page, segments: range, row: int, column: int, rows: int, datas: list[Any], sizes: list[int]
+) -> list[Run]:
+    codec, height = page.codec, page.segment[0]
+    if codec.lzw is not None and len(segments) > 1:
         with suppress(Exception):  # one by one, below, the damaged segment gets its name
-            return [Run(segments.start, segments.stop, page.codec.decode_run(datas, sizes, row))]
+            return [Run(segments.start, segments.stop, codec.decode_run(datas, sizes, row, rows))]
     if len(datas) < len(segments):
         together = memoryview(datas[0])
         datas = [together[end - size : end] for size, end in zip(sizes, itertools.accumulate(sizes), strict=True)]
     runs = []
     for k, (segment, data) in enumerate(zip(segments, datas, strict=True)):
         try:
-            runs.append(Run(segment, segment + 1, page.codec(data, segment, row + k, column)))
+            if codec.lzw is not None:
+                array = codec.decode_run([data], [len(data)], row + k, rows - k * height)
+            else:
+                array = codec(data, segment, row + k, column)
         except (Exception, RecursionError) as error:
             raise SegmentError(
                 f"{page}: segment {segment} (row {row + k}, column {column}) cannot be decoded: {error}; "
                 "the file is damaged there or of an unsupported kind: restore it or leave its windows out"
             ) from error
+        runs.append(Run(segment, segment + 1, array))
     return runs
 
 
@@ -290,17 +316,30 @@ def _inside(page: Page, segment: int, offset: int, size: int) -> tuple[int, int]
     return offset, size
 
 
-def _spread(work: Callable[[int], None], jobs: int, threads: int, stop: threading.Event) -> None:
-    """Do jobs 0, 1, 2, … on the calling thread and up to `threads - 1` shared ones."""
+def _spread(
+    work: Callable[[int], None],
+    jobs: int,
+    threads: int,
+    stop: threading.Event,
+    beside: Callable[[], None] | None = None,
+) -> None:
+    """Do jobs 0, 1, 2, … on the calling thread and up to `threads - 1` shared ones; `beside` is for one of these."""
     numbers = itertools.count()
 
     def loop() -> None:
         while not stop.is_set() and (number := next(numbers)) < jobs:
             work(number)
 
+    def first() -> None:
+        if beside is not None:
+            beside()
+        loop()
+
     helpers: list[Future[None]] = []
     with suppress(RuntimeError):  # the interpreter ends, or a larger pool came: the calling thread does the rest
-        helpers.extend(shared.executor(threads - 1).submit(loop) for _ in range(threads - 1))
+        helpers.extend(shared.executor(threads - 1).submit(loop if k else first) for k in range(threads - 1))
+    if beside is not None and not helpers:
+        beside()
     try:
         loop()
     except BaseException:

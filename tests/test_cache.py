@@ -47,7 +47,7 @@ def test_the_budget_is_exact(budget, compression, options, tmp_path):
         for _ in range(40):
             y, x = rng.integers(0, 50, 2)
             np.testing.assert_array_equal(region[y : y + 20, x : x + 20], whole[y : y + 20, x : x + 20])
-            assert cache.nbytes == sum(run.array.nbytes for run in cache._recent) == held()
+            assert cache.nbytes == sum(run.nbytes for run in cache._recent) == held()
             assert cache.nbytes <= budget
     assert cache.nbytes == 0
 
@@ -71,6 +71,29 @@ def test_what_is_kept_is_used_before_it_is_pushed_out(options, tmp_path):
             with Counting() as done:
                 np.testing.assert_array_equal(region, image)
             assert done.hits >= 0.4 * (done.hits + done.segments)
+
+
+def test_what_is_not_found_again_is_not_kept():
+    own, page = SegmentCache(), (KEY, "0")
+
+    def ask(segment):
+        claim = Claim(page, segment, segment + 1)
+        own.enter(claim)
+        keeps = bool(claim.missing) and own.welcomes(100)
+        own.settle(claim, [Run(segment, segment + 1, np.zeros((10, 10), np.uint8))] if keeps else ())
+        return keeps if claim.missing else None
+
+    with within_limits(cache_bytes=100 * 100):
+        assert all(ask(k) for k in range(150))  # there is room, and then nothing was found yet
+        order = np.random.default_rng(0).integers(0, 1000, 6000).tolist()
+        random = [ask(k) for k in order][3000:]
+        missed = [kept for kept in random if kept is not None]
+        assert 0.03 < np.mean(missed) < 0.15
+        assert len(random) - len(missed) > 0.07 * len(random)  # a tenth fits, and a tenth is found
+        onward = [ask(1000 + k // 2) for k in range(4000)][2000:]  # each is wanted a second time, soon
+        assert onward.count(None) == 1000
+        assert all(kept is not False for kept in onward)
+    assert own.nbytes == 100 * 100
 
 
 def test_nothing_is_kept_without_a_budget(tmp_path):

@@ -89,6 +89,18 @@ def test_jpeg(layout, subsampling, tmp_path):
     check(lt.open_region(gray), tifffile.imread(gray))
 
 
+@pytest.mark.parametrize("samples", [1, 3])
+def test_jpeg_rows_begin_beside_the_widest_store(samples, tmp_path):
+    image = np.repeat(np.arange(64 * 64, dtype=np.uint8).reshape(64, 64, 1), samples, axis=2)
+    path = write(tmp_path / "a.tif", np.squeeze(image), compression="jpeg", tile=(64, 64))
+    page = lt.open_region(path).pages[0]
+    data = path.read_bytes()[page.offsets[0] :][: page.counts[0]]
+    kept = [page.codec(data, 0, 0, 0) for _ in range(9)]
+    assert {array.ctypes.data % 32 for array in kept} == {16}
+    for array in kept:
+        np.testing.assert_array_equal(array.squeeze(), tifffile.imread(path))
+
+
 def test_bits_that_are_packed(tmp_path):
     image = pixels((33, 41)) > 99
     for k, compression in enumerate((None, "packbits", "zlib", "ccittfax4")):
@@ -450,6 +462,27 @@ def test_damage_in_a_run_of_strips_stays_local(compression, budget, tmp_path):
                 else:
                     alone = lt.open_tiles(table.iloc[[number]], tmp_path, size=(16, 14))
                     np.testing.assert_array_equal(results[k], alone[:])
+
+
+@pytest.mark.parametrize("layout", [{"rowsperstrip": 32}, {"tile": (32, 48)}])
+@pytest.mark.parametrize("predictor", [False, True])
+@pytest.mark.parametrize("budget", [0, 1000, 2**20])
+def test_lzw_is_decoded_as_far_as_it_is_wanted(budget, predictor, layout, tmp_path):
+    image = pixels((90, 40, 3))
+    path = write(tmp_path / "a.tif", image, compression="lzw", predictor=predictor, **layout)
+    with tifffile.TiffFile(path) as tiff:
+        offset, size = tiff.pages[0].dataoffsets[1], tiff.pages[0].databytecounts[1]
+    with open(path, "r+b") as file:
+        file.seek(offset + size // 2)
+        file.write(bytes(size - size // 2))
+    region = lt.open_region(path)
+    with within_limits(cache_bytes=budget):
+        for _ in range(3):  # whatever the cache has by now
+            for y0, y1 in ((0, 40), (32, 44), (3, 33), (64, 90), (70, 71)):
+                np.testing.assert_array_equal(region[y0:y1, 3:], image[y0:y1, 3:])
+            for y0, y1 in ((0, 90), (60, 70), (33, 64)):
+                with pytest.raises(lt.SegmentError, match=r"a\.tif page 0: segment 1 \(row 1, column 0\)"):
+                    region[y0:y1]
 
 
 # -- limits ------------------------------------------------------------------------------------------------------
