@@ -78,7 +78,7 @@ def read_blocks(
     frames = math.prod(inner[:-3])
     shape = (max(lengths) // max(frames, 1), *inner)
     try:
-        check_limit(math.prod(shape) * form.dtype.itemsize, f"a batch of {shape}")
+        check_limit(math.prod(shape) * form.dtype.itemsize, "a batch of {}", shape)
     except LimitError as refusal:
         for number in range(len(lengths)):
             done(number, refusal)
@@ -168,7 +168,7 @@ def read_parts(
 ) -> NDArray[Any]:
     """The block of a request over sources of any kind, each asked once."""
     shape = asked.block_shape
-    check_limit(math.prod(shape) * dtype.itemsize, f"a read of {shape}")
+    check_limit(math.prod(shape) * dtype.itemsize, "a read of {}", shape)
     if len(parts) == 1 and out is None and np.dtype(parts[0][0].dtype).newbyteorder("=") == dtype:
         # One source fills every slot in order: its own block is the result.
         return read_box(parts[0][0], parts[0][2][0], asked.box, asked.origins)

@@ -170,7 +170,7 @@ def _needed(page: Page, window: Int64s, pad: str | None) -> _Whole:
         return _Whole(window, page)
     if pad in LINE_MODES:
         (top, bottom), (left, right) = _line_extent(y0, y1, height), _line_extent(x0, x1, width)
-        check_limit((bottom - top) * (right - left) * page.shape[2] * page.dtype.itemsize, f"pad={pad!r} of {page}")
+        check_limit((bottom - top) * (right - left) * page.shape[2] * page.dtype.itemsize, "pad={!r} of {}", pad, page)
         lines = np.array([top, left, bottom, right], dtype=np.int64)
         return _Whole(lines, page, np.arange(y0 - top, y1 - top), np.arange(x0 - left, x1 - left))
     rows = _source_pixels(y0, y1, height, pad or "constant")

@@ -141,15 +141,15 @@ def _first_axis(key: Any, shape: Sequence[int], row_axes: int) -> Request | None
     """The request of an integer, slice, list or mask over the first axis; None if it takes the long way."""
     size = shape[0]
     kind = type(key)
+    if kind is list or kind is np.ndarray:
+        indices = plain_indices(key, size)
+        return None if indices is None else _whole_rows(indices, tuple(shape), row_axes)
+    if kind is slice:
+        return _whole_rows(progression(as_progression(key, size)), tuple(shape), row_axes)
     if kind is int or is_integer(key):
         if not -size <= key < size:
             refuse(key, shape)
         return _whole_rows(np.array([key % size], dtype=np.int64), tuple(shape), row_axes, drop=True)
-    if kind is slice:
-        return _whole_rows(progression(as_progression(key, size)), tuple(shape), row_axes)
-    if kind is list or kind is np.ndarray:
-        indices = plain_indices(key, size)
-        return None if indices is None else _whole_rows(indices, tuple(shape), row_axes)
     return None
 
 

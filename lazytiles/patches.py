@@ -157,7 +157,7 @@ class PatchGenerator:
         shape = (len(numbers), *self.shape[1:])
         if out is None:
             nbytes = math.prod(shape) * self.dtype.itemsize
-            check_limit(nbytes, f"a batch of {shape[0]} patches of {shape[1:]}")
+            check_limit(nbytes, "a batch of {} patches of {}", shape[0], shape[1:])
             out = np.empty(shape, self.dtype)
         if len(numbers):
             cut(self.source, self.centers(numbers % len(self)), self.patch_size, self.mirrored, out)

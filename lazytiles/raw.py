@@ -61,23 +61,25 @@ def slice_page(page: Page, boxes: Int64s, bands: tuple[int, ...] | None, targets
             _slice(page, planes, box, bands, target)
 
 
-def cut_windows(page: Page, corners: Int64s, size: tuple[int, int]) -> NDArray[Any] | None:
-    """Windows of one size as one new array (n, height, width, samples), by one call; None where that cannot be.
+def cut_windows(page: Page, windows: Int64s, box: Sequence[tuple[int, int]]) -> NDArray[Any] | None:
+    """A box of each of some windows as one new array (n, height, width, samples), by one call; None if it takes more.
 
     Parameters
     ----------
     page : uncompressed, on this machine
-    corners : int64, shape (n, 2), (y, x) of the first pixel of each; the windows lie inside the page
+    windows : int64, shape (n, 4), (y0, x0, y1, x1), inside the page
+    box : (start, stop) of rows and columns, inside every window
     """
     planes = _mapped_planes(page)
     if planes is None or len(planes) > 1 or len(planes[0]) < page.shape[0] or not page.stored_dtype.isnative:
         return None
-    (plane,) = planes
-    (height, width), (rows, columns) = size, plane.shape[:2]
-    shape = (rows - height + 1, columns - width + 1, height, width, plane.shape[2])
-    every = np.ndarray(shape, plane.dtype, plane, 0, plane.strides[:2] + plane.strides)
-    windows: NDArray[Any] = every[corners[:, 0], corners[:, 1]]
-    return windows
+    (plane,), (y0, y1), (x0, x1) = planes, *box
+    rows, columns, samples = plane.shape
+    shape = (rows - y1 + 1, columns - x1 + 1, y1 - y0, x1 - x0, samples)
+    begin = y0 * plane.strides[0] + x0 * plane.strides[1]
+    every = np.ndarray(shape, plane.dtype, plane, begin, plane.strides[:2] + plane.strides)
+    cut: NDArray[Any] = every[windows[:, 0], windows[:, 1]]
+    return cut
 
 
 def _slice(

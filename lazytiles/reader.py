@@ -57,13 +57,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=shared.forget)
 
 
-def check_limit(nbytes: int, what: str) -> None:
-    """Refuse a read whose array would exceed `max_window_bytes`."""
+def check_limit(nbytes: int, what: str, *named: object) -> None:
+    """Refuse a read whose array would exceed `max_window_bytes`; `what` is its name, with a ``{}`` for each `named`."""
     limit = settings().max_window_bytes
     if nbytes > limit:
         raise LimitError(
-            f"{what} is {nbytes:,} bytes, max_window_bytes is {limit:,}; read less at once, or raise it with "
-            "lazytiles.configure(max_window_bytes=...)"
+            f"{what.format(*named)} is {nbytes:,} bytes, max_window_bytes is {limit:,}; read less at once, or raise "
+            "it with lazytiles.configure(max_window_bytes=...)"
         )
 
 

@@ -151,7 +151,7 @@ class Region(RegionDoors, LazyArray):
 
     def _block(self, asked: Request, *, threads: int | None = None) -> NDArray[Any]:
         shape = asked.block_shape
-        check_limit(int(np.prod(shape, dtype=np.int64)) * self.dtype.itemsize, f"a read of {shape} from {self.path}")
+        check_limit(int(np.prod(shape, dtype=np.int64)) * self.dtype.itemsize, "a read of {} from {}", shape, self.path)
         windows, cut = self._windows(asked)
         if not all(shape):
             return np.empty(shape, self.dtype)

@@ -127,8 +127,7 @@ class RegionTiles(LazyArray):
         page = self._pages[0]
         if len(self._pages) > 1 or page is None or self.form.bands is not None:
             return None
-        (y0, y1), (x0, x1) = box
-        return cut_windows(page, self.windows[places[0], :2] + (y0, x0), (y1 - y0, x1 - x0))
+        return cut_windows(page, self.windows.take(places[0], axis=0), box)
 
     def slice_into(self, block: NDArray[Any], box: Box, slots: Int64s, places: tuple[Int64s, ...]) -> None:
         """Write tiles, cut by a box of rows and columns, into some rows of a block; only where `is_sliced`."""
@@ -309,10 +308,11 @@ def read_tiles(
 ) -> NDArray[Any]:
     """The block of a request over the tiles of some regions; the first error met is raised."""
     shape = asked.block_shape
-    check_limit(math.prod(shape) * form.dtype.itemsize, f"a read of {shape}")
-    short = _slices(parts, asked, form, out)
-    if short is not None:
-        return short
+    check_limit(math.prod(shape) * form.dtype.itemsize, "a read of {}", shape)
+    if all(shape):
+        short = _slices(parts, asked, form, shape, out)
+        if short is not None:
+            return short
     block = np.empty(shape, form.dtype) if out is None else out.reshape(shape)
     gather, absent = gathered(parts, asked.box, asked.origins, form)
     for slots in absent:
@@ -333,21 +333,25 @@ def read_tiles(
     return block
 
 
-def _slices(parts: Parts, asked: Request, form: TileForm, out: NDArray[Any] | None) -> NDArray[Any] | None:
+def _slices(
+    parts: Parts, asked: Request, form: TileForm, shape: tuple[int, ...], out: NDArray[Any] | None
+) -> NDArray[Any] | None:
     """The block by the short way of uncompressed pages, where there is nothing to plan; None: take the long one.
 
     The long way is also for what fails here: it says which tile it was.
     """
-    if asked.origins is not None or asked.box[2] != (0, form.samples) or not all(asked.block_shape):
+    if asked.origins is not None or asked.box[2] != (0, form.samples):
         return None
-    if not all(tiles.is_sliced for tiles, _, _ in parts):
-        return None
-    with suppress(LazyTilesError):
+    for tiles, _, _ in parts:
+        if not tiles.is_sliced:
+            return None
+    try:
         block = parts[0][0].sliced(asked.box[:2], parts[0][2]) if len(parts) == 1 and out is None else None
         if block is None:
-            block = np.empty(asked.block_shape, form.dtype) if out is None else out.reshape(asked.block_shape)
+            block = np.empty(shape, form.dtype) if out is None else out.reshape(shape)
             for tiles, slots, places in parts:
                 tiles.slice_into(block, asked.box[:2], slots, places)
-        count("bytes_read", block.nbytes)
-        return block
-    return None
+    except LazyTilesError:
+        return None
+    count("bytes_read", block.nbytes)
+    return block

@@ -93,7 +93,7 @@ class StoreArray(LazyArray):
     def read_box(self, rows: Int64s, box: tuple[tuple[int, int], ...], origins: Int64s | None = None) -> NDArray[Any]:
         """See `lazytiles.view.read_box`."""
         shape = (len(rows), *(stop - start for start, stop in box))
-        check_limit(math.prod(shape) * self.dtype.itemsize, f"a read of {shape}")
+        check_limit(math.prod(shape) * self.dtype.itemsize, "a read of {}", shape)
         out = np.empty(shape, self.dtype)
         cut = tuple(slice(start, stop) for start, stop in box)
         mapped = self._mapped(rows)

@@ -42,7 +42,7 @@ def read_box(source: Any, rows: Int64s, box: Box, origins: Int64s | None) -> NDA
         return block
     shape = (len(rows), *(stop - start for start, stop in box))
     dtype = np.dtype(source.dtype).newbyteorder("=")
-    check_limit(math.prod(shape) * dtype.itemsize, f"a read of {shape}")
+    check_limit(math.prod(shape) * dtype.itemsize, "a read of {}", shape)
     out = np.empty(shape, dtype)
     cut: tuple[Any, ...] = tuple(slice(start, stop) for start, stop in box)
     if origins is not None:

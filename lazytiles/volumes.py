@@ -197,7 +197,7 @@ class VolumeTiles(LazyArray):
     def read_box(self, rows: Int64s, box: Box, origins: Int64s | None) -> NDArray[Any]:
         """See `lazytiles.view.read_box`."""
         out = np.empty((len(rows), *self.shape[1:]), self.dtype)
-        check_limit(out.nbytes, f"a read of {out.shape} from region {self.name}")
+        check_limit(out.nbytes, "a read of {} from region {}", out.shape, self.name)
         self._fill(rows, out)
         if origins is None:
             return out[(slice(None), *(slice(a, b) for a, b in box))]
