@@ -213,12 +213,15 @@ class _Filling:
         self.blocks: list[NDArray[Any] | None] = list(blocks)
         self.rows: list[list[NDArray[Any]] | None] = [list(block) for block in blocks]
         slots = np.concatenate(gather._slots) if gather._slots else np.empty(0, np.int64)
-        starts = np.concatenate([[0], np.cumsum(lengths)])
-        group = np.repeat(np.arange(len(blocks)), lengths)[slots]
-        self.missing: list[int] = np.bincount(group, minlength=len(blocks)).tolist()
         self.slots: list[int] = slots.tolist()
-        self.group: list[int] = group.tolist()
-        self.place: list[int] = (slots - starts[group]).tolist()
+        # Of each window its block and the row in that; of each block how many rows are to come.
+        self.group: list[int] = [0] * len(slots)
+        self.place, self.missing = self.slots, [len(slots)]
+        if len(blocks) != 1:
+            starts = np.concatenate([[0], np.cumsum(lengths)])
+            group = np.repeat(np.arange(len(blocks)), lengths)[slots]
+            self.group, self.place = group.tolist(), (slots - starts[group]).tolist()
+            self.missing = np.bincount(group, minlength=len(blocks)).tolist()
         self.windows = gather.windows()
 
     def run(self, threads: int | None, stop: threading.Event | None) -> None:
