@@ -246,7 +246,8 @@ class _Filling:
     def row(self, window: int) -> NDArray[Any]:
         rows = self.rows[self.group[window]]
         if rows is not None:
-            return rows[self.place[window]]
+            own: NDArray[Any] = rows[self.place[window]]
+            return own
         # Its block has failed already; write where nobody looks.
         nowhere: NDArray[Any] = np.empty([stop - start for start, stop in self.gather.box], self.gather.form.dtype)
         return nowhere
