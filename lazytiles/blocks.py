@@ -100,7 +100,7 @@ def read_blocks(
             result = result.reshape(lengths[number] // frames, *inner)
         done(number, result)
 
-    gather.read(blocks, hand_out, threads=threads, stop=stop)
+    gather.read(blocks, hand_out, threads=threads, stop=stop, aside=True)
 
 
 def _collected(

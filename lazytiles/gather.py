@@ -149,9 +149,16 @@ class Gather:
         *,
         threads: int | None = None,
         stop: threading.Event | None = None,
+        aside: bool = False,
     ) -> None:
-        """Fill the blocks, whose rows are the slots one after the other; `done` is called once for each."""
-        _Filling(self, blocks, done).run(threads, stop)
+        """Fill the blocks, whose rows are the slots one after the other; `done` is called once for each.
+
+        `threads`, `stop` and `aside` are those of `lazytiles.reader.read`.
+        """
+        filling = _Filling(self, blocks, done)
+        filling.finish_empty()
+        made = plan(filling.windows, np.array(filling.group) if len(blocks) > 1 else None)
+        read(made, filling.target, filling.complete, filling.failed, threads=threads, stop=stop, aside=aside)
 
 
 def is_straight(windows: Int64s, size: tuple[int, int], shape: Sequence[int]) -> NDArray[np.bool_]:
@@ -224,12 +231,8 @@ class _Filling:
             self.missing = np.bincount(group, minlength=len(blocks)).tolist()
         self.windows = gather.windows()
 
-    def run(self, threads: int | None, stop: threading.Event | None) -> None:
-        self._finish_empty()
-        groups = np.array(self.group) if len(self.blocks) > 1 else None
-        read(plan(self.windows, groups), self.target, self.complete, self.failed, threads=threads, stop=stop)
-
-    def _finish_empty(self) -> None:
+    def finish_empty(self) -> None:
+        """Hand out the blocks into which nothing is read."""
         for number, missing in enumerate(self.missing):
             if not missing:
                 self._finish(number)

@@ -133,6 +133,12 @@ class ReadAhead:
     def __iter__(self) -> ReadAhead:
         return self
 
+    def start(self) -> None:
+        """Begin to read, before the first batch is asked for."""
+        if self._prefetch or self._block_bytes:
+            with self._changed:
+                self._plan()
+
     def __next__(self) -> tuple[Key, Structure]:
         if self._prefetch == 0 and self._block_bytes == 0:
             key = self._upcoming()

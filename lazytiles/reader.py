@@ -10,7 +10,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import Any
 
@@ -28,6 +28,7 @@ from lazytiles.raw import row_ranges, slice_windows
 from lazytiles.remote import remote
 
 _MOST_THREADS = 64
+_PATIENCE_S = 0.05  # for shared threads that are busy, before the calling one works itself
 
 
 class _Threads:
@@ -84,7 +85,7 @@ class _Read:
         self.lock = threading.Lock()
         self.tally: list[tuple[int, int, int]] = []  # segments decoded, bytes read, segments found in the cache
 
-    def run(self, threads: int) -> None:
+    def run(self, threads: int, *, aside: bool) -> None:
         """Everything: first what is only sliced, then the jobs, on so many threads."""
         self._check_files()
         if len(self.plan.empty):
@@ -97,7 +98,7 @@ class _Read:
             if jobs:
                 order = self._kept_first()
                 beside = self._advise if jobs > 1 else None
-                _spread(lambda k: self._job(order[k]), jobs, min(threads, jobs), self.stop, beside)
+                _spread(lambda k: self._job(order[k]), jobs, min(threads, jobs), self.stop, beside, aside=aside)
         tally = np.array([(0, self.plan.raw_bytes, 0), *self.tally]).sum(axis=0).tolist()
         for name, amount in zip(("segments_decoded", "bytes_read", "cache_hits"), tally, strict=True):
             count(name, amount)
@@ -322,11 +323,18 @@ def _spread(
     threads: int,
     stop: threading.Event,
     beside: Callable[[], None] | None = None,
+    *,
+    aside: bool = False,
 ) -> None:
-    """Do jobs 0, 1, 2, … on the calling thread and up to `threads - 1` shared ones; `beside` is for one of these."""
+    """Do jobs 0, 1, 2, … on so many threads, and `beside` on one more or before the jobs of one.
+
+    The calling thread is one of them, and the others are shared. With `aside` it only waits, unless they are busy.
+    """
     numbers = itertools.count()
+    begun = threading.Event()
 
     def loop() -> None:
+        begun.set()
         while not stop.is_set() and (number := next(numbers)) < jobs:
             work(number)
 
@@ -336,12 +344,16 @@ def _spread(
         loop()
 
     helpers: list[Future[None]] = []
+    others = threads if aside else threads - 1
     with suppress(RuntimeError):  # the interpreter ends, or a larger pool came: the calling thread does the rest
-        helpers.extend(shared.executor(threads - 1).submit(loop if k else first) for k in range(threads - 1))
-    if beside is not None and not helpers:
-        beside()
+        helpers.extend(shared.executor(others).submit(loop if k or aside else first) for k in range(others))
     try:
-        loop()
+        if beside is not None and (aside or not helpers):
+            beside()
+        if aside and helpers and begun.wait(_PATIENCE_S):
+            wait(helpers, return_when=FIRST_COMPLETED)
+        else:
+            loop()
     except BaseException:
         stop.set()
         raise
@@ -359,6 +371,7 @@ def read(
     *,
     threads: int | None = None,
     stop: threading.Event | None = None,
+    aside: bool = False,
 ) -> None:
     """Carry out a plan.
 
@@ -370,5 +383,7 @@ def read(
     failed : told, from any thread, which windows cannot be completed, and why; maybe more than once each
     threads : threads that decode, the calling one included; default as configured
     stop : set by anyone to leave the rest undone
+    aside : let shared threads do all of it. A thread that makes arrays which live long should not decode besides:
+        where the two mix, the memory of each decoded segment goes back to the system and is asked for anew
     """
-    _Read(plan, target, done, failed, stop).run(threads or settings().threads)
+    _Read(plan, target, done, failed, stop).run(threads or settings().threads, aside=aside)

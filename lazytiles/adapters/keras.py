@@ -154,7 +154,9 @@ class KerasAdapter(keras.utils.PyDataset):
         asked = _keras_request(self, index)
         with self._lock:
             if asked is None and not self._is_inside:
-                return self._checked(*self._server.look(index))
+                trainer = _keras_trainer(self)
+                shuffles = getattr(trainer, "shuffle", None)
+                return self._checked(*self._server.look(index, is_permuted=shuffles, trainer=trainer))
             position, is_permuted = self._server.place(index) if asked is None else asked
             batch = self._checked(*self._server.serve(position, is_permuted=is_permuted))
         return _torch_tensors(batch) if asked is not None and keras.backend.backend() == "torch" else batch
@@ -171,8 +173,7 @@ class KerasAdapter(keras.utils.PyDataset):
 
     def on_epoch_begin(self) -> None:
         """Keras begins an epoch: its first batch is waited for here, where an error does no harm."""
-        frame = _keras_frame(self)
-        trainer = None if frame is None else frame.f_locals["self"]
+        trainer = _keras_trainer(self)
         with self._lock:
             self._is_inside = True
             self._server.begin(is_permuted=getattr(trainer, "shuffle", None), trainer=trainer)
@@ -327,7 +328,7 @@ def _torch_tensors(batch: Structure) -> Structure:
 
 # Keras tells a dataset neither whether it shuffles nor which of its generators asks. Both stand in the frames of the
 # methods that call us; where they are named otherwise, requests are placed by their arrival.
-_DEPTH = 6  # frames between Keras and us at most, for classes that inherit from ours
+_DEPTH = 7  # frames between Keras and us at most, for classes that inherit from ours
 
 
 def _keras_frame(dataset: KerasAdapter) -> FrameType | None:
@@ -342,6 +343,12 @@ def _keras_frame(dataset: KerasAdapter) -> FrameType | None:
             return frame
         frame = frame.f_back
     return None
+
+
+def _keras_trainer(dataset: KerasAdapter) -> object:
+    """The object of Keras that is calling, or None."""
+    frame = _keras_frame(dataset)
+    return None if frame is None else frame.f_locals["self"]
 
 
 def _keras_request(dataset: KerasAdapter, index: int) -> tuple[int, bool] | None:

@@ -110,6 +110,8 @@ class Server:
         first = self.key(self.epoch, self._first(bool(is_permuted)))
         if first not in self._kept:
             self._kept[first] = self._fetch(first)
+        elif self._pass is not None:
+            self._read_on(self._pass)
 
     def place(self, index: int) -> tuple[int, bool]:
         """The position in the pass, and whether the trainer shuffles, as the arrival of an index tells."""
@@ -138,8 +140,13 @@ class Server:
             self._kept.pop(first, None)
         return key, batch
 
-    def look(self, index: int) -> tuple[Key, Structure]:
-        """Step `index` of the present epoch in arrays of its own, outside of any pass."""
+    def look(self, index: int, *, is_permuted: bool | None = None, trainer: object = None) -> tuple[Key, Structure]:
+        """Step `index` of the present epoch in arrays of its own, outside of any pass.
+
+        Parameters
+        ----------
+        is_permuted, trainer : as in `begin`, where it is a trainer that looks
+        """
         key = self.key(self.epoch, index)
         if key in self._kept:
             return key, copied(self._kept[key])
@@ -148,6 +155,8 @@ class Server:
             # TensorFlow looks at two batches before it asks for the first.
             self._kept[key] = batch
             batch = copied(batch)
+        if index == 1 and is_permuted is not None and self._pass is None:
+            self._read_on(self._start(is_permuted, trainer))
         return key, batch
 
     def end(self, *, starts_over: object = None) -> None:
@@ -217,10 +226,7 @@ class Server:
         try:
             if now is None:
                 return self.work.read(key)
-            if now.ahead is None:
-                keys = [self.key(now.epoch, int(step)) for step in now.steps[now.served :]]
-                now.ahead = self._ahead([k for k in keys if k not in self._kept])
-            found, batch = next(now.ahead, (None, None))
+            found, batch = next(self._read_on(now), (None, None))
             if found == key:
                 return batch
             # Asked by something that is not in step, such as a thread of an earlier fit.
@@ -229,6 +235,14 @@ class Server:
         except BaseException:
             self.drop()
             raise
+
+    def _read_on(self, now: _Pass) -> ReadAhead:
+        """What reads the rest of a pass ahead; it is at work from here on."""
+        if now.ahead is None:
+            keys = [self.key(now.epoch, int(step)) for step in now.steps[now.served :]]
+            now.ahead = self._ahead([key for key in keys if key not in self._kept])
+            now.ahead.start()
+        return now.ahead
 
     def _ahead(self, keys: list[Key]) -> ReadAhead:
         return ReadAhead(self.work, keys, prefetch=self.prefetch, readahead_bytes=self.readahead_bytes)
