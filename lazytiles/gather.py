@@ -158,7 +158,8 @@ class Gather:
         filling = _Filling(self, blocks, done)
         filling.finish_empty()
         made = plan(filling.windows, np.array(filling.group) if len(blocks) > 1 else None)
-        read(made, filling.target, filling.complete, filling.failed, threads=threads, stop=stop, aside=aside)
+        target = filling.target if self._whole else filling.row
+        read(made, target, filling.complete, filling.failed, threads=threads, stop=stop, aside=aside)
 
 
 def is_straight(windows: Int64s, size: tuple[int, int], shape: Sequence[int]) -> NDArray[np.bool_]:
@@ -238,6 +239,7 @@ class _Filling:
                 self._finish(number)
 
     def target(self, window: int) -> NDArray[Any]:
+        """Where the pixels of a window are read to."""
         whole = self.gather._whole.get(window)
         if whole is None:
             return self.row(window)
@@ -247,6 +249,7 @@ class _Filling:
             return whole.pixels
 
     def row(self, window: int) -> NDArray[Any]:
+        """Where the tile of a window belongs."""
         rows = self.rows[self.group[window]]
         if rows is not None:
             own: NDArray[Any] = rows[self.place[window]]

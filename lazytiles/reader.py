@@ -200,20 +200,24 @@ class _Read:
 
     def _scatter(self, blocks: list[tuple[int, NDArray[Any]]], pieces: list[list[int]]) -> None:
         bands = self.plan.windows.bands
-        whole = len(blocks) == 1
+        if len(blocks) == 1 and bands is None and not pieces[0][7]:  # most reads: whole pixels of one array
+            target, ((top, block),) = self.target, blocks
+            for window, y0, y1, x0, x1, y, x, _ in pieces:
+                target(window)[y : y + y1 - y0, x : x + x1 - x0] = block[y0 - top : y1 - top, x0:x1]
+            return
         for window, y0, y1, x0, x1, y, x, band in pieces:
-            target = self.target(window)
+            whole = self.target(window)
             for top, block in blocks:
-                start, stop = (y0, y1) if whole else (max(y0, top), min(y1, top + block.shape[0]))
+                start, stop = max(y0, top), min(y1, top + block.shape[0])
                 if stop <= start:
                     continue
                 part = block[start - top : stop - top, x0:x1]
                 rows = slice(y + start - y0, y + stop - y0)
                 columns = slice(x, x + x1 - x0)
                 if band:
-                    target[rows, columns, band - 1] = part[..., 0]
+                    whole[rows, columns, band - 1] = part[..., 0]
                 else:
-                    target[rows, columns] = part if bands is None else part[..., list(bands)]
+                    whole[rows, columns] = part if bands is None else part[..., list(bands)]
 
     def _blocks(
         self,
