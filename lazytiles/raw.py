@@ -70,14 +70,16 @@ def cut_windows(page: Page, windows: Int64s, box: Sequence[tuple[int, int]]) -> 
     windows : int64, shape (n, 4), (y0, x0, y1, x1), inside the page
     box : (start, stop) of rows and columns, inside every window
     """
-    planes = _mapped_planes(page)
-    if planes is None or len(planes) > 1 or len(planes[0]) < page.shape[0] or not page.stored_dtype.isnative:
+    assert page.raw_offsets is not None
+    (height, width, samples), itemsize = page.shape, page.dtype.itemsize
+    pixel, row, first = samples * itemsize, width * samples * itemsize, page.raw_offsets[0]
+    is_whole = len(page.raw_offsets) == 1 and first + height * row <= page.file.size
+    if not is_whole or not page.stored_dtype.isnative or not settings().mmap:
         return None
-    (plane,), (y0, y1), (x0, x1) = planes, *box
-    rows, columns, samples = plane.shape
-    shape = (rows - y1 + 1, columns - x1 + 1, y1 - y0, x1 - x0, samples)
-    begin = y0 * plane.strides[0] + x0 * plane.strides[1]
-    every = np.ndarray(shape, plane.dtype, plane, begin, plane.strides[:2] + plane.strides)
+    (y0, y1), (x0, x1) = box
+    shape = (height - y1 + 1, width - x1 + 1, y1 - y0, x1 - x0, samples)
+    begin, strides = first + y0 * row + x0 * pixel, (row, pixel, row, pixel, itemsize)
+    every = np.ndarray(shape, page.stored_dtype, pool.map(page.file), begin, strides)
     cut: NDArray[Any] = every[windows[:, 0], windows[:, 1]]
     return cut
 
