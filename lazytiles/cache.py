@@ -6,7 +6,7 @@ import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -41,17 +41,29 @@ class Run:
 class Claim:
     """What a thread wants of a page: segments ``first:stop``; what of them is kept, and what is left to it to decode.
 
-    Others who want one of the same segments meanwhile wait until it is `ready`.
+    Where `keeps`, what it decodes is to be kept, and others who want one of the same segments meanwhile wait for it.
+
+    Parameters
+    ----------
+    key : of the page
+    first, stop : its segments
+    nbytes : of one of them, decoded; None: to be kept in any case
     """
 
-    __slots__ = ("first", "found", "key", "made", "missing", "ready", "stop")
+    __slots__ = ("first", "found", "keeps", "key", "made", "missing", "nbytes", "ready", "stop")
 
-    def __init__(self, key: Hashable, first: int = 0, stop: int = 1) -> None:
-        self.key, self.first, self.stop = key, first, stop
+    def __init__(self, key: Hashable, first: int = 0, stop: int = 1, nbytes: int | None = None) -> None:
+        self.key, self.first, self.stop, self.nbytes = key, first, stop, nbytes
         self.found: list[Run] = []
         self.missing: list[range] = []
         self.made: list[Run] = []
-        self.ready = threading.Event()
+        self.keeps = False
+        self.ready: threading.Event | None = None  # made for the first who waits
+
+    def wait(self) -> None:
+        """Wait until it is settled; for a claim that `SegmentCache.enter` gave."""
+        assert self.ready is not None
+        self.ready.wait()
 
 
 _first = attrgetter("first")
@@ -79,33 +91,35 @@ class SegmentCache:
         self._refused = 0
 
     def enter(self, claim: Claim) -> Claim | None:
-        """Set what a claim finds and misses; or give another one to wait for before it is entered again."""
+        """Set what a claim finds, misses and keeps; or give another one to wait for before it is entered again."""
         first, stop = claim.first, claim.stop
         with self._lock:
             entered = self._claims.get(claim.key)
             for other in entered or ():
                 if other.first < stop and first < other.stop:
+                    other.ready = other.ready or threading.Event()
                     return other
             claim.found, claim.missing = self._split(claim.key, first, stop)
             self._learn(claim.found)
-            if claim.missing:
+            claim.keeps = bool(claim.missing) and self._welcomes(claim)
+            if claim.keeps:
                 if entered is None:
                     entered = self._claims[claim.key] = []
                 entered.append(claim)
         return None
 
-    def welcomes(self, nbytes: int) -> bool:
-        """Whether so many bytes more are worth keeping.
+    def _welcomes(self, claim: Claim) -> bool:
+        """Whether what a claim misses is worth keeping.
 
-        While there is room they are. Later they push out others, which pays where what was kept last is what is
-        found. In a random order it is not: any other run is as likely to be wanted, and keeping costs time.
+        While there is room it is. Later it pushes out others, which pays where what was kept last is what is found.
+        In a random order it is not: any other run is as likely to be wanted, and keeping costs time.
         """
-        with self._lock:
-            has_room = self.nbytes + nbytes <= settings().cache_bytes
-            if has_room or len(self._recent) < _FEW or 2 * self._soon >= self._finds:
-                return True
-            self._refused += 1
-            return self._refused % _ONE_IN == 0
+        if claim.nbytes is None or len(self._recent) < _FEW or 2 * self._soon >= self._finds:
+            return True
+        if self.nbytes + claim.nbytes * sum(map(len, claim.missing)) <= settings().cache_bytes:
+            return True
+        self._refused += 1
+        return self._refused % _ONE_IN == 0
 
     def _learn(self, found: list[Run]) -> None:
         """Count what was found, and what of it was kept lately; the past counts less and less."""
@@ -134,8 +148,10 @@ class SegmentCache:
             missing.append(range(first, stop))
         return found, missing
 
-    def settle(self, claim: Claim, runs: Iterable[Run] = ()) -> None:
+    def settle(self, claim: Claim, runs: Sequence[Run] = ()) -> None:
         """End a claim, entered or not: keep what was decoded within the budget, wake those who wait."""
+        if not claim.keeps and not runs:
+            return
         kept = [_owned(run) for run in runs]
         budget = settings().cache_bytes
         with self._lock:
@@ -151,7 +167,8 @@ class SegmentCache:
                     self._keep(claim.key, run)
             gone += self._shrink(budget)
         claim.made = kept
-        claim.ready.set()
+        if claim.ready is not None:
+            claim.ready.set()
 
     def fit(self) -> None:
         """Forget what exceeds the budget that is set now."""
@@ -187,7 +204,7 @@ class SegmentCache:
         runs: list[Run] = []
         try:
             while (other := self.enter(claim)) is not None:
-                other.ready.wait()
+                other.wait()
                 if other.made:
                     return other.made[0].array
             if claim.found:

@@ -251,23 +251,21 @@ class _Read:
         self, page: Page, segments: range, row: int, column: int, rows: int, where: list[int] | None
     ) -> list[Run]:
         """Decoded segments, out of the cache where it has them; what is to be kept is decoded to its end."""
-        claim = Claim(page.key, segments.start, segments.stop)
+        claim = Claim(page.key, segments.start, segments.stop, page.segment_bytes)
         made: list[Run] = []
-        keeps = False
         height = page.segment[0]
         try:
             while (other := cache.enter(claim)) is not None:
-                other.ready.wait()
-            missing = sum(map(len, claim.missing))
-            keeps = cache.welcomes(missing * page.segment_bytes)
+                other.wait()
             for part in claim.missing:
                 before = part.start - segments.start
-                here = len(part) * height if keeps else rows - before * height
+                here = len(part) * height if claim.keeps else rows - before * height
                 whole = where if len(part) == len(segments) else None
                 made += self._decode(page, part, row + before, column, here, whole)
         finally:  # an interrupt, too, leaves no claim behind that others would wait for
-            cache.settle(claim, made if keeps else ())
-        self.tally.append((0, 0, len(segments) - missing))
+            cache.settle(claim, made if claim.keeps else ())
+        if claim.found:
+            self.tally.append((0, 0, len(segments) - sum(map(len, claim.missing))))
         return [*claim.found, *made]
 
     def _decode(

@@ -77,11 +77,10 @@ def test_what_is_not_found_again_is_not_kept():
     own, page = SegmentCache(), (KEY, "0")
 
     def ask(segment):
-        claim = Claim(page, segment, segment + 1)
-        own.enter(claim)
-        keeps = bool(claim.missing) and own.welcomes(100)
-        own.settle(claim, [Run(segment, segment + 1, np.zeros((10, 10), np.uint8))] if keeps else ())
-        return keeps if claim.missing else None
+        claim = Claim(page, segment, segment + 1, 100)
+        assert own.enter(claim) is None
+        own.settle(claim, [Run(segment, segment + 1, np.zeros((10, 10), np.uint8))] if claim.keeps else ())
+        return claim.keeps if claim.missing else None
 
     with within_limits(cache_bytes=100 * 100):
         assert all(ask(k) for k in range(150))  # there is room, and then nothing was found yet
@@ -210,7 +209,7 @@ def test_claims_and_settlements():
     own.settle(apart)  # its decode failed
     own.settle(elsewhere)
     own.settle(claim, [rows(3, 7)])
-    assert claim.ready.is_set()
+    claim.wait()
     assert own.nbytes == 320
     wider = Claim(key, 1, 9)
     assert own.enter(wider) is None
