@@ -19,7 +19,7 @@ from lazytiles.tandem import Alive, Array, Rows, Structure, Tandem, batch_error,
 
 Key = tuple[int, int]  # (epoch, batch)
 
-_LARGEST_HEADSTART = 128 * 2**20  # bytes still undelivered when the next block starts
+_HEADSTART = 0.15  # of the budget is still undelivered when the next block starts
 _BLOCK_BATCHES = 4096  # batches of one block at most, however small they are
 _POOL = Pool(32)
 _PATIENCE_S = 1.0  # how long `close` waits for jobs that were told to stop
@@ -95,16 +95,16 @@ class _Slot:
 class ReadAhead:
     """An iterator of ``(key, batch)`` in the order of `keys`, which reads ahead while its consumer works.
 
-    Consecutive batches of sources that can plan are read as one block of at most `readahead_bytes`; the
-    next block starts when at most half of that (and at most 128 MiB) is undelivered. Other sources are
-    read batch by batch, `prefetch` of them ahead.
+    Consecutive batches of sources that can plan are read as one block. What is planned, read or waits comes to
+    `readahead_bytes` at most, or to one batch that is larger; the next block starts when little of it is left.
+    Other sources are read batch by batch, `prefetch` of them ahead.
 
     Parameters
     ----------
     work : how a batch comes about
     keys : the order of the batches, perhaps without end
     prefetch : finished batches that wait; 0 finishes each batch when it is asked for
-    readahead_bytes : bytes of one block; 0 plans every batch alone
+    readahead_bytes : bytes that are read ahead; 0 plans every batch alone
 
     Notes
     -----
@@ -197,7 +197,7 @@ class ReadAhead:
         if self._stop.is_set():
             return
         if self._block_bytes:
-            if self._reading == 0 and self._waiting_bytes <= min(self._block_bytes / 2, _LARGEST_HEADSTART):
+            if self._reading == 0 and self._has_room():
                 self._start_block()
         else:
             while len(self._slots) < self._prefetch and self._add_slot(0):
@@ -208,10 +208,19 @@ class ReadAhead:
                     slot.state = "finishing"
                     self._submit(self._lane.submit, partial(self._finish, slot))
 
+    def _has_room(self) -> bool:
+        """Whether so little is undelivered that a block is worth its start: a large one decodes less.
+
+        Where a few batches fill the budget, one of them may wait.
+        """
+        waiting, one = self._waiting_bytes, self._slots[-1].nbytes if self._slots else 0
+        few = max(_HEADSTART * self._block_bytes, one)
+        return waiting == 0 or (waiting <= few and waiting + one <= self._block_bytes)
+
     def _start_block(self) -> None:
-        already, before = self._waiting_bytes, len(self._slots)
+        before = len(self._slots)
         while len(self._slots) - before < _BLOCK_BATCHES:
-            room = self._block_bytes - (self._waiting_bytes - already) if len(self._slots) > before else None
+            room = self._block_bytes - self._waiting_bytes if self._slots else None
             if not self._add_slot(self._sample_bytes, room):
                 break
         block = list(islice(self._slots, before, None))

@@ -288,7 +288,9 @@ def test_states_that_no_flow_gave_are_refused():
 def test_blocks_hold_their_bytes_and_each_batch_is_asked_once():
     source = Planned(np.zeros((64, 8), "uint8"))
     list(BatchFlow(source, 4, readahead_bytes=100))
-    assert [len(block) for block in source.blocks] == [3, 3, 3, 3, 3, 1]
+    sizes = [len(block) for block in source.blocks]
+    assert sizes[0] == 3
+    assert all(size in (2, 3) for size in sizes[1:-1])  # one batch of the last block may still wait
     np.testing.assert_array_equal(np.concatenate([r for b in source.blocks for r in b]), np.arange(64))
 
 
@@ -325,8 +327,8 @@ def test_a_stalled_consumer_bounds_the_bytes_read_ahead(transform):
         batch = next(iterator)
         if k % 7 == 0:
             settle()
-            # Blocks of 8 batches of 8 bytes: a block and a half, and what the consumer holds.
-            assert len(source.alive) <= 12 + 1
+            # 8 batches of 8 bytes, and what the consumer holds.
+            assert len(source.alive) <= 8 + 1
             assert lt.counters()["batches_alive"] <= 2 + 1
     del batch, iterator
     settle()
