@@ -71,7 +71,7 @@ class Codec:
         )
 
     def __call__(self, data: bytes | memoryview, index: int, row: int, column: int) -> NDArray[Any]:
-        """One segment as an array (height, width, samples) that covers its part of the page.
+        """One segment as an array (height, width, samples) that covers its part of the page; not for `lzw`.
 
         Parameters
         ----------
@@ -83,8 +83,6 @@ class Codec:
         ------
         ValueError : whatever is wrong with the bytes, in words
         """
-        if self.lzw is not None:
-            return self.decode_run([data], [len(data)], row)
         needed = self.extent(row, column)
         if self.compression in JPEG:
             array = self._jpeg(bytes(data), index, needed)
@@ -151,13 +149,8 @@ class Codec:
                 return out
         raise reason
 
-    def height_of(self, segments: int, row: int) -> int:
-        """Rows of neighbouring segments of one column together; strips end with the page."""
-        rows = self.segment[0] * segments
-        return rows if self.tiled else min(rows, self.image[0] - row * self.segment[0])
-
     def decode_run(
-        self, datas: Sequence[bytes | memoryview], sizes: Sequence[int], row: int, rows: int | None = None
+        self, datas: Sequence[bytes | memoryview], sizes: Sequence[int], row: int, rows: int
     ) -> NDArray[Any]:
         """Neighbouring LZW segments of one column as one array, by one call of libtiff.
 
@@ -166,7 +159,7 @@ class Codec:
         datas : their stored bytes, in any division
         sizes : bytes of each
         row : the place of the first in the grid
-        rows : how many from the top are wanted, or None for all
+        rows : how many from the top are wanted; it ends there
 
         Returns
         -------
@@ -174,8 +167,9 @@ class Codec:
         """
         assert self.lzw is not None
         height, width, samples = self.segment
-        full = self.height_of(len(sizes), row)
-        rows = full if rows is None else min(rows, full)
+        rows = min(rows, height * len(sizes))
+        if not self.tiled:
+            rows = min(rows, self.image[0] - row * height)
         wrapped = wrap_lzw(datas, sizes, (rows, width, samples), height, self.dtype, *self.lzw)
         array: NDArray[Any] = imagecodecs.tiff_decode(wrapped)
         return array.reshape(rows, width, samples)

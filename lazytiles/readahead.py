@@ -119,6 +119,7 @@ class ReadAhead:
         self._order: Iterator[Key] = iter(keys)
         self._prefetch = prefetch
         self._block_bytes = readahead_bytes if work.tandem.planned else 0
+        self._is_direct = prefetch == 0 and self._block_bytes == 0
         self._is_inline = prefetch == 0 or (self._block_bytes > 0 and work.is_light)
         self._sample_bytes = work.tandem.sample_bytes(work.tandem.planned)
         self._lane = Lane(_POOL, work.threads or settings().threads)
@@ -135,12 +136,12 @@ class ReadAhead:
 
     def start(self) -> None:
         """Begin to read, before the first batch is asked for."""
-        if self._prefetch or self._block_bytes:
+        if not self._is_direct:
             with self._changed:
                 self._plan()
 
     def __next__(self) -> tuple[Key, Structure]:
-        if self._prefetch == 0 and self._block_bytes == 0:
+        if self._is_direct:
             key = self._upcoming()
             return key, self._work.read(key)
         slot = self._await_head()
