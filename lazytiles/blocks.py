@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from lazytiles.errors import LazyTilesError, LimitError
 from lazytiles.gather import Done, Gather, TileForm
 from lazytiles.indexing import Request
+from lazytiles.memory import shelf
 from lazytiles.reader import check_limit
 from lazytiles.regiontiles import RegionTiles, gathered, open_ahead
 from lazytiles.view import read_box
@@ -85,7 +86,7 @@ def read_blocks(
         return
     rows = tuple(np.concatenate(column) for column in zip(*(place.rows for place in places), strict=True))
     gather, absent, failed = _collected(parts_of(rows), box, form, starts)
-    blocks = [np.empty((length, *inner[-3:]), form.dtype) for length in lengths]
+    blocks = [shelf.empty((length, *inner[-3:]), form.dtype) for length in lengths]
     for slots in absent:
         for slot in slots.tolist():
             number = int(np.searchsorted(starts, slot, side="right")) - 1

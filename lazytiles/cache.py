@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lazytiles.config import settings, when_configured
 from lazytiles.files import pool
+from lazytiles.memory import shelf
 
 _SLACK = 64  # bytes beside an array's own that are not worth a copy
 _FEW = 64  # runs, too few of which to learn from
@@ -262,11 +263,12 @@ if hasattr(os, "register_at_fork"):
 
 
 def clear_cache() -> None:
-    """Forget every decoded segment and close every idle file.
+    """Forget every decoded segment, close every idle file and give back the memory that waits for batches.
 
     >>> clear_cache()
     """
     cache.clear()
+    shelf.clear()
     pool.clear()
 
 

@@ -570,6 +570,26 @@ def test_read_ahead_decodes_each_segment_once(tiles):
     assert lt.counters()["segments_decoded"] - before == whole
 
 
+def test_the_memory_of_dropped_batches_is_used_again(tmp_path):
+    image = np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "r.tif", image, compression="lzw", rowsperstrip=64)
+    tiles = lt.open_tiles(lt.make_grid([tmp_path / "r.tif"], size=64), tmp_path)
+    dense = np.asarray(tiles[:])
+    batch_bytes = 8 * dense[0].nbytes
+    flow = BatchFlow(tiles, 8, shuffle=True, seed=0, readahead_bytes=2 * batch_bytes)
+    places, kept = set(), []
+    for epoch in range(3):
+        for k, batch in enumerate(flow):
+            places.add(batch.__array_interface__["data"][0])
+            np.testing.assert_array_equal(batch, dense[flow.rows(epoch, k)])
+            assert batch.ctypes.data % 64 == 0
+            if k == epoch:
+                kept.append((batch[2:5, ::2], flow.rows(epoch, k)))
+    assert len(places) <= len(kept) + 2 + 2  # kept, ahead, and in hand while the next one is awaited
+    for view, rows in kept:
+        np.testing.assert_array_equal(view, dense[rows][2:5, ::2])
+
+
 def test_a_damaged_region_is_named_at_its_batch(tiles, tmp_path):
     path = tmp_path / "2020" / "r1.tif"
     data = path.read_bytes()
