@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,8 @@ from lazytiles.adapters.portable import copied
 from lazytiles.order import permutation
 from lazytiles.readahead import Key, ReadAhead, Work
 from lazytiles.tandem import Structure
+
+_LOOKS = 2  # batches that TensorFlow looks at before it asks for the first
 
 
 @dataclass(slots=True)
@@ -150,14 +152,15 @@ class Server:
         key = self.key(self.epoch, index)
         if key in self._kept:
             return key, copied(self._kept[key])
-        batch = self.work.read(key)
-        if index < 2:
-            # TensorFlow looks at two batches before it asks for the first.
-            self._kept[key] = batch
-            batch = copied(batch)
-        if index == 1 and is_permuted is not None and self._pass is None:
-            self._read_on(self._start(is_permuted, trainer))
-        return key, batch
+        if index >= _LOOKS:
+            return key, self.work.read(key)
+        if index == 0 and is_permuted is not None and self._pass is None:
+            looks = [self.key(self.epoch, step) for step in range(min(_LOOKS, self.steps))]
+            self._read_on(self._start(is_permuted, trainer), looks)
+        now = self._pass
+        is_before = now is not None and now.served == 0 and trainer is not None and now.trainer is trainer
+        batch = self._kept[key] = self._fetch(key) if is_before else self.work.read(key)
+        return key, copied(batch)
 
     def end(self, *, starts_over: object = None) -> None:
         """An epoch ends: the next one follows if all of it was served; what was read ahead is dropped.
@@ -236,11 +239,11 @@ class Server:
             self.drop()
             raise
 
-    def _read_on(self, now: _Pass) -> ReadAhead:
-        """What reads the rest of a pass ahead; it is at work from here on."""
+    def _read_on(self, now: _Pass, looks: Sequence[Key] = ()) -> ReadAhead:
+        """What reads the rest of a pass ahead, those that are looked at before the others; it works from here on."""
         if now.ahead is None:
             keys = [self.key(now.epoch, int(step)) for step in now.steps[now.served :]]
-            now.ahead = self._ahead([key for key in keys if key not in self._kept])
+            now.ahead = self._ahead([*looks, *(key for key in keys if key not in self._kept and key not in looks)])
             now.ahead.start()
         return now.ahead
 

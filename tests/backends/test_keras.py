@@ -24,6 +24,7 @@ import lazytiles as lt
 from lazytiles import KerasAdapter
 from lazytiles.errors import LazyTilesError, RegionError
 from lazytiles.order import permutation
+from tests.limits import within_limits
 
 ROOT = Path(__file__).resolve().parents[2]
 BACKEND = keras.backend.backend()
@@ -184,6 +185,23 @@ def test_decode_counts_of_a_shuffled_fit_equal_those_of_a_plain_one(tiles):
         image_model(adapter).fit(adapter, epochs=2, verbose=0, shuffle=shuffle)
         counts.append(lt.counters()["segments_decoded"] - before)
     assert abs(counts[1] - counts[0]) <= 0.1 * counts[0]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("built", [False, True])
+def test_what_a_trainer_looks_at_first_is_decoded_with_the_rest(tiles, shuffle, built):
+    with within_limits(cache_bytes=0):
+        adapter = KerasAdapter(tiles, batch_size=3, shuffle=shuffle)
+        model = image_model(adapter)
+        if built:
+            model.fit(adapter, verbose=0)
+        whole = tiles.plan(np.arange(len(tiles))).segments
+        before = lt.counters()["segments_decoded"]
+        model.fit(adapter, verbose=0)
+        once = lt.counters()["segments_decoded"] - before
+        # JAX and torch ask for the first batch by itself.
+        first = tiles.plan(adapter.sample_ids(int(built), 0)).segments
+        assert once <= (whole if BACKEND == "tensorflow" else whole + first)
 
 
 def test_initial_epoch_and_two_fits_in_a_row():
