@@ -269,6 +269,8 @@ class KerasAdapter(keras.utils.PyDataset):
     def to_tf_dataset(self) -> Any:
         """A `tf.data.Dataset` of the batches in their planned order; each iteration of it is the next epoch.
 
+        The tuning of its options while it runs is off: where an iteration ends, TensorFlow often waits for it.
+
         Raises
         ------
         ImportError : TensorFlow is not installed
@@ -282,7 +284,9 @@ class KerasAdapter(keras.utils.PyDataset):
                 yield self._checked(key, batch)
 
         dataset = tf.data.Dataset.from_generator(batches, output_signature=form)
-        return dataset.apply(tf.data.experimental.assert_cardinality(len(self)))
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        return dataset.apply(tf.data.experimental.assert_cardinality(len(self))).with_options(options)
 
     def _follow(self, schedule: Schedule, work: Work, steps: int) -> None:
         self._schedule = schedule

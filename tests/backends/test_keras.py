@@ -695,6 +695,7 @@ def test_as_a_tf_dataset():
     adapter = KerasAdapter(Planned(IDS), Y, batch_size=B, shuffle=True, seed=2)
     dataset = adapter.to_tf_dataset()
     assert dataset.cardinality() == len(adapter)
+    assert not dataset.options().autotune.enabled
     found = [x.numpy()[:, 0].astype(int).tolist() for _ in range(2) for x, _ in dataset]
     assert found == planned(adapter, range(2))
 
