@@ -150,13 +150,13 @@ class Server:
         is_permuted, trainer : as in `begin`, where it is a trainer that looks
         """
         key = self.key(self.epoch, index)
+        if index < _LOOKS and is_permuted is not None and self._pass is None:
+            looks = [self.key(self.epoch, step) for step in range(min(_LOOKS, self.steps))]
+            self._read_on(self._start(is_permuted, trainer), looks)
         if key in self._kept:
             return key, copied(self._kept[key])
         if index >= _LOOKS:
             return key, self.work.read(key)
-        if index == 0 and is_permuted is not None and self._pass is None:
-            looks = [self.key(self.epoch, step) for step in range(min(_LOOKS, self.steps))]
-            self._read_on(self._start(is_permuted, trainer), looks)
         now = self._pass
         is_before = now is not None and now.served == 0 and trainer is not None and now.trainer is trainer
         batch = self._kept[key] = self._fetch(key) if is_before else self.work.read(key)
@@ -243,7 +243,7 @@ class Server:
         """What reads the rest of a pass ahead, those that are looked at before the others; it works from here on."""
         if now.ahead is None:
             keys = [self.key(now.epoch, int(step)) for step in now.steps[now.served :]]
-            now.ahead = self._ahead([*looks, *(key for key in keys if key not in self._kept and key not in looks)])
+            now.ahead = self._ahead([key for key in dict.fromkeys([*looks, *keys]) if key not in self._kept])
             now.ahead.start()
         return now.ahead
 
