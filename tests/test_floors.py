@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lazytiles"
 HOUSE = """
 0 errors config lazy doors keys window indexing grid seeds order overlap blends
 0 augment.geometry augment.recipe augment.transform augment.structure augment.batch augment
-1 ranges remote files jpeg decode page kinds resample cache plan raw reader datasets
+1 memory ranges remote files jpeg decode page kinds resample cache plan raw reader datasets
 2 region volumes problems paths columns table conflicts manifest survey cost digest findings doctor
 3 gather travel view
 4 regiontiles agreement blocks split multisource boxlabels catalog scenes frames tiles
