@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,7 @@ class Shelf:
 
     Parameters
     ----------
-    limit : bytes that wait at most; beyond it, the sizes that did not come back for the longest go first
+    limit : bytes that wait at most; beyond it, what has waited the longest goes first
 
     >>> shelf = Shelf(2**20)
     >>> array = shelf.empty((300, 400), np.dtype("float32"))
@@ -56,7 +55,7 @@ class Shelf:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.nbytes = 0
-        self._waiting: OrderedDict[int, list[NDArray[np.uint8]]] = OrderedDict()
+        self._waiting: list[NDArray[np.uint8]] = []
         self._lock = threading.RLock()  # memory may come back at any moment, also within a call of this thread
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -67,24 +66,18 @@ class Shelf:
         if nbytes < _LEAST or size > self.limit:
             return np.empty(shape, dtype)
         with self._lock:
-            waiting = self._waiting.get(size)
-            memory = waiting.pop() if waiting else None
-            self.nbytes -= 0 if memory is None else size
-        return np.asarray(_Loan(self, np.empty(size, np.uint8) if memory is None else memory, shape, dtype))
+            same = next((k for k in reversed(range(len(self._waiting))) if self._waiting[k].nbytes == size), None)
+            memory = np.empty(size, np.uint8) if same is None else self._waiting.pop(same)
+            self.nbytes -= 0 if same is None else size
+        return np.asarray(_Loan(self, memory, shape, dtype))
 
     def put(self, memory: NDArray[np.uint8]) -> None:
         """Let memory wait that nobody uses any more."""
         with self._lock:
-            self._waiting.setdefault(memory.nbytes, []).append(memory)
-            self._waiting.move_to_end(memory.nbytes)
+            self._waiting.append(memory)
             self.nbytes += memory.nbytes
             while self.nbytes > self.limit:
-                size, oldest = next(iter(self._waiting.items()))
-                if oldest:
-                    oldest.pop()
-                    self.nbytes -= size
-                else:
-                    del self._waiting[size]
+                self.nbytes -= self._waiting.pop(0).nbytes
 
     def clear(self) -> None:
         """Give all that waits back to the system."""

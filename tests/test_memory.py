@@ -52,7 +52,7 @@ def test_what_waits_is_bounded_and_the_oldest_sizes_go_first():
     small = own.nbytes
     again = own.empty((200_000,), BYTE)
     assert own.nbytes < small  # the last size is there
-    assert place(own.empty((2 * MIB,), BYTE))  # too large to wait at all
+    assert own.empty((2 * MIB,), BYTE).base is None  # too large to wait at all
     del again
     assert own.nbytes == small
     own.clear()

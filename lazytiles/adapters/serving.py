@@ -143,7 +143,7 @@ class Server:
         return key, batch
 
     def look(self, index: int, *, is_permuted: bool | None = None, trainer: object = None) -> tuple[Key, Structure]:
-        """Step `index` of the present epoch in arrays of its own, outside of any pass.
+        """Step `index` of the present epoch in arrays of its own; a trainer's first look begins its pass.
 
         Parameters
         ----------
