@@ -157,7 +157,8 @@ def _print_facts(title: str, facts: dict[str, Any]) -> None:
 @IMAGES
 @PATH
 @FRAMES
-@click.option("--target", callback=parse_list, help="Columns of finite numbers [default: target, if there].")
+@click.option("--target", callback=parse_list, help="Columns of the targets [default: target, if there].")
+@click.option("--classes", callback=parse_list, help="Names in a target column, in the order of their numbers.")
 @click.option("--pad", is_flag=True, help="Windows may leave their image.")
 @click.option("--min-size", callback=parse_size, help="Fewest pixels of a window, HEIGHTxWIDTH.")
 @click.option("--split", help="Column whose different values must not share pixels, such as fold.")
@@ -314,7 +315,7 @@ def _preview_html(
     *,
     target: list[str] | None,
     frames: Sequence[str] | None,
-    bands: list[int] | None,
+    bands: list[int] | str | None,
     pad: str | None,
     **_: Any,
 ) -> str:
@@ -323,7 +324,15 @@ def _preview_html(
         table = table[table["label_id"].isin(frames).to_numpy()].reset_index(drop=True)
     codes, found = resolve_paths(table, path or default_template(table), images or os.path.dirname(manifest) or ".")
     title, column = os.path.basename(manifest), target[0] if target else "target"
-    return preview_page(table, codes, found, title=title, target=column, bands=bands, progress=progress)
+    return preview_page(
+        table,
+        codes,
+        found,
+        title=title,
+        target=column,
+        bands=None if isinstance(bands, str) else bands,
+        progress=progress,
+    )
 
 
 @main.command("stats")

@@ -34,6 +34,7 @@ def check(
     *,
     path: str | None = None,
     target: str | Sequence[str] | None = "target",
+    classes: Sequence[Any] | None = None,
     frames: Sequence[object] | None = None,
     pad: bool = False,
     min_size: int | tuple[int, int] | None = None,
@@ -53,7 +54,8 @@ def check(
     manifest : DataFrame, or path of a CSV or Parquet file
     image_dir : the folder of the images; None checks the table alone
     path : where an image lies, as for `open_tiles`
-    target : the columns that must be finite numbers; the default is left out where there is none
+    target, classes : the label columns and the names of the classes, as for `open_tiles`; the default is left out where
+        there is none
     frames : label ids of which every tile needs an image
     pad : whether windows may leave their image
     min_size : fewest pixels of a window, one number or (height, width)
@@ -80,7 +82,7 @@ def check(
     name = "the DataFrame" if isinstance(manifest, pd.DataFrame) else os.fspath(manifest)
     warnings = Problems(name)
     try:
-        table, problems = _inspect(manifest, target, frames, [split] if split else [], pad, tell)
+        table, problems = _inspect(manifest, target, classes, frames, [split] if split else [], pad, tell)
     except ManifestError as error:
         broken = Problems(name)
         broken.add("not a table", str(error).removeprefix(f"{name}: "))
@@ -105,13 +107,15 @@ def check(
 
 
 def _inspect(
-    manifest: Any, target: Any, frames: Any, text: list[str], pad: bool, tell: Progress
+    manifest: Any, target: Any, classes: Any, frames: Any, text: list[str], pad: bool, tell: Progress
 ) -> tuple[pd.DataFrame, Problems]:
     def count(rows: int) -> None:
         tell("reading rows", rows, 0)
 
     wanted = {"optional": ["target"]} if target == "target" else {"target": target}
-    table, problems = inspect_manifest(manifest, **wanted, frames=frames, text=text, allow_outside=pad, progress=count)
+    table, problems = inspect_manifest(
+        manifest, **wanted, classes=classes, frames=frames, text=text, allow_outside=pad, progress=count
+    )
     if any(name not in table for name in text):
         raise ManifestError(f"there is no column {text[0]}; there are {', '.join(table.columns)}")
     return table, problems

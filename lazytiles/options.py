@@ -99,8 +99,10 @@ def parse_list(ctx: click.Context, parameter: click.Parameter, value: str | None
     return None if value is None else [part.strip() for part in value.split(",") if part.strip()]
 
 
-def parse_bands(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[int] | None:
-    """``"3,2,1"`` as numbers."""
+def parse_bands(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[int] | str | None:
+    """``"3,2,1"`` as numbers, ``"rgb"`` as it is."""
+    if value == "rgb":
+        return value
     parts = parse_list(ctx, parameter, value)
     if parts is None:
         return None
@@ -119,10 +121,11 @@ FRAMES = click.option("--frames", callback=parse_list, help="Label ids of the ti
 def opening(function: Any) -> Any:
     """The options of `open_tiles`."""
     for option in (
-        click.option("--bands", callback=parse_bands, help="Bands to read, such as 3,2,1."),
+        click.option("--bands", callback=parse_bands, help="Bands to read, such as 3,2,1, or rgb."),
         click.option("--pad", help="What windows get that leave their image: reflect, edge, constant, ..."),
         click.option("--size", callback=parse_size, help="Resample every tile to HEIGHTxWIDTH pixels."),
         click.option("--target", callback=parse_list, help="Columns of the targets [default: target, if there]."),
+        click.option("--classes", callback=parse_list, help="Names in a target column, in the order of their numbers."),
         FRAMES,
         PATH,
         IMAGES,

@@ -23,7 +23,7 @@ from lazytiles.lazy import LazyArray, token
 from lazytiles.page import Page
 from lazytiles.raw import cut_windows, slice_page
 from lazytiles.reader import check_limit
-from lazytiles.region import Region
+from lazytiles.region import Region, bands_read, check_resample
 from lazytiles.remote import is_remote
 
 Int64s: TypeAlias = NDArray[np.int64]
@@ -105,7 +105,7 @@ class RegionTiles(LazyArray):
 
     def _is_sliced(self) -> bool:
         local = all(p is not None and p.raw_offsets is not None and not p.file.is_remote for p in self._pages)
-        return local and self._straight and not self.form.gray
+        return local and self._straight and not self.form.is_mixed
 
     @property
     def opened(self) -> list[Page]:
@@ -144,12 +144,20 @@ class RegionTiles(LazyArray):
         page = region.pages[0]
         if len(region.pages) > 1:
             raise RegionError(f"{region.path}: is a volume of {len(region.pages)} slices; use open_volumes")
-        samples, wanted = page.shape[2], self.form.image_samples
-        if page.dtype != self.form.dtype or samples != wanted:
+        form = self.form
+        read = bands_read(page, form.asked, form.gray)
+        if page.dtype != form.dtype or (form.asked is None and not form.gray and len(read) != form.samples):
             raise RegionError(
-                f"{page}: holds {samples} bands of {page.dtype}, the other regions hold {wanted} of "
-                f"{self.form.dtype}; regions of one array must agree: convert it, or choose bands=[...]"
+                f"{page}: holds {page.shape[2]} bands of {page.dtype}, the other regions hold {form.samples} of "
+                f"{form.dtype}; regions of one array must agree: convert it, or choose bands=[...]"
+                + (', bands="rgb" or gray=True' if page.shape[2] in (1, 3, 4) and form.samples in (1, 3, 4) else "")
             )
+        if form.bands is not None and read != form.bands:
+            raise RegionError(
+                f"{page}: has {page.shape[2]} bands, of which bands={list(form.asked or ())} are {list(read)}, but "
+                f"{list(form.bands)} of the other regions; count the bands from the first, 0"
+            )
+        check_resample(page, form.resample)
         if self.whole:
             self.windows = np.broadcast_to(np.array([0, 0, *page.shape[:2]], dtype=np.int64), self.windows.shape)
         return page
@@ -162,8 +170,11 @@ class RegionTiles(LazyArray):
         return f"{self.tile_name(row)} with box ({x0}, {y0}, {x1}, {y1}) of region {self.name}"
 
     def check(self, page: Page, rows: Int64s) -> None:
-        """Refuse windows that leave the region unless they are padded."""
+        """Refuse windows that leave the region unless they are padded, and those that do not meet it at all."""
         windows = self.windows[rows]
+        apart = (windows[:, 2:] <= 0).any(axis=1) | (windows[:, :2] >= page.shape[:2]).any(axis=1)
+        if apart.any() and not self.whole:
+            raise ManifestError(self.outside(int(rows[np.flatnonzero(apart)[0]]), page, "does not meet"))
         if self.form.pad is not None and not self.whole:
             return
         if self.whole and self.form.resample is None and page.shape[:2] != self.form.size:
@@ -176,12 +187,13 @@ class RegionTiles(LazyArray):
             row = int(rows[np.flatnonzero(outside)[0]])
             raise ManifestError(self.outside(row, page))
 
-    def outside(self, row: int, page: Page) -> str:
-        """The words for a window that leaves its region."""
+    def outside(self, row: int, page: Page, does: str = "leaves") -> str:
+        """The words for a window that leaves its region, or does not meet it."""
         y0, x0, y1, x1 = self.windows[row].tolist()
+        cure = 'pass pad="reflect" or correct the box' if does == "leaves" else "correct the box"
         return (
-            f"{self.tile_name(row)}: box ({x0}, {y0}, {x1}, {y1}) leaves region {self.name} ({page.file.path}, "
-            f'{page.shape[0]} x {page.shape[1]}); pass pad="reflect" or correct the box'
+            f"{self.tile_name(row)}: box ({x0}, {y0}, {x1}, {y1}) {does} region {self.name} ({page.file.path}, "
+            f"{page.shape[0]} x {page.shape[1]}); {cure}"
         )
 
     def verify(self) -> list[str]:

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lazytiles.boxlabels import scaled_boxes
+from lazytiles.boxlabels import Boxes, scaled_boxes
 from lazytiles.catalog import by_name, filtered
+from lazytiles.columns import names_of
 from lazytiles.digest import verify_digests
 from lazytiles.errors import ManifestError
 from lazytiles.frames import Frames
@@ -23,10 +24,10 @@ from lazytiles.manifest import BOX_2D, read_manifest
 from lazytiles.multisource import MultiSourceArray
 from lazytiles.paths import default_template, folder_of, region_column, resolve_paths, template_columns
 from lazytiles.problems import Problems
-from lazytiles.region import Region, band_numbers, check_gray, open_region
+from lazytiles.region import Bands, Region, band_numbers, bands_read, check_resample, open_region
 from lazytiles.regiontiles import RegionTiles
 from lazytiles.resample import METHODS
-from lazytiles.scenes import open_volumes
+from lazytiles.scenes import open_volumes, set_labels
 
 Int64s: TypeAlias = NDArray[np.int64]
 
@@ -44,11 +45,13 @@ def open_tiles(
     size: tuple[int, int] | None = None,
     resample: str = "bilinear",
     pad: str | None = None,
-    bands: Sequence[int] | None = None,
+    bands: Bands = None,
     gray: bool = False,
     level: int = 0,
     missing: str = "raise",
     scale_boxes: Sequence[str] = (),
+    box_format: str = "xyxy",
+    classes: Sequence[Any] | None = None,
     where: Mapping[str, Any] | None = None,
     follow_symlinks: bool = True,
     verify: str | os.PathLike[str] | None = None,
@@ -66,7 +69,9 @@ def open_tiles(
     path : where an image lies, relative to `image_dir`, as a template over the manifest's columns; default
         ``"{path}"`` where there is a column of that name, ``"{label_id}/{region_id}.tif"`` where there is a
         `label_id`, else ``"{region_id}.tif"``
-    target : the column of the labels, a list of columns (labels of shape (N, k)), or None
+    target : the column of the labels, a list of columns (labels of shape (N, k)), or None. A column of names, of
+        categories or of True and False gives class numbers, see `classes`; of several columns one may. In a column
+        where nothing is written the tiles have no labels and are for prediction
     tabular : columns given to the model as a second input
     masks : a path template; the labels are then mask tiles cut with the same windows. Of volumes also a mapping
     size : (height, width), pixels, to which every window is resampled; without it all windows have one size
@@ -74,12 +79,18 @@ def open_tiles(
     pad : NumPy's ``"constant"``, ``"edge"``, ``"reflect"``, ``"symmetric"`` or ``"wrap"`` for windows that leave
         their region; None refuses them. NumPy's ``"maximum"``, ``"mean"``, ``"median"``, ``"minimum"`` and
         ``"linear_ramp"`` read the whole lines of the region that such a window crosses
-    bands : which samples of the images, in this order
+    bands : which samples of the images, in this order; or ``"rgb"``: red, green and blue of images of one, three or
+        four bands, gray ones repeated and opacity left out
     gray : whether red, green and blue become one luminance band
     level : resolution of each pyramid; boxes are in pixels of that level
     missing : ``"raise"``, or ``"fill"`` to give zeros for a frame whose image is missing (see `valid`)
-    scale_boxes : label columns that are places in the image, x and y in turn, such as the corners of boxes; they
-        become places in the tile, scaled as it is by `size` (the tags of every image are read)
+    scale_boxes : label columns that are boxes in pixels of the image, four to a box; they become boxes in pixels of
+        the tile, scaled as it is by `size` (the tags of every image are read), and `Augment` moves them
+    box_format : what the four numbers of a box are: ``"xyxy"`` its corners, ``"xywh"`` or ``"xyhw"`` its first
+        corner, then width and height in that order, ``"cxcywh"`` its centre, width and height; ``"xy"`` are points,
+        two numbers each, as are columns in ``"xyxy"`` that are not four to a box
+    classes : the names of the classes in the order of their numbers, so that they are the same for every table; an
+        unknown name is an error. Default the column's names sorted, or a categorical column's own order
     where : keeps the tiles whose table has these values: for each column a value, a collection of values, or a
         function from the column to a mask
     follow_symlinks : whether links inside `image_dir` may lead elsewhere; False refuses them
@@ -99,13 +110,14 @@ def open_tiles(
     _check_options(size, resample, pad, missing)
     wanted = Frames.of(frames)
     templates = [template for template in (path, masks) if isinstance(template, str)]
-    table = _table_of(manifest, target, tabular, wanted.labels, templates, outside=pad is not None)
+    table = _table_of(manifest, target, tabular, wanted.labels, templates, outside=pad is not None, classes=classes)
     image_dir = folder_of(manifest) if image_dir is None else image_dir
     table = wanted.rows(table)
     flat = {"frames": wanted.timed, "size": size, "gray": gray, "level": level, "missing": missing}
-    given: dict[str, Any] = {"path": path, "target": target, "tabular": tabular, "masks": masks}
+    given: dict[str, Any] = {"path": path, "target": target, "tabular": tabular, "masks": masks, "classes": classes}
     given |= {"pad": pad, "bands": bands, "where": where, "follow_symlinks": follow_symlinks, "verify": verify}
     as_volumes = partial(_volumes, flat | {"scale_boxes": scale_boxes}, given, table, image_dir)
+    boxes = Boxes.of(box_format, scale_boxes, names_of(target)) if len(scale_boxes) else None
     if "zmin" in table or isinstance(image_dir, Mapping):
         return as_volumes(f"{'boxes of six numbers lie in' if 'zmin' in table else 'a mapping holds'} volumes")
     windows = _windows_of(table)
@@ -119,15 +131,25 @@ def open_tiles(
     array = _assembled(table, windows, images, form, timed=wanted.timed)
     array._segment = first.pages[0].segment
     array._valid = images.valid(array) if missing == "fill" else None
-    array._labels = _labels(array, target, scale_boxes)
+    set_labels(array, table, target)
+    if boxes is not None and array._labels is not None:
+        array._labels, array._boxes = scaled_boxes(array, array._labels, boxes), boxes
     if masks is not None:
+        array._classes, array._boxes, array._note = None, None, ""
         array._labels = _mask_tiles(table, windows, masks, image_dir, opener, form, follow_symlinks)
-    array.tabular_columns = _names(tabular)
+    array.tabular_columns = None if tabular is None else tuple(names_of(tabular))
     return array if where is None else filtered(array, where)
 
 
 def _table_of(
-    manifest: Any, target: Any, tabular: Any, frames: list[str] | None, templates: list[str], *, outside: bool
+    manifest: Any,
+    target: Any,
+    tabular: Any,
+    frames: list[str] | None,
+    templates: list[str],
+    *,
+    outside: bool,
+    classes: Sequence[Any] | None,
 ) -> pd.DataFrame:
     by_default = target == "target"
     return read_manifest(
@@ -138,6 +160,7 @@ def _table_of(
         optional=["target"] if by_default else (),
         text=[*(column for template in templates for column in template_columns(template)), "path"],
         allow_outside=outside,
+        classes=classes,
     )
 
 
@@ -167,17 +190,6 @@ def _volumes(
     if wrong:
         raise ManifestError(f"{why}; {wrong[0]}= is for images")
     return open_volumes(table, folder, **given)
-
-
-def _names(columns: str | Sequence[str] | None) -> tuple[str, ...] | None:
-    return None if columns is None else (columns,) if isinstance(columns, str) else tuple(columns)
-
-
-def _target_columns(table: pd.DataFrame, target: str | Sequence[str] | None) -> list[str]:
-    """The label columns; the default name is left out where the table has no such column."""
-    if target is None or (target == "target" and "target" not in table):
-        return []
-    return [target] if isinstance(target, str) else list(target)
 
 
 def _windows_of(table: pd.DataFrame) -> Int64s | None:
@@ -272,28 +284,22 @@ def _form(
     size: tuple[int, int] | None,
     resample: str,
     pad: str | None,
-    bands: Sequence[int] | None,
+    bands: Bands,
     gray: bool,
 ) -> TileForm:
-    samples = first.inner_shape[2]
-    chosen = None
-    if bands is not None:
-        if gray:
-            raise ValueError("pass bands= or gray=True, not both")
-        bands = band_numbers(bands)
-        if not bands or any(not -samples <= band < samples for band in bands):
-            raise ManifestError(f"bands {list(bands)} asked for; {first.path} has bands 0 to {samples - 1}")
-        chosen = tuple(band % samples for band in bands)
-    if gray:
-        check_gray(first.pages[0])
+    page = first.pages[0]
+    if bands is not None and gray:
+        raise ValueError("pass bands= or gray=True, not both")
+    asked = bands if bands is None or isinstance(bands, str) else band_numbers(bands)
+    read = bands_read(page, asked, gray)
     if size is None:
         size, resampled = _common_size(first, windows, table), None
     else:
         size, resampled = (int(size[0]), int(size[1])), resample
-        if resample != "nearest" and first.dtype.kind not in "uif":
-            raise ValueError(f"{resample} resampling of {first.dtype} images makes no sense; pass resample='nearest'")
-    wanted = 1 if gray else samples if chosen is None else len(chosen)
-    return TileForm(size, wanted, samples, first.dtype, chosen, gray, pad, resampled)
+        check_resample(page, resample)
+    return TileForm(
+        size, len(read), asked, first.dtype, read if isinstance(asked, tuple) else None, gray, pad, resampled
+    )
 
 
 def _common_size(first: Region, windows: Int64s | None, table: pd.DataFrame) -> tuple[int, int]:
@@ -360,17 +366,6 @@ def _assembled(
     return array
 
 
-def _labels(array: MultiSourceArray, target: str | Sequence[str] | None, places: Sequence[str]) -> Any:
-    assert array.table is not None
-    columns = _target_columns(array.table, target)
-    if not columns:
-        return None
-    labels = array.table[columns].to_numpy()
-    if places:
-        labels = scaled_boxes(array, labels, columns, places)
-    return labels[:, 0] if isinstance(target, str) else labels
-
-
 def _mask_tiles(
     table: pd.DataFrame,
     windows: Int64s | None,
@@ -387,5 +382,5 @@ def _mask_tiles(
     first = images.first()
     samples = first.inner_shape[2]
     resample = "nearest" if form.resample else None
-    mask_form = TileForm(form.size, samples, samples, first.dtype, pad=form.pad, resample=resample)
+    mask_form = TileForm(form.size, samples, None, first.dtype, pad=form.pad, resample=resample)
     return _assembled(table, windows, images, mask_form, timed=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.errors import ManifestError, RegionError
+from lazytiles.errors import LazyTilesError, ManifestError, RegionError
 from lazytiles.indexing import request
 from lazytiles.lazy import LazyArray
 from lazytiles.plan import Windows
@@ -36,6 +37,11 @@ class RegionStack(LazyArray):
     def __init__(self, slices: Sequence[Region], axis: int) -> None:
         first = slices[0]
         for k, other in enumerate(slices):
+            if other.bands != first.bands:
+                raise RegionError(
+                    f"slice {k} ({other.path}) gives its bands {other.bands}, slice 0 ({first.path}) {first.bands}; "
+                    "convert the slices to one number of bands"
+                )
             if (other.shape, other.dtype) != (first.shape, first.dtype):
                 raise RegionError(
                     f"slice {k} ({other.path}) is {other.shape} {other.dtype}, slice 0 ({first.path}) is "
@@ -80,12 +86,13 @@ class RegionStack(LazyArray):
         return f"<RegionStack of {len(self.slices)} files in {self.path!r}: {self.shape} {self.dtype}>"
 
 
-def stack_regions(paths: Iterable[Any], *, axis: int = 0, **options: Any) -> RegionStack:
+def stack_regions(paths: str | os.PathLike[str] | Iterable[Any], *, axis: int = 0, **options: Any) -> RegionStack:
     """Slices in separate files as one lazy volume; tags are read, no pixel is decoded.
 
     Parameters
     ----------
-    paths : of the slices, in their order, or regions
+    paths : a folder, all files of which are slices, in natural order: ``slice_2`` before ``slice_10`` (hidden files
+        and folders in it are left out); or the paths of the slices in their order, or regions
     axis : where the slices are: 0 gives `(Z, H, W[, S])`, 2 gives `(H, W, Z[, S])`
     options : of `open_region`
 
@@ -95,20 +102,22 @@ def stack_regions(paths: Iterable[Any], *, axis: int = 0, **options: Any) -> Reg
 
     Raises
     ------
-    RegionError : no slices, or slices that differ in shape or dtype
+    RegionError : no slices, or slices that differ in shape or dtype, or a file that is no image
 
     Examples
     --------
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
-    ...     for k in range(3):
-    ...         np.save(f"{folder}/{k}.npy", np.full((4, 5), k))
-    ...     volume = stack_regions([f"{folder}/{k}.npy" for k in range(3)])
+    ...     for k in (9, 10, 11):
+    ...         np.save(f"{folder}/slice_{k}.npy", np.full((4, 5), k))
+    ...     volume = stack_regions(folder)
     ...     print(volume.shape, volume[:, 0, 0])
-    (3, 4, 5) [0 1 2]
+    (3, 4, 5) [ 9 10 11]
     """
     if isinstance(paths, str | os.PathLike):
-        raise TypeError(f"stack_regions takes the paths of the slices, a list, not one path ({paths})")
+        paths = _files_of(os.fspath(paths))
+    if isinstance(axis, bool):
+        raise ValueError(f"axis is a number, not {axis}")
     slices = [p if isinstance(p, Region) else open_region(p, **options) for p in paths]
     if not slices:
         raise RegionError("a volume needs at least one slice")
@@ -116,6 +125,27 @@ def stack_regions(paths: Iterable[Any], *, axis: int = 0, **options: Any) -> Reg
     if stacked is not None:
         raise RegionError(f"{stacked.path} holds several slices itself; stack images of one page")
     return RegionStack(slices, axis)
+
+
+def _files_of(folder: str) -> list[str]:
+    """The files of a folder in natural order: numbers in their names by their value."""
+    if not os.path.isdir(folder):
+        raise RegionError(f"{folder} is no folder; stack_regions takes a folder of slices, or a list of their paths")
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")]
+    if not names:
+        raise RegionError(f"{folder} holds no files; a volume needs at least one slice")
+    return [os.path.join(folder, name) for name in sorted(names, key=natural)]
+
+
+def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """What names are sorted by so that numbers in them count: ``a2`` before ``a10``.
+
+    >>> sorted(["a10", "a2", "a1b"], key=natural)
+    ['a1b', 'a2', 'a10']
+    """
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts], name
 
 
 class VolumeTiles(LazyArray):
@@ -153,7 +183,7 @@ class VolumeTiles(LazyArray):
         self._volume: Any = None
         self._lock = threading.Lock()
         self._extent = tuple((windows[0, 3:] - windows[0, :3]).tolist())
-        if context is not None and context < 0:
+        if context is not None and (isinstance(context, bool) or context < 0):
             raise ValueError(f"context={context}: how many neighbouring slices on either side, 0 or more")
         if context is not None and self._extent[0] != 1:
             raise ManifestError(f"context={context} needs boxes of one slice, not of {self._extent[0]}")
@@ -225,7 +255,7 @@ class VolumeTiles(LazyArray):
         modes = [self.pad] * 3
         if self.context is not None and self.pad is None:
             modes[0] = "edge"
-        self._check(volume, row, modes)
+        self._check(volume, row)
         shape = volume.shape[:3]
         places = [
             _places(int(a), int(b), n, mode or "edge")
@@ -242,15 +272,38 @@ class VolumeTiles(LazyArray):
         block[there] = near[from_near]
         return block
 
-    def _check(self, volume: Any, row: int, modes: list[str | None]) -> None:
+    def _check(self, volume: Any, row: int) -> None:
+        """Refuse a box that leaves the volume and is not padded, or does not meet it."""
         window = self.windows[row]
         out = (window[:3] < 0) | (window[3:] > volume.shape[:3])
-        if self.pad is None and out[1 if modes[0] else 0 :].any():
+        apart = (window[3:] <= 0) | (window[:3] >= volume.shape[:3])
+        if apart.any() or (self.pad is None and out.any()):
             z0, y0, x0, z1, y1, x1 = window.tolist()
+            does = "does not meet" if apart.any() else "leaves"
+            cure = "correct the box" if apart.any() else 'pass pad="reflect" or correct the box'
             raise ManifestError(
-                f"{self.tile_name(row)}: box ({x0}, {y0}, {z0}, {x1}, {y1}, {z1}) leaves region {self.name} "
-                f'({" x ".join(map(str, volume.shape[:3]))}); pass pad="reflect" or correct the box'
+                f"{self.tile_name(row)}: box ({x0}, {y0}, {z0}, {x1}, {y1}, {z1}) {does} region {self.name} "
+                f"({' x '.join(map(str, volume.shape[:3]))}); {cure}"
             )
+
+    def describe(self, row: int) -> str:
+        """The words for one of its boxes."""
+        return f"{self.tile_name(row)} of region {self.name}"
+
+    def verify(self) -> list[str]:
+        """Everything that would fail when tiles of this volume are read, as messages; opens it."""
+        try:
+            volume = self.volume()
+        except LazyTilesError as error:
+            return [f"{self.describe(0)}: {error}"]
+        problems = []
+        beyond = (self.windows[:, :3] < 0).any(axis=1) | (self.windows[:, 3:] > volume.shape[:3]).any(axis=1)
+        for row in np.flatnonzero(beyond).tolist():
+            try:
+                self._check(volume, row)
+            except ManifestError as error:
+                problems.append(str(error))
+        return problems
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_lock": None, "_volume": None}
