@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lazytiles.augment import with_boxes
 from lazytiles.errors import LazyTilesError
 from lazytiles.order import balanced_weights, draw, fresh_seed, permutation, shard_batches, shard_slice
 from lazytiles.ranks import Shard, own_shard
@@ -244,7 +245,7 @@ class BatchFlow:
         )
         if seed is None and self._schedule.is_random and self._schedule.shard[1] > 1:
             raise ValueError("shards of a random order need one seed; pass the same seed= to each of them")
-        self._stage = None if transform is None else Stage(transform, self.seed, processes=processes)
+        self._stage = None if transform is None else Stage(with_boxes(transform, data), self.seed, processes=processes)
         self._begin: Key = (0, 0)  # where the next iteration begins
         self._position: Key = (0, 0)  # of the next batch of the iteration that last gave one
         self._open()

@@ -130,7 +130,7 @@ def stack_regions(paths: str | os.PathLike[str] | Iterable[Any], *, axis: int = 
 def _files_of(folder: str) -> list[str]:
     """The files of a folder in natural order: numbers in their names by their value."""
     if not os.path.isdir(folder):
-        raise RegionError(f"{folder} is no folder; stack_regions takes a folder of slices, or a list of their paths")
+        raise TypeError(f"stack_regions takes a folder of slices or their paths, a list, not one path ({folder})")
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")]
     if not names:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from lazytiles.adapters.portable import Output, differences, parts_of, scale_of
 from lazytiles.adapters.resume import EpochCallback, ResumeCallback
 from lazytiles.adapters.serving import Server
+from lazytiles.augment import with_boxes
 from lazytiles.errors import LazyTilesError, require
 from lazytiles.flow import READAHEAD_BYTES, STATE_VERSION, Schedule, check_budgets, check_state, digest
 from lazytiles.ranks import Shard
@@ -119,7 +120,7 @@ class KerasAdapter(keras.utils.PyDataset):
         output = Output(scale_of(normalize), num_classes)
         if transform is None:
             output.check(data[0])
-        finish = _Finish(None if transform is None else Stage(transform, schedule.seed), output)
+        finish = _Finish(None if transform is None else Stage(with_boxes(transform, data), schedule.seed), output)
         self._follow(schedule, Work(tandem, schedule.rows, finish, threads), steps_per_epoch or len(schedule))
         self._first: Structure = None  # a sample of each array of the first batch, with which all must agree
         self._is_inside = False
