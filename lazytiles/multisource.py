@@ -229,7 +229,7 @@ class MultiSourceArray(TileDoors, Travels, LazyArray):
         return part
 
     def split(
-        self, fraction: float, *, by: str | None = None, stratify: str | None = None, seed: int = 0
+        self, fraction: float, *, by: str | None = None, stratify: str | None = None, seed: Seed = 0
     ) -> tuple[MultiSourceArray, MultiSourceArray]:
         """Two parts, of about `fraction` and the rest of the samples; see `lazytiles.split`.
 
@@ -238,17 +238,17 @@ class MultiSourceArray(TileDoors, Travels, LazyArray):
         fraction : share of the samples in the first part, between 0 and 1
         by : a table column, or ``"source"``; no group of equal values is on both sides
         stratify : a table column, or ``"labels"``, whose shares both sides keep
-        seed : of the draw
+        seed : of the draw, as for `shuffle`
         """
-        first, second = split_rows(self, fraction, by=by, stratify=stratify, seed=seed)
+        first, second = split_rows(self, fraction, by=by, stratify=stratify, seed=seed_of(seed))
         return self.select(first), self.select(second)
 
     def kfold(
-        self, n: int, *, by: str | None = None, stratify: str | None = None, seed: int = 0
+        self, n: int, *, by: str | None = None, stratify: str | None = None, seed: Seed = 0
     ) -> Iterator[tuple[MultiSourceArray, MultiSourceArray]]:
         """`n` times a training and a test part; every sample is tested once; options as for `split`."""
         still = self.copy()  # a shuffle between two folds must not move samples from one to another
-        folds = kfold_rows(still, n, by=by, stratify=stratify, seed=seed)
+        folds = kfold_rows(still, n, by=by, stratify=stratify, seed=seed_of(seed))
         return ((still.select(train), still.select(test)) for train, test in folds)
 
     def __getitem__(self, key: Any) -> Any:

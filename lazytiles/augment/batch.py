@@ -16,7 +16,7 @@ from lazytiles.augment.geometry import Placement, move_image, move_mask
 from lazytiles.augment.recipe import Amount, PerAxis, Recipe
 from lazytiles.augment.structure import Leaf, Names, find_leaves, rebuilt
 from lazytiles.augment.transform import mask_axes_of, spatial_axes
-from lazytiles.seeds import samples_of
+from lazytiles.seeds import samples_of, seed_of
 
 # Functions that carry their own random state are seeded and called one at a time.
 _seeded = threading.Lock()
@@ -159,7 +159,7 @@ class ImageFunction:
                 f"ImageFunction takes one image array and at most one mask array, but the batch has "
                 f"{len(images)} and {len(masks)}; name them with images= and masks="
             )
-        seeds = [int(random.integers(2**31)) for random in samples_of(rng, len(images[0].array))]
+        seeds = [seed_of(random) % 2**31 for random in samples_of(rng, len(images[0].array))]
         samples = [self._sample(leaves, i, seed) for i, seed in enumerate(seeds)]
         moved = {leaf.path: _stacked([s[k] for s in samples], leaf) for k, leaf in enumerate(leaves)}
         return rebuilt(batch, moved)
