@@ -9,8 +9,11 @@ from itertools import takewhile
 from typing import Literal
 
 from lazytiles.adapters.portable import copied
-from lazytiles.readahead import Key, ReadAhead, Work
+from lazytiles.readahead import Key, ReadAhead
+from lazytiles.schedule import Feed
 from lazytiles.tandem import Structure, leaves
+
+Owner = Literal["nobody", "user", "trainer"]  # who said which epoch it is: a trainer says so for each
 
 _LOOKS = 2  # batches that a trainer looks at, at most, before it begins an epoch
 _RUNS = 2  # sequences that are read ahead at once: a trainer's, and that of a callback which predicts
@@ -39,25 +42,21 @@ class Server:
 
     Parameters
     ----------
-    work : how a batch comes about
-    batches : batches of one pass over the samples
-    steps : batches of one epoch; where it differs from `batches`, epochs go on through the passes
-    prefetch, readahead_bytes : see `ReadAhead`
+    feed : how a batch comes about
+    steps : batches of an epoch; where a pass over the samples has more or fewer, epochs go on through the passes
 
     Notes
     -----
     Not safe for threads by itself; `KerasAdapter` has the lock.
     """
 
-    def __init__(
-        self, work: Work, *, batches: int, steps: int, is_shuffled: bool, prefetch: int, readahead_bytes: int
-    ) -> None:
-        self.work, self.batches, self.steps, self.is_shuffled = work, batches, steps, is_shuffled
-        self.prefetch, self.readahead_bytes = prefetch, readahead_bytes
+    def __init__(self, feed: Feed, steps: int) -> None:
+        self.feed, self.steps = feed, steps
+        self.is_shuffled = feed.schedule.is_random
         self.epoch = 0
         self.begins = 0  # how often this epoch was begun: by a trainer, and by whoever else passes over it
         self.is_inside = False
-        self.owner: Literal["nobody", "user", "trainer"] = "nobody"  # who said which epoch it is
+        self.owner: Owner = "nobody"
         self.done: list[int] = []  # steps of this epoch that an earlier process has done
         self.left: Sequence[int] = range(steps)  # the others, as planned
         self.asked: list[tuple[int, int]] = []  # (step, thread), while a trainer says which epoch it is
@@ -65,6 +64,7 @@ class Server:
         self._planned = 0  # how many of `left` were given to an index
         self._asks = 0
         self._last = -1  # index that was asked for last
+        self._is_short = False  # whether the last iteration was of a resumed epoch
         self._is_pending = False  # whether the epoch is over if what was asked for were no looks
         self._kept: dict[int, Structure] = {}  # steps that were read and wait to be asked for
         self._looked: list[int] = []  # those of them that were given already, perhaps to somebody who only looks
@@ -87,8 +87,7 @@ class Server:
 
     def key(self, epoch: int, step: int) -> Key:
         """The pass and the batch in it of one step of an epoch."""
-        done = epoch * self.steps + step
-        return done // self.batches, done % self.batches
+        return divmod(epoch * self.steps + step, len(self.feed.schedule))
 
     def position(self) -> tuple[int, list[int]]:
         """The epoch of the next request, and which of its steps were given or done before."""
@@ -101,13 +100,15 @@ class Server:
         if self._is_over() and self._moves_on() and (self.begins or self.steps > _LOOKS):
             self.move(self.epoch + 1)
         self._is_pending = False
-        if self.begins == 0:
+        if self.begins == 0 and self.owner == "user" and self._asks > _LOOKS:
+            self.begins = 1  # somebody's loop, which does not say so
+        elif self.begins == 0:
             self._forget()
-        self.begins += 1
-        self.is_inside = True
         coming = self.left[self._planned if self.is_shuffled else 0 :]
         if coming and coming[0] not in self._kept:
             self._kept[coming[0]] = self._fetch(coming[0], lambda: coming)
+        self.begins += 1
+        self.is_inside = True
 
     def end(self) -> None:
         """Somebody ends a pass: the next epoch follows if all of this one was asked for."""
@@ -119,6 +120,15 @@ class Server:
         else:
             # So few may have been looks of a trainer, which then begins, or a pass of a loop, which asks again.
             self._is_pending = True
+
+    def iterate(self) -> int:
+        """Begin a pass in order, of the steps that are returned; none right after one of a resumed epoch."""
+        is_second, self._is_short = self._is_short, False
+        if is_second:
+            return 0
+        self.begin()
+        self._is_short = len(self.left) < self.steps
+        return len(self.left)
 
     def ask(self, index: int) -> tuple[Key, Structure]:
         """The batch that `index` means."""
@@ -147,14 +157,12 @@ class Server:
         self.drop()
         self._forget()
         self.epoch, self.done = epoch, sorted(done)
-        self.left = [step for step in range(self.steps) if step not in set(done)] if done else range(self.steps)
+        self.left = sorted({*range(self.steps)}.difference(done)) if done else range(self.steps)
         self.owner = "nobody"
 
-    def set_epoch(self, epoch: int, owner: Literal["nobody", "user", "trainer"]) -> None:
+    def set_epoch(self, epoch: int, owner: Owner) -> None:
         """Begin `epoch` anew, or what is left of it; `owner` says it again for each of the others."""
-        if epoch != self.next_epoch:
-            self.move(epoch)
-        elif self._is_pending:
+        if epoch != self.next_epoch or self._is_pending:
             self.move(epoch)
         elif self._asks > _LOOKS:
             self.drop()
@@ -214,14 +222,13 @@ class Server:
                     self._kept[head] = self._follow(run)
                 return self._follow(run)
         if not (steps := likely()):
-            return self.work.read(self.key(self.epoch, step))
+            return self.feed.work.read(self.key(self.epoch, step))
         if self._kept:
             steps = [step for step in steps if step not in self._kept]
         while len(self._runs) >= _RUNS:
             self._runs.pop(0).ahead.close()
         keys = (self.key(self.epoch, step) for step in steps)
-        ahead = ReadAhead(self.work, keys, prefetch=self.prefetch, readahead_bytes=self.readahead_bytes)
-        self._runs.append(_Run(steps, ahead))
+        self._runs.append(_Run(steps, self.feed.ahead(keys)))
         return self._follow(self._runs[-1])
 
     def _follow(self, run: _Run) -> Structure:
@@ -235,5 +242,5 @@ class Server:
 
     def _fits(self) -> bool:
         """Whether all of an epoch may wait, so that no order of indices makes it decode anything again."""
-        is_planned = not self.is_shuffled and bool(self.work.tandem.planned)
-        return is_planned and self._nbytes * self.steps <= self.readahead_bytes
+        is_planned = not self.is_shuffled and bool(self.feed.tandem.planned)
+        return is_planned and self._nbytes * self.steps <= self.feed.readahead_bytes
