@@ -78,7 +78,8 @@ def labels_of(labels: Any, lengths: Int64s, total: int, classes: Any = None) -> 
     unknown = [text for text in texts if text not in index]
     if unknown or (found < 0).any():
         first = int(np.flatnonzero(found == (texts.index(unknown[0]) if unknown else -1))[0])
-        raise ValueError(f"sample {first} has the label {given[first]!r}, which is none of the classes {names[:10]}")
+        label = class_name(given[first])
+        raise ValueError(f"sample {first} has the label {label!r}, which is none of the classes {names[:10]}")
     return np.array([index[text] for text in texts], np.int64)[found], names
 
 

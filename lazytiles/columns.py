@@ -355,7 +355,7 @@ def is_like_number(text: str) -> bool:
 
 def number_fault(value: object) -> str:
     """What is wrong with a cell that is no finite number, in words."""
-    if value is None or value is pd.NA or value == "" or value != value:
+    if value is None or value is pd.NA or value != value or (isinstance(value, str) and not value.strip()):
         return "is empty or NaN, not a finite number"
     hint = "; a decimal comma?" if isinstance(value, str) and "," in value else ""
     return f"{shortened(str(value))!r} is not a finite number{hint}"

@@ -206,13 +206,13 @@ def to_gray(block: NDArray[Any]) -> NDArray[Any]:
     return gray[..., None]
 
 
-def bands_read(page: Page, bands: Bands, gray: bool) -> tuple[int, ...]:
+def bands_read(page: Page, bands: tuple[int, ...] | str | None, gray: bool) -> tuple[int, ...]:
     """Which samples of a page become bands, in their order; images of one array must agree in them.
 
     Parameters
     ----------
     page : of an image
-    bands : numbers, negative ones from the last; ``"rgb"`` for red, green and blue; None for all
+    bands : as `asked_bands` gives them: negative ones from the last; ``"rgb"`` for red, green and blue; None for all
     gray : whether they become one luminance band, which is 0
 
     Raises
@@ -229,12 +229,11 @@ def bands_read(page: Page, bands: Bands, gray: bool) -> tuple[int, ...]:
         if gray and samples > 1 and page.dtype.kind not in "uif":
             raise RegionError(f"{page}: gray=True makes no sense of {page.dtype} samples; choose one by bands=[k]")
         return (0,) if gray else (0, 1, 2)
-    if bands is None:
+    if bands is None or isinstance(bands, str):
         return tuple(range(samples))
-    numbers = band_numbers(bands)
-    if not numbers or any(not -samples <= band < samples for band in numbers):
-        raise RegionError(f"{page}: bands {list(numbers)} asked for; it has bands 0 to {samples - 1}")
-    return tuple(band % samples for band in numbers)
+    if not bands or any(not -samples <= band < samples for band in bands):
+        raise RegionError(f"{page}: bands {list(bands)} asked for; it has bands 0 to {samples - 1}")
+    return tuple(band % samples for band in bands)
 
 
 def check_resample(page: Page, method: str | None) -> None:
@@ -285,7 +284,7 @@ def open_region(
     """
     name = os.fspath(path)
     where = page if page == "all" else _from_zero("page", page, " or 'all'"), _from_zero("level", level, "")
-    chosen = bands if bands is None or bands == "rgb" else band_numbers(bands)
+    chosen = asked_bands(bands)
     key, inner = identify(name)
     return _region(key, (inner, *where), chosen, gray)
 
@@ -296,17 +295,24 @@ def _from_zero(name: str, value: Any, others: str) -> int:
     return int(value)
 
 
-def band_numbers(bands: Sequence[int] | str) -> tuple[int, ...]:
-    """The given bands as plain integers, or `ValueError`; True and False are no numbers of bands."""
+def asked_bands(bands: Any) -> tuple[int, ...] | str | None:
+    """The given bands as plain integers, ``"rgb"`` or None; True and False are no numbers of bands.
+
+    Raises
+    ------
+    ValueError : they are something else
+    """
+    if bands is None or (isinstance(bands, str) and bands == "rgb"):
+        return bands
     try:
         if not any(isinstance(band, bool | np.bool_) for band in bands):
-            return tuple(operator.index(band) for band in bands)  # type: ignore[arg-type]  # text is refused by it
+            return tuple(operator.index(band) for band in bands)
     except TypeError:
         pass
     raise ValueError(f'bands are a list of integers, such as [0, 2], not {bands!r}; or "rgb"')
 
 
-def _region(key: FileKey, where: Where, bands: Bands, gray: bool) -> Region:
+def _region(key: FileKey, where: Where, bands: tuple[int, ...] | str | None, gray: bool) -> Region:
     pages, stacked = _open_pages(key, *where)
     if bands is not None and gray:
         raise ValueError("pass bands= or gray=True, not both")

@@ -347,5 +347,7 @@ def check_budgets(*, prefetch: int, readahead_bytes: int, threads: int | None, p
         "processes": processes,
     }
     for name, value in given.items():
-        if value is not None and (not isinstance(value, int | np.integer) or value < least[name]):
+        if value is not None and (
+            type(value) is bool or not isinstance(value, int | np.integer) or value < least[name]
+        ):
             raise ValueError(f"{name} must be an integer of at least {least[name]}, not {value!r}")

@@ -24,7 +24,7 @@ from lazytiles.manifest import BOX_2D, read_manifest
 from lazytiles.multisource import MultiSourceArray
 from lazytiles.paths import default_template, folder_of, region_column, resolve_paths, template_columns
 from lazytiles.problems import Problems
-from lazytiles.region import Bands, Region, band_numbers, bands_read, check_resample, open_region
+from lazytiles.region import Bands, Region, asked_bands, bands_read, check_resample, open_region
 from lazytiles.regiontiles import RegionTiles
 from lazytiles.resample import METHODS
 from lazytiles.scenes import open_volumes, set_labels
@@ -290,7 +290,7 @@ def _form(
     page = first.pages[0]
     if bands is not None and gray:
         raise ValueError("pass bands= or gray=True, not both")
-    asked = bands if bands is None or isinstance(bands, str) else band_numbers(bands)
+    asked = asked_bands(bands)
     read = bands_read(page, asked, gray)
     if size is None:
         size, resampled = _common_size(first, windows, table), None
