@@ -28,12 +28,12 @@ from lazytiles.columns import (
 )
 from lazytiles.conflicts import conflicts
 from lazytiles.errors import ManifestError
+from lazytiles.paths import IDS
 from lazytiles.problems import Problems
 from lazytiles.table import Pieces, open_table
 
 BOX_2D = ("xmin", "ymin", "xmax", "ymax")
 BOX_3D = ("xmin", "ymin", "zmin", "xmax", "ymax", "zmax")
-IDS = ("tile_id", "region_id", "label_id")
 
 _BAD_ID = r"[/\\\x00-\x1f\x7f]|^\.\.?$|^ *$"
 _LARGEST = 2**31 - 1

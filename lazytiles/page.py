@@ -26,6 +26,7 @@ from lazytiles.files import FileKey, pool
 MOST_SAMPLES = 1024
 MOST_SEGMENTS = 2**26
 _INTEGER_TYPES = {1, 3, 4, 13, 16, 18}  # BYTE, SHORT, LONG, IFD, LONG8, IFD8
+_PLACE_TAGS = (33550, 33922, 34264)  # ModelPixelScale, ModelTiepoint, ModelTransformation
 _WHOLE_BYTES = {8, 16, 32, 64, 128}
 
 
@@ -48,6 +49,7 @@ class Page:
     raw_offsets : bytes, one per plane, when the page is one uncompressed block per plane; else None
     stored_dtype : dtype with the byte order of the file
     samples_axis : whether users see a samples axis
+    placed : whether the file says where on the ground its pixels are
     """
 
     file: FileKey
@@ -63,6 +65,7 @@ class Page:
     raw_offsets: tuple[int, ...] | None
     stored_dtype: np.dtype[Any]
     samples_axis: bool
+    placed: bool = False
 
     @property
     def key(self) -> tuple[FileKey, str]:
@@ -201,6 +204,7 @@ def facts(key: FileKey, page: tifffile.TiffPage, number: str) -> Page:
         raw_offsets=raw,
         stored_dtype=dtype.newbyteorder(page.parent.byteorder),
         samples_axis=len(page.shape) == 3,
+        placed=any(code in page.tags for code in _PLACE_TAGS),
     )
 
 

@@ -13,16 +13,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lazytiles.boxlabels import scaled_boxes
-from lazytiles.catalog import by_name, filtered
-from lazytiles.digest import verify_digests
+from lazytiles.catalog import by_name
 from lazytiles.errors import ManifestError
-from lazytiles.frames import Frames
+from lazytiles.frames import Frames, Images
 from lazytiles.gather import LINE_MODES, PAD_MODES, TileForm
-from lazytiles.kinds import split_name
 from lazytiles.manifest import BOX_2D, read_manifest
 from lazytiles.multisource import MultiSourceArray
-from lazytiles.paths import default_template, folder_of, region_column, resolve_paths, template_columns
-from lazytiles.problems import Problems
+from lazytiles.paths import default_template, folder_of, region_column, template_columns
 from lazytiles.region import Region, band_numbers, check_gray, open_region
 from lazytiles.regiontiles import RegionTiles
 from lazytiles.resample import METHODS
@@ -62,13 +59,15 @@ def open_tiles(
         of six numbers, and files that hold an array of slices and have no box, are volumes, as `open_volumes`
         opens them
     image_dir : the folder of the images; default the manifest's own. Of volumes also a mapping from ids to arrays
-    frames : a list of label ids gives a time axis in that order; one label id gives its rows alone
+    frames : a list of label ids gives a time axis in that order, one label id its rows alone; ``"each"`` makes every
+        row a sample of its own (split those by ``"tile_id"``). None is for tables of one row a tile
     path : where an image lies, relative to `image_dir`, as a template over the manifest's columns; default
         ``"{path}"`` where there is a column of that name, ``"{label_id}/{region_id}.tif"`` where there is a
-        `label_id`, else ``"{region_id}.tif"``
+        `label_id`, else ``"{region_id}.tif"``. Each frame's image is named by that frame's own row, a mask by the last
     target : the column of the labels, a list of columns (labels of shape (N, k)), or None
     tabular : columns given to the model as a second input
-    masks : a path template; the labels are then mask tiles cut with the same windows. Of volumes also a mapping
+    masks : a path template; the labels are then mask tiles cut with the same windows, of masks of the same extent as
+        their image. Of volumes also a mapping
     size : (height, width), pixels, to which every window is resampled; without it all windows have one size
     resample : ``"nearest"``, ``"bilinear"``, ``"bicubic"`` or ``"area"``; masks are always nearest
     pad : NumPy's ``"constant"``, ``"edge"``, ``"reflect"``, ``"symmetric"`` or ``"wrap"`` for windows that leave
@@ -77,11 +76,11 @@ def open_tiles(
     bands : which samples of the images, in this order
     gray : whether red, green and blue become one luminance band
     level : resolution of each pyramid; boxes are in pixels of that level
-    missing : ``"raise"``, or ``"fill"`` to give zeros for a frame whose image is missing (see `valid`)
+    missing : ``"raise"``, or ``"fill"`` to give zeros for a frame whose image or row is missing (see `valid`)
     scale_boxes : label columns that are places in the image, x and y in turn, such as the corners of boxes; they
         become places in the tile, scaled as it is by `size` (the tags of every image are read)
     where : keeps the tiles whose table has these values: for each column a value, a collection of values, or a
-        function from the column to a mask
+        function from the column to a mask; no image of the others is looked for
     follow_symlinks : whether links inside `image_dir` may lead elsewhere; False refuses them
     verify : a file of digests, as ``lazytiles check --digest`` writes it: each image is read whole now, and refused
         where it is no longer the bytes it was
@@ -100,45 +99,73 @@ def open_tiles(
     wanted = Frames.of(frames)
     templates = [template for template in (path, masks) if isinstance(template, str)]
     table = _table_of(manifest, target, tabular, wanted.labels, templates, outside=pad is not None)
+    opener = partial(manifest.opener if isinstance(manifest, Inspected) else open_region, level=level)
     image_dir = folder_of(manifest) if image_dir is None else image_dir
-    table = wanted.rows(table)
     flat = {"frames": wanted.timed, "size": size, "gray": gray, "level": level, "missing": missing}
-    given: dict[str, Any] = {"path": path, "target": target, "tabular": tabular, "masks": masks}
+    given: dict[str, Any] = {"path": path, "target": target, "tabular": tabular, "masks": masks, "frames": frames}
     given |= {"pad": pad, "bands": bands, "where": where, "follow_symlinks": follow_symlinks, "verify": verify}
     as_volumes = partial(_volumes, flat | {"scale_boxes": scale_boxes}, given, table, image_dir)
     if "zmin" in table or isinstance(image_dir, Mapping):
         return as_volumes(f"{'boxes of six numbers lie in' if 'zmin' in table else 'a mapping holds'} volumes")
+    rows = wanted.samples(table, where)
+    images = partial(Images.of, table, rows, image_dir=image_dir, opener=opener, follow_symlinks=follow_symlinks)
+    found = images(path or default_template(table), frames=wanted, missing=missing)
+    found.verify(verify, image_dir)
+    first = found.first()
+    table = table if len(rows) == len(table) else table.iloc[rows].reset_index(drop=True)
     windows = _windows_of(table)
-    opener = partial(open_region, level=level)
-    images = _Images.of(table, path, image_dir, wanted, missing, opener, follow_symlinks)
-    images.verify(verify, image_dir)
-    first = images.first()
     if windows is None and first.axes.startswith("P"):
         return as_volumes(f"{first.path} is a volume")
     form = _form(first, windows, table, size=size, resample=resample, pad=pad, bands=bands, gray=gray)
-    array = _assembled(table, windows, images, form, timed=wanted.timed)
+    masked = None if masks is None else images(_mask_template(masks), frames=Frames(None, False))
+    groups = found.groups(masked)
+    array = _assembled(table, windows, found, groups, form, timed=wanted.timed)
     array._segment = first.pages[0].segment
-    array._valid = images.valid(array) if missing == "fill" else None
+    array._valid = found.valid() if missing == "fill" else None
     array._labels = _labels(array, target, scale_boxes)
-    if masks is not None:
-        array._labels = _mask_tiles(table, windows, masks, image_dir, opener, form, follow_symlinks)
+    if masked is not None:
+        array._labels = _mask_tiles(table, windows, masked, groups, form)
+        for tiles, mask in zip(array.sources, array._labels.sources, strict=True):
+            tiles.partner, mask.partner = mask, tiles
     array.tabular_columns = _names(tabular)
-    return array if where is None else filtered(array, where)
+    return array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inspected:
+    """What `check` hands to `open_tiles`: the rows of a manifest that it found sound, and images it has opened.
+
+    Parameters
+    ----------
+    table : from `inspect_manifest`
+    opener : serves for `open_region`
+    """
+
+    table: pd.DataFrame
+    opener: Any
 
 
 def _table_of(
     manifest: Any, target: Any, tabular: Any, frames: list[str] | None, templates: list[str], *, outside: bool
 ) -> pd.DataFrame:
+    if isinstance(manifest, Inspected):
+        return manifest.table
+    return read_manifest(manifest, **reading(target, tabular, frames, templates, outside=outside))
+
+
+def reading(
+    target: Any, tabular: Any, frames: list[str] | None, templates: list[str], *, outside: bool
+) -> dict[str, Any]:
+    """The options of `read_manifest` for those of `open_tiles`."""
     by_default = target == "target"
-    return read_manifest(
-        manifest,
-        target=None if by_default else target,
-        tabular=tabular,
-        frames=frames,
-        optional=["target"] if by_default else (),
-        text=[*(column for template in templates for column in template_columns(template)), "path"],
-        allow_outside=outside,
-    )
+    return {
+        "target": None if by_default else target,
+        "tabular": tabular,
+        "frames": frames,
+        "optional": ["target"] if by_default else (),
+        "text": [*(column for template in templates for column in template_columns(template)), "path"],
+        "allow_outside": outside,
+    }
 
 
 def _check_options(size: Any, resample: str, pad: str | None, missing: str) -> None:
@@ -188,80 +215,6 @@ def _windows_of(table: pd.DataFrame) -> Int64s | None:
     for place, name in zip((1, 0, 3, 2), BOX_2D, strict=True):
         windows[:, place] = table[name]
     return windows
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Images:
-    """For each frame which image each row lies in, and how to open it."""
-
-    codes: list[Int64s]
-    paths: list[list[str]]
-    there: list[NDArray[np.bool_]]
-    opener: Any
-
-    @classmethod
-    def of(
-        cls,
-        table: pd.DataFrame,
-        path: str | None,
-        image_dir: str | os.PathLike[str],
-        frames: Frames,
-        missing: str,
-        opener: Any,
-        follow_symlinks: bool,
-    ) -> _Images:
-        template = path or default_template(table)
-        codes, paths, there = [], [], []
-        problems = Problems("the manifest")
-        absent = Problems("the manifest")
-        for label in frames.labels if frames.labels is not None else (None,):
-            of = table if label is None else table.assign(label_id=pd.Categorical([label]).repeat(len(table)))
-            noted = absent if missing == "fill" else problems
-            code, names = resolve_paths(of, template, image_dir, follow_symlinks=follow_symlinks, problems=noted)
-            codes.append(code)
-            paths.append(names)
-            there.append(
-                np.array(["://" in name or os.path.exists(split_name(name)[0]) for name in names], dtype=np.bool_)
-            )
-        problems.raise_any()
-        if set(absent.counts) - {"missing image"} or not any(part.any() for part in there):
-            absent.raise_any()
-        return cls(codes, paths, there, opener)
-
-    def first(self) -> Region:
-        """The one image that tells dtype and bands of all."""
-        for codes, paths, there in reversed(list(zip(self.codes, self.paths, self.there, strict=True))):
-            present = np.flatnonzero(there[codes])
-            if len(present):
-                region: Region = self.opener(paths[int(codes[present[0]])])
-                return region
-        raise ManifestError("the manifest has no rows, or none of its images is there")
-
-    def verify(self, digests: str | os.PathLike[str] | None, image_dir: str | os.PathLike[str]) -> None:
-        """Compare the images that are there with a file of digests, if one is given."""
-        if digests is not None:
-            pairs = (pair for two in zip(self.paths, self.there, strict=True) for pair in zip(*two, strict=True))
-            files = [split_name(name)[0] for name, there in pairs if there]
-            verify_digests(digests, image_dir, images=files).raise_any()
-
-    def openers(self, row: int) -> list[Any]:
-        """For each frame what opens the image of a row, or None where it is missing."""
-        found = []
-        for codes, paths, there in zip(self.codes, self.paths, self.there, strict=True):
-            code = int(codes[row])
-            found.append(partial(self.opener, paths[code]) if there[code] else None)
-        return found
-
-    def groups(self) -> Int64s:
-        """Rows that share the images of all frames have one number, by first appearance."""
-        joint = np.zeros(len(self.codes[0]), dtype=np.int64)
-        for codes in self.codes:
-            joint = pd.factorize(joint * (int(codes.max(initial=0)) + 1) + codes)[0].astype(np.int64)
-        return joint
-
-    def valid(self, array: MultiSourceArray) -> NDArray[np.bool_]:
-        """Which frames of which samples are there, (n, frames)."""
-        return np.stack([there[codes] for codes, there in zip(self.codes, self.there, strict=True)], axis=1)
 
 
 def _form(
@@ -331,10 +284,9 @@ class _Names:
 
 
 def _assembled(
-    table: pd.DataFrame, windows: Int64s | None, images: _Images, form: TileForm, *, timed: bool
+    table: pd.DataFrame, windows: Int64s | None, images: Images, groups: Int64s, form: TileForm, *, timed: bool
 ) -> MultiSourceArray:
     """One source per region, and the samples in the order of the table."""
-    groups = images.groups()
     lengths = np.bincount(groups)
     mixed = bool((groups[1:] < groups[:-1]).any())  # else ten million rows are neither sorted nor copied
     by_region = np.argsort(groups, kind="stable") if mixed else np.arange(len(table), dtype=np.int64)
@@ -371,21 +323,18 @@ def _labels(array: MultiSourceArray, target: str | Sequence[str] | None, places:
     return labels[:, 0] if isinstance(target, str) else labels
 
 
+def _mask_template(masks: Any) -> str:
+    if not isinstance(masks, str):
+        raise ManifestError("masks= is a path template, such as 'masks/{region_id}.tif'; of volumes also a mapping")
+    return masks
+
+
 def _mask_tiles(
-    table: pd.DataFrame,
-    windows: Int64s | None,
-    template: str | Mapping[str, Any],
-    image_dir: str | os.PathLike[str],
-    opener: Any,
-    form: TileForm,
-    follow_symlinks: bool,
+    table: pd.DataFrame, windows: Int64s | None, images: Images, groups: Int64s, form: TileForm
 ) -> MultiSourceArray:
     """Tiles of the masks under the same windows, nearest neighbour where they are resampled."""
-    if not isinstance(template, str):
-        raise ManifestError("masks= is a path template, such as 'masks/{region_id}.tif'; of volumes also a mapping")
-    images = _Images.of(table, template, image_dir, Frames(None, False), "raise", opener, follow_symlinks)
     first = images.first()
     samples = first.inner_shape[2]
     resample = "nearest" if form.resample else None
     mask_form = TileForm(form.size, samples, samples, first.dtype, pad=form.pad, resample=resample)
-    return _assembled(table, windows, images, mask_form, timed=False)
+    return _assembled(table, windows, images, groups, mask_form, timed=False)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.errors import ManifestError, RegionError
+from lazytiles.errors import LazyTilesError, ManifestError, RegionError
 from lazytiles.indexing import request
 from lazytiles.lazy import LazyArray
 from lazytiles.plan import Windows
@@ -19,6 +20,7 @@ from lazytiles.region import Region, open_region, read_windows
 
 Int64s = NDArray[np.int64]
 Box = tuple[tuple[int, int], ...]
+Fault = tuple[str, NDArray[np.bool_], str]
 
 
 class RegionStack(LazyArray):
@@ -150,6 +152,7 @@ class VolumeTiles(LazyArray):
         self.opener, self.windows, self.pad, self.context = opener, windows, pad, context
         self.name, self.tile_name, self.samples, self._is_whole = name, tile_name, samples, whole
         self.dtype = np.dtype(dtype).newbyteorder("=")
+        self.partner: VolumeTiles | None = None  # the masks of these tiles, or the tiles of these masks
         self._volume: Any = None
         self._lock = threading.Lock()
         self._extent = tuple((windows[0, 3:] - windows[0, :3]).tolist())
@@ -206,6 +209,8 @@ class VolumeTiles(LazyArray):
 
     def _fill(self, rows: Int64s, out: NDArray[Any]) -> None:
         volume, wide = self.volume(), self.windows[rows].copy()
+        for _, bad, cause in self._faults_of(volume, rows):
+            raise ManifestError(self._words(int(rows[np.flatnonzero(bad)[0]]), cause))
         wide[:, 0] -= self.context or 0
         wide[:, 3] += self.context or 0
         inside = (wide[:, :3] >= 0).all(axis=1) & (wide[:, 3:] <= volume.shape[:3]).all(axis=1)
@@ -214,18 +219,17 @@ class VolumeTiles(LazyArray):
             for k, block in zip(whole, _cuts(volume, wide[whole], self.samples), strict=True):
                 out[k] = self._shaped(block)
         for k in np.flatnonzero(~inside):
-            out[k] = self._shaped(self._padded(volume, wide[k], int(rows[k])))
+            out[k] = self._shaped(self._padded(volume, wide[k]))
 
     def _shaped(self, block: NDArray[Any]) -> NDArray[Any]:
         if self.context is None:
             return block
         return np.moveaxis(block, 0, 2).reshape(*block.shape[1:3], -1)
 
-    def _padded(self, volume: Any, window: Int64s, row: int) -> NDArray[Any]:
+    def _padded(self, volume: Any, window: Int64s) -> NDArray[Any]:
         modes = [self.pad] * 3
         if self.context is not None and self.pad is None:
             modes[0] = "edge"
-        self._check(volume, row, modes)
         shape = volume.shape[:3]
         places = [
             _places(int(a), int(b), n, mode or "edge")
@@ -242,15 +246,52 @@ class VolumeTiles(LazyArray):
         block[there] = near[from_near]
         return block
 
-    def _check(self, volume: Any, row: int, modes: list[str | None]) -> None:
-        window = self.windows[row]
-        out = (window[:3] < 0) | (window[3:] > volume.shape[:3])
-        if self.pad is None and out[1 if modes[0] else 0 :].any():
-            z0, y0, x0, z1, y1, x1 = window.tolist()
-            raise ManifestError(
-                f"{self.tile_name(row)}: box ({x0}, {y0}, {z0}, {x1}, {y1}, {z1}) leaves region {self.name} "
-                f'({" x ".join(map(str, volume.shape[:3]))}); pass pad="reflect" or correct the box'
-            )
+    def _words(self, row: int, cause: str) -> str:
+        z0, y0, x0, z1, y1, x1 = self.windows[row].tolist()
+        return f"{self.tile_name(row)}: box ({x0}, {y0}, {z0}, {x1}, {y1}, {z1}){cause}"
+
+    def _faults_of(self, volume: Any, rows: Int64s | None = None) -> Iterator[Fault]:
+        """What is wrong with all or some boxes of the open volume."""
+        windows = self.windows if rows is None else self.windows[rows]
+        if not len(windows):
+            return
+        space = tuple(volume.shape[:3])
+        other = None
+        with suppress(LazyTilesError):  # what cannot be opened says so when it is read
+            other = None if self.partner is None else self.partner.volume()
+        if other is not None and tuple(other.shape[:3]) != space:
+            cause = f": {self._named(volume)}, {self._named(other)}; a volume and its mask are cut by one box, "
+            yield "mask differs", np.ones(len(windows), np.bool_), cause + "so they have one extent"
+        first = 0 if self.context is None else 1  # neighbouring slices are repeated at the ends
+        low, high = windows[:, first:3], windows[:, 3 + first :]
+        outside = np.asarray(((low < 0) | (high > space[first:])).any(axis=1))
+        if self.pad is not None:
+            outside[:] = False
+        elif outside.any():
+            yield "window outside", outside, f' leaves {self._sized(space)}; pass pad="reflect" or correct the box'
+        apart = np.asarray(((windows[:, 3:] <= 0) | (windows[:, :3] >= space)).any(axis=1) & ~outside)
+        if apart.any():
+            yield "window outside", apart, f" does not meet {self._sized(space)}: there is nothing to pad; correct it"
+
+    def _sized(self, space: tuple[int, ...]) -> str:
+        return f"region {self.name} ({' x '.join(map(str, space))})"
+
+    def _named(self, volume: Any) -> str:
+        size = " x ".join(map(str, volume.shape[:3]))
+        return f"{getattr(volume, 'path', None) or f'an array of region {self.name}'} is {size} voxels"
+
+    def faults(self) -> Iterator[Fault]:
+        """Everything that would fail when boxes of this volume are read, by its tags; see `RegionTiles.faults`."""
+        try:
+            volume = self.volume()
+        except LazyTilesError as error:
+            yield "unreadable image", np.arange(len(self)) == 0, f": {error}"
+            return
+        yield from self._faults_of(volume)
+
+    def verify(self) -> list[str]:
+        """`faults` as messages, of each kind the first."""
+        return [self._words(int(np.flatnonzero(bad)[0]), cause) for _, bad, cause in self.faults()]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_lock": None, "_volume": None}
