@@ -133,12 +133,14 @@ class Images:
     codes : for each frame the image of each sample, as an index into its `paths`
     paths : for each frame the different images; empty text for samples that no row names an image of
     there : which of them exist, as far as can be told; behind addresses nothing is looked at
+    rows : for each frame the row of the table that names the image of each sample
     opener : from a path to what is there
     """
 
     codes: list[Int64s]
     paths: list[list[str]]
     there: list[NDArray[np.bool_]]
+    rows: list[Int64s]
     opener: Any
 
     @classmethod
@@ -173,7 +175,7 @@ class Images:
         noted = Problems("the manifest") if problems is None else problems
         columns = checked_columns(table, template)
         words = name_row or partial(row_words, table)
-        codes, paths, there = [], [], []
+        found = cls([], [], [], [], opener)
         tiles = _tile_codes(table, columns, frames, exact=problems is not None)
         for label in frames.labels if frames.labels is not None else [None]:
             part, own, named = _naming(table, rows, columns, label, frames, tiles)
@@ -192,12 +194,13 @@ class Images:
             )
             code[~named] = len(names)
             names = names if named.all() else [*names, ""]
-            codes.append(code)
-            paths.append(names)
-            there.append(np.array([bool(name) and _is_there(name) for name in names], dtype=np.bool_))
+            found.codes.append(code)
+            found.paths.append(names)
+            found.there.append(np.array([bool(name) and _is_there(name) for name in names], dtype=np.bool_))
+            found.rows.append(own)
         if problems is None:
             noted.raise_any()
-        return cls(codes, paths, there, opener)
+        return found
 
     def first(self) -> Region:
         """The one image that tells dtype and bands of all."""
@@ -218,6 +221,15 @@ class Images:
         """The different images of all frames that are there."""
         pairs = (pair for two in zip(self.paths, self.there, strict=True) for pair in zip(*two, strict=True))
         return list(dict.fromkeys(name for name, there in pairs if there))
+
+    def by_row(self, count: int) -> tuple[Int64s, list[str]]:
+        """The image that each row of the table names, as an index into the list of all; -1 where it names none."""
+        names = list(dict.fromkeys(name for paths in self.paths for name in paths if name))
+        numbers = {name: k for k, name in enumerate(names)} | {"": -1}
+        row_codes = np.full(count, -1, np.int64)
+        for codes, paths, rows in zip(self.codes, self.paths, self.rows, strict=True):
+            row_codes[rows] = np.array([numbers[name] for name in paths], np.int64)[codes]
+        return row_codes, names
 
     def openers(self, row: int) -> list[Any]:
         """For each frame what opens the image of a sample, or None where it is missing."""

@@ -88,6 +88,13 @@ class Page:
         return self.segment[0] * self.segment[1] * self.segment_samples * self.dtype.itemsize
 
     @property
+    def is_cut(self) -> NDArray[np.bool_]:
+        """Which segments lie outside the file, by its tags, and so are damaged or cut off."""
+        counts = np.minimum(self.counts, self.segment_bytes) if self.raw_offsets is not None else self.counts
+        cut: NDArray[np.bool_] = (self.offsets < 0) | ((counts > 0) & (self.offsets + counts > self.file.size))
+        return cut
+
+    @property
     def geometry(self) -> tuple[int, int, int, int, int, int, int, int]:
         """Segment height and width, grid rows and columns, planes, raw (0 or 1), samples, bytes a sample."""
         rows, columns = self.grid

@@ -115,7 +115,7 @@ def resolve_paths(
     Returns
     -------
     int64 array, shape (n,), and the paths in the order in which the table first names them; with `problems`,
-    a path that leaves the folder is empty
+    a path that is refused is empty
 
     Raises
     ------
@@ -145,10 +145,12 @@ def resolve_paths(
     if "://" in folder:
         start = folder if folder.endswith("/") else f"{folder}/"
         return codes, [name and f"{start}{name}" for name in names]
-    look = _Folder(folder, follow_symlinks)
-    for kind, bad in look.check(names).items():
-        for k, text in bad.items() if kind != "missing image" or not may_lack else ():
+    for kind, bad in _Folder(folder, follow_symlinks).check(names).items():
+        if kind == "missing image" and may_lack:
+            continue
+        for k, text in bad.items():
             found.add(kind, f"{named(int(first[k]))}{text}", int(first[k]))
+            names[k] = names[k] if kind == "missing image" else ""
     if problems is None:
         found.raise_any()
     return codes, [name and os.path.join(folder, name) for name in names]

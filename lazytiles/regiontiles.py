@@ -226,7 +226,7 @@ class RegionTiles(LazyArray):
         ------
         the kind of fault, the mask of the tiles that have it, and the cause, to stand behind the words for a tile
         """
-        said = set()
+        said: dict[str, NDArray[np.bool_]] = {}
         for frame in range(len(self.regions)):
             try:
                 page = self.page(frame)
@@ -234,9 +234,10 @@ class RegionTiles(LazyArray):
                 yield "unreadable image", np.arange(len(self)) == 0, f": {error}"
                 continue
             for kind, bad, cause in self._faults_of(page) if page is not None else ():
-                if kind not in said or kind == "window outside":
-                    yield kind, bad, cause
-                said.add(kind)
+                new = bad & ~said.get(kind, np.zeros(len(self), np.bool_))
+                said[kind] = bad | said.get(kind, bad)
+                if new.any():
+                    yield kind, new, cause
 
     def verify(self) -> list[str]:
         """`faults` as messages, of each kind the first."""

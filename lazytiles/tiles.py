@@ -95,7 +95,7 @@ def open_tiles(
     ManifestError : the table is damaged or contradicts itself, an image is missing or lies outside `image_dir`
     RegionError : the first image cannot be opened
     """
-    _check_options(size, resample, pad, missing)
+    check_options(size, resample, pad, missing)
     wanted = Frames.of(frames)
     templates = [template for template in (path, masks) if isinstance(template, str)]
     table = _table_of(manifest, target, tabular, wanted.labels, templates, outside=pad is not None)
@@ -168,7 +168,8 @@ def reading(
     }
 
 
-def _check_options(size: Any, resample: str, pad: str | None, missing: str) -> None:
+def check_options(size: Any, resample: str, pad: str | None, missing: str) -> None:
+    """Refuse values that no manifest could be opened with."""
     if size is not None and not _is_size(size):
         raise ValueError(f"size is (height, width) in pixels, not {size!r}")
     for name, value, allowed in (
