@@ -314,7 +314,7 @@ def _preview_html(
     follow_symlinks: bool,
     **_: Any,
 ) -> str:
-    table = read_manifest(manifest, **reading(None, None, None, [path] if path else [], outside=pad is not None))
+    table = read_manifest(manifest, **reading(None, None, None, [path] if path else [], path, outside=pad is not None))
     wanted, folder = Frames.of(frames), images or os.path.dirname(manifest) or "."
     rows = (Frames.of("each") if frames is None else wanted).samples(table, where)
     found = Images.of(

@@ -111,7 +111,8 @@ def _inspect(
     manifest: Any, given: Mapping[str, Any], wanted: Frames, split: str | None, tell: Progress
 ) -> tuple[pd.DataFrame, Problems]:
     templates = [given[name] for name in ("path", "masks") if isinstance(given[name], str)]
-    read = reading(given["target"], given["tabular"], wanted.labels, templates, outside=given["pad"] is not None)
+    outside = given["pad"] is not None
+    read = reading(given["target"], given["tabular"], wanted.labels, templates, given["path"], outside=outside)
     read["text"] = [*read["text"], *([split] if split else [])]
     table, problems = inspect_manifest(manifest, **read, progress=lambda rows: tell("reading rows", rows, 0))
     if split and split not in table:

@@ -96,6 +96,7 @@ def open_volumes(
         tabular=tabular,
         frames=wanted.labels,
         text=[*(column for template in templates for column in template_columns(template)), "path"],
+        file=path,
         allow_outside=pad is not None,
     )
     folder = folder_of(manifest) if volumes is None else volumes

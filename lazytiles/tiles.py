@@ -98,7 +98,7 @@ def open_tiles(
     check_options(size, resample, pad, missing)
     wanted = Frames.of(frames)
     templates = [template for template in (path, masks) if isinstance(template, str)]
-    table = _table_of(manifest, target, tabular, wanted.labels, templates, outside=pad is not None)
+    table = _table_of(manifest, target, tabular, wanted.labels, templates, path, outside=pad is not None)
     opener = partial(manifest.opener if isinstance(manifest, Inspected) else open_region, level=level)
     image_dir = folder_of(manifest) if image_dir is None else image_dir
     flat = {"frames": wanted.timed, "size": size, "gray": gray, "level": level, "missing": missing}
@@ -146,15 +146,22 @@ class Inspected:
 
 
 def _table_of(
-    manifest: Any, target: Any, tabular: Any, frames: list[str] | None, templates: list[str], *, outside: bool
+    manifest: Any,
+    target: Any,
+    tabular: Any,
+    frames: list[str] | None,
+    templates: list[str],
+    path: str | None,
+    *,
+    outside: bool,
 ) -> pd.DataFrame:
     if isinstance(manifest, Inspected):
         return manifest.table
-    return read_manifest(manifest, **reading(target, tabular, frames, templates, outside=outside))
+    return read_manifest(manifest, **reading(target, tabular, frames, templates, path, outside=outside))
 
 
 def reading(
-    target: Any, tabular: Any, frames: list[str] | None, templates: list[str], *, outside: bool
+    target: Any, tabular: Any, frames: list[str] | None, templates: list[str], path: str | None, *, outside: bool
 ) -> dict[str, Any]:
     """The options of `read_manifest` for those of `open_tiles`."""
     by_default = target == "target"
@@ -164,6 +171,7 @@ def reading(
         "frames": frames,
         "optional": ["target"] if by_default else (),
         "text": [*(column for template in templates for column in template_columns(template)), "path"],
+        "file": path,
         "allow_outside": outside,
     }
 
