@@ -342,6 +342,35 @@ def label_column(
     return pd.Categorical.from_codes(found.astype(np.int64), categories=pd.Index(order)), faults
 
 
+def labels_of_table(
+    table: pd.DataFrame, target: str | Sequence[str] | None
+) -> tuple[NDArray[Any] | None, list[Any] | None]:
+    """The labels in a table that `read_manifest` gives, and the classes whose numbers they are.
+
+    Parameters
+    ----------
+    table : n rows
+    target : the label column, several of them, or None; ``"target"`` is left out where there is no such column
+
+    Returns
+    -------
+    array, shape (n,), or (n, k) of several columns; None where there is no column, or nothing in it. And the names of
+    the classes, None where no column holds names
+    """
+    columns = names_of(target)
+    if not columns or (target == "target" and "target" not in table):
+        return None, None
+    chosen, classes = table[columns], None
+    for name in columns:
+        if isinstance(chosen[name].dtype, pd.CategoricalDtype):
+            classes = chosen[name].cat.categories.to_list()
+            chosen = chosen.assign(**{name: chosen[name].cat.codes.to_numpy(np.int64)})
+    labels = chosen.to_numpy()
+    if labels.dtype.kind == "f" and len(labels) and np.isnan(labels).all():
+        return None, None
+    return labels[:, 0] if isinstance(target, str) else labels, classes
+
+
 def is_like_number(text: str) -> bool:
     """Whether a text is a number, or was meant as one: with a comma, in hexadecimal, ``nan``, or without letters."""
     for read in (float, partial(int, base=0), complex):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
+from string import Formatter
 from typing import Any
 
 import numpy as np
@@ -34,12 +36,12 @@ from lazytiles.columns import (
 )
 from lazytiles.conflicts import conflicts
 from lazytiles.errors import ManifestError
+from lazytiles.paths import IDS, template_columns
 from lazytiles.problems import Problems
 from lazytiles.table import Pieces, open_table
 
 BOX_2D = ("xmin", "ymin", "xmax", "ymax")
 BOX_3D = ("xmin", "ymin", "zmin", "xmax", "ymax", "zmax")
-IDS = ("tile_id", "region_id", "label_id")
 
 _BAD_ID = r"[/\\\x00-\x1f\x7f]|^\.\.?$|^ *$"
 _LARGEST = 2**31 - 1
@@ -57,6 +59,7 @@ def read_manifest(
     frames: Sequence[object] | None = None,
     optional: Sequence[str] = (),
     text: Sequence[str] = (),
+    file: str | None = None,
     allow_outside: bool = False,
     classes: Sequence[Any] | None = None,
     progress: Callable[[int], None] | None = None,
@@ -68,14 +71,16 @@ def read_manifest(
     Parameters
     ----------
     manifest : DataFrame, or path of a CSV (UTF-8, commas) or Parquet file, with the columns `tile_id`,
-        `region_id` (or `path`, a file below the image folder), optionally `label_id`, and boxes in half-open
-        pixels: `region_coordinates` as ``"(xmin, ymin, xmax, ymax)"``, or four columns `xmin, ymin, xmax, ymax`
-        (six with `zmin`, `zmax`), or none, for whole images, which need no `region_id` where `text` names others
+        `region_id` (or `path`, a file below the image folder, or those of `file`), optionally `label_id`, and boxes in
+        half-open pixels: `region_coordinates` as ``"(xmin, ymin, xmax, ymax)"``, or four columns `xmin, ymin, xmax,
+        ymax` (six with `zmin`, `zmax`), or none, for whole images, which need no `region_id` where `text` names others
     target : the label columns: finite numbers, or in one of them the names of classes, or nothing in any row
     tabular : the columns that must be finite numbers
     optional : further label columns, if the table has them
     frames : the label ids in use; targets are then checked in the rows of the last one only
     text : further columns that stay text, such as those named in a path template
+    file : the template of the images' paths, for tables of files: without `tile_id` and `label_id` each file is a tile
+        of its own, named after it, and must be there once
     allow_outside : accept boxes that begin before pixel 0 (they are padded later)
     classes : the names of the classes in the order of their numbers; default those of the column, a categorical
         column's own or else sorted
@@ -106,6 +111,7 @@ def read_manifest(
         frames=frames,
         optional=optional,
         text=text,
+        file=file,
         allow_outside=allow_outside,
         classes=classes,
         progress=progress,
@@ -122,6 +128,7 @@ def inspect_manifest(
     frames: Sequence[object] | None = None,
     optional: Sequence[str] = (),
     text: Sequence[str] = (),
+    file: str | None = None,
     allow_outside: bool = False,
     classes: Sequence[Any] | None = None,
     progress: Callable[[int], None] | None = None,
@@ -139,43 +146,48 @@ def inspect_manifest(
     problems = Problems("the manifest")
     source = open_table(manifest, problems)
     problems.name, problems.where = source.name, source.where
+    source, is_of_files = _with_file(source, file)
     targets = [*names_of(target), *(name for name in optional if name in source.columns)]
     numbers = [*targets, *names_of(tabular)]
     kept = _check_columns(source, numbers, {*text} - {"path"})
-    reading = _Reading(source, problems, kept, {*text} & {*kept}, targets)
+    reading = _Reading(source, problems, kept, {*text} & {*kept}, targets, is_of_files=is_of_files)
     reading.run(allow_outside, progress)
     table = reading.finish(numbers, frames, check_classes(classes))
     pa.default_memory_pool().release_unused()
     return table, problems
 
 
-def labels_of_table(
-    table: pd.DataFrame, target: str | Sequence[str] | None
-) -> tuple[NDArray[Any] | None, list[Any] | None]:
-    """The labels in a table that `read_manifest` gave, and the classes whose numbers they are.
+def _with_file(source: Pieces, template: str | None) -> tuple[Pieces, bool]:
+    """A table with what the files in it stand for, and whether they are the ids of its tiles.
 
-    Parameters
-    ----------
-    table : n rows
-    target : the label column, several of them, or None; ``"target"`` is left out where there is no such column
-
-    Returns
-    -------
-    array, shape (n,), or (n, k) of several columns; None where there is no column, or nothing in it. And the names of
-    the classes, None where no column holds names
+    Without `tile_id` each row's file is its tile; without `region_id` it is what boxes are cut from, a `path`.
     """
-    columns = names_of(target)
-    if not columns or (target == "target" and "target" not in table):
-        return None, None
-    chosen, classes = table[columns], None
-    for name in columns:
-        if isinstance(chosen[name].dtype, pd.CategoricalDtype):
-            classes = chosen[name].cat.categories.to_list()
-            chosen = chosen.assign(**{name: chosen[name].cat.codes.to_numpy(np.int64)})
-    labels = chosen.to_numpy()
-    if labels.dtype.kind == "f" and len(labels) and np.isnan(labels).all():
-        return None, None
-    return labels[:, 0] if isinstance(target, str) else labels, classes
+    have = source.columns
+    is_of_files = "tile_id" not in have and "label_id" not in have and (template is not None or "path" in have)
+    boxes = "region_coordinates" in have or "xmin" in have
+    cut_from = template is not None and not {"region_id", "path"} & {*have} and (boxes or is_of_files)
+    new = ["tile_id"] * is_of_files + ["path"] * cut_from
+    if not new:
+        return source, False
+    template = template or "{path}"
+    absent = [name for name in template_columns(template) if name not in have]
+    if absent:
+        raise ManifestError(f"path template {template!r}: there is no column {absent[0]}; there are {', '.join(have)}")
+
+    def named(piece: pa.Table) -> pa.Table:
+        parts: list[Any] = []
+        for literal, name, _, _ in Formatter().parse(template):
+            try:
+                column = None if name is None else pc.fill_null(as_text(piece.column(name)), "")
+            except TypeError as error:
+                raise ManifestError(f"{source.name}: the column {name}, which names files: {error}") from None
+            parts += [pa.scalar(literal)] + ([] if column is None else [column])
+        files = pc.binary_join_element_wise(*parts, "")
+        for name in new:
+            piece = piece.append_column(name, files)
+        return piece
+
+    return replace(source, columns=[*have, *new], pieces=(named(piece) for piece in source.pieces)), is_of_files
 
 
 def _check_columns(source: Pieces, numbers: Sequence[str], text: Collection[str]) -> list[str]:
@@ -192,6 +204,8 @@ def _check_columns(source: Pieces, numbers: Sequence[str], text: Collection[str]
     if missing:
         near = [name for name in have if name.strip().lower() in missing and name not in missing]
         hint = f"; is {near[0]!r} meant? Names have no spaces and small letters" if near else ""
+        if not hint and "tile_id" in missing and not {*IDS} & {*have}:
+            hint = f'; of a table of files say which column holds them, such as path="{{{have[0]}}}"'
         raise ManifestError(
             f"{source.name}: line 1: the column {', '.join(missing)} is missing; there are {', '.join(have)}{hint}"
         )
@@ -201,7 +215,17 @@ def _check_columns(source: Pieces, numbers: Sequence[str], text: Collection[str]
 class _Reading:
     """The columns of a manifest while its pieces come in."""
 
-    def __init__(self, source: Pieces, problems: Problems, kept: list[str], text: set[str], targets: list[str]) -> None:
+    def __init__(
+        self,
+        source: Pieces,
+        problems: Problems,
+        kept: list[str],
+        text: set[str],
+        targets: list[str],
+        *,
+        is_of_files: bool,
+    ) -> None:
+        self.is_of_files = is_of_files
         self.source, self.problems, self.kept, self.text = source, problems, kept, text
         self.targets = targets
         self.own_classes: dict[str, list[Any]] = {}  # of categorical columns, in their own order
@@ -279,7 +303,7 @@ class _Reading:
                 "read the table with dtype=str, so that 001 stays 001 and 1 does not become 1.0"
             ) from None
         if name == "tile_id":
-            bad = mask(pc.match_substring_regex(text, _BAD_ID))
+            bad = mask(pc.match_substring_regex(text, _BAD_ID)) & (not self.is_of_files)
             self.columns[name].append(text)
             self.hashes.extend(hash_text(text))
         else:
@@ -373,8 +397,9 @@ class _Reading:
         rows_of_tiles = np.ones(len(table), bool)
         rows_of_tiles[self.headers] = False
         hashes, self.hashes = self.hashes.values(), Growing(np.uint64)
+        hint = "; the table has no tile_id, so each file is one tile: add a column tile_id" * self.is_of_files
         for kind, rows, text in conflicts(table, self.source.where, hashes):
-            self.problems.add_rows(kind, rows & rows_of_tiles, text)
+            self.problems.add_rows(kind, rows & rows_of_tiles, lambda row, text=text: text(row) + hint)  # type: ignore[misc]
         used = rows_of_tiles
         if frames is not None and len(frames) and "label_id" in table:
             used = used & (table["label_id"] == str(frames[-1])).to_numpy()

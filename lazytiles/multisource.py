@@ -426,7 +426,8 @@ class MultiSourceArray(TileDoors, Travels, LazyArray):
         sources = [self.sources[k] for k in np.unique(self.index_pairs[:, 0]).tolist()]
         open_ahead([(source, self._rows[:0], ()) for source in sources if isinstance(source, RegionTiles)])
         for source in sources:
-            problems += source.verify() or [] if hasattr(source, "verify") else []
+            if hasattr(source, "verify"):
+                problems += source.verify() or []
         if isinstance(self._labels, MultiSourceArray):
             self._labels.verify()
         if problems:

@@ -112,7 +112,7 @@ def preview_page(
     Parameters
     ----------
     table : a manifest from `read_manifest`
-    codes, images : the image of each row, from `resolve_paths`
+    codes, images : the image of each row, from `resolve_paths`; -1 is none
     title : of the page
     target : the column that colours the tiles
     bands : which bands are shown, three or one
@@ -185,7 +185,7 @@ def _frames(
     bands: Sequence[int] | None,
 ) -> Iterator[str]:
     """Each image of a region with the tiles of its rows over it."""
-    for code in dict.fromkeys(codes[rows].tolist()):
+    for code in dict.fromkeys(codes[rows][codes[rows] >= 0].tolist()):
         mine = rows[codes[rows] == code]
         label = str(table["label_id"].iloc[mine[0]]) if "label_id" in table else ""
         try:
@@ -278,7 +278,7 @@ def _worst(report: Report) -> str:
         return ""
     table, cards = report.table, []
     rows = list(dict.fromkeys(row for numbers in report.problems.rows.values() for row in numbers))
-    for row in [row for row in rows if report.images[int(report.paths[row])]][:_MOST_WORST]:
+    for row in [row for row in rows if report.paths[row] >= 0][:_MOST_WORST]:
         code = int(report.paths[row])
         frames = "".join(
             _frames(table, np.array([row]), report.paths, report.images, "target", lambda _: "#ff3333", None)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from lazytiles.region import Region, open_region, read_windows
 
 Int64s = NDArray[np.int64]
 Box = tuple[tuple[int, int], ...]
+Fault = tuple[str, NDArray[np.bool_], str]
 
 
 class RegionStack(LazyArray):
@@ -180,6 +182,7 @@ class VolumeTiles(LazyArray):
         self.opener, self.windows, self.pad, self.context = opener, windows, pad, context
         self.name, self.tile_name, self.samples, self._is_whole = name, tile_name, samples, whole
         self.dtype = np.dtype(dtype).newbyteorder("=")
+        self.partner: VolumeTiles | None = None  # the masks of these tiles, or the tiles of these masks
         self._volume: Any = None
         self._lock = threading.Lock()
         self._extent = tuple((windows[0, 3:] - windows[0, :3]).tolist())
@@ -236,6 +239,8 @@ class VolumeTiles(LazyArray):
 
     def _fill(self, rows: Int64s, out: NDArray[Any]) -> None:
         volume, wide = self.volume(), self.windows[rows].copy()
+        for _, bad, cause in self._faults_of(volume, rows):
+            raise ManifestError(self._words(int(rows[np.flatnonzero(bad)[0]]), cause))
         wide[:, 0] -= self.context or 0
         wide[:, 3] += self.context or 0
         inside = (wide[:, :3] >= 0).all(axis=1) & (wide[:, 3:] <= volume.shape[:3]).all(axis=1)
@@ -244,18 +249,17 @@ class VolumeTiles(LazyArray):
             for k, block in zip(whole, _cuts(volume, wide[whole], self.samples), strict=True):
                 out[k] = self._shaped(block)
         for k in np.flatnonzero(~inside):
-            out[k] = self._shaped(self._padded(volume, wide[k], int(rows[k])))
+            out[k] = self._shaped(self._padded(volume, wide[k]))
 
     def _shaped(self, block: NDArray[Any]) -> NDArray[Any]:
         if self.context is None:
             return block
         return np.moveaxis(block, 0, 2).reshape(*block.shape[1:3], -1)
 
-    def _padded(self, volume: Any, window: Int64s, row: int) -> NDArray[Any]:
+    def _padded(self, volume: Any, window: Int64s) -> NDArray[Any]:
         modes = [self.pad] * 3
         if self.context is not None and self.pad is None:
             modes[0] = "edge"
-        self._check(volume, row)
         shape = volume.shape[:3]
         places = [
             _places(int(a), int(b), n, mode or "edge")
@@ -272,38 +276,52 @@ class VolumeTiles(LazyArray):
         block[there] = near[from_near]
         return block
 
-    def _check(self, volume: Any, row: int) -> None:
-        """Refuse a box that leaves the volume and is not padded, or does not meet it."""
-        window = self.windows[row]
-        out = (window[:3] < 0) | (window[3:] > volume.shape[:3])
-        apart = (window[3:] <= 0) | (window[:3] >= volume.shape[:3])
-        if apart.any() or (self.pad is None and out.any()):
-            z0, y0, x0, z1, y1, x1 = window.tolist()
-            does = "does not meet" if apart.any() else "leaves"
-            cure = "correct the box" if apart.any() else 'pass pad="reflect" or correct the box'
-            raise ManifestError(
-                f"{self.tile_name(row)}: box ({x0}, {y0}, {z0}, {x1}, {y1}, {z1}) {does} region {self.name} "
-                f"({' x '.join(map(str, volume.shape[:3]))}); {cure}"
-            )
+    def _words(self, row: int, cause: str) -> str:
+        z0, y0, x0, z1, y1, x1 = self.windows[row].tolist()
+        return f"{self.tile_name(row)}: box ({x0}, {y0}, {z0}, {x1}, {y1}, {z1}){cause}"
 
-    def describe(self, row: int) -> str:
-        """The words for one of its boxes."""
-        return f"{self.tile_name(row)} of region {self.name}"
+    def _faults_of(self, volume: Any, rows: Int64s | None = None) -> Iterator[Fault]:
+        """What is wrong with all or some boxes of the open volume."""
+        windows = self.windows if rows is None else self.windows[rows]
+        if not len(windows):
+            return
+        space = tuple(volume.shape[:3])
+        other = None
+        with suppress(LazyTilesError):  # what cannot be opened says so when it is read
+            other = None if self.partner is None else self.partner.volume()
+        if other is not None and tuple(other.shape[:3]) != space:
+            cause = f": {self._named(volume)}, {self._named(other)}; a volume and its mask are cut by one box, "
+            yield "mask differs", np.ones(len(windows), np.bool_), cause + "so they have one extent"
+        first = 0 if self.context is None else 1  # neighbouring slices are repeated at the ends
+        low, high = windows[:, first:3], windows[:, 3 + first :]
+        outside = np.asarray(((low < 0) | (high > space[first:])).any(axis=1))
+        if self.pad is not None:
+            outside[:] = False
+        elif outside.any():
+            yield "window outside", outside, f' leaves {self._sized(space)}; pass pad="reflect" or correct the box'
+        apart = np.asarray(((windows[:, 3:] <= 0) | (windows[:, :3] >= space)).any(axis=1) & ~outside)
+        if apart.any():
+            yield "window outside", apart, f" does not meet {self._sized(space)}: there is nothing to pad; correct it"
 
-    def verify(self) -> list[str]:
-        """Everything that would fail when tiles of this volume are read, as messages; opens it."""
+    def _sized(self, space: tuple[int, ...]) -> str:
+        return f"region {self.name} ({' x '.join(map(str, space))})"
+
+    def _named(self, volume: Any) -> str:
+        size = " x ".join(map(str, volume.shape[:3]))
+        return f"{getattr(volume, 'path', None) or f'an array of region {self.name}'} is {size} voxels"
+
+    def faults(self) -> Iterator[Fault]:
+        """Everything that would fail when boxes of this volume are read, by its tags; see `RegionTiles.faults`."""
         try:
             volume = self.volume()
         except LazyTilesError as error:
-            return [f"{self.describe(0)}: {error}"]
-        problems = []
-        beyond = (self.windows[:, :3] < 0).any(axis=1) | (self.windows[:, 3:] > volume.shape[:3]).any(axis=1)
-        for row in np.flatnonzero(beyond).tolist():
-            try:
-                self._check(volume, row)
-            except ManifestError as error:
-                problems.append(str(error))
-        return problems
+            yield "unreadable image", np.arange(len(self)) == 0, f": {error}"
+            return
+        yield from self._faults_of(volume)
+
+    def verify(self) -> list[str]:
+        """`faults` as messages, of each kind the first."""
+        return [self._words(int(np.flatnonzero(bad)[0]), cause) for _, bad, cause in self.faults()]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_lock": None, "_volume": None}

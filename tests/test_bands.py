@@ -150,7 +150,7 @@ def test_a_box_apart_from_its_image_is_refused_with_any_padding(pad: str, box: t
     tiles = lt.open_tiles(table, tmp_path, pad=pad)
     assert tiles[0].shape == (8, 8, 1)
     for read in (lambda: tiles[1], lambda: tiles[:], tiles.verify):
-        with pytest.raises(lt.ManifestError, match=r"tile out: box \(.*\) does not meet region r .*correct the box"):
+        with pytest.raises(lt.ManifestError, match=r"tile out: box \(.*\) does not meet region r .*correct it"):
             read()
     before = table.assign(xmin=[-4, -20], xmax=[4, -12])
     with pytest.raises(lt.ManifestError, match=r"tile out: box \(-20, .*ends before pixel 0 and does not meet"):
@@ -168,7 +168,7 @@ def test_a_box_apart_from_its_volume_is_refused(context: int | None) -> None:
         with pytest.raises(lt.ManifestError, match=r"tile out: box \(0, 0, 4, 4, 4, 5\) does not meet region r"):
             read()
     leaving = lt.open_volumes(table.assign(zmin=[3, 3], zmax=[5, 5]), {"r": volume})
-    with pytest.raises(lt.ManifestError, match=r"(?s)tile in: .* leaves region r.*tile out"):
+    with pytest.raises(lt.ManifestError, match=r"tile in: .* leaves region r"):
         leaving.verify()
 
 
