@@ -103,7 +103,7 @@ def stream(n: int, seed: int, epoch: int) -> dict:
     Of the twelve numbers that an image takes, the ninth decides whether it is upside down and the tenth whether left
     and right change places.
     """
-    drawn = [uniform(12, "sample", seed, epoch, place) for place in range(n)]
+    drawn = [uniform(12, "generator", seed, epoch, place) for place in range(n)]
     return {
         "n": n,
         "seed": seed,
