@@ -197,6 +197,9 @@ def test_tensors_are_read_by_rows_and_not_by_their_own_take(shape):
         np.testing.assert_array_equal(lt.MultiSourceArray([tensor, tensor])[[10, 0]], dense[[1, 0]])
         np.testing.assert_array_equal(lt.DelayedView(tensor, idx_min=2)[::2], dense[2::2])
         np.testing.assert_array_equal(parts_of(tensor, tensor)[1], dense)
+        labels = lt.MultiSourceArray([dense], labels=tensor).labels
+        assert type(labels) is np.ndarray
+        np.testing.assert_array_equal(labels, dense)
         if len(shape) == 4:
             np.testing.assert_allclose(statistics(tensor).mean, dense.mean((0, 1, 2)))
 
@@ -227,6 +230,16 @@ def test_columns_of_any_kind_are_numbers(column, values):
     for found in (next(iter(lt.BatchFlow(column, 3))), parts_of(np.zeros(3), column)[1]):
         np.testing.assert_array_equal(found, values)
         assert found.dtype.kind in "bif"
+
+
+def test_columns_of_any_kind_are_labels():
+    images = np.zeros((3, 2))
+    for column in (pd.Series([3, 1, 2], dtype="Int64"), pd.DataFrame({"a": [1, 2, 3], "b": [0.5, 1, 2]})):
+        labels = lt.MultiSourceArray([images], labels=column).labels
+        np.testing.assert_array_equal(labels, column.to_numpy())
+        assert labels.dtype.kind in "if"
+    with pytest.raises(ValueError, match="1 of 3 values of a column are missing"):
+        lt.MultiSourceArray([images], labels=pd.Series([3, None, 2], dtype="Int64"))
 
 
 def test_missing_values_in_a_column_are_refused():
