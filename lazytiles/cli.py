@@ -307,14 +307,14 @@ def _preview_html(
     *,
     target: list[str] | None,
     frames: Sequence[str] | str | None,
-    bands: list[int] | None,
+    bands: list[int] | str | None,
     pad: str | None,
     missing: str,
     where: dict[str, list[Any]] | None,
     follow_symlinks: bool,
     **_: Any,
 ) -> str:
-    table = read_manifest(manifest, **reading(None, None, None, [path] if path else [], path, outside=pad is not None))
+    table = read_manifest(manifest, **reading(None, None, None, path, None, None, outside=pad is not None))
     wanted, folder = Frames.of(frames), images or os.path.dirname(manifest) or "."
     rows = (Frames.of("each") if frames is None else wanted).samples(table, where)
     found = Images.of(
@@ -331,7 +331,15 @@ def _preview_html(
     shown = np.flatnonzero(codes >= 0)
     table, codes = table.iloc[shown].reset_index(drop=True), codes[shown]
     title, column = os.path.basename(manifest), target[0] if target else "target"
-    return preview_page(table, codes, names, title=title, target=column, bands=bands, progress=progress)
+    return preview_page(
+        table,
+        codes,
+        names,
+        title=title,
+        target=column,
+        bands=None if isinstance(bands, str) else bands,
+        progress=progress,
+    )
 
 
 @main.command("stats")

@@ -110,9 +110,11 @@ def check(
 def _inspect(
     manifest: Any, given: Mapping[str, Any], wanted: Frames, split: str | None, tell: Progress
 ) -> tuple[pd.DataFrame, Problems]:
-    templates = [given[name] for name in ("path", "masks") if isinstance(given[name], str)]
     outside = given["pad"] is not None
-    read = reading(given["target"], given["tabular"], wanted.labels, templates, given["path"], outside=outside)
+    read = reading(
+        *(given["target"], given["tabular"], wanted.labels, given["path"], given["masks"], given["classes"]),
+        outside=outside,
+    )
     read["text"] = [*read["text"], *([split] if split else [])]
     table, problems = inspect_manifest(manifest, **read, progress=lambda rows: tell("reading rows", rows, 0))
     if split and split not in table:

@@ -116,10 +116,15 @@ def check_targets(report: Report, columns: Sequence[str]) -> None:
     for name in columns:
         if table is None or name not in table or not len(table):
             continue
+        if isinstance(table[name].dtype, pd.CategoricalDtype):
+            _check_names(report, name, table[name])
+            continue
         values = table[name].to_numpy()
         finite = np.isfinite(values)
         values = values if finite.all() else values[finite]
         if not len(values):
+            if table[name].isna().all():
+                report.warnings.add("no labels", f"nothing is written in {name}: the tiles are for prediction alone")
             continue
         facts: dict[str, Any] = {
             "min": float(values.min()),
@@ -138,6 +143,23 @@ def check_targets(report: Report, columns: Sequence[str]) -> None:
         if facts["min"] == facts["max"]:
             report.warnings.add("class balance", f"{name} is {facts['min']:g} in every row")
         report.facts.setdefault("targets", {})[name] = facts
+
+
+def _check_names(report: Report, name: str, column: pd.Series) -> None:
+    """The balance of classes that have names."""
+    counts = {str(key): int(n) for key, n in column.value_counts(sort=False).items()}
+    total, there = sum(counts.values()), {key: n for key, n in counts.items() if n}
+    if not there:
+        return
+    report.facts.setdefault("targets", {})[name] = {"classes": counts}
+    rare = min(there, key=lambda key: there[key])
+    if len(there) == 1:
+        report.warnings.add("class balance", f"{name} is {rare} in every row")
+    elif there[rare] < 0.01 * total:
+        report.warnings.add("class balance", f"{name}: class {rare} is {there[rare]} of {total} rows")
+    absent = [key for key, n in counts.items() if not n]
+    if absent:
+        report.warnings.add("class balance", f"{name}: no row is of class {', '.join(absent[:10])}")
 
 
 def _classes(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:

@@ -102,8 +102,10 @@ def parse_list(ctx: click.Context, parameter: click.Parameter, value: str | None
     return None if value is None else [part.strip() for part in value.split(",") if part.strip()]
 
 
-def parse_bands(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[int] | None:
-    """``"3,2,1"`` as numbers."""
+def parse_bands(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[int] | str | None:
+    """``"3,2,1"`` as numbers, ``"rgb"`` as it is."""
+    if value == "rgb":
+        return value
     parts = parse_list(ctx, parameter, value)
     if parts is None:
         return None
@@ -148,12 +150,13 @@ def opening(function: Any) -> Any:
         click.option("--resample", type=click.Choice(list(METHODS)), default="bilinear", help="How --size resamples."),
         click.option("--level", type=click.IntRange(min=0), default=0, help="Resolution of each pyramid; 0 is full."),
         click.option("--gray", is_flag=True, help="Colours as one luminance band."),
-        click.option("--bands", callback=parse_bands, help="Bands to read, such as 3,2,1."),
+        click.option("--bands", callback=parse_bands, help="Bands to read, such as 3,2,1, or rgb."),
         click.option("--pad", help="What windows get that leave their image: reflect, edge, constant, ..."),
         click.option("--size", callback=parse_size, help="Resample every tile to HEIGHTxWIDTH pixels."),
         click.option("--masks", help="Where a tile's mask lies in the folder, such as 'masks/{region_id}.tif'."),
         click.option("--tabular", callback=parse_list, help="Columns of numbers given to the model beside the image."),
         click.option("--target", callback=parse_list, help="Columns of the targets [default: target, if there]."),
+        click.option("--classes", callback=parse_list, help="Names in a target column, in the order of their numbers."),
         click.option("--frames", callback=parse_frames, help="Label ids of the time steps, in order: 2016,2017,2018."),
         click.option("--path", help="Where an image lies in the folder, such as '{label_id}/{region_id}.tif'."),
         click.option("--images", help="Folder or address of the images [default: the manifest's folder]."),

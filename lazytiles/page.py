@@ -49,6 +49,7 @@ class Page:
     raw_offsets : bytes, one per plane, when the page is one uncompressed block per plane; else None
     stored_dtype : dtype with the byte order of the file
     samples_axis : whether users see a samples axis
+    palette : whether samples are places in a table of colours
     placed : whether the file says where on the ground its pixels are
     """
 
@@ -65,6 +66,7 @@ class Page:
     raw_offsets: tuple[int, ...] | None
     stored_dtype: np.dtype[Any]
     samples_axis: bool
+    palette: bool = False
     placed: bool = False
 
     @property
@@ -211,6 +213,7 @@ def facts(key: FileKey, page: tifffile.TiffPage, number: str) -> Page:
         raw_offsets=raw,
         stored_dtype=dtype.newbyteorder(page.parent.byteorder),
         samples_axis=len(page.shape) == 3,
+        palette=page.photometric == 3,
         placed=any(code in page.tags for code in _PLACE_TAGS),
     )
 

@@ -23,7 +23,7 @@ from lazytiles.lazy import LazyArray, token
 from lazytiles.page import Page
 from lazytiles.raw import cut_windows, slice_page
 from lazytiles.reader import check_limit
-from lazytiles.region import Region
+from lazytiles.region import Region, bands_read, check_resample
 from lazytiles.remote import is_remote
 
 Int64s: TypeAlias = NDArray[np.int64]
@@ -104,7 +104,7 @@ class RegionTiles(LazyArray):
 
     def _is_sliced(self) -> bool:
         local = all(p is not None and p.raw_offsets is not None and not p.file.is_remote for p in self._pages)
-        return local and self._straight and not self.form.gray
+        return local and self._straight and not self.form.is_mixed
 
     @property
     def opened(self) -> list[Page]:
@@ -143,12 +143,20 @@ class RegionTiles(LazyArray):
         page = region.pages[0]
         if len(region.pages) > 1:
             raise RegionError(f"{region.path}: is a volume of {len(region.pages)} slices; use open_volumes")
-        samples, wanted = page.shape[2], self.form.image_samples
-        if page.dtype != self.form.dtype or samples != wanted:
+        form = self.form
+        read = bands_read(page, form.asked, form.gray)
+        if page.dtype != form.dtype or (form.asked is None and not form.gray and len(read) != form.samples):
             raise RegionError(
-                f"{page}: holds {samples} bands of {page.dtype}, the other regions hold {wanted} of "
-                f"{self.form.dtype}; regions of one array must agree: convert it, or choose bands=[...]"
+                f"{page}: holds {page.shape[2]} bands of {page.dtype}, the other regions hold {form.samples} of "
+                f"{form.dtype}; regions of one array must agree: convert it, or choose bands=[...]"
+                + (', bands="rgb" or gray=True' if page.shape[2] in (1, 3, 4) and form.samples in (1, 3, 4) else "")
             )
+        if form.bands is not None and read != form.bands:
+            raise RegionError(
+                f"{page}: has {page.shape[2]} bands, of which bands={list(form.asked or ())} are {list(read)}, but "
+                f"{list(form.bands)} of the other regions; count the bands from the first, 0"
+            )
+        check_resample(page, form.resample)
         if self.whole:
             self.windows = np.broadcast_to(np.array([0, 0, *page.shape[:2]], dtype=np.int64), self.windows.shape)
         return page

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lazytiles.columns import labels_of_table, names_of
 from lazytiles.digest import verify_digests
 from lazytiles.errors import ManifestError
 from lazytiles.frames import Frames
@@ -19,7 +20,7 @@ from lazytiles.kinds import split_name
 from lazytiles.manifest import BOX_3D, read_manifest
 from lazytiles.multisource import MultiSourceArray
 from lazytiles.paths import default_template, folder_of, region_column, resolve_paths, template_columns
-from lazytiles.region import open_region
+from lazytiles.region import Bands, open_region
 from lazytiles.volumes import VolumeTiles
 
 Int64s = NDArray[np.int64]
@@ -37,7 +38,8 @@ def open_volumes(
     frames: Any = None,
     pad: str | None = None,
     context: int | None = None,
-    bands: Sequence[int] | None = None,
+    bands: Bands = None,
+    classes: Sequence[Any] | None = None,
     where: Mapping[str, Any] | None = None,
     follow_symlinks: bool = True,
     verify: str | os.PathLike[str] | None = None,
@@ -53,7 +55,7 @@ def open_volumes(
         maps, HDF5, Zarr, regions, `stack_regions`
     path : where a volume lies in its folder, as a template over the columns; default ``"{region_id}.tif"``, or
         with a `label_id` column ``"{label_id}/{region_id}.tif"``. All pages of a TIFF are slices
-    target : the column of the labels, a list of columns, or None
+    target, classes : the column of the labels, a list of columns, or None; and its classes, as in `open_tiles`
     tabular : columns given to the model as a second input
     masks : a path template or a mapping; the labels are then boxes of the masks (the middle slice, with
         `context`)
@@ -61,7 +63,7 @@ def open_volumes(
     pad : a NumPy pad mode for boxes that leave their volume; None refuses them
     context : boxes of one slice get so many neighbouring slices on either side as bands; at the ends of the
         volume the last slice is repeated, or `pad` says what is there
-    bands : which samples of volumes in files
+    bands : which samples of volumes in files, or ``"rgb"``
     where : keeps the boxes whose table has these values, as in `open_tiles`
     follow_symlinks, verify : as in `open_tiles`, of volumes in files
 
@@ -98,6 +100,7 @@ def open_volumes(
         text=[*(column for template in templates for column in template_columns(template)), "path"],
         file=path,
         allow_outside=pad is not None,
+        classes=classes,
     )
     folder = folder_of(manifest) if volumes is None else volumes
     table = table.iloc[wanted.samples(table, where)].reset_index(drop=True)
@@ -117,17 +120,24 @@ def open_volumes(
         labels = _assembled(table, windows, joint, *masked, pad=pad, context=context and 0)
         for tiles, mask in zip(array.sources, labels.sources, strict=True):
             tiles.partner, mask.partner = mask, tiles
+        set_labels(array, table, None, tabular)
         array._labels = labels
     else:
-        array._labels = _labels(table, target)
-    array.tabular_columns = None if tabular is None else tuple([tabular] if isinstance(tabular, str) else tabular)
+        set_labels(array, table, target, tabular)
     return array
 
 
-def _labels(table: pd.DataFrame, target: str | Sequence[str] | None) -> Any:
-    if target is None or (target == "target" and "target" not in table):
-        return None
-    return table[target if isinstance(target, str) else list(target)].to_numpy()
+def set_labels(
+    array: MultiSourceArray,
+    table: pd.DataFrame,
+    target: str | Sequence[str] | None,
+    tabular: str | Sequence[str] | None,
+) -> None:
+    """Give an array the labels and the tabular columns of its table, in the order of the array's samples."""
+    array.tabular_columns = None if tabular is None else tuple(names_of(tabular))
+    array._labels, array._classes = labels_of_table(table, target)
+    columns = [name for name in names_of(target) if name in table]
+    array._note = f"nothing in {', '.join(columns)}" if columns and array._labels is None else ""
 
 
 def _windows_of(table: pd.DataFrame) -> Int64s | None:
@@ -150,7 +160,7 @@ def _windows_of(table: pd.DataFrame) -> Int64s | None:
 
 
 def _openers(
-    table: pd.DataFrame, where: Any, path: str | None, bands: Sequence[int] | None, follow_symlinks: bool
+    table: pd.DataFrame, where: Any, path: str | None, bands: Bands, follow_symlinks: bool
 ) -> tuple[Int64s, list[partial[Any]]]:
     """The volume of every row as an index into a list, and how each is opened."""
     if isinstance(where, Mapping):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -38,6 +39,11 @@ class RegionStack(LazyArray):
     def __init__(self, slices: Sequence[Region], axis: int) -> None:
         first = slices[0]
         for k, other in enumerate(slices):
+            if other.bands != first.bands:
+                raise RegionError(
+                    f"slice {k} ({other.path}) gives its bands {other.bands}, slice 0 ({first.path}) {first.bands}; "
+                    "convert the slices to one number of bands"
+                )
             if (other.shape, other.dtype) != (first.shape, first.dtype):
                 raise RegionError(
                     f"slice {k} ({other.path}) is {other.shape} {other.dtype}, slice 0 ({first.path}) is "
@@ -82,12 +88,13 @@ class RegionStack(LazyArray):
         return f"<RegionStack of {len(self.slices)} files in {self.path!r}: {self.shape} {self.dtype}>"
 
 
-def stack_regions(paths: Iterable[Any], *, axis: int = 0, **options: Any) -> RegionStack:
+def stack_regions(paths: str | os.PathLike[str] | Iterable[Any], *, axis: int = 0, **options: Any) -> RegionStack:
     """Slices in separate files as one lazy volume; tags are read, no pixel is decoded.
 
     Parameters
     ----------
-    paths : of the slices, in their order, or regions
+    paths : a folder, all files of which are slices, in natural order: ``slice_2`` before ``slice_10`` (hidden files
+        and folders in it are left out); or the paths of the slices in their order, or regions
     axis : where the slices are: 0 gives `(Z, H, W[, S])`, 2 gives `(H, W, Z[, S])`
     options : of `open_region`
 
@@ -97,20 +104,22 @@ def stack_regions(paths: Iterable[Any], *, axis: int = 0, **options: Any) -> Reg
 
     Raises
     ------
-    RegionError : no slices, or slices that differ in shape or dtype
+    RegionError : no slices, or slices that differ in shape or dtype, or a file that is no image
 
     Examples
     --------
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
-    ...     for k in range(3):
-    ...         np.save(f"{folder}/{k}.npy", np.full((4, 5), k))
-    ...     volume = stack_regions([f"{folder}/{k}.npy" for k in range(3)])
+    ...     for k in (9, 10, 11):
+    ...         np.save(f"{folder}/slice_{k}.npy", np.full((4, 5), k))
+    ...     volume = stack_regions(folder)
     ...     print(volume.shape, volume[:, 0, 0])
-    (3, 4, 5) [0 1 2]
+    (3, 4, 5) [ 9 10 11]
     """
     if isinstance(paths, str | os.PathLike):
-        raise TypeError(f"stack_regions takes the paths of the slices, a list, not one path ({paths})")
+        paths = _files_of(os.fspath(paths))
+    if isinstance(axis, bool):
+        raise ValueError(f"axis is a number, not {axis}")
     slices = [p if isinstance(p, Region) else open_region(p, **options) for p in paths]
     if not slices:
         raise RegionError("a volume needs at least one slice")
@@ -118,6 +127,27 @@ def stack_regions(paths: Iterable[Any], *, axis: int = 0, **options: Any) -> Reg
     if stacked is not None:
         raise RegionError(f"{stacked.path} holds several slices itself; stack images of one page")
     return RegionStack(slices, axis)
+
+
+def _files_of(folder: str) -> list[str]:
+    """The files of a folder in natural order: numbers in their names by their value."""
+    if not os.path.isdir(folder):
+        raise TypeError(f"stack_regions takes a folder of slices or their paths, a list, not one path ({folder})")
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")]
+    if not names:
+        raise RegionError(f"{folder} holds no files; a volume needs at least one slice")
+    return [os.path.join(folder, name) for name in sorted(names, key=natural)]
+
+
+def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """What names are sorted by so that numbers in them count: ``a2`` before ``a10``.
+
+    >>> sorted(["a10", "a2", "a1b"], key=natural)
+    ['a1b', 'a2', 'a10']
+    """
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts], name
 
 
 class VolumeTiles(LazyArray):
@@ -156,7 +186,7 @@ class VolumeTiles(LazyArray):
         self._volume: Any = None
         self._lock = threading.Lock()
         self._extent = tuple((windows[0, 3:] - windows[0, :3]).tolist())
-        if context is not None and context < 0:
+        if context is not None and (isinstance(context, bool) or context < 0):
             raise ValueError(f"context={context}: how many neighbouring slices on either side, 0 or more")
         if context is not None and self._extent[0] != 1:
             raise ManifestError(f"context={context} needs boxes of one slice, not of {self._extent[0]}")

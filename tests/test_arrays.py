@@ -418,7 +418,8 @@ def test_orders_and_index_pairs_are_carried_over():
 def test_labels_by_source_by_sample_and_lazy():
     sources = [np.zeros((2, 3)), np.ones((3, 3)), np.ones((1, 3))]
     assert lt.MultiSourceArray(sources).labels.tolist() == [0, 0, 1, 1, 1, 2]
-    assert lt.MultiSourceArray(sources, ["a", "b", "c"]).labels.tolist() == ["a", "a", "b", "b", "b", "c"]
+    named = lt.MultiSourceArray(sources, ["c", "a", "b"])
+    assert (named.labels.tolist(), named.classes) == ([2, 2, 0, 0, 0, 1], ["a", "b", "c"])
     assert lt.MultiSourceArray(sources, [7, 8, 9]).select([5, 2]).labels.tolist() == [9, 8]
     by_sample = lt.MultiSourceArray(sources, [[1, 2], [3, 4, 5], [6]])
     assert by_sample.shuffle(1).labels.tolist() == (by_sample.order + 1).tolist()

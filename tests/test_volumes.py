@@ -301,7 +301,7 @@ def test_labels_that_are_places_follow_their_tile(tmp_path):
     names = ["other", "x", "y"]
     tiles = lt.open_tiles(table, tmp_path, size=(20, 20), target=names, scale_boxes=["x", "y"])
     np.testing.assert_array_equal(tiles.labels, [[3, 5, 10]])
-    with pytest.raises(lt.ManifestError, match=r"scale_boxes=\['x'\]: label columns, x and y in turn"):
+    with pytest.raises(lt.ManifestError, match=r"scale_boxes=\['x'\]: 4 columns to a box of the format 'xyxy'"):
         lt.open_tiles(table, tmp_path, target=names, scale_boxes=["x"])
 
 
