@@ -69,7 +69,7 @@ class World:
             "size": one_of(None, (7, 9)),
             "resample": "nearest",
             "pad": None if self.whole else one_of(None, "edge", "constant"),
-            "bands": one_of(None, None, [0], [-1, 0]),
+            "bands": one_of(None, None, [0], [-1, 0], "rgb"),
             "gray": False,
             "missing": one_of("raise", "fill"),
             "where": one_of(None, None, {"fold": 1}, {"fold": lambda column: column == 0}, {"label_id": "2016"}),
@@ -195,8 +195,12 @@ class World:
             shown += len(there)
             tiles.append([None if image is None else self.cut(image, row) for image in stack])
             masks.append((None, None) if mask is None else (mask.dtype, self.cut(mask, row, plain=True)))
-        if len(kinds) > 1 or not shown or len({dtype for dtype, _ in masks}) > 1:
+        bands, counts = self.options["bands"], {samples for samples, _ in kinds}
+        settled = self.options["gray"] or bands in ("rgb", [0])
+        if len({dtype for _, dtype in kinds}) > 1 or len({dtype for dtype, _ in masks}) > 1 or not shown:
             raise WrongError("kinds of images")
+        if len(counts) > 1 and not settled:
+            raise WrongError("numbers of bands")
         if self.options["size"] is None and len(windows) > 1:
             raise WrongError("sizes")
         like = next(cut for stack in tiles for cut in stack if cut is not None)
@@ -217,7 +221,9 @@ class World:
         if not plain and self.options["gray"] and tile.shape[2] > 1:
             tile = ((tile.astype(int)[..., :3] @ [299, 587, 114] + 500) // 1000).astype(tile.dtype)[..., None]
         if not plain and self.options["bands"]:
-            tile = tile[..., self.options["bands"]]
+            bands = self.options["bands"] if self.options["bands"] != "rgb" else [0, 1, 2][: tile.shape[2]]
+            tile = tile[..., bands]
+            tile = np.repeat(tile, 3, axis=2) if self.options["bands"] == "rgb" and tile.shape[2] == 1 else tile
         if self.options["size"]:
             size = self.options["size"][::-1]
             kind = np.int32 if tile.dtype != np.uint8 else np.uint8
