@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -423,6 +424,12 @@ def test_a_mask_has_the_extent_of_its_image(pad: str | None, years: pd.DataFrame
     fresh = lt.open_tiles(years, tmp_path, **options)
     with pytest.raises(lt.ManifestError, match=said):
         fresh.labels[1]  # the mask is read first
+    for lazy in (fresh, fresh.labels):
+        assert lazy.to_dask(1)[0].compute(scheduler="synchronous").shape == lazy.shape[1:]
+        with pytest.raises(lt.ManifestError, match=said):
+            lazy.to_dask().compute(scheduler="synchronous")
+        with pytest.raises(lt.ManifestError, match=said):
+            pickle.loads(pickle.dumps(lazy))[1]
     report = check(years, tmp_path, **options)
     assert report.problems.counts == {"mask differs": 1}
     assert report.problems.rows == {"mask differs": [3]}
