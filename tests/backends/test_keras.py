@@ -23,7 +23,6 @@ import tifffile
 import lazytiles as lt
 from lazytiles import KerasAdapter
 from lazytiles.errors import LazyTilesError, RegionError
-from lazytiles.order import permutation
 from tests.limits import within_limits
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,6 +103,10 @@ def planned(adapter: KerasAdapter, epochs: range) -> list[list[int]]:
     return [adapter.sample_ids(e, k).tolist() for e in epochs for k in range(len(adapter))]
 
 
+def ids_of(batch: Any) -> list[int]:
+    return np.asarray(batch[0])[:, 0].astype(int).tolist()
+
+
 def reading() -> int:
     return sum(t.name == "lazytiles-ahead" for t in threading.enumerate())
 
@@ -120,40 +123,64 @@ def settle() -> None:
 def test_fit_consumes_exactly_the_planned_samples(prefetch, threads, kind):
     model, seen = watched()
     adapter = KerasAdapter(kind(IDS), Y, batch_size=B, shuffle=True, seed=3, prefetch=prefetch, threads=threads)
-    model.fit(adapter, epochs=3, verbose=0)
+    model.fit(adapter, epochs=3, verbose=0, callbacks=[adapter.callback()])
     assert seen == planned(adapter, range(3))
     assert sorted(np.concatenate(seen[:6])) == list(range(N))
     assert seen[:6] != seen[6:12]
 
 
+def by_epoch(seen: list[list[int]], epochs: range, adapter: KerasAdapter) -> bool:
+    """Whether epoch after epoch has the planned batches, in whatever order."""
+    n = len(adapter)
+    assert len(seen) == n * len(epochs)
+    return all(sorted(seen[k * n : k * n + n]) == sorted(planned(adapter, range(e, e + 1))) for k, e in enumerate(epochs))
+
+
+@pytest.mark.parametrize("callback", [False, True])
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("built", [False, True])
-def test_default_fit_serves_each_batch_once_in_its_own_order(shuffle, built):
+def test_default_fit_serves_each_batch_once(shuffle, built, callback):
     orders = []
     for globally in (1, 2):
         random.seed(globally)
         model, seen = watched(built=built)
         source = Planned(IDS)
         adapter = KerasAdapter(source, Y, batch_size=B, shuffle=shuffle, seed=3)
-        model.fit(adapter, epochs=2, verbose=0)
+        model.fit(adapter, epochs=2, verbose=0, callbacks=[adapter.callback()] * callback)
         orders.append(seen)
         assert source.read in (12, 13)
-        wanted = [adapter.sample_ids(e, k).tolist() for e in range(2) for k in adapter.batch_order(e)]
-        assert seen == wanted
-    assert orders[0] == orders[1]
+        assert by_epoch(seen, range(2), adapter)
+        # Where the model is built in the midst of the first epoch, that batch has its place by chance.
+        if shuffle and (callback or BACKEND == "tensorflow"):
+            assert seen == planned(adapter, range(2))
+    if shuffle:
+        assert orders[0][6:] == orders[1][6:]
     assert seen[:6] != seen[6:]
 
 
-def test_without_keras_in_the_stack_requests_are_served_by_arrival():
-    for asked in ([0, 1, 2, 3, 4, 5], [3, 1, 0, 2, 5, 4], [0, 5, 1, 2, 3, 4], [5, 4, 3, 2, 1, 0]):
-        adapter = KerasAdapter(Planned(IDS), Y, batch_size=B, seed=1)
-        for epoch in range(3):
-            adapter.on_epoch_begin()
-            served = [int(adapter[k][0][0, 0]) // B for k in asked]
-            adapter.on_epoch_end()
-            order = range(6) if asked == sorted(asked) else adapter.batch_order(epoch)
-            assert served == list(order)
-    assert adapter.batch_order(0).tolist() != adapter.batch_order(1).tolist()
+@pytest.mark.parametrize("asked", [[0, 1, 2, 3, 4, 5], [3, 1, 0, 2, 5, 4], [5, 4, 3, 2, 1, 0]])
+def test_an_index_of_a_shuffled_adapter_means_the_next_planned_batch_and_stays_with_it(asked):
+    adapter = KerasAdapter(Planned(IDS), Y, batch_size=B, shuffle=True, seed=1)
+    for epoch in range(3):
+        adapter.on_epoch_begin()
+        served = [ids_of(adapter[k]) for k in asked]
+        assert [ids_of(adapter[k]) for k in asked] == served
+        adapter.on_epoch_end()
+        assert served == planned(adapter, range(epoch, epoch + 1))
+
+
+@pytest.mark.parametrize("asked", [[0, 1, 2, 3, 4, 5], [3, 1, 0, 2, 5, 4], [5, 4, 3, 2, 1, 0]])
+@pytest.mark.parametrize("budget", [0, 2**20])
+def test_an_index_of_an_unshuffled_adapter_means_its_rows(asked, budget):
+    source = Planned(IDS)
+    adapter = KerasAdapter(source, Y, batch_size=B, readahead_bytes=budget)
+    for epoch in range(3):
+        adapter.on_epoch_begin()
+        for k in asked:
+            assert ids_of(adapter[k]) == [*range(N)][k * B : k * B + B]
+        adapter.on_epoch_end()
+        assert adapter.epoch == epoch + 1
+    assert source.read == 18 or budget == 0
 
 
 def test_a_class_that_inherits_is_served_as_ours_is():
@@ -167,13 +194,17 @@ def test_a_class_that_inherits_is_served_as_ours_is():
         def on_epoch_begin(self) -> None:
             super().on_epoch_begin()
 
-    for seed in range(3):
+    class Silent(KerasAdapter):
+        def on_epoch_end(self) -> None:
+            pass
+
+    for kind, seed in [(Counted, 0), (Counted, 1), (Silent, 0)]:
         random.seed(seed)
         model, seen = watched()
-        adapter = Counted(Planned(IDS[:12]), Y[:12], batch_size=B, seed=3)
-        model.fit(adapter, epochs=2, verbose=0)
-        assert adapter.asked >= 6
-        assert seen == [adapter.sample_ids(e, k).tolist() for e in range(2) for k in adapter.batch_order(e)]
+        adapter = kind(Planned(IDS[:12]), Y[:12], batch_size=B, shuffle=True, seed=3)
+        model.fit(adapter, epochs=3, verbose=0)
+        assert by_epoch(seen, range(3), adapter)
+        assert seen[:3] != seen[3:6]
 
 
 def test_decode_counts_of_a_shuffled_fit_equal_those_of_a_plain_one(tiles):
@@ -251,7 +282,7 @@ def test_a_killed_fit_goes_on_with_the_very_next_batch(tmp_path, shuffle, killed
     def fit(model: keras.Model, more: tuple[Any, ...] = ()) -> None:
         adapter = KerasAdapter(IDS / N, Y, batch_size=B, shuffle=shuffle, seed=3)
         resume = adapter.resume_callback(tmp_path / "resume", save_freq=1)
-        model.fit(adapter, epochs=3, verbose=0, callbacks=[resume, *more])
+        model.fit(adapter, epochs=3, verbose=0, callbacks=[resume, *more], shuffle=shuffle)
 
     whole = plain(keras.optimizers.Adam(0.1))
     fit(whole)
@@ -292,7 +323,8 @@ def test_partial_and_single_batches(batch_size, drop_last, sizes):
 def test_a_single_batch_is_one_epoch(built):
     model, seen = watched(built=built)
     adapter = KerasAdapter(IDS, Y, batch_size=N, shuffle=True, seed=1)
-    model.fit(adapter, epochs=3, verbose=0)
+    # Without the callback, the epoch of one batch in which JAX and torch build a model is one that was passed over.
+    model.fit(adapter, epochs=3, verbose=0, callbacks=[adapter.callback()] * (BACKEND != "tensorflow"))
     assert seen == planned(adapter, range(3))
     assert adapter.epoch == 3
 
@@ -322,7 +354,7 @@ def test_validation_data_and_frequency():
     held = KerasAdapter(IDS + 100, Y, batch_size=12)
     history = model.fit(adapter, epochs=4, verbose=0, validation_data=held, validation_freq=2)
     assert len(history.history["val_loss"]) == 2
-    assert [s for s in seen if s[0] < 100] == planned(adapter, range(4))
+    assert by_epoch([s for s in seen if s[0] < 100], range(4), adapter)
     assert [s for s in seen if s[0] >= 100] == [[*range(100, 112)], [*range(112, 123)]] * 2
 
 
@@ -331,7 +363,7 @@ def test_virtual_epochs_continue_the_passes(shuffle):
     model, seen = watched()
     adapter = KerasAdapter(IDS, Y, batch_size=B, shuffle=True, seed=1, steps_per_epoch=4)
     assert len(adapter) == 4
-    model.fit(adapter, epochs=3, verbose=0, shuffle=shuffle)
+    model.fit(adapter, epochs=3, verbose=0, shuffle=shuffle, callbacks=[adapter.callback()])
     assert seen == planned(KerasAdapter(IDS, Y, batch_size=B, shuffle=True, seed=1), range(2))
     assert seen == planned(adapter, range(3))
 
@@ -345,8 +377,7 @@ def test_keras_own_steps_per_epoch_continue_one_pass(callback, shuffle):
         adapter, epochs=2, steps_per_epoch=3, verbose=0, shuffle=shuffle, callbacks=[adapter.callback()] * callback
     )
     assert len(seen) == 6
-    order = adapter.batch_order(0) if shuffle else range(6)
-    assert seen == [adapter.sample_ids(0, k).tolist() for k in order]
+    assert (sorted(seen) if shuffle else seen) == planned(adapter, range(1))
 
 
 @pytest.mark.skipif(BACKEND == "torch", reason="Keras runs one step at a time on torch")
@@ -355,7 +386,7 @@ def test_several_steps_per_execution():
     adapter = KerasAdapter(source, Y, batch_size=B, shuffle=True)
     model = plain()
     model.compile(keras.optimizers.SGD(1e-4), "mse", steps_per_execution=3)
-    model.fit(adapter, epochs=2, verbose=0)
+    model.fit(adapter, epochs=2, verbose=0, callbacks=[adapter.callback()])
     assert source.read == 12
     assert adapter.epoch == 2
 
@@ -443,7 +474,8 @@ def test_errors_are_raised_with_the_tile_and_do_no_harm(bad, stage, shuffle):
 
     fails = True
     source = Planned(IDS, bad=() if stage == "transform" else (bad,))
-    adapter = KerasAdapter(source, Y, batch_size=B, transform=transform)
+    # Of an unshuffled adapter, a fit that shuffles may ask for the bad batch first, which JAX does not forgive.
+    adapter = KerasAdapter(source, Y, batch_size=B, transform=transform, shuffle=shuffle)
     model = plain()
     model.fit(IDS, Y, verbose=0)
     train = KerasAdapter(IDS, Y, batch_size=B) if stage == "validation" else adapter
@@ -525,7 +557,7 @@ def test_loading_and_stepping_overlap():
             time.sleep(0.02)
 
     source = Planned(np.tile(IDS, (8, 1)), pause_s=0.02)
-    adapter = KerasAdapter(source, np.tile(Y, 8), batch_size=B)
+    adapter = KerasAdapter(source, np.tile(Y, 8), batch_size=B, shuffle=True)
     model = plain()
     model.fit(IDS, Y, batch_size=B, verbose=0)
     before = time.monotonic()
@@ -542,7 +574,7 @@ def test_copies_in_mid_use(change):
     np.testing.assert_array_equal(twin[1][0], adapter[1][0])
     model, seen = watched()
     model.fit(twin, verbose=0)
-    assert seen == planned(twin, range(1))
+    assert by_epoch(seen, range(1), twin)
     adapter.on_epoch_end()
     adapter.close()
 
@@ -587,7 +619,12 @@ def test_augmentation_repeats_exactly():
 
     histories = [
         plain()
-        .fit(KerasAdapter(IDS, Y, batch_size=B, transform=noise, threads=t, prefetch=p), epochs=2, verbose=0)
+        .fit(
+            KerasAdapter(IDS, Y, batch_size=B, transform=noise, threads=t, prefetch=p),
+            epochs=2,
+            verbose=0,
+            shuffle=False,
+        )
         .history
         for t, p in [(1, 0), (4, 8)]
     ]
@@ -609,7 +646,8 @@ def test_positions_can_be_saved_and_loaded():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.fit(twin, epochs=2, verbose=0)
-    assert seen == planned(adapter, range(2))[2:]
+    assert sorted(seen[:4]) == sorted(planned(adapter, range(1))[2:])
+    assert seen[4:] == planned(adapter, range(1, 2))
     adapter.on_epoch_end()
     with pytest.raises(LazyTilesError, match="something else"):
         KerasAdapter(IDS, Y, batch_size=B, seed=1).load_state_dict(state)
@@ -656,9 +694,9 @@ import keras, numpy as np
 from test_keras import plain, IDS, Y
 from lazytiles import KerasAdapter
 assert len(keras.distribution.list_devices()) == 4
-single = plain(); single.fit(KerasAdapter(IDS, Y, batch_size=4, drop_last=True), epochs=2, verbose=0)
+single = plain(); single.fit(KerasAdapter(IDS, Y, batch_size=4, drop_last=True), epochs=2, verbose=0, shuffle=False)
 keras.distribution.set_distribution(keras.distribution.DataParallel())
-spread = plain(); spread.fit(KerasAdapter(IDS, Y, batch_size=4, drop_last=True, shard="auto"), epochs=2, verbose=0)
+spread = plain(); spread.fit(KerasAdapter(IDS, Y, batch_size=4, drop_last=True, shard="auto"), epochs=2, verbose=0, shuffle=False)
 for a, b in zip(single.get_weights(), spread.get_weights()):
     np.testing.assert_allclose(a, b, rtol=1e-5)
 """
@@ -677,12 +715,12 @@ cpu, = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from test_keras import plain, Planned, IDS, Y
 from lazytiles import KerasAdapter
-single = plain(); single.fit(KerasAdapter(IDS, Y, batch_size=4, drop_last=True), epochs=2, verbose=0)
+single = plain(); single.fit(KerasAdapter(IDS, Y, batch_size=4, drop_last=True), epochs=2, verbose=0, shuffle=False)
 source = Planned(IDS)
 with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
     spread = plain()
 adapter = KerasAdapter(source, Y, batch_size=4, drop_last=True)
-spread.fit(adapter, epochs=2, verbose=0)
+spread.fit(adapter, epochs=2, verbose=0, shuffle=False)
 assert adapter.epoch == 2
 for a, b in zip(single.get_weights(), spread.get_weights()):
     np.testing.assert_allclose(a, b, rtol=1e-4)
@@ -806,9 +844,3 @@ def test_a_bad_window_is_named_before_training(tiles, tmp_path):
     broken = lt.open_tiles(table, tmp_path, size=(24, 32))
     with pytest.raises(LazyTilesError, match=r"tile t0-3.*700"):
         KerasAdapter(broken, batch_size=5)
-
-
-def test_permutations_of_batches_are_independent_of_the_sample_order():
-    adapter = KerasAdapter(IDS, Y, batch_size=1, seed=1)
-    assert adapter.batch_order(0)[0] == 0
-    assert (adapter.batch_order(0)[1:] - 1).tolist() != permutation(N - 1, 1, epoch=0).tolist()
