@@ -57,7 +57,7 @@ class Server:
         self.is_shuffled = feed.schedule.is_random
         self.epoch = 0
         self.begins = 0  # how often this epoch was begun: by a trainer, and by whoever else passes over it
-        self.is_inside = False
+        self.is_fresh = False  # whether nothing was asked for since it was begun last
         self.owner: Owner = "nobody"
         self.done: list[int] = []  # steps of this epoch that an earlier process has done
         self.left: Sequence[int] = range(steps)  # the others, as planned
@@ -68,14 +68,15 @@ class Server:
         self._asks = 0
         self._last = -1  # index that was asked for last
         self._is_short = False  # whether the last iteration was of a resumed epoch
-        self._is_pending = False  # whether the epoch is over if what was asked for were no looks
+        self._is_idle = False  # whether nothing was asked for since a pass ended last
+        self._is_pending = False  # whether the epoch is over, unless somebody who began it before goes on
         self._kept: dict[int, Structure] = {}  # steps that were read and wait to be asked for
         self._looked: list[int] = []  # those of them that were given already, perhaps to somebody who only looks
         self._runs: list[_Run] = []  # the one that was used last is the last
         self._nbytes = 0  # of a batch
 
     def __getstate__(self) -> dict[str, object]:
-        fresh = {"begins": 0, "is_inside": False, "owner": "nobody", "asked": [], "_asks": 0}
+        fresh = {"begins": 0, "is_fresh": False, "owner": "nobody", "asked": [], "_asks": 0}
         bound = {"_bound": {**self._bound}, "_taken": {*self._taken}}
         return {**vars(self), **fresh, **bound, "_kept": {}, "_looked": [], "_runs": []}
 
@@ -87,7 +88,7 @@ class Server:
     @property
     def promised(self) -> int:
         """How many steps whoever passes over the epoch now will get: in a resumed one, those that are left."""
-        return len(self.left) if self.is_inside or self.owner == "trainer" else self.steps
+        return len(self.left) if self.is_fresh or self.owner == "trainer" else self.steps
 
     def key(self, epoch: int, step: int) -> Key:
         """The pass and the batch in it of one step of an epoch."""
@@ -101,7 +102,8 @@ class Server:
 
     def begin(self) -> None:
         """Somebody begins to pass over the epoch: wait for a batch, so that its errors come out here."""
-        if self._is_over() and self._moves_on() and (self.begins or self.steps > _LOOKS):
+        is_next = self.begins == 1 or self._is_idle if self.begins else self.steps > _LOOKS
+        if is_next and self._is_over() and self._moves_on():
             self.move(self.epoch + 1)
         self._is_pending = False
         if self.begins == 0 and self.owner == "user" and self._asks > _LOOKS:
@@ -112,17 +114,18 @@ class Server:
         if coming and coming[0] not in self._kept:
             self._kept[coming[0]] = self._fetch(coming[0], lambda: coming)
         self.begins += 1
-        self.is_inside = True
+        self.is_fresh = True
 
     def end(self) -> None:
         """Somebody ends a pass: the next epoch follows if all of this one was asked for."""
-        self.is_inside = False
+        self._is_idle = True
         if not (self._is_over() and self._moves_on()):
             return
-        if self.begins or self.steps > _LOOKS or self._is_pending:
+        if self.begins == 1 or (self.begins == 0 and (self.steps > _LOOKS or self._is_pending)):
             self.move(self.epoch + 1)
         else:
-            # So few may have been looks of a trainer, which then begins, or a pass of a loop, which asks again.
+            # Asked for in the looks of a trainer, which then begins, or by a loop, which asks again; or it was begun
+            # in the midst of somebody else's pass, who may go on: what comes next tells.
             self._is_pending = True
 
     def iterate(self) -> int:
@@ -136,11 +139,12 @@ class Server:
 
     def ask(self, index: int) -> tuple[Key, Structure]:
         """The batch that `index` means."""
-        if self._is_pending:
+        if self._is_pending and self.begins == 0:
             self.move(self.epoch + 1)
         is_new = index not in self._bound
         step = self._plan(index) if is_new else self._bound[index]
         batch = self._fetch(step, lambda: self._likely(index, is_new=is_new))
+        self.is_fresh = self._is_idle = False
         self._bound[index] = step
         self._taken.add(step)
         self._last = index
@@ -233,7 +237,8 @@ class Server:
                     if head == step:
                         return batch
                     self._kept[head] = batch
-        if not (steps := likely()):
+        steps = likely()
+        if not steps or self._is_coming(*steps[1:2]):
             return self.feed.work.read(self.key(self.epoch, step))
         if self._kept:
             steps = [step for step in steps if step not in self._kept]
@@ -251,6 +256,10 @@ class Server:
         self._runs.append(run)
         self._nbytes = sum(array.nbytes for array in leaves(batch))
         return batch
+
+    def _is_coming(self, *steps: int) -> bool:
+        """Whether one of these steps was read or is being read already."""
+        return any(step in self._kept or any(step in run.steps[run.given :] for run in self._runs) for step in steps)
 
     def _fits(self) -> bool:
         """Whether all of an epoch may wait, so that no order of indices makes it decode anything again."""
