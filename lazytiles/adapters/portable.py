@@ -137,7 +137,8 @@ class Output:
         alone = not isinstance(x, tuple | list | Mapping)
         x = _each(x, lambda array: self._input(array, alone=alone))
         if self.classes is not None and rest:
-            rest[0] = one_hot(np.asarray(rest[0]), self.classes)
+            classes = self.classes
+            rest[0] = _each(rest[0], lambda labels: one_hot(np.asarray(labels), classes))
         return (x, *(_each(part, _portable) for part in rest))
 
     def _input(self, given: Any, *, alone: bool) -> Array:
