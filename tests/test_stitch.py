@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lazytiles.blends import COMBINE, Band, tile_weights, windows_of
 from lazytiles.errors import StoreError
-from lazytiles.rows import Rerun, open_sink, sweep
+from lazytiles.rows import Replacing, open_sink, sweep
 from lazytiles.stitch import Canvas
 
 ZARR = pytest.param(".zarr", marks=pytest.mark.leaks(reason="zarr keeps its event loop"))
@@ -318,9 +318,9 @@ def test_a_task_that_runs_again_replaces_its_own_file(tmp_path, ending):
     if ending == ".zarr":
         pytest.importorskip("zarr")
     out = tmp_path / f"a[1]{ending}"
-    dead = open_sink(Rerun(out), (8, 8), np.dtype("u1"))
+    dead = open_sink(Replacing(out), (8, 8), np.dtype("u1"))
     for value in (1, 2):
-        sink = open_sink(Rerun(out), (8, 8), np.dtype("u1"))
+        sink = open_sink(Replacing(out), (8, 8), np.dtype("u1"))
         sink.append(np.full((8, 8), value, "u1"))
         result = sink.close()
         assert (np.asarray(result[:]) == value).all()
