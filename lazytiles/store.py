@@ -221,7 +221,7 @@ class Job:
         """All samples as one array, and mask labels as another."""
         tiles = self.tiles
         data = np.empty((len(tiles), *tiles.shape[1:]), tiles.dtype)
-        with _reporting(progress, len(tiles)) as report:
+        with reporting(progress, len(tiles)) as report:
             for start, rows in self._read(0, 1):
                 data[start : start + len(rows)] = rows
                 report(start + len(rows), len(tiles))
@@ -241,7 +241,7 @@ class Job:
         if sink is not None and client is None:
             self._fill(sink, progress)
         elif sink is not None:
-            with _reporting(progress, len(self.tiles)) as report:
+            with reporting(progress, len(self.tiles)) as report:
                 write_on(client, self.tiles.select(self.positions), sink, report)
         return open_store(path)
 
@@ -286,7 +286,7 @@ class Job:
         total = len(self.tiles)
         assert sink.layout is not None  # for mypy: it is fixed
         try:
-            with _reporting(progress, total) as report:
+            with reporting(progress, total) as report:
                 for start, rows in self._read(sink.rows, sink.layout.chunk):
                     sink.append(rows)
                     report(start + len(rows), total)
@@ -330,12 +330,13 @@ def identity(source: Any) -> str:
 
 
 @contextlib.contextmanager
-def _reporting(progress: bool | Report, total: int) -> Iterator[Report]:
+def reporting(progress: bool | Report, total: int, said: str = "writing tiles") -> Iterator[Report]:
+    """Where to report (tiles done, all tiles): a function that is given, a bar drawn for True, nowhere for False."""
     if callable(progress):
         yield progress
     elif not progress:
         yield lambda done, total: None
     else:
         with Progress() as bar:
-            task = bar.add_task("writing tiles", total=total)
+            task = bar.add_task(said, total=total)
             yield lambda done, total: bar.update(task, completed=done)

@@ -396,16 +396,22 @@ def test_an_array_of_integers_gets_rounded_and_clipped_values_and_no_nan(tmp_pat
             with Canvas((2, 3), out=out, dtype=dtype) as canvas:
                 canvas.add([(0, 0, 3, 2)], values[None])
             np.testing.assert_array_equal(out, [[255, 0, 2], [2, 255, 254]])
-    with pytest.raises(ValueError, match="the values hold NaN, which uint8 cannot; choose a floating dtype= or out="):
-        with Canvas((2, 3), out=np.zeros((2, 3), np.uint8)) as canvas:
+    integers = np.zeros((2, 3), np.uint8)
+    for out, dtype, fill, message in [
+        (integers, None, None, "the values hold NaN, which uint8 cannot; choose a floating dtype= or out="),
+        (integers, "bool", None, "the values hold NaN, which bool cannot"),
+        (integers, "float32", None, "the values hold NaN, which uint8 cannot"),
+    ]:
+        with pytest.raises(ValueError, match=message), Canvas((2, 3), out=out, dtype=dtype, fill=fill) as canvas:
             canvas.add([(0, 0, 3, 2)], values[None] * np.nan)
-    with pytest.raises(ValueError, match="the values hold NaN, which bool cannot"):
-        cast(np.array([np.nan]), np.dtype(bool))
-    with pytest.raises(ValueError, match="pixels lie under no tile, .* uint8 has no NaN: pass fill="):
-        with Canvas((2, 4), out=np.zeros((2, 4), np.uint8)) as canvas:
-            canvas.add([(0, 0, 3, 2)], values[None])
-    for wrong in (300, 0.5, np.nan):
-        with pytest.raises(ValueError, match=r"fill=.* is no uint8|NaN"), Canvas((2, 4), dtype="u1", fill=wrong) as canvas:
+    for fill, message in [
+        (None, r"pixels lie under no tile, .* uint8 has no NaN: pass fill="),
+        (300, "fill=300 is no uint8; choose another"),
+        (0.5, r"fill=0\.5 is no uint8"),
+        (np.nan, "the values hold NaN, which uint8 cannot"),
+    ]:
+        wide = np.zeros((2, 4), np.uint8)
+        with pytest.raises(ValueError, match=message), Canvas((2, 4), out=wide, fill=fill) as canvas:
             canvas.add([(0, 0, 3, 2)], values[None])
     with Canvas((1, 2), blend="crop", dtype="uint8") as canvas:
         canvas.add([(0, 0, 2, 1)], np.array([[[300, -1]]]))

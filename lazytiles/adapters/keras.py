@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.adapters.portable import Output, differences, parts_of, scale_of
+from lazytiles.adapters.portable import Inputs, Output, Scaling, differences, parts_of
 from lazytiles.adapters.resume import EpochCallback, ResumeCallback
 from lazytiles.adapters.serving import Server
 from lazytiles.errors import LazyTilesError, require
@@ -62,8 +62,9 @@ class KerasAdapter(keras.utils.PyDataset):
         full batches
     transform : (batch, rng) -> batch, on ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)`` before
         normalising; `rng` is a function of (seed, pass, batch). Or a function of one image, as in `BatchFlow`
-    normalize : True for 0..1 by the range of the dtype, ``(mean, std)`` per band, or an object or dict
-        with both
+    normalize : True for 0..1 by the range of the dtype that the source has, of integers alone (int16: -32768
+        becomes 0); ``(mean, std)`` per band, or an object or dict with both, such as ``tiles.statistics()``. A
+        transform before it must keep the source's range, whatever dtype it makes of it
     num_classes : make the target one-hot
     prefetch, readahead_bytes, threads : as in `BatchFlow`
 
@@ -116,7 +117,10 @@ class KerasAdapter(keras.utils.PyDataset):
             shard=shard,
         )
         _check_sizes(schedule, steps_per_epoch, num_classes, data)
-        output = Output(scale_of(normalize), num_classes)
+        output = Output(Scaling.of(normalize, data[0]), num_classes)
+        held = rebuilt(data, iter(tandem.sources))
+        y = held[1] if len(held) > 1 else None
+        self.inputs = Inputs(held[0], y, output.scaling, batch_size, has_transform=transform is not None)
         if transform is None:
             output.check(data[0])
         finish = _Finish(None if transform is None else Stage(transform, schedule.seed), output)
