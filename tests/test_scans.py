@@ -459,7 +459,7 @@ def test_predict_scales_as_the_model_was_trained(scene):
             expected = scaled(images[scan["id"]]).mean(axis=-1, keepdims=True)
             np.testing.assert_allclose(scan["y_pred"], expected, rtol=1e-4, atol=1e-5)
             np.testing.assert_array_equal(scan["x"], images[scan["id"]])
-    with pytest.raises(ValueError, match="normalize is True, False, .*; not 'yes'"):
+    with pytest.raises(ValueError, match=r"normalize is True, False, .*; not 'yes'"):
         predict(levels, tiles, normalize="yes")
     with pytest.raises(ValueError, match=r"x is float64, whose range is not known; pass normalize=\(mean, std\)"):
         predict(levels, np.zeros((2, 4, 4, 1)), normalize=True)
