@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -19,12 +18,13 @@ from lazytiles.errors import ManifestError
 from lazytiles.gather import Done, TileForm
 from lazytiles.indexing import Request, request, select_rows
 from lazytiles.lazy import LazyArray, token
-from lazytiles.order import fresh_seed, permutation
+from lazytiles.order import permutation
 from lazytiles.plan import Plan
 from lazytiles.regiontiles import RegionTiles, gathered, open_ahead, read_tiles
+from lazytiles.seeds import Seed, seed_of
 from lazytiles.split import kfold_rows, split_rows
 from lazytiles.travel import Travels
-from lazytiles.view import checked_order, fits, into
+from lazytiles.view import checked_order, fits, held, into
 
 if TYPE_CHECKING:
     from lazytiles.cost import Cost
@@ -46,7 +46,8 @@ class MultiSourceArray(TileDoors, Travels, LazyArray):
         or one array or lazy source in step with all samples, such as mask tiles
     shuffle : whether to start in a shuffled order
     maxlen : at most so many samples of each source: the first ones, or with `shuffle` a random choice
-    seed : of that order and choice; None draws a fresh one
+    seed : of that order and choice: int, or a NumPy `Generator` or `RandomState` that one is drawn from; None draws a
+        fresh one
     table : a DataFrame with one row per sample, or None
     dtype : what to cast every source to; by default they must agree
 
@@ -75,11 +76,11 @@ class MultiSourceArray(TileDoors, Travels, LazyArray):
         *,
         shuffle: bool = False,
         maxlen: int | None = None,
-        seed: int | None = None,
+        seed: Seed = None,
         table: pd.DataFrame | None = None,
         dtype: Any = None,
     ) -> None:
-        self.sources: tuple[Any, ...] = tuple(sources)
+        self.sources: tuple[Any, ...] = tuple(map(held, sources))
         if not self.sources:
             raise ValueError("an array of many sources needs at least one source")
         inner, self.dtype = agreement(self.sources, dtype)
@@ -102,10 +103,10 @@ class MultiSourceArray(TileDoors, Travels, LazyArray):
         self._form: TileForm | None = first.form if all(isinstance(s, RegionTiles) for s in self.sources) else None
         self._row_axes = 2 if self._form is not None and first.timed else 1
         if maxlen is not None:
-            self.seed = fresh_seed() if seed is None else operator.index(seed)
+            self.seed = seed_of(seed)
             self._keep(limited(lengths, maxlen, self.seed if shuffle else None))
         if shuffle:
-            self.shuffle(self.seed if seed is None else seed)
+            self.shuffle(seed if self.seed is None else self.seed)
 
     def _keep(self, positions: Int64s) -> None:
         """Keep only some samples, by their place in the unshuffled array."""
@@ -186,16 +187,16 @@ class MultiSourceArray(TileDoors, Travels, LazyArray):
     def index_pairs(self, pairs: Any) -> None:
         self.order = positions_of(pairs, self._rows, self._starts)
 
-    def shuffle(self, seed: int | None = None, *, window: int | None = None) -> MultiSourceArray:
+    def shuffle(self, seed: Seed = None, *, window: int | None = None) -> MultiSourceArray:
         """Reorder in place; returns the array itself.
 
         Parameters
         ----------
-        seed : the order is a function of the seed, the length and `window` alone; None draws a fresh seed and
-            keeps it in `seed`
+        seed : the order is a function of the seed, the length and `window` alone. Of a NumPy `Generator` or
+            `RandomState` an int is drawn, None draws a fresh one; it is kept in `seed`
         window : shuffle sources, then samples within groups of so many sources, so that a batch touches few files
         """
-        seed = fresh_seed() if seed is None else operator.index(seed)
+        seed = seed_of(seed)
         groups = None
         if window is not None:
             groups = np.searchsorted(self._starts, self._rows, side="right").astype(np.int32)
@@ -228,7 +229,7 @@ class MultiSourceArray(TileDoors, Travels, LazyArray):
         return part
 
     def split(
-        self, fraction: float, *, by: str | None = None, stratify: str | None = None, seed: int = 0
+        self, fraction: float, *, by: str | None = None, stratify: str | None = None, seed: Seed = 0
     ) -> tuple[MultiSourceArray, MultiSourceArray]:
         """Two parts, of about `fraction` and the rest of the samples; see `lazytiles.split`.
 
@@ -237,17 +238,17 @@ class MultiSourceArray(TileDoors, Travels, LazyArray):
         fraction : share of the samples in the first part, between 0 and 1
         by : a table column, or ``"source"``; no group of equal values is on both sides
         stratify : a table column, or ``"labels"``, whose shares both sides keep
-        seed : of the draw
+        seed : of the draw, as for `shuffle`
         """
-        first, second = split_rows(self, fraction, by=by, stratify=stratify, seed=seed)
+        first, second = split_rows(self, fraction, by=by, stratify=stratify, seed=seed_of(seed))
         return self.select(first), self.select(second)
 
     def kfold(
-        self, n: int, *, by: str | None = None, stratify: str | None = None, seed: int = 0
+        self, n: int, *, by: str | None = None, stratify: str | None = None, seed: Seed = 0
     ) -> Iterator[tuple[MultiSourceArray, MultiSourceArray]]:
         """`n` times a training and a test part; every sample is tested once; options as for `split`."""
         still = self.copy()  # a shuffle between two folds must not move samples from one to another
-        folds = kfold_rows(still, n, by=by, stratify=stratify, seed=seed)
+        folds = kfold_rows(still, n, by=by, stratify=stratify, seed=seed_of(seed))
         return ((still.select(train), still.select(test)) for train, test in folds)
 
     def __getitem__(self, key: Any) -> Any:

@@ -143,11 +143,25 @@ def balanced_weights(labels: ArrayLike) -> NDArray[np.float64]:
     -------
     float64 array, shape (n,)
 
+    Raises
+    ------
+    ValueError : labels that are no classes: every sample has one of its own (three samples or more), or they are
+        fractions most of which stand alone
+
     >>> balanced_weights(["a", "a", "b", "a"]).round(2)
     array([0.33, 0.33, 1.  , 0.33])
     """
     ranks = ranks_of(labels)
-    return 1.0 / np.bincount(ranks)[ranks]
+    counts = np.bincount(ranks)
+    values = np.asarray(labels)
+    are_fractions = values.dtype.kind == "f" and bool((values != np.floor(values)).any())
+    if len(ranks) > 2 and (len(counts) == len(ranks) or (are_fractions and 2 * len(counts) > len(ranks))):
+        raise ValueError(
+            f"balanced weights are for classes that samples share, but {len(ranks)} labels have {len(counts)} "
+            "different values, as targets of a regression do; make classes of them first, such as "
+            "balanced_weights(numpy.digitize(labels, edges)), or pass one number a sample"
+        )
+    return 1.0 / counts[ranks]
 
 
 def ranks_of(groups: ArrayLike) -> Int64s:

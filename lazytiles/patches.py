@@ -22,10 +22,11 @@ from lazytiles.indexing import request
 from lazytiles.pixels import AllPixels, MaskPixels, Scatter
 from lazytiles.reader import check_limit
 from lazytiles.record import KINDS
-from lazytiles.seeds import fresh_seed
+from lazytiles.seeds import Seed, seed_of
 from lazytiles.sink import StoreSink
 from lazytiles.store import identity
 from lazytiles.stored import is_store_of
+from lazytiles.view import held
 
 Int64s: TypeAlias = NDArray[np.int64]
 
@@ -85,19 +86,19 @@ class PatchGenerator:
         random: bool = False,
         mirrored: bool = True,
         max_num: int | None = None,
-        seed: int | None = None,
+        seed: Seed = None,
     ) -> None:
-        self.source = source
+        self.source = source = held(source)
         self.patch_size = _sizes(source, patch_size, mask)
         spatial = tuple(source.shape[: len(self.patch_size)])
         self.mirrored = mirrored
-        self._pixels = AllPixels(spatial) if mask is None else MaskPixels(mask)
+        self._pixels = AllPixels(spatial) if mask is None else MaskPixels(held(mask))
         count = len(self._pixels)
         if max_num is not None and operator.index(max_num) < 0:
             raise ValueError(f"max_num must be at least 0 patches, not {max_num}")
         if count and 0 in source.shape:
             raise ValueError(f"a source of shape {tuple(source.shape)} has no pixels")
-        self.seed = None if not random else fresh_seed() if seed is None else operator.index(seed)
+        self.seed = seed_of(seed) if random else None
         self._scatter = None if self.seed is None else Scatter(count, self.seed)
         taken = count if max_num is None else min(max_num, count)
         self.shape: tuple[int, ...] = (taken, *self.patch_size, *source.shape[len(self.patch_size) :])
@@ -245,7 +246,7 @@ def create_dataset(
     random: bool = True,
     mirrored: bool = True,
     max_num: int | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     batch_size: int = 32,
     progress: bool = True,
     overwrite: bool = False,
@@ -289,6 +290,7 @@ def create_dataset(
     names = [f"class_{value}" for value in class_list]
     if len(set(names)) < len(names) or any(os.sep in name for name in names):
         raise ValueError(f"class_list={list(class_list)!r} must name each class once, by a plain value")
+    seed = seed_of(seed)
     generators = {
         value: PatchGenerator(volume, patch_size, _OneClass(mask, value), random, mirrored, max_num, seed)
         for value in class_list

@@ -23,7 +23,6 @@ from lazytiles.paths import is_component
 from lazytiles.rows import FILES, Replacing, check_out, sweep
 from lazytiles.store import Report, reporting
 from lazytiles.tandem import Structure, leaves, rebuilt
-from lazytiles.view import DelayedView
 
 Batch = NDArray[Any]
 READAHEAD_BYTES = 32 * 2**20
@@ -151,13 +150,6 @@ def rows_of(source: Any, positions: NDArray[np.int64]) -> Any:
     return (source if isinstance(source, MultiSourceArray) else MultiSourceArray([source])).select(positions)
 
 
-def _held(source: Any) -> Any:
-    """The source in its order of now, whatever becomes of it while scans are asked for."""
-    if isinstance(source, MultiSourceArray):
-        return source.copy()
-    return DelayedView(source) if isinstance(source, DelayedView) else source
-
-
 def _given(tiles: Any, normalize: Any, batch_size: int) -> _Given:
     """The sources of `predict`, from tiles, any sources or an adapter."""
     inputs = getattr(tiles, "inputs", None)
@@ -180,7 +172,7 @@ def _given(tiles: Any, normalize: Any, batch_size: int) -> _Given:
         tabular = getattr(tiles, "tabular", None)
         x = tiles if tabular is None else (tiles, tabular)
         labels, scaling = None, Scaling.of(normalize, x)
-    sources = [_held(source) for source in leaves(as_sources(x))]
+    sources = leaves(as_sources(x))
     x = rebuilt(x, iter(sources))
     if not sources or len({len(source) for source in sources}) > 1:
         raise ValueError(f"sources of one length are needed, these have {[len(source) for source in sources]}")

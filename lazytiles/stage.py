@@ -4,35 +4,34 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from lazytiles.augment import as_transform
 from lazytiles.errors import LazyTilesError, require
-from lazytiles.order import generator
-from lazytiles.tandem import Structure
+from lazytiles.seeds import BatchGenerator
+from lazytiles.tandem import Structure, leaves
 
-Transform = Callable[[Structure, np.random.Generator], Structure]
+Transform = Callable[..., Structure]
+Draw = tuple[int, int, int, int]  # the words of a `BatchGenerator`: seed, epoch, place of the first sample, size
 
 _IDLE_S = 60  # a worker process that had nothing to do for so long ends
 _WORKER_ENVIRONMENT = dict.fromkeys(("LAZYTILES_THREADS", "OMP_NUM_THREADS", "BLOSC_NTHREADS"), "1")
 
 
-def _apply(transform: Transform, batch: Structure, seed: int, key: tuple[int, int]) -> Structure:
-    return transform(batch, generator(seed, *key))
+def _apply(transform: Transform, batch: Structure, draw: Draw) -> Structure:
+    return transform(batch, BatchGenerator(*draw))
 
 
 class Stage:
-    """A transform whose randomness is a function of (seed, epoch, batch), wherever it runs.
+    """A transform whose randomness is a function of (seed, epoch, place of the sample), wherever it runs.
 
     Parameters
     ----------
-    transform : (batch, rng) -> batch, or a function of images, ``fn(image=..., mask=...) -> dict``
-    seed : int
+    transform : (batch, rng) -> batch, batch -> batch, or a function of images, ``fn(image=..., mask=...) -> dict``.
+        `rng` is a `lazytiles.seeds.BatchGenerator`
     processes : worker processes, started when first needed; 0 runs the transform where it is called
 
     Raises
@@ -40,9 +39,8 @@ class Stage:
     ImportError : processes are wanted and loky is not installed
     """
 
-    def __init__(self, transform: Transform, seed: int, *, processes: int = 0) -> None:
+    def __init__(self, transform: Transform, *, processes: int = 0) -> None:
         self.transform = as_transform(transform)
-        self.seed = seed
         self.processes = processes
         self._lock = threading.Lock()
         self._executor: Any = None
@@ -50,23 +48,34 @@ class Stage:
             require("loky", extra="processes")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"transform": self.transform, "seed": self.seed, "processes": self.processes}
+        return {"transform": self.transform, "processes": self.processes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]  # nothing else makes the lock
 
-    def __call__(self, key: tuple[int, int], batch: Structure) -> Structure:
+    def __call__(self, batch: Structure, draw: Draw) -> Structure:
         """The transformed batch.
+
+        Parameters
+        ----------
+        batch : arrays of ``draw[3]`` samples each
+        draw : seed, epoch, place of the first sample in the order of the epoch, samples
 
         Raises
         ------
         LazyTilesError : the worker process died; the next batch gets new ones
+        ValueError : the transform dropped a part of the batch, or gave another number of samples
         """
+        given = self._run(batch, draw)
+        check_parts(batch, given, draw[3])
+        return given
+
+    def _run(self, batch: Structure, draw: Draw) -> Structure:
         if not self.processes:
-            return _apply(self.transform, batch, self.seed, key)
+            return _apply(self.transform, batch, draw)
         executor = self._workers()
         try:
-            return executor.submit(_apply, self.transform, batch, self.seed, key).result()
+            return executor.submit(_apply, self.transform, batch, draw).result()
         except BrokenProcessPool as error:
             with self._lock:
                 if self._executor is executor:
@@ -96,6 +105,38 @@ class Stage:
                 self._executor.submit(int)
                 threading._register_atexit(partial(_end, weakref.ref(self)))  # type: ignore[attr-defined]  # typeshed
             return self._executor
+
+
+def check_parts(before: Structure, after: Structure, samples: int) -> None:
+    """Refuse what a transform gave where it lacks a part of the batch or holds another number of samples.
+
+    Parameters
+    ----------
+    before, after : the batch as it was read, and as it was given back
+    samples : how many there are in `before`
+
+    Raises
+    ------
+    ValueError : saying what is missing or how many there are
+
+    >>> import numpy as np
+    >>> check_parts((np.zeros(3), np.zeros(3)), np.zeros(3), 3)
+    Traceback (most recent call last):
+    ValueError: the transform was given a batch of 2 parts and gave one array; let it give all of them back
+    """
+    parts, left = (len(b) if isinstance(b, tuple | list | Mapping) else 0 for b in (before, after))
+    if after is None or max(left, 1) < parts:
+        gave = "None" if after is None else f"{left} of them" if left else "one array"
+        was = f"a batch of {parts} part{'s' * (parts != 1)}" if parts else "an array"
+        raise ValueError(f"the transform was given {was} and gave {gave}; let it give all of them back")
+    for leaf in leaves(after):
+        shape = getattr(leaf, "shape", None)
+        if not shape:
+            raise ValueError(f"the transform gave {leaf!r:.60} as a part of the batch; parts are arrays of samples")
+        if shape[0] != samples:
+            raise ValueError(
+                f"the transform was given {samples} samples and gave an array of {shape[0]}: {tuple(shape)}"
+            )
 
 
 def _end(stage: weakref.ref[Stage]) -> None:

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from lazytiles.cluster import connected, result_of
 from lazytiles.multisource import MultiSourceArray
+from lazytiles.tandem import read_rows
+from lazytiles.view import held
 
 _BATCH_BYTES = 16 * 2**20
 _BINS = 256
@@ -148,6 +150,7 @@ def statistics(
         with connected(scheduler) as found_client:
             options: dict[str, Any] = {"threads": threads, "limits": limits, "batch_bytes": batch_bytes}
             return statistics(tiles, client=found_client, progress=progress, **options)
+    tiles = held(tiles)
     if not len(tiles):
         raise ValueError("statistics of no tiles")
     edges = _edges(np.dtype(tiles.dtype), limits)
@@ -244,11 +247,8 @@ def _results(client: Any, futures: list[Any], tiles: Any, parts: list[NDArray[np
 def _sum_part(tiles: Any, part: NDArray[np.int64], edges: Any, threads: int | None) -> _Sums:
     if hasattr(tiles, "take_batches"):
         block = tiles.take(part, threads=threads)
-    elif hasattr(tiles, "take") and not isinstance(tiles, np.ndarray):
-        block = tiles.take(part)
     else:
-        first, last = int(part[0]), int(part[-1])
-        block = np.asarray(tiles[first : last + 1])
+        block = read_rows(tiles, part)
     return _sum_block(block, edges)
 
 

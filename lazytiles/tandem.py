@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from lazytiles.config import count
 from lazytiles.errors import LazyTilesError
+from lazytiles.view import held
 
 # A source, or tuples, lists and dicts of sources; a batch has the same form with arrays as leaves.
 Structure = Any
@@ -20,7 +22,8 @@ Rows = NDArray[np.int64]
 Array = NDArray[Any]
 Done = Callable[[int, "Array | LazyTilesError"], None]
 
-_NAMED = 64  # tiles that one message names at most
+_NAMED = 3  # samples that one message names at most
+_LABEL_AXES = 2  # NumPy arrays of so many axes are labels, weights or columns, and small
 
 
 def leaves(data: Structure) -> list[Any]:
@@ -61,23 +64,35 @@ def native(array: Any) -> Array:
 
 
 def as_source(value: Any) -> Any:
-    """`value` where it can serve as a source; pandas objects as their values, in row order.
+    """A source as it is now (see `lazytiles.view.held`), if it can serve as one.
 
     Raises
     ------
-    TypeError : it lacks ``shape``, ``dtype`` or indexing, or has no axis of samples
+    TypeError : it lacks ``shape``, ``dtype`` or indexing, has no axis of samples, or is a tensor that NumPy cannot see
 
     >>> as_source([1, 2])
     Traceback (most recent call last):
     TypeError: a source has a shape, a dtype and indexing, as NumPy arrays do; list has not
     """
-    if type(value).__module__.partition(".")[0] == "pandas":
-        value = value.to_numpy()
-    if not all(hasattr(value, name) for name in ("shape", "dtype", "__getitem__")) or not value.shape:
+    source = held(value)
+    if not all(hasattr(source, name) for name in ("shape", "dtype", "__getitem__")) or not source.shape:
         raise TypeError(
             f"a source has a shape, a dtype and indexing, as NumPy arrays do; {type(value).__name__} has not"
         )
-    return value
+    if not all(isinstance(length, int | np.integer) for length in source.shape):
+        raise TypeError(f"a {type(value).__name__} of shape {source.shape} is no source: its samples have no one shape")
+    return source
+
+
+def has_own_take(source: Any) -> bool:
+    """Whether a source reads batches by the protocol's ``take(indices, out=None)``.
+
+    The `take` of NumPy and its like has an `axis` and flattens where none is given: it is another.
+    """
+    try:
+        return "axis" not in inspect.signature(source.take).parameters
+    except (AttributeError, TypeError, ValueError):  # none, or a built-in one, as of tensors
+        return False
 
 
 def read_rows(source: Any, rows: Rows) -> Array:
@@ -98,7 +113,7 @@ def read_rows(source: Any, rows: Rows) -> Array:
     """
     if isinstance(source, np.ndarray):
         return native(np.take(np.asarray(source), rows, axis=0))
-    if hasattr(source, "take"):
+    if has_own_take(source):
         return native(source.take(rows))
     if len(rows) == 0:
         return np.empty((0, *source.shape[1:]), np.dtype(source.dtype).newbyteorder("="))
@@ -156,12 +171,18 @@ class Tandem:
     TypeError : something in `data` is not a source, or there is none
     ValueError : the sources differ in length
 
+    Notes
+    -----
+    Sources are held as they are now: reordering an array later, or writing into an array of labels (NumPy's, of one
+    or two axes), changes nothing here. Arrays of images in memory are not copied.
+
     >>> Tandem((np.zeros((4, 2)), np.arange(4))).read(np.array([1, 3]))
     (array([[0., 0.], [0., 0.]]), array([1, 3]))
     """
 
     def __init__(self, data: Structure, *, threads: int | None = None) -> None:
-        self.sources = [as_source(leaf) for leaf in leaves(data)]
+        sources = [as_source(leaf) for leaf in leaves(data)]
+        self.sources: list[Any] = [s.copy() if type(s) is np.ndarray and s.ndim <= _LABEL_AXES else s for s in sources]
         if not self.sources:
             raise TypeError(f"there is no source in {data!r}")
         lengths = [int(source.shape[0]) for source in self.sources]
@@ -184,6 +205,15 @@ class Tandem:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._turn = threading.Lock()
+
+    @property
+    def data(self) -> Structure:
+        """The sources as they are held, in the form in which they were given."""
+        return rebuilt(self._form, iter(self.sources))
+
+    def groups(self) -> Rows | None:
+        """The number of the source that each sample lies in, of the first array that is made of several; or None."""
+        return next((s.region_ids for s in self.sources if hasattr(s, "region_ids")), None)
 
     def read(self, rows: Rows, given: Mapping[int, Array] | None = None) -> Structure:
         """The batch of these rows; `given` holds the arrays of sources that are read already, by number."""
@@ -229,14 +259,17 @@ class Tandem:
 
 
 def batch_error(place: str, names: str, error: BaseException) -> LazyTilesError:
-    """An error of a batch that says which batch, which tiles and what happened, whatever raised it.
+    """An error of a batch that says what happened, then in which batch, whatever raised it.
 
     One of the library's own stays of its kind.
 
     >>> str(batch_error("transform of batch 3 of epoch 0", "tile 17", ValueError("odd")))
-    'transform of batch 3 of epoch 0 (tile 17): ValueError: odd'
+    'ValueError: odd (transform of batch 3 of epoch 0: tile 17)'
     """
-    kind = type(error) if isinstance(error, LazyTilesError) else LazyTilesError
-    failure = kind(f"{place} ({names}): {type(error).__name__}: {error}")
+    where = f"{place}: {names}" if names else place
+    if isinstance(error, LazyTilesError):
+        failure = type(error)(f"{error} ({where})")
+    else:
+        failure = LazyTilesError(f"{type(error).__name__}: {error} ({where})")
     failure.__cause__ = error
     return failure

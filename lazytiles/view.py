@@ -6,20 +6,76 @@ A view is an index map: it reads nothing when it is made, and a view of a view i
 from __future__ import annotations
 
 import math
-import operator
 from typing import Any, TypeAlias
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from lazytiles.indexing import request
 from lazytiles.lazy import LazyArray
-from lazytiles.order import fresh_seed, permutation
+from lazytiles.order import permutation
 from lazytiles.reader import check_limit
+from lazytiles.seeds import Seed, seed_of
 from lazytiles.travel import Travels
 
 Int64s: TypeAlias = NDArray[np.int64]
 Box: TypeAlias = tuple[tuple[int, int], ...]
+
+
+def held(source: Any) -> Any:
+    """What an array or a flow holds of a source that it is given: the source as it is now.
+
+    Arrays of the library keep the order that they have now, whatever is done to the original later. pandas objects
+    and tensors in memory (JAX, torch, TensorFlow: all that speak DLPack) become NumPy arrays of the same values,
+    shape (n, ...), because their own methods mean other things than ours. All others are held as they are.
+
+    Raises
+    ------
+    TypeError : a tensor that NumPy cannot see (on a device, or followed for gradients), a dtype that it does not know
+    ValueError : missing values: NA in a pandas column, masked elements
+
+    >>> view = DelayedView(np.arange(3))
+    >>> kept = held(view)
+    >>> view.order = [2, 1, 0]
+    >>> kept[:], held(pd.Series([4, 5], dtype="Int64"))
+    (array([0, 1, 2]), array([4, 5]))
+    """
+    kind = type(source)
+    if isinstance(source, LazyArray):
+        return source.copy() if hasattr(source, "copy") else source
+    if isinstance(source, np.ma.MaskedArray) and np.ma.is_masked(source):
+        raise ValueError("some elements of an array are masked; say what they are with .filled(value)")
+    if isinstance(source, np.ndarray):
+        return source
+    if kind.__module__.partition(".")[0] == "pandas":
+        return _values_of(source)
+    try:
+        if hasattr(source, "__dlpack__"):
+            return np.asarray(source)
+        np.dtype(getattr(source, "dtype", float))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"a {kind.__module__.partition('.')[0]} {kind.__name__} cannot be read as a NumPy array ({error}); "
+            "pass its values as one, as numpy.asarray or its own .numpy() gives them"
+        ) from error
+    return source
+
+
+def _values_of(data: Any) -> NDArray[Any]:
+    """The values of a pandas object in row order; nullable columns as NumPy's dtypes."""
+    if isinstance(data, pd.DataFrame) and any(not isinstance(dtype, np.dtype) for dtype in data.dtypes):
+        columns = [_values_of(data.iloc[:, k]) for k in range(data.shape[1])]
+        if all(column.dtype != object for column in columns):
+            return np.stack(columns, axis=1)
+    values: NDArray[Any] = data.to_numpy()
+    if values.dtype != object or isinstance(data, pd.DataFrame) or not pd.api.types.is_numeric_dtype(data.dtype):
+        return values
+    absent = np.flatnonzero(pd.isna(data))
+    if len(absent):
+        name = "a column" if getattr(data, "name", None) is None else f"column {data.name!r}"
+        raise ValueError(f"{len(absent)} of {len(values)} values of {name} are missing (NA), first in row {absent[0]}")
+    return np.asarray(values.tolist())
 
 
 def read_box(source: Any, rows: Int64s, box: Box, origins: Int64s | None) -> NDArray[Any]:
@@ -83,7 +139,7 @@ class DelayedView(Travels, LazyArray):
     source : array-like with `shape`, `dtype` and slices; its samples lie along axis 0
     shuffle : whether to start in a shuffled order
     idx_min, idx_max : which samples, as a slice takes them
-    seed : of that order; None draws a fresh one
+    seed : int, or a NumPy `Generator` or `RandomState` that an int is drawn from; None draws a fresh one
 
     Attributes
     ----------
@@ -104,7 +160,7 @@ class DelayedView(Travels, LazyArray):
         shuffle: bool = False,
         idx_min: int | None = None,
         idx_max: int | None = None,
-        seed: int | None = None,
+        seed: Seed = None,
     ) -> None:
         if not getattr(source, "shape", ()):
             kind = type(source).__name__
@@ -112,6 +168,7 @@ class DelayedView(Travels, LazyArray):
                 f"a {kind} is no source of samples: it has no shape; of a list make an array by np.asarray"
             )
         samples = np.arange(source.shape[0], dtype=np.int64)[slice(idx_min, idx_max)]
+        source = held(source)
         if isinstance(source, DelayedView):
             samples = source._samples[source._order][samples]
             source = source.source
@@ -139,12 +196,17 @@ class DelayedView(Travels, LazyArray):
         """Which sample of the source each position of the current order shows, int64, shape (n,)."""
         return self._samples[self._order]
 
-    def shuffle(self, seed: int | None = None) -> DelayedView:
+    def shuffle(self, seed: Seed = None) -> DelayedView:
         """Reorder in place, by the seed and the length alone; returns the view itself."""
-        seed = fresh_seed() if seed is None else operator.index(seed)
-        self._order = permutation(len(self), seed)
-        self.seed = seed
+        self.seed = seed_of(seed)
+        self._order = permutation(len(self), self.seed)
         return self
+
+    def copy(self) -> DelayedView:
+        """The same samples and order over the same source, to be reordered on its own."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
 
     def read_box(self, rows: Int64s, box: Box, origins: Int64s | None) -> NDArray[Any]:
         """See `lazytiles.view.read_box`."""

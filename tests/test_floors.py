@@ -18,7 +18,7 @@ HOUSE = """
 2 region volumes problems paths columns table conflicts manifest survey cost digest findings doctor
 3 gather travel view
 4 regiontiles agreement blocks split multisource boxlabels catalog scenes frames tiles
-5 pool tandem readahead stage ranks flow adapters adapters.portable
+5 pool tandem readahead stage ranks schedule flow adapters adapters.portable
 5 formats chunked journal tfrecord record sink blockwise cluster rows write stored beside store
 5 pixels cut patches stitch assembly scans statistics
 6 adapters.serving adapters.resume adapters.keras

@@ -26,8 +26,9 @@ from hypothesis import strategies as st
 
 import lazytiles as lt
 from lazytiles.errors import LazyTilesError, RegionError
-from lazytiles.flow import BatchFlow, Schedule
+from lazytiles.flow import BatchFlow
 from lazytiles.order import permutation
+from lazytiles.schedule import Schedule
 from lazytiles.tandem import Tandem, leaves, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -365,7 +366,9 @@ def test_a_read_error_comes_at_its_batch(options, bad):
 def test_a_transform_error_names_batch_and_tiles(options):
     with BatchFlow((Planned(X), IDS), 4, transform=fail_at_eight, **options) as flow:
         got = []
-        with pytest.raises(LazyTilesError, match=r"transform of batch 2 of epoch 0 \(tile t008, .*odd"):
+        with pytest.raises(
+            LazyTilesError, match=r"^KeyError: 'odd' \(transform of batch 2 of epoch 0: tile t008, .* more\)$"
+        ):
             got.extend(y for _, y in flow)
         assert len(got) == 2
 
@@ -389,7 +392,7 @@ class Broken:
 
 
 def test_a_plain_source_that_fails_is_named():
-    with pytest.raises(LazyTilesError, match=r"reading batch 0 of epoch 0 \(sample 0, .*KeyError: 'gone'"):
+    with pytest.raises(LazyTilesError, match=r"KeyError: 'gone' \(reading batch 0 of epoch 0: sample 0, "):
         list(BatchFlow(Broken(), 4))
 
 
@@ -438,7 +441,7 @@ def test_a_killed_worker_is_noticed_and_replaced(tmp_path):
         return batch
 
     with BatchFlow((Planned(X), IDS), 4, transform=deadly, processes=1) as flow:
-        with pytest.raises(LazyTilesError, match=r"batch 0 of epoch 0 \(tile t000.*a worker process ended"):
+        with pytest.raises(LazyTilesError, match=r"(?s)^a worker process ended.*batch 0 of epoch 0: tile t000"):
             list(flow)
         assert len(list(flow)) == 6
 
@@ -618,5 +621,5 @@ def test_an_error_of_ours_stays_of_its_kind(kind):
     def fail(batch, rng):
         raise kind("too much")
 
-    with pytest.raises(kind, match=r"transform of batch 0 of epoch 0 \(.*\): .*too much"):
+    with pytest.raises(kind, match=r"too much \(transform of batch 0 of epoch 0: "):
         next(iter(lt.BatchFlow(np.zeros((4, 3)), 2, transform=fail)))

@@ -7,7 +7,6 @@ import inspect
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from html import escape
 from os import PathLike
 from types import FrameType
@@ -20,23 +19,13 @@ from lazytiles.adapters.portable import Inputs, Output, Scaling, differences, pa
 from lazytiles.adapters.resume import EpochCallback, ResumeCallback
 from lazytiles.adapters.serving import Server
 from lazytiles.errors import LazyTilesError, require
-from lazytiles.flow import READAHEAD_BYTES, STATE_VERSION, Schedule, check_budgets, check_state, digest
 from lazytiles.ranks import Shard
-from lazytiles.readahead import Key, Work
-from lazytiles.stage import Stage, Transform
-from lazytiles.tandem import Structure, Tandem, leaves, rebuilt
+from lazytiles.readahead import Key
+from lazytiles.schedule import READAHEAD_BYTES, Feed, Schedule
+from lazytiles.stage import Transform
+from lazytiles.tandem import Structure, leaves, rebuilt
 
 keras: Any = require("keras", extra="keras")
-
-
-class _Finish:
-    """What is done with a batch that was read: the user's transform, then what Keras needs."""
-
-    def __init__(self, stage: Stage | None, output: Output) -> None:
-        self.stage, self.output = stage, output
-
-    def __call__(self, key: Key, batch: Structure) -> Structure:
-        return self.output(batch if self.stage is None else self.stage(key, batch))
 
 
 class KerasAdapter(keras.utils.PyDataset):
@@ -104,27 +93,27 @@ class KerasAdapter(keras.utils.PyDataset):
         threads: int | None = None,
     ) -> None:
         super().__init__(workers=1, use_multiprocessing=False)
-        check_budgets(prefetch=prefetch, readahead_bytes=readahead_bytes, threads=threads)
         data = parts_of(x, y, sample_weight)
-        self._budgets = {"prefetch": prefetch, "readahead_bytes": readahead_bytes}
-        tandem = Tandem(data, threads=threads)
-        tandem.verify()
-        schedule = Schedule(
-            *(tandem.samples, batch_size),
+        output = Output(Scaling.of(normalize, data[0]), num_classes)
+        feed = Feed(
+            *(data, batch_size),
             shuffle=shuffle,
             drop_last=drop_last,
+            transform=transform,
+            output=output,
             seed=seed,
             shard=shard,
+            prefetch=prefetch,
+            readahead_bytes=readahead_bytes,
+            threads=threads,
         )
-        _check_sizes(schedule, steps_per_epoch, num_classes, data)
-        output = Output(Scaling.of(normalize, data[0]), num_classes)
-        held = rebuilt(data, iter(tandem.sources))
-        y = held[1] if len(held) > 1 else None
-        self.inputs = Inputs(held[0], y, output.scaling, batch_size, has_transform=transform is not None)
+        feed.tandem.verify()
+        _check_sizes(feed.schedule, steps_per_epoch, num_classes, data)
+        given = (data[0], data[1] if len(data) > 1 else None, output.scaling)
+        self.inputs = Inputs(*given, batch_size, has_transform=transform is not None)
         if transform is None:
-            output.check(data[0])
-        finish = _Finish(None if transform is None else Stage(transform, schedule.seed), output)
-        self._follow(schedule, Work(tandem, schedule.rows, finish, threads), steps_per_epoch or len(schedule))
+            output.check(feed.tandem.data[0])
+        self._follow(feed, steps_per_epoch or len(feed.schedule))
         self._first: Structure = None  # a sample of each array of the first batch, with which all must agree
         self._is_inside = False
         self._lock = threading.RLock()
@@ -166,7 +155,7 @@ class KerasAdapter(keras.utils.PyDataset):
         return _torch_tensors(batch) if asked is not None and keras.backend.backend() == "torch" else batch
 
     def __repr__(self) -> str:
-        s = self._schedule
+        s = self._feed.schedule
         part = f", shard {s.shard[0]} of {s.shard[1]}" if s.shard[1] > 1 else ""
         kind = "shuffled" if s.shuffle else "in order"
         sizes = f"{s.samples} samples {kind}, {len(self)} batches of {s.batch_size}"
@@ -203,7 +192,7 @@ class KerasAdapter(keras.utils.PyDataset):
 
     def sample_ids(self, epoch: int, i: int) -> NDArray[np.int64]:
         """The rows of `x` in batch `i` of an epoch, int64, shape (at most batch_size,)."""
-        return self._schedule.rows(self._server.key(epoch, range(len(self))[i]))
+        return self._feed.schedule.rows(self._server.key(epoch, range(len(self))[i]))
 
     def batch_order(self, epoch: int) -> NDArray[np.int64]:
         """The batches of an epoch as a `fit` that shuffles gets them: 0 first; int64, shape (len(self),)."""
@@ -212,8 +201,8 @@ class KerasAdapter(keras.utils.PyDataset):
     def sequential(self) -> KerasAdapter:
         """The same samples and transform in their own order, each once, for `evaluate` and `predict`."""
         twin = copy.copy(self)
-        schedule = Schedule(self._schedule.samples, self._schedule.batch_size, seed=self._schedule.seed)
-        twin._follow(schedule, replace(self._server.work, rows=schedule.rows), len(schedule))
+        feed = self._feed.in_order()
+        twin._follow(feed, len(feed.schedule))
         return twin
 
     def callback(self) -> EpochCallback:
@@ -243,16 +232,7 @@ class KerasAdapter(keras.utils.PyDataset):
         with self._lock:
             here = self._server.position()
             epoch, step = here if epoch is None or step is None else (epoch + step // len(self), step % len(self))
-            return {
-                "version": STATE_VERSION,
-                "epoch": epoch,
-                "batch": step,
-                "seed": self._schedule.seed,
-                "samples": self._schedule.samples,
-                "batch_size": self._schedule.batch_size,
-                "steps": len(self),
-                "digest": digest(self._server.work.tandem, self._schedule),
-            }
+            return {**self._feed.state(epoch, step), "steps": len(self)}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Let the next epoch be that of `state`, from its batch on.
@@ -261,14 +241,12 @@ class KerasAdapter(keras.utils.PyDataset):
         ------
         LazyTilesError : another version, other samples or other options
         """
-        check_state(state, self.state_dict())
-        if state["steps"] != len(self):
-            raise LazyTilesError(f"this state has {state['steps']} steps an epoch; this adapter has {len(self)}")
-        if state["batch"] >= len(self):
-            raise LazyTilesError(f"this state is of batch {state['batch']}; an epoch has {len(self)}")
+        epoch, step = self._feed.load(state, batches=len(self))
+        if state.get("steps") != len(self):
+            raise LazyTilesError(f"this state has {state.get('steps')} steps an epoch; this adapter has {len(self)}")
         with self._lock:
             self._server.drop()
-            self._server.set_epoch(state["epoch"], state["batch"])
+            self._server.set_epoch(epoch, step)
 
     def to_tf_dataset(self) -> Any:
         """A `tf.data.Dataset` of the batches in their planned order; each iteration of it is the next epoch.
@@ -292,23 +270,16 @@ class KerasAdapter(keras.utils.PyDataset):
         options.autotune.enabled = False
         return dataset.apply(tf.data.experimental.assert_cardinality(len(self))).with_options(options)
 
-    def _follow(self, schedule: Schedule, work: Work, steps: int) -> None:
-        self._schedule = schedule
-        self._server = Server(
-            work,
-            batches=len(schedule),
-            steps=steps,
-            seed=schedule.seed,
-            is_fixed=schedule.shuffle,
-            **self._budgets,
-        )
+    def _follow(self, feed: Feed, steps: int) -> None:
+        self._feed = feed
+        self._server = Server(feed, steps=steps)
 
     def _checked(self, key: Key, batch: Structure) -> Structure:
         """The batch, if its arrays have the dtypes and ranks of the first: TensorFlow casts them silently."""
         if self._first is None:
             self._first = rebuilt(batch, iter([array[:1].copy() for array in leaves(batch)]))
         elif what := differences(self._first, batch):
-            names = self._server.work.tandem.name(self._schedule.rows(key))
+            names = self._feed.tandem.name(self._feed.schedule.rows(key))
             self._server.drop()
             raise LazyTilesError(
                 f"batch {key[1]} of epoch {key[0]} ({names}) has {what}; make the transform give one dtype"

@@ -10,6 +10,7 @@ import numpy as np
 
 from lazytiles.errors import LazyTilesError
 from lazytiles.tandem import Array, Structure, as_source, leaves, native, rebuilt
+from lazytiles.view import held
 
 _TOO_WIDE = (
     "images are float64, twice the size of what a model computes in; pass normalize=True or (mean, std), "
@@ -268,31 +269,56 @@ def parts_of(x: Structure, y: Structure = None, sample_weight: Structure = None)
 
     Parameters
     ----------
-    x, y, sample_weight : as `KerasAdapter` takes them; a `MultiSourceArray` brings its labels and table columns
+    x, y, sample_weight : as `KerasAdapter` takes them; an array with labels brings them, alone or among others, and
+        alone its table columns too
 
     Raises
     ------
-    ValueError : weights without targets
+    ValueError : weights without targets; several arrays in `x` that bring different labels
     TypeError : something that no framework takes
     """
-    if hasattr(x, "labels") and hasattr(x, "select"):
-        # Its own view of the samples: a later shuffle of the array must not part tiles from labels.
-        x = x.select(slice(None))
-        y = x.labels if y is None else y
-        tabular = getattr(x, "tabular", None)
-        x = x if tabular is None else (x, np.asarray(tabular, dtype=np.float32))
+    if y is None:
+        y = _labels_in(x)
+    tabular = getattr(x, "tabular", None)
+    if tabular is not None:
+        x = (x, np.asarray(tabular, dtype=np.float32))
     if y is None and sample_weight is not None:
         raise ValueError("sample_weight needs targets: pass y")
     given = {"x": x, "y": y, "sample_weight": sample_weight}
     return tuple(check_part(part, name) for name, part in given.items() if part is not None)
 
 
+def _labels_in(x: Structure) -> Structure:
+    """The labels that the arrays of `x` bring, if they agree; None where there are none."""
+    found = [(path, leaf.labels) for path, leaf in _named_leaves(x, "x") if hasattr(leaf, "labels")]
+    found = [(path, labels) for path, labels in found if labels is not None]
+    if not found:
+        return None
+    (first, labels), *others = found
+    for path, other in others:
+        if not (isinstance(labels, np.ndarray) and isinstance(other, np.ndarray) and np.array_equal(labels, other)):
+            raise ValueError(
+                f"{first} and {path} bring different labels; pass the targets as y, or leave out the labels of one by "
+                "DelayedView(array)"
+            )
+    return labels
+
+
+def _named_leaves(data: Structure, name: str) -> list[tuple[str, Any]]:
+    if isinstance(data, Mapping):
+        return [pair for key, part in data.items() for pair in _named_leaves(part, f"{name}[{key!r}]")]
+    if isinstance(data, tuple | list):
+        return [pair for k, part in enumerate(data) for pair in _named_leaves(part, f"{name}[{k}]")]
+    return [(name, data)]
+
+
 def check_part(data: Structure, name: str) -> Structure:
-    """The sources of one part of a batch, lists as tuples; what no backend takes is refused by name.
+    """The sources of one part of a batch as they are now, lists as tuples; what no backend takes is refused by name.
 
     Raises
     ------
-    TypeError : None, text or objects among them, or a list within a list
+    TypeError : None, text or objects among them, a list within a list, or a tensor that NumPy cannot see
+    ValueError : missing values in a column
     """
     if isinstance(data, Mapping):
         return {key: check_part(value, f"{name}[{key!r}]") for key, value in data.items()}
@@ -302,10 +328,14 @@ def check_part(data: Structure, name: str) -> Structure:
         return tuple(check_part(value, f"{name}[{k}]") for k, value in enumerate(data))
     if data is None:
         raise TypeError(f"{name} is None; leave it out")
-    if np.dtype(getattr(data, "dtype", object)).kind in "OSUMmV" and type(data).__module__[:6] != "pandas":
+    try:
+        source = held(data)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from error
+    if np.dtype(getattr(source, "dtype", object)).kind in "OSUMmV":
         kind = getattr(data, "dtype", type(data).__name__)
         raise TypeError(f"{name} is of {kind}, which no Keras backend takes; map it to numbers")
-    return data
+    return source
 
 
 def differences(first: Structure, batch: Structure) -> str:

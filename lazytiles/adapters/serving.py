@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from lazytiles.adapters.portable import copied
 from lazytiles.order import permutation
-from lazytiles.readahead import Key, ReadAhead, Work
+from lazytiles.readahead import Key, ReadAhead
+from lazytiles.schedule import Feed
 from lazytiles.tandem import Structure
 
 _LOOKS = 2  # batches that TensorFlow looks at before it asks for the first
@@ -37,31 +38,19 @@ class Server:
 
     Parameters
     ----------
-    work : how a batch comes about
-    batches : batches of one pass over the samples
-    steps : batches of one epoch; where it differs from `batches`, epochs go on through the passes
-    seed : of the order of batches, where the trainer wants its own shuffled
-    is_fixed : never permute batches, because the samples are shuffled already
-    prefetch, readahead_bytes : see `ReadAhead`
+    feed : how a batch comes about
+    steps : batches of one epoch; where it differs from the feed's batches, epochs go on through the passes
 
     Notes
     -----
     Not safe for threads by itself; `KerasAdapter` has the lock.
     """
 
-    def __init__(
-        self,
-        work: Work,
-        *,
-        batches: int,
-        steps: int,
-        seed: int,
-        is_fixed: bool,
-        prefetch: int,
-        readahead_bytes: int,
-    ) -> None:
-        self.work, self.batches, self.steps, self.seed, self.is_fixed = work, batches, steps, seed, is_fixed
-        self.prefetch, self.readahead_bytes = prefetch, readahead_bytes
+    def __init__(self, feed: Feed, *, steps: int) -> None:
+        self.feed, self.steps = feed, steps
+        self.batches, self.seed = len(feed.schedule), feed.schedule.seed
+        # Never permute batches where the samples are shuffled already.
+        self.is_fixed = feed.schedule.is_random
         self.epoch = 0  # of the next pass
         self.offset = 0  # steps of that epoch that an earlier process has done
         self._pass: _Pass | None = None
@@ -156,10 +145,10 @@ class Server:
         if key in self._kept:
             return key, copied(self._kept[key])
         if index >= _LOOKS:
-            return key, self.work.read(key)
+            return key, self.feed.work.read(key)
         now = self._pass
         is_before = now is not None and now.served == 0 and trainer is not None and now.trainer is trainer
-        batch = self._kept[key] = self._fetch(key) if is_before else self.work.read(key)
+        batch = self._kept[key] = self._fetch(key) if is_before else self.feed.work.read(key)
         return key, copied(batch)
 
     def end(self, *, starts_over: object = None) -> None:
@@ -192,7 +181,7 @@ class Server:
 
     def walk(self, epoch: int) -> Iterator[tuple[Key, Structure]]:
         """All batches of an epoch in order, read ahead, apart from what is served."""
-        ahead = self._ahead([self.key(epoch, step) for step in range(self.steps)])
+        ahead = self.feed.ahead([self.key(epoch, step) for step in range(self.steps)])
         try:
             yield from ahead
         finally:
@@ -228,13 +217,13 @@ class Server:
         now = self._pass
         try:
             if now is None:
-                return self.work.read(key)
+                return self.feed.work.read(key)
             found, batch = next(self._read_on(now), (None, None))
             if found == key:
                 return batch
             # Asked by something that is not in step, such as a thread of an earlier fit.
             self._close(now)
-            return self.work.read(key)
+            return self.feed.work.read(key)
         except BaseException:
             self.drop()
             raise
@@ -243,12 +232,9 @@ class Server:
         """What reads the rest of a pass ahead, those that are looked at before the others; it works from here on."""
         if now.ahead is None:
             keys = [self.key(now.epoch, int(step)) for step in now.steps[now.served :]]
-            now.ahead = self._ahead([key for key in dict.fromkeys([*looks, *keys]) if key not in self._kept])
+            now.ahead = self.feed.ahead([key for key in dict.fromkeys([*looks, *keys]) if key not in self._kept])
             now.ahead.start()
         return now.ahead
-
-    def _ahead(self, keys: list[Key]) -> ReadAhead:
-        return ReadAhead(self.work, keys, prefetch=self.prefetch, readahead_bytes=self.readahead_bytes)
 
     def _close(self, now: _Pass) -> None:
         if now.ahead is not None:

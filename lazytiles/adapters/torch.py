@@ -9,6 +9,7 @@ import numpy as np
 
 from lazytiles.adapters.portable import parts_of
 from lazytiles.errors import require
+from lazytiles.stage import check_parts
 from lazytiles.tandem import Structure, Tandem, leaves, rebuilt
 
 torch: Any = require("torch", extra="torch")
@@ -31,7 +32,7 @@ class TorchTiles(torch.utils.data.Dataset):
     Parameters
     ----------
     data : one source, or tuples, lists and dicts of sources of one length (N, ...)
-    transform : batch -> batch, applied to arrays before they become tensors
+    transform : batch -> batch, applied to arrays before they become tensors; all parts come back, with as many samples
     threads : threads that read; None takes the setting of that name
 
     Notes
@@ -68,7 +69,8 @@ class TorchTiles(torch.utils.data.Dataset):
         """The samples of a batch, in one planned read."""
         batch = self._tandem.read(np.asarray(indices, dtype=np.int64))
         if self._transform is not None:
-            batch = self._transform(batch)
+            given, batch = batch, self._transform(batch)
+            check_parts(given, batch, len(indices))
         return _Samples(rebuilt(batch, (torch.from_numpy(np.asarray(array)) for array in leaves(batch))))
 
     @staticmethod

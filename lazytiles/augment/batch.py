@@ -16,6 +16,7 @@ from lazytiles.augment.geometry import Placement, move_image, move_mask
 from lazytiles.augment.recipe import Amount, PerAxis, Recipe
 from lazytiles.augment.structure import Leaf, Names, find_leaves, rebuilt
 from lazytiles.augment.transform import mask_axes_of, spatial_axes
+from lazytiles.seeds import samples_of, seed_of
 
 # Functions that carry their own random state are seeded and called one at a time.
 _seeded = threading.Lock()
@@ -31,8 +32,9 @@ class Augment:
     (N,) or (N, k); is a mask and moves with its image if its axes are the image's pixels, with or without
     channels; and is refused if it is neither or could be both.  `images` and `masks` say it outright.
 
-    Sample ``i`` gets what a loop of `random_transform_stack` over the samples with this one `rng` would give
-    it; leading axes of a sample, such as frames, share one draw.
+    In a flow each sample has its own generator, by its place in the order of the epoch. With any other `rng` sample
+    ``i`` gets what a loop of `random_transform_stack` over the samples with this one `rng` would give it. Leading axes
+    of a sample, such as frames, share one draw.
 
     Parameters
     ----------
@@ -87,8 +89,8 @@ class Augment:
         first = images[0].array.shape[1:]
         axes = spatial_axes(len(first), self.channel_axis)
         size = (first[axes[0]], first[axes[1]])
-        draws = rng.random((len(images[0].array), self.recipe.draws))
-        places = [self.recipe.place(u, size) for u in draws]
+        own = samples_of(rng, len(images[0].array))
+        places = [self.recipe.place(random.random(self.recipe.draws), size) for random in own]
         moved = {leaf.path: self._move(leaf, first, places) for leaf in leaves}
         return rebuilt(batch, moved)
 
@@ -157,8 +159,8 @@ class ImageFunction:
                 f"ImageFunction takes one image array and at most one mask array, but the batch has "
                 f"{len(images)} and {len(masks)}; name them with images= and masks="
             )
-        seeds = rng.integers(0, 2**31, len(images[0].array))
-        samples = [self._sample(leaves, i, int(seed)) for i, seed in enumerate(seeds)]
+        seeds = [seed_of(random) % 2**31 for random in samples_of(rng, len(images[0].array))]
+        samples = [self._sample(leaves, i, seed) for i, seed in enumerate(seeds)]
         moved = {leaf.path: _stacked([s[k] for s in samples], leaf) for k, leaf in enumerate(leaves)}
         return rebuilt(batch, moved)
 
@@ -195,23 +197,48 @@ def _plain(value: Any) -> Any:
 
 
 def as_transform(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """A callable as a transform of batches: one of images becomes an `ImageFunction`, any other is one already.
+    """A callable as a transform of batches, ``(batch, rng) -> batch``.
 
-    A function of images has a parameter `image`, or takes names only; Albumentations' objects are told by
-    their ``force_apply`` or `set_random_seed`.
+    A function of images, which has a parameter `image` or takes names only, becomes an `ImageFunction`
+    (Albumentations' objects are told by their ``force_apply`` or `set_random_seed`). A function of a batch alone, which
+    has one parameter without a default and none named `rng`, is called without one. Any other is a transform already.
 
     >>> type(as_transform(lambda image, mask: {"image": image, "mask": mask})).__name__
     'ImageFunction'
+    >>> as_transform(lambda batch: batch + 1)(np.zeros(2), np.random.default_rng(0))
+    array([1., 1.])
     >>> as_transform(np.add)
     <ufunc 'add'>
     """
-    return ImageFunction(fn) if _takes_images(fn) else fn
+    if _takes_images(fn):
+        return ImageFunction(fn)
+    return _WithoutRandom(fn) if _takes_batch_alone(fn) else fn
+
+
+@dataclass(frozen=True, slots=True)
+class _WithoutRandom:
+    """A function of a batch as a transform."""
+
+    fn: Callable[[Any], Any]
+
+    def __call__(self, batch: Any, rng: np.random.Generator) -> Any:
+        return self.fn(batch)
 
 
 def _takes_images(fn: Callable[..., Any]) -> bool:
     parameters = _parameters(fn)
     takes_names_only = {p.kind for p in parameters.values()} == {inspect.Parameter.VAR_KEYWORD}
     return hasattr(fn, "set_random_seed") or bool({"image", "force_apply"} & set(parameters)) or takes_names_only
+
+
+def _takes_batch_alone(fn: Callable[..., Any]) -> bool:
+    if isinstance(fn, np.ufunc):
+        return fn.nin == 1
+    parameters = _parameters(fn)
+    by_place = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if "rng" in parameters or any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
+        return False
+    return len(by_place) == 1 or sum(p.default is p.empty for p in by_place) == 1
 
 
 def frames_to_channels(image: NDArray[Any]) -> NDArray[Any]:

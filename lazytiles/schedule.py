@@ -1,0 +1,350 @@
+"""What a flow and a Keras adapter have in common: which rows each batch has, how it comes about, where one stands."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from operator import index
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lazytiles.errors import LazyTilesError
+from lazytiles.order import balanced_weights, draw, permutation, shard_batches, shard_slice
+from lazytiles.ranks import Shard, own_shard
+from lazytiles.readahead import Key, ReadAhead, Work
+from lazytiles.seeds import Seed, seed_of
+from lazytiles.stage import Stage, Transform
+from lazytiles.tandem import Rows, Structure, Tandem
+from lazytiles.view import held
+
+STATE_VERSION = 2
+READAHEAD_BYTES = 256 * 2**20
+_NAMES_IN_DIGEST = 4
+
+
+class Schedule:
+    """Which rows each batch of each epoch has: a pure function of what it is made of.
+
+    A global batch has ``batch_size * count`` rows; shard `r` takes the `r`-th part of each, so that the
+    shards together are the one order.
+
+    Parameters
+    ----------
+    samples : rows there are
+    batch_size : rows of a batch of this shard
+    shuffle : a new permutation of all rows for each epoch
+    window, groups : permute groups of rows instead, and rows within each run of `window` groups; `groups` has the
+        number of each row's group, shape (samples,)
+    replacement, weights : draw the rows instead, `weights` being relative probabilities, shape (samples,)
+    drop_last : leave out the global batch that is not full, as several shards always do
+    seed : int
+    shard : (rank, count), or "auto" to ask the launcher
+
+    Raises
+    ------
+    ValueError : sizes below one, a rank outside its count, weights that cannot be drawn from, a window without
+        shuffling or without groups
+
+    >>> schedule = Schedule(5, 2)
+    >>> len(schedule), schedule.rows((0, 2))
+    (3, array([4]))
+    >>> Schedule(8, 2, shard=(1, 2)).rows((0, 1))
+    array([6, 7])
+    """
+
+    def __init__(
+        self,
+        samples: int,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        window: int | None = None,
+        groups: ArrayLike | None = None,
+        replacement: bool = False,
+        weights: ArrayLike | None = None,
+        drop_last: bool = False,
+        seed: int = 0,
+        shard: Shard = (0, 1),
+    ) -> None:
+        self.samples, self.batch_size, self.seed = samples, int(batch_size), index(seed)
+        self.shuffle, self.replacement, self.drop_last = shuffle, replacement, drop_last
+        self.shard = own_shard() if shard == "auto" else shard
+        self.weights = None if weights is None else np.asarray(weights, dtype=np.float64)
+        self.window = window
+        self.groups = None if window is None or groups is None else np.asarray(groups).astype(np.int32)
+        self._batches = shard_batches(samples, batch_size, self.shard, drop_last=drop_last)
+        self._orders: dict[int, Rows] = {}
+        if window is not None:
+            self._check_window()
+        if self.weights is not None:
+            self.order(0)
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_orders": {}}
+
+    @property
+    def is_random(self) -> bool:
+        """Whether epochs differ."""
+        return self.shuffle or self.replacement or self.weights is not None
+
+    def order(self, epoch: int) -> Rows:
+        """All rows of an epoch, of all shards, int64."""
+        if not self.is_random:
+            return np.arange(self.samples)
+        order = self._orders.get(epoch)
+        if order is None:
+            order = self._draw(epoch)
+            # Two, because the end of one epoch is read while the next is planned.
+            self._orders = dict([*list(self._orders.items())[-1:], (epoch, order)])
+        return order
+
+    def rows(self, key: Key) -> Rows:
+        """The rows of a batch, int64, shape (at most batch_size,)."""
+        epoch, batch = key
+        part = shard_slice(batch, self.batch_size, self.shard)
+        if not self.is_random:
+            return np.arange(*part.indices(self.samples))
+        return self.order(epoch)[part]
+
+    def places(self, key: Key) -> range:
+        """The places of a batch's samples in the order of its epoch, over all shards."""
+        return range(self.samples)[shard_slice(key[1], self.batch_size, self.shard)]
+
+    def words(self) -> tuple[object, ...]:
+        """What distinguishes this schedule from others, apart from its seed."""
+        arrays = (self.weights, self.groups)
+        weights, groups = (None if a is None else hashlib.blake2b(a.tobytes()).hexdigest() for a in arrays)
+        return (
+            *(self.samples, self.batch_size, self.shuffle, self.replacement, weights),
+            *(self.drop_last, *self.shard, self.window, groups),
+        )
+
+    def _check_window(self) -> None:
+        if not self.shuffle or self.replacement or self.weights is not None:
+            raise ValueError(
+                f"window={self.window!r} says how shuffle=True mixes; it goes with shuffle=True, and not with weights= "
+                "or replacement="
+            )
+        if self.groups is None:
+            raise ValueError(
+                f"window={self.window!r} mixes that many sources at a time: it needs an array of several sources, such "
+                "as open_tiles or MultiSourceArray give"
+            )
+        if not isinstance(self.window, int | np.integer) or isinstance(self.window, bool) or self.window < 1:
+            raise ValueError(f"window is how many sources are mixed at a time, at least 1; not {self.window!r}")
+
+    def _draw(self, epoch: int) -> Rows:
+        if self.weights is None and not self.replacement:
+            return permutation(self.samples, self.seed, epoch=epoch, groups=self.groups, window=self.window)
+        return draw(
+            *(self.samples, self.samples, self.seed),
+            epoch=epoch,
+            weights=self.weights,
+            replacement=self.replacement,
+        )
+
+
+class Feed:
+    """Sources, their schedule, and what is done with each batch: all that is needed to make any batch.
+
+    Parameters
+    ----------
+    data, batch_size, shuffle, window, replacement, weights, drop_last, transform, seed, shard, prefetch, \
+readahead_bytes, threads, processes : as for `BatchFlow`
+    labels : what ``weights="balanced"`` goes by, shape (N,) or (N, k); by default those of the first array with labels
+    output : batch -> batch, done last; None does nothing
+
+    Attributes
+    ----------
+    tandem : the sources, held as they were given
+    schedule : which rows each batch has
+    stage : the transform, or None
+
+    Raises
+    ------
+    TypeError, ValueError : as for `BatchFlow`
+    """
+
+    def __init__(
+        self,
+        data: Structure,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        window: int | None = None,
+        replacement: bool | None = None,
+        weights: ArrayLike | None = None,
+        labels: Any = None,
+        drop_last: bool = False,
+        transform: Transform | None = None,
+        output: Callable[[Structure], Structure] | None = None,
+        seed: Seed = None,
+        shard: Shard = (0, 1),
+        prefetch: int = 2,
+        readahead_bytes: int = READAHEAD_BYTES,
+        threads: int | None = None,
+        processes: int = 0,
+    ) -> None:
+        check_budgets(prefetch=prefetch, readahead_bytes=readahead_bytes, threads=threads, processes=processes)
+        self.prefetch, self.readahead_bytes = prefetch, readahead_bytes
+        self.keeps_seed = seed is not None and not isinstance(seed, np.random.Generator | np.random.RandomState)
+        self.tandem = Tandem(data, threads=threads)
+        self.schedule = Schedule(
+            *(self.tandem.samples, batch_size),
+            shuffle=shuffle,
+            window=window,
+            groups=None if window is None else self.tandem.groups(),
+            replacement=isinstance(weights, str) if replacement is None else replacement,
+            weights=_weights_of(weights, labels, self.tandem),
+            drop_last=drop_last,
+            seed=seed_of(seed),
+            shard=shard,
+        )
+        if seed is None and self.schedule.is_random and self.schedule.shard[1] > 1:
+            raise ValueError("shards of a random order need one seed; pass the same seed= to each of them")
+        self.stage = None if transform is None else Stage(transform, processes=processes)
+        self.output = output
+
+    @property
+    def work(self) -> Work:
+        """How the batch of a key comes about."""
+        finish = None if self.stage is None and self.output is None else self._finish
+        return Work(self.tandem, self.schedule.rows, finish, self.tandem.threads)
+
+    def in_order(self) -> Feed:
+        """The same samples with the same transform, each once, in their own order and in one shard."""
+        twin = copy.copy(self)
+        twin.schedule = Schedule(self.schedule.samples, self.schedule.batch_size, seed=self.schedule.seed)
+        return twin
+
+    def ahead(self, keys: Iterable[Key]) -> ReadAhead:
+        """The batches of some keys in their order, read ahead within the budgets."""
+        return ReadAhead(self.work, keys, prefetch=self.prefetch, readahead_bytes=self.readahead_bytes)
+
+    def state(self, epoch: int, batch: int) -> dict[str, int]:
+        """A few JSON numbers that say which batch comes next, and of what."""
+        return {
+            "version": STATE_VERSION,
+            "epoch": epoch,
+            "batch": batch,
+            "seed": self.schedule.seed,
+            "samples": self.schedule.samples,
+            "batch_size": self.schedule.batch_size,
+            "digest": self._digest(),
+        }
+
+    def load(self, state: Mapping[str, int], *, batches: int) -> Key:
+        """The epoch and batch of a state; its seed is taken over where none was given.
+
+        Parameters
+        ----------
+        state : what `state` of a feed over the same data with the same options gave
+        batches : batches of an epoch
+
+        Raises
+        ------
+        LazyTilesError : another version, other data or other options, or not what `state` gave
+        """
+        self._check(state)
+        if state["batch"] >= max(1, batches):
+            raise LazyTilesError(f"this state is of batch {state['batch']}; an epoch of this flow has {batches}")
+        self.schedule.seed = state["seed"]
+        return state["epoch"], state["batch"]
+
+    def close(self) -> None:
+        """End worker processes; a later batch starts new ones."""
+        if self.stage is not None:
+            self.stage.close()
+
+    def _finish(self, key: Key, batch: Structure) -> Structure:
+        if self.stage is not None:
+            places = self.schedule.places(key)
+            batch = self.stage(batch, (self.schedule.seed, key[0], places.start, len(places)))
+        return batch if self.output is None else self.output(batch)
+
+    def _digest(self) -> int:
+        """A number below 2**48 that changes with what is read (shapes, dtypes, order, windows) and how."""
+        words = hashlib.blake2b(digest_size=6)
+        words.update(repr(self.schedule.words()).encode())
+        for source in self.tandem.sources:
+            words.update(repr((tuple(map(int, source.shape)), np.dtype(source.dtype).str)).encode())
+            for name in ("order", "sample_windows"):
+                array = getattr(source, name, None)
+                if isinstance(array, np.ndarray):
+                    words.update(np.ascontiguousarray(array).data)
+            if hasattr(source, "name_of") and self.tandem.samples:
+                for row in np.linspace(0, self.tandem.samples - 1, _NAMES_IN_DIGEST).astype(int):
+                    words.update(source.name_of(int(row)).encode())
+        return int.from_bytes(words.digest(), "big")
+
+    def _check(self, state: Mapping[str, int]) -> None:
+        """Refuse the state of another feed."""
+        expected = self.state(0, 0)
+        if state.get("version") != STATE_VERSION:
+            raise LazyTilesError(
+                f"this state has version {state.get('version')!r}; version {STATE_VERSION} can be loaded"
+            )
+        if missing := sorted(expected.keys() - state.keys()):
+            raise LazyTilesError(f"this state lacks {', '.join(missing)}; pass what state_dict() gave")
+        if state["epoch"] < 0 or state["batch"] < 0:
+            raise LazyTilesError(
+                f"this state is of batch {state['batch']} of epoch {state['epoch']}; both count from 0"
+            )
+        for name, what in (("samples", "samples"), ("batch_size", "samples a batch"), ("seed", "as its seed")):
+            if state[name] != expected[name] and (name != "seed" or self.keeps_seed):
+                raise LazyTilesError(
+                    f"this state is of a flow with {state[name]} {what}; this one has {expected[name]}"
+                )
+        if state["digest"] != expected["digest"]:
+            raise LazyTilesError(
+                "this state is of a flow that reads something else: other tiles, another order, or other "
+                "options; make the flow as it was made when the state was saved"
+            )
+
+
+def _weights_of(weights: Any, labels: Any, tandem: Tandem) -> ArrayLike | None:
+    """The weights that were given, or those that make the classes of some labels equally likely."""
+    if not isinstance(weights, str):
+        return None if weights is None else np.asarray(held(weights))
+    if labels is None:
+        labels = next((s.labels for s in tandem.sources if getattr(s, "labels", None) is not None), None)
+    if weights != "balanced" or labels is None:
+        raise ValueError(
+            f"weights are one number a sample, or 'balanced' over a source with labels; not {weights!r}; "
+            "of labels in an array of their own, lazytiles.order.balanced_weights(labels) gives them"
+        )
+    if len(labels.shape) > 2:
+        raise ValueError(
+            f"weights='balanced' goes by one class a sample, but the labels are masks, {tuple(labels.shape)}; pass one "
+            "number a sample, such as weights=balanced_weights(classes) with a class for each mask"
+        )
+    return balanced_weights(held(labels))
+
+
+def check_budgets(*, prefetch: int, readahead_bytes: int, threads: int | None, processes: int = 0) -> None:
+    """Refuse budgets out of range.
+
+    Raises
+    ------
+    ValueError : naming the option
+
+    >>> check_budgets(prefetch=-1, readahead_bytes=0, threads=None)
+    Traceback (most recent call last):
+    ValueError: prefetch must be an integer of at least 0, not -1
+    """
+    least = {"prefetch": 0, "readahead_bytes": 0, "threads": 1, "processes": 0}
+    given = {
+        "prefetch": prefetch,
+        "readahead_bytes": readahead_bytes,
+        "threads": threads,
+        "processes": processes,
+    }
+    for name, value in given.items():
+        if value is not None and (not isinstance(value, int | np.integer) or value < least[name]):
+            raise ValueError(f"{name} must be an integer of at least {least[name]}, not {value!r}")
