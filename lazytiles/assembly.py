@@ -300,9 +300,7 @@ class Assembly:
         if name in ("y", "map"):
             o = self._options
             goal = FramesFirst(self._goal) if name in self._moved and self._goal is not None else self._goal
-            return Canvas(
-                space, blend=o.blend, dtype=o.dtype, fill=o.fill, out=goal, boxes=boxes_from_windows(windows)
-            )
+            return Canvas(space, blend=o.blend, dtype=o.dtype, fill=o.fill, out=goal, boxes=boxes_from_windows(windows))
         return Canvas(space, blend="crop", fill=None if dtype.kind in "fc" else 0, boxes=boxes_from_windows(windows))
 
     def finish(self, seconds: float) -> dict[str, Any]:

@@ -146,7 +146,7 @@ class StoreArray(LazyArray):
                 rows = self.opened.reader.read(start, stop)
         except Exception as error:  # Libraries raise anything over damaged bytes.
             self._check_identity()
-            raise StoreError(f"{self.path}: rows {start} to {stop} cannot be read: {error}") from error
+            raise failed(f"{self.path}: rows {start} to {stop} cannot be read: {error}", error) from error
         self._check_identity()
         return rows
 
