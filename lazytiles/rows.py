@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import math
 import os
-import shutil
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -17,14 +18,15 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from lazytiles.errors import StoreError, require
+from lazytiles.errors import LazyTilesError, StoreError, require
+from lazytiles.journal import OLD, PARTIAL, cause_of, failed, publish, recover, remove
 from lazytiles.region import open_region
 
 Out: TypeAlias = Any
 """Nothing, an array, a path, or an object with `append(rows)` and `close()`."""
 
 TILE = 256
-PARTIAL = ".partial-"  # and some letters: the ending of what is not complete
+_LETTERS = 12  # behind the mark of what is not complete: other than those of a store
 
 
 class RowSink(Protocol):
@@ -96,8 +98,7 @@ def open_sink(out: Out, shape: Sequence[int], dtype: np.dtype[Any], *, axes: int
     check_out(out)
     if isinstance(out, (str, os.PathLike)):
         path = Path(out)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return FILES[path.suffix.lower()](path, shape, dtype, axes, frames)
+        return _File(path, FILES[path.suffix.lower()], shape, dtype, axes, frames)
     if hasattr(out, "__setitem__"):
         given, needed = tuple(out.shape), _laid_out(shape, frames)
         # A single channel needs no axis in an array of NumPy's: a view of it has one.
@@ -121,6 +122,7 @@ def check_out(out: Out) -> None:
         path = Path(out)
         if path.suffix.lower() not in FILES:
             raise ValueError(f"{path}: rows can be written to {', '.join(FILES)}; choose one of these endings")
+        recover(path)
         if path.exists() and not isinstance(out, Replacing):
             raise StoreError(f"{path} exists; remove it, choose another name, or pass overwrite=True")
     elif out is not None and not hasattr(out, "__setitem__") and not isinstance(out, _Appends):
@@ -167,13 +169,23 @@ def cast(block: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     return clipped
 
 
-def sweep(path: Path) -> None:
-    """Remove what killed processes left beside a finished file."""
-    for left in path.parent.glob(f"{glob.escape(path.name)}{PARTIAL}*"):
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
+def sweep(path: Path, *, dead: bool = False) -> None:
+    """Remove what other runs left beside a finished file.
+
+    Parameters
+    ----------
+    path : the file
+    dead : only that of processes that have ended: what is still written is locked
+    """
+    for left in path.parent.glob(f"{glob.escape(path.name)}{PARTIAL}{'?' * _LETTERS}"):
+        with suppress(OSError):
+            descriptor = os.open(left, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                if dead:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove(left)
+            finally:
+                os.close(descriptor)
 
 
 class ArraySink:
@@ -222,34 +234,113 @@ class _Foreign:
         """The sink is the caller's to close."""
 
 
-class _Partial:
-    """A file beside the final one, renamed when it is complete."""
+class FileSink(Protocol):
+    """Takes the rows of one file from first to last; what they lie in gets its name from others."""
+
+    def append(self, rows: NDArray[Any]) -> None:
+        """Write the next rows."""
+
+    def close(self) -> None:
+        """All rows came: complete what they lie in."""
+
+    def opened(self, path: Path) -> Any:
+        """What reads the file, once it has its name."""
+
+
+class Partial:
+    """A file or folder beside the final one, renamed when it is complete; locked, so that `sweep` leaves it."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self._beside = path, _beside(path)
-        # Not closed by a with-block: it lives as long as the sink that owns it.
-        self.file = open(self._beside, "x+b")  # noqa: SIM115
+        self.path = path
+        self.name = path.with_name(f"{path.name}{PARTIAL}{uuid.uuid4().hex[:_LETTERS]}")
+        self._closing = ExitStack()
+
+    def file(self) -> Any:
+        """The new file, open for writing and reading."""
+        file = self._closing.enter_context(open(self.name, "x+b"))  # noqa: SIM115
+        with suppress(OSError):  # A file system without locks.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file
+
+    def hold(self) -> None:
+        """Lock the folder that has been made."""
+        descriptor = os.open(self.name, os.O_RDONLY | os.O_CLOEXEC)
+        self._closing.callback(os.close, descriptor)
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def publish(self) -> None:
-        self.file.close()
-        os.replace(self._beside, self.path)
+        """Give it its name."""
+        self._closing.close()
+        publish(self.name, self.path, "")
 
     def discard(self) -> None:
-        self.file.close()
-        self._beside.unlink(missing_ok=True)
+        """Remove it, if it is still there."""
+        with suppress(OSError):
+            self._closing.close()
+        with suppress(OSError):
+            remove(self.name)
+
+
+Kind: TypeAlias = Callable[[Partial, tuple[int, ...], np.dtype[Any], int, int | None], FileSink]
+
+
+class _File:
+    """The sink of a file: its errors name the file and what was done, and nothing unfinished stays after one."""
+
+    def __init__(self, path: Path, kind: Kind, shape: tuple[int, ...], dtype: np.dtype[Any], *places: Any) -> None:
+        self._partial, self._row = Partial(path), 0
+        with self._clean("starting"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sweep(path, dead=True)
+            self._sink = kind(self._partial, shape, dtype, *places)
+
+    def append(self, rows: NDArray[Any]) -> None:
+        """Write the next rows."""
+        with self._clean(f"writing rows {self._row} to {self._row + len(rows)}"):
+            self._sink.append(rows)
+        self._row += len(rows)
+
+    def close(self) -> Any:
+        """Complete the file, give it its name, and open it."""
+        with self._clean("completing the file"):
+            self._sink.close()
+            self._partial.publish()
+            for left in self._partial.path.parent.glob(f"{glob.escape(self._partial.path.name)}{OLD}*"):
+                remove(left)
+            return self._sink.opened(self._partial.path)
+
+    def abort(self) -> None:
+        """Remove what was written."""
+        self._partial.discard()
+
+    @contextmanager
+    def _clean(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self.abort()
+            if not isinstance(error, OSError) or isinstance(error, LazyTilesError):
+                raise
+            path = self._partial.path
+            raise failed(
+                f"{path}: {doing} failed: {cause_of(error)}; nothing of it stays: make room or mend the cause, then "
+                "predict again",
+                error,
+            ) from error
 
 
 class NpySink:
     """Rows into one `.npy` file, each frame front to back, never mapped."""
 
     def __init__(
-        self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], axes: int, frames: int | None = None
+        self, partial: Partial, shape: tuple[int, ...], dtype: np.dtype[Any], axes: int, frames: int | None = None
     ) -> None:
-        self._partial, self._frames, self._row = _Partial(path), frames, 0
+        self._file, self._frames, self._row = partial.file(), frames, 0
         whole = _laid_out(shape, frames)
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": whole}
-        np.lib.format.write_array_header_2_0(self._partial.file, header)
-        self._first, self._row_bytes = self._partial.file.tell(), math.prod(shape[1:]) * dtype.itemsize
+        np.lib.format.write_array_header_2_0(self._file, header)
+        self._first, self._row_bytes = self._file.tell(), math.prod(shape[1:]) * dtype.itemsize
         if frames is not None:
             self._row_bytes //= shape[frames]
         self._frame_bytes = shape[0] * self._row_bytes
@@ -258,18 +349,17 @@ class NpySink:
         """Write the next rows."""
         blocks = rows[np.newaxis] if self._frames is None else np.moveaxis(rows, self._frames, 0)
         for frame, block in enumerate(blocks):
-            self._partial.file.seek(self._first + frame * self._frame_bytes + self._row * self._row_bytes)
-            self._partial.file.write(np.ascontiguousarray(block).data)
+            self._file.seek(self._first + frame * self._frame_bytes + self._row * self._row_bytes)
+            self._file.write(np.ascontiguousarray(block).data)
         self._row += len(rows)
 
-    def close(self) -> Any:
-        """The file, mapped for reading."""
-        self._partial.publish()
-        return np.load(self._partial.path, mmap_mode="r", allow_pickle=False)
+    def close(self) -> None:
+        """Let the system have all of it."""
+        self._file.flush()
 
-    def abort(self) -> None:
-        """Remove what was written."""
-        self._partial.discard()
+    def opened(self, path: Path) -> Any:
+        """The file, mapped for reading."""
+        return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 class TiffSink:
@@ -280,17 +370,17 @@ class TiffSink:
     """
 
     def __init__(
-        self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], axes: int, frames: int | None = None
+        self, partial: Partial, shape: tuple[int, ...], dtype: np.dtype[Any], axes: int, frames: int | None = None
     ) -> None:
         if len(shape) > axes + 1 or frames is not None:
             raise ValueError(
-                f"{path}: a TIFF holds one row of channels a pixel, not values of shape {shape[axes:]}; "
+                f"{partial.path}: a TIFF holds one row of channels a pixel, not values of shape {shape[axes:]}; "
                 "choose .npy or .zarr"
             )
         self._volume, self._has_axis = axes == 3, len(shape) > axes
         self._shape = shape[:axes] if shape[axes:] == (1,) else shape
         self._dtype = np.dtype(np.uint8) if dtype.kind == "b" else dtype
-        self._spool = _Partial(path)
+        self._partial, self._spool = partial, partial.file()
         self._lengths: list[int] = []
         self._held = np.empty((0 if self._volume else TILE, *self._shape[1:]), self._dtype)
         self._count = 0
@@ -323,21 +413,21 @@ class TiffSink:
                 tile[: part.shape[0], : part.shape[1]] = part
                 packed = zlib.compress(tile.data, 1)
                 self._lengths.append(len(packed))
-                self._spool.file.write(packed)
+                self._spool.write(packed)
 
     def _packed(self) -> Iterator[bytes]:
-        self._spool.file.seek(0)
+        self._spool.seek(0)
         for length in self._lengths:
-            yield self._spool.file.read(length)
+            yield self._spool.read(length)
 
-    def close(self) -> Any:
-        """The finished file as a region."""
+    def close(self) -> None:
+        """Put the TIFF together, in the place of its tiles."""
         if self._count:
             self._deflate(self._held[: self._count])
-        final = _Partial(self._spool.path)
+        final = Partial(self._partial.path)
         try:
             tifffile.imwrite(
-                final.file,
+                final.file(),
                 self._packed(),
                 shape=self._shape,
                 dtype=self._dtype,
@@ -348,31 +438,28 @@ class TiffSink:
                 metadata=None,
                 bigtiff=sum(self._lengths) > 3 * 2**30,
             )
-        except BaseException:
-            final.discard()
-            raise
+            os.replace(final.name, self._partial.name)
         finally:
-            self._spool.discard()
-        final.publish()
-        region = open_region(self._spool.path, page="all" if self._volume else 0)
-        return region.with_samples() if self._has_axis else region
+            final.discard()
 
-    def abort(self) -> None:
-        """Remove what was written."""
-        self._spool.discard()
+    def opened(self, path: Path) -> Any:
+        """The finished file as a region."""
+        region = open_region(path, page="all" if self._volume else 0)
+        return region.with_samples() if self._has_axis else region
 
 
 class ZarrSink:
     """Rows into one Zarr array, whole chunks at a time; named `NAME.zarr` only when it is complete."""
 
     def __init__(
-        self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], axes: int, frames: int | None = None
+        self, partial: Partial, shape: tuple[int, ...], dtype: np.dtype[Any], axes: int, frames: int | None = None
     ) -> None:
         zarr = require("zarr", extra="zarr")
-        self._path, self._partial, self._frames = path, _beside(path), frames
+        self._frames = frames
         chunks = (*[1] * (axes - 2), *(min(TILE, n) for n in shape[axes - 2 : axes]), *shape[axes:])
         whole, stored = _laid_out(shape, frames), _laid_out(chunks, frames)
-        self._array = zarr.create_array(str(self._partial), shape=whole, dtype=dtype, chunks=stored)
+        self._array = zarr.create_array(str(partial.name), shape=whole, dtype=dtype, chunks=stored)
+        partial.hold()
         self._step, self._row, self._held = chunks[0], 0, np.empty((0, *shape[1:]), dtype)
 
     def append(self, rows: NDArray[Any]) -> None:
@@ -388,28 +475,18 @@ class ZarrSink:
             self._array[place] = values
             self._row += len(rows)
 
-    def close(self) -> Any:
-        """The array, open for reading."""
+    def close(self) -> None:
+        """Write what is held."""
         self._write(self._held)
-        old = _beside(self._path)
-        if self._path.exists():  # see `Replacing`
-            os.replace(self._path, old)
-        os.replace(self._partial, self._path)
-        shutil.rmtree(old, ignore_errors=True)
-        return require("zarr", extra="zarr").open_array(str(self._path), mode="r")
 
-    def abort(self) -> None:
-        """Remove what was written."""
-        shutil.rmtree(self._partial, ignore_errors=True)
+    def opened(self, path: Path) -> Any:
+        """The array, open for reading."""
+        return require("zarr", extra="zarr").open_array(str(path), mode="r")
 
 
-FILES: dict[str, Callable[[Path, tuple[int, ...], np.dtype[Any], int, int | None], RowSink]] = {
+FILES: dict[str, Kind] = {
     ".npy": NpySink,
     ".tif": TiffSink,
     ".tiff": TiffSink,
     ".zarr": ZarrSink,
 }
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f"{path.name}{PARTIAL}{uuid.uuid4().hex[:12]}")
