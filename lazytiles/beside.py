@@ -6,16 +6,86 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lazytiles.errors import StoreError
+from lazytiles.errors import LazyTilesError, StoreError
 from lazytiles.journal import labels_path
 from lazytiles.multisource import MultiSourceArray
+from lazytiles.regiontiles import RegionTiles, open_ahead
 from lazytiles.stored import StoreArray
+
+Int64s: TypeAlias = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredRegion:
+    """A region whose tiles were written: where they lay in it, so that predictions find back.
+
+    Parameters
+    ----------
+    name : of the region, or its number where it has none
+    windows : int64, shape (n, 4) or (n, 6), starts then stops; None where samples are no windows
+    space : extents of the region, pixels
+    flat : whether its tiles lack the axis of slices that the region has
+    """
+
+    name: Any
+    windows: Int64s | None
+    space: tuple[int, ...]
+    flat: bool
+
+
+def windows_in(source: Any, indices: Int64s) -> tuple[tuple[int, ...], Int64s] | None:
+    """The extents of the region that a source is, and the windows of some tiles in it; None where it is no region.
+
+    Raises
+    ------
+    RegionError : the region, which is opened for it, cannot be read
+    """
+    windows = getattr(source, "windows", None)
+    if windows is None:
+        return None
+    space = getattr(source, "space", None)
+    if space is None:
+        try:
+            pages = (source.page(frame) for frame in reversed(range(len(source.regions))))
+            first = next((page for page in pages if page is not None), None)
+        except LazyTilesError as error:
+            raise type(error)(f"{source.describe(int(indices[0]))}: {error}") from error
+        if first is None:  # no frame of it is there: it is as large as its tiles need it
+            windows = np.tile([0, 0, *source.form.size], (len(windows), 1)) if source.whole else windows
+            return tuple(windows[:, 2:].max(axis=0).tolist()), windows[indices]
+        space, windows = first.shape[:2], source.windows  # those of whole images are known now
+    return tuple(space), windows[indices]
+
+
+def region_name(source: Any, number: int) -> Any:
+    """The name of a region, or its number where it has none."""
+    return getattr(source, "name", "") or number
+
+
+def _regions_of(tiles: MultiSourceArray, positions: Int64s) -> tuple[tuple[StoredRegion, ...], Int64s] | None:
+    """The `places` of some samples; None of one source that is no region."""
+    sources, places = tiles.places
+    pairs, numbers = places[positions, :2], places[positions, 2]
+    used, codes = np.unique(pairs[:, 0], return_inverse=True)
+    if not len(used) or (len(used) == 1 and not hasattr(sources[used[0]], "windows")):
+        return None
+    open_ahead([(source, pairs[:0, 0], ()) for k in used.tolist() if isinstance(source := sources[k], RegionTiles)])
+    by_region = np.argsort(codes, kind="stable")
+    regions, tile = [], np.empty(len(pairs), np.int64)
+    for number, rows in zip(used.tolist(), np.split(by_region, np.cumsum(np.bincount(codes))[:-1]), strict=True):
+        source = sources[number]
+        found = windows_in(source, pairs[rows, 1])
+        space, windows = found or ((), None)
+        flat = found is not None and getattr(source, "flat", False)
+        regions.append(StoredRegion(region_name(source, number), windows, space, flat))
+        tile[rows] = np.arange(len(rows))
+    return tuple(regions), np.stack([codes.astype(np.int64), tile, numbers], axis=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +98,7 @@ class Beside:
     valid: NDArray[np.bool_] | None = None
     order: NDArray[np.int64] | None = None
     seed: int | None = None
+    places: tuple[tuple[StoredRegion, ...], Int64s] | None = None
 
     @classmethod
     def of(cls, tiles: MultiSourceArray, positions: NDArray[np.int64]) -> Beside:
@@ -37,7 +108,8 @@ class Beside:
             labels = labels[positions] if isinstance(labels, np.ndarray) else labels.select(positions)
         table, valid = tiles.table, tiles.valid
         table = None if table is None else table.iloc[positions].reset_index(drop=True)
-        return cls(labels, table, tiles.tabular_columns, None if valid is None else valid[positions])
+        valid = None if valid is None else valid[positions]
+        return cls(labels, table, tiles.tabular_columns, valid, places=_regions_of(tiles, positions))
 
     def join(self, source: Any) -> MultiSourceArray:
         """One source with all this beside it."""
@@ -45,7 +117,7 @@ class Beside:
         if self.labels is None:
             result._labels = None
         result.tabular_columns = self.tabular
-        result._valid = self.valid
+        result._valid, result._places = self.valid, self.places
         if self.order is not None:
             result.order = self.order
             result.seed = self.seed
@@ -57,11 +129,23 @@ class Beside:
         for name, values in (("labels", self.labels), ("valid", self.valid), ("order", self.order)):
             if isinstance(values, np.ndarray):
                 found[f"{name}.npy"] = _saved(values)
+        if self.places is not None:
+            regions, pairs = self.places
+            found["regions.npy"] = _saved(pairs)
+            windows = [region.windows for region in regions if region.windows is not None]
+            if len(windows) == len(regions):
+                found["windows.npy"] = _saved(np.concatenate(windows))
         if self.table is not None:
             buffer = io.BytesIO()
             self.table.to_parquet(buffer, index=False)
             found["table.parquet"] = buffer.getvalue()
         return found
+
+    def about(self) -> dict[str, Any]:
+        """What a store's record says of it, as JSON takes it."""
+        regions = [] if self.places is None else self.places[0]
+        said = [{"name": region.name, "space": region.space, "flat": region.flat} for region in regions]
+        return {"tabular": self.tabular, "seed": self.seed, "regions": said}
 
     def difference(self, other: Beside) -> str | None:
         """What of another is not the same, such as ``"label of row 3"``; None where all is. Mask labels are not read.
@@ -93,7 +177,7 @@ class Beside:
         opened = store.opened
         arrays = {
             name: np.load(io.BytesIO(opened.members[f"{name}.npy"]))
-            for name in ("labels", "valid", "order")
+            for name in ("labels", "valid", "order", "regions", "windows")
             if f"{name}.npy" in opened.members
         }
         table = opened.members.get("table.parquet")
@@ -108,7 +192,22 @@ class Beside:
             arrays.get("valid"),
             arrays.get("order"),
             about.get("seed"),
+            _places_of(about.get("regions"), arrays.get("regions"), arrays.get("windows")),
         )
+
+
+def _places_of(
+    said: list[dict[str, Any]] | None, pairs: Int64s | None, windows: Int64s | None
+) -> tuple[tuple[StoredRegion, ...], Int64s] | None:
+    """The places that a store carries, if it does."""
+    if not said or pairs is None:
+        return None
+    counts = np.bincount(pairs[:, 0], minlength=len(said))
+    parts = [None] * len(said) if windows is None else np.split(windows, np.cumsum(counts)[:-1])
+    regions = (
+        StoredRegion(one["name"], part, tuple(one["space"]), one["flat"]) for one, part in zip(said, parts, strict=True)
+    )
+    return tuple(regions), pairs
 
 
 def _array_of(values: Any) -> NDArray[Any] | None:

@@ -95,6 +95,9 @@ class MultiSourceArray(TileDoors, Travels, LazyArray):
         self._table = table_of(table, total)
         self.tabular_columns: tuple[str, ...] | None = None
         self._valid: NDArray[np.bool_] | None = None
+        self._places: tuple[tuple[Any, ...], Int64s] | None = (
+            None  # the regions of tiles that were written, see `places`
+        )
         self._segment: tuple[int, int] | None = None  # of the images, as far as is known
         self._rows = np.arange(total, dtype=np.int64)
         self._order: Int64s | None = None
@@ -114,6 +117,9 @@ class MultiSourceArray(TileDoors, Travels, LazyArray):
         self._labels = chosen(self._labels, positions)
         self._table = None if self._table is None else self._table.iloc[positions]
         self._valid = None if self._valid is None else self._valid[positions]
+        if self._places is not None:
+            regions, places = self._places
+            self._places = regions, np.column_stack([places[positions, :2], np.arange(len(positions))])
         self.shape = (len(self._rows), *self.shape[1:])
         self._order = None
 
@@ -156,6 +162,18 @@ class MultiSourceArray(TileDoors, Travels, LazyArray):
     def region_ids(self) -> NDArray[np.int64]:
         """The number of the source of each sample, in the current order."""
         return self.index_pairs[:, 0]
+
+    @property
+    def places(self) -> tuple[tuple[Any, ...], Int64s]:
+        """The regions that samples lie in; and of each sample its region, its place there and in the unshuffled array.
+
+        The regions are the sources; of tiles that were written to memory or a store, what they came from. The numbers
+        are int64, shape (n, 3), in the current order.
+        """
+        if self._places is None:
+            return self.sources, np.column_stack([self.index_pairs, self.order])
+        regions, places = self._places
+        return regions, places[self._now()]
 
     @property
     def sample_windows(self) -> Int64s | None:

@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -200,7 +200,7 @@ def persist(
     positions = np.argsort(order, kind="stable")
     beside = Beside.of(array, positions)
     if unsorted:
-        beside = Beside(beside.labels, beside.table, beside.tabular, beside.valid, order=order, seed=array.seed)
+        beside = replace(beside, order=order, seed=array.seed)
     job = Job(array, positions, beside, threads, overwrite, resume, sync, options)
     return job.into_memory(progress) if path is None else job.run(Path(path), chunk, progress, client)
 
@@ -229,7 +229,7 @@ class Job:
         beside = self.beside
         if isinstance(beside.labels, MultiSourceArray):
             labels = persist(beside.labels, threads=self.threads)
-            beside = Beside(labels, beside.table, beside.tabular, beside.valid, beside.order, beside.seed)
+            beside = replace(beside, labels=labels)
         return beside.join(data)
 
     def run(self, path: Path, chunk: int | None, progress: bool | Report, client: Any = None) -> MultiSourceArray:
@@ -270,7 +270,7 @@ class Job:
             length=len(tiles),
             fingerprint=fingerprint,
             members=members,
-            about={"tabular": self.beside.tabular, "seed": self.beside.seed, "fingerprint": fingerprint},
+            about={**self.beside.about(), "fingerprint": fingerprint},
             sync=self.sync,
             scattered=scattered,
         )

@@ -578,3 +578,71 @@ def test_progress_counts_tiles(scene, capsys):
     assert seen == [(min(done, len(tiles)), len(tiles)) for done in range(7, len(tiles) + 7, 7)]
     assert len(list(predict(identity, tiles, progress=True))) == 3
     assert "predicting tiles" in capsys.readouterr().out
+
+
+def same_scans(found, expected):
+    found, expected = list(found), list(expected)
+    assert [scan["id"] for scan in found] == [scan["id"] for scan in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys()
+        for key in one.keys() - {"id", "seconds"}:
+            if isinstance(other[key], pd.DataFrame):
+                pd.testing.assert_frame_equal(one[key], other[key])
+            else:
+                np.testing.assert_array_equal(one[key], other[key])
+
+
+@pytest.fixture(params=["memory", "npy", "h5", ZARR])
+def written(request, tmp_path):
+    """Writes tiles and opens what was written."""
+
+    def write(tiles, name="tiles"):
+        if request.param == "memory":
+            return tiles.persist()
+        lt.export(tiles, tmp_path / f"{name}.{request.param}", chunk=7)
+        return lt.open_store(tmp_path / f"{name}.{request.param}")
+
+    pytest.importorskip({"h5": "h5py", "zarr": "zarr"}.get(request.param, "numpy"))
+    return write
+
+
+def test_tiles_that_were_written_give_the_regions_that_they_came_from(scene, written):
+    folder, table, images, _ = scene
+    tiles = lt.open_tiles(table, folder, masks="{region_id}_mask.tif").shuffle(3)
+    kept = written(tiles)
+    for scan in predict(identity, kept, blend="crop"):
+        np.testing.assert_array_equal(scan["y_pred"], images[scan["id"]])
+    same_scans(predict(model, kept, with_x=True), predict(model, tiles, with_x=True))
+    # Selected, reordered, pickled and written once more.
+    chosen = np.flatnonzero(tiles.table.region_id.isin(["a", "c"]))[::2]
+    part, again = tiles.select(chosen), pickle.loads(pickle.dumps(kept.select(chosen).shuffle(1)))
+    same_scans(predict(identity, again, blend="max", fill=0), predict(identity, part, blend="max", fill=0))
+    same_scans(predict(identity, written(again, "more"), fill=0), predict(identity, part, fill=0))
+    labelled = lt.open_tiles(table, folder).shuffle(5)
+    kept = written(labelled, "labelled")
+    same_scans(predict(levels_of, kept, paint=True), predict(levels_of, labelled, paint=True))
+    same_scans(predict(levels_of, kept.shuffle(9)), predict(levels_of, labelled))
+
+
+def levels_of(batch):
+    return batch.mean(axis=(1, 2))
+
+
+def test_frames_volumes_and_whole_images_that_were_written_give_their_regions(years, written, tmp_path):
+    same_scans(predict(identity, written(years)), predict(identity, years))
+    rng = np.random.default_rng(0)
+    volumes = {"u": rng.random((9, 20, 24), np.float32), "v": rng.random((5, 30, 22), np.float32)}
+    table = lt.make_grid(volumes, (3, 8, 8), stride=(2, 6, 6), edge="pad")
+    boxes = lt.open_volumes(table, volumes, pad="reflect").shuffle(1)
+    same_scans(predict(identity, written(boxes, "boxes")), predict(identity, boxes))
+    flat = lt.open_volumes(lt.make_grid(volumes, (1, 8, 8), edge="shift"), volumes, context=1)
+    middle = lambda x: x[..., 1:2]  # noqa: E731
+    same_scans(predict(middle, written(flat, "flat")), predict(middle, flat))
+    files = pd.DataFrame({"tile_id": ["a", "b"], "path": ["2017/a.tif", "2018/b.tif"]})
+    whole = lt.open_tiles(files, tmp_path, size=(50, 40))
+    same_scans(predict(identity, written(whole, "whole")), predict(identity, whole))
+    slices = MultiSourceArray([rng.random((n, 8, 9, 1)) for n in (3, 5)]).shuffle(4)
+    same_scans(predict(identity, written(slices, "slices")), predict(identity, slices))
+    same_scans(predict(levels_of, written(slices, "rows")), predict(levels_of, slices))
+    (scan,) = predict(identity, written(MultiSourceArray(slices.sources[1:]), "one"))
+    np.testing.assert_array_equal(scan["y_pred"], slices.sources[1])
