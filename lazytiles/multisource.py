@@ -24,7 +24,7 @@ from lazytiles.regiontiles import RegionTiles, gathered, open_ahead, read_tiles
 from lazytiles.seeds import Seed, seed_of
 from lazytiles.split import kfold_rows, split_rows
 from lazytiles.travel import Travels
-from lazytiles.view import checked_order, fits, held, into
+from lazytiles.view import DelayedView, checked_order, fits, held, into
 
 if TYPE_CHECKING:
     from lazytiles.cost import Cost
@@ -156,7 +156,21 @@ class MultiSourceArray(TileDoors, Travels, LazyArray):
     @property
     def valid(self) -> NDArray[np.bool_] | None:
         """Which frames of which samples are there, (n, frames), in the current order; None where all must be."""
-        return None if self._valid is None else self._ordered(self._valid)
+        if self._valid is not None:
+            return self._ordered(self._valid)
+        parts = [
+            source.valid if isinstance(source, MultiSourceArray | DelayedView) else None for source in self.sources
+        ]
+        known = [part for part in parts if part is not None]
+        if not known:
+            return None
+        frames = known[0].shape[1:]
+        there = [
+            np.ones((source.shape[0], *frames), np.bool_) if part is None else part
+            for source, part in zip(self.sources, parts, strict=True)
+        ]
+        whole: NDArray[np.bool_] = np.concatenate(there)[self._rows]
+        return self._ordered(whole)
 
     @property
     def region_ids(self) -> NDArray[np.int64]:

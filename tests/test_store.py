@@ -492,7 +492,9 @@ def test_a_damaged_member_is_refused(tmp_path, member):
 
 def test_a_store_with_labels_is_not_appended_to(tmp_path):
     export(tiles_of(), tmp_path / "tiles.npy")
-    with pytest.raises(StoreError, match=r"carries labels\.npy, table\.parquet, which would no longer fit"):
+    with pytest.raises(
+        StoreError, match=r"carries labels\.npy, regions\.npy, table\.parquet, which would no longer fit"
+    ):
         StoreWriter(tmp_path / "tiles.npy", mode="a")
 
 
