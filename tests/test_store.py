@@ -511,7 +511,7 @@ def test_a_npy_store_is_a_zip_archive_too(tmp_path):
     tiles = tiles_of()
     export(tiles, tmp_path / "tiles.npy")
     with zipfile.ZipFile(tmp_path / "tiles.npy") as files:
-        assert files.namelist() == ["labels.npy", "table.parquet", "digests.npy", "record.json"]
+        assert files.namelist() == ["labels.npy", "regions.npy", "table.parquet", "digests.npy", "record.json"]
         np.testing.assert_array_equal(np.load(io.BytesIO(files.read("labels.npy"))), tiles.labels)
 
 
