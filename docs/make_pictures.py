@@ -57,7 +57,7 @@ def check_png(path: Path) -> None:
         target=np.where(table.index == 5, np.nan, table.target),
         xmax=np.where(table.tile_id == table.tile_id.iloc[0], 999, table.xmax),
     )
-    screenshot(check_page(lt.check(faulty, "Images")), path, height=2000)
+    screenshot(check_page(lt.check(faulty, "Images", frames=[2016, 2017, 2018], size=(32, 32))), path, height=2000)
 
 
 def screenshot(html: str, path: Path, height: int = 900) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lazytiles.boxlabels import Boxes
 from lazytiles.errors import LazyTilesError, StoreError
 from lazytiles.journal import labels_path
 from lazytiles.multisource import MultiSourceArray
@@ -98,6 +100,8 @@ class Beside:
     valid: NDArray[np.bool_] | None = None
     order: NDArray[np.int64] | None = None
     seed: int | None = None
+    classes: list[Any] | None = None
+    boxes: Boxes | None = None
     places: tuple[tuple[StoredRegion, ...], Int64s] | None = None
 
     @classmethod
@@ -108,14 +112,22 @@ class Beside:
             labels = labels[positions] if isinstance(labels, np.ndarray) else labels.select(positions)
         table, valid = tiles.table, tiles.valid
         table = None if table is None else table.iloc[positions].reset_index(drop=True)
-        valid = None if valid is None else valid[positions]
-        return cls(labels, table, tiles.tabular_columns, valid, places=_regions_of(tiles, positions))
+        return cls(
+            labels,
+            table,
+            tiles.tabular_columns,
+            None if valid is None else valid[positions],
+            classes=tiles.classes,
+            boxes=tiles.boxes,
+            places=_regions_of(tiles, positions),
+        )
 
     def join(self, source: Any) -> MultiSourceArray:
         """One source with all this beside it."""
         result = MultiSourceArray([source], self.labels, table=self.table)
         if self.labels is None:
             result._labels = None
+        result._classes, result._boxes = self.classes or result._classes, self.boxes
         result.tabular_columns = self.tabular
         result._valid, result._places = self.valid, self.places
         if self.order is not None:
@@ -135,6 +147,9 @@ class Beside:
             windows = [region.windows for region in regions if region.windows is not None]
             if len(windows) == len(regions):
                 found["windows.npy"] = _saved(np.concatenate(windows))
+        if self.classes is not None or self.boxes is not None:
+            meaning = {"classes": self.classes, "boxes": None if self.boxes is None else asdict(self.boxes)}
+            found["labels.json"] = json.dumps(meaning).encode()
         if self.table is not None:
             buffer = io.BytesIO()
             self.table.to_parquet(buffer, index=False)
@@ -183,6 +198,8 @@ class Beside:
         table = opened.members.get("table.parquet")
         about = opened.record.about
         labels = arrays.get("labels")
+        meaning = json.loads(opened.members.get("labels.json", b"{}"))
+        boxes = meaning.get("boxes")
         if "labels" in about:
             labels = label_store(store.path, about["labels"], check=store.check)
         return cls(
@@ -192,6 +209,8 @@ class Beside:
             arrays.get("valid"),
             arrays.get("order"),
             about.get("seed"),
+            meaning.get("classes"),
+            None if boxes is None else Boxes(boxes["format"], boxes["columns"] and tuple(boxes["columns"])),
             _places_of(about.get("regions"), arrays.get("regions"), arrays.get("windows")),
         )
 

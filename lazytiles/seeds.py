@@ -58,7 +58,8 @@ def seed_of(seed: Seed) -> int:
         return operator.index(seed)
     except TypeError:
         raise TypeError(
-            f"seed is a whole number, a NumPy Generator or RandomState, or None for a fresh one; not {seed!r}, a {type(seed).__name__}"
+            "seed is a whole number, a NumPy Generator or RandomState, or None for a fresh one; "
+            f"not {seed!r}, a {type(seed).__name__}"
         ) from None
 
 

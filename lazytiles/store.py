@@ -228,8 +228,7 @@ class Job:
                 report(start + len(rows), len(tiles))
         beside = self.beside
         if isinstance(beside.labels, MultiSourceArray):
-            labels = persist(beside.labels, threads=self.threads)
-            beside = replace(beside, labels=labels)
+            beside = replace(beside, labels=persist(beside.labels, threads=self.threads))
         return beside.join(data)
 
     def run(self, path: Path, chunk: int | None, progress: bool | Report, client: Any = None) -> MultiSourceArray:

@@ -13,11 +13,11 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lazytiles"
 # A module imports from floors with a smaller number, and from its own floor only what stands before it.
 HOUSE = """
 0 errors config lazy doors keys window indexing grid seeds order overlap blends
-0 augment.geometry augment.recipe augment.transform augment.structure augment.batch augment
+0 augment.geometry augment.recipe augment.transform boxlabels augment.structure augment.batch augment
 1 memory ranges remote files jpeg decode page kinds resample cache plan raw reader datasets
-2 region volumes problems paths columns table conflicts manifest survey cost digest findings doctor
+2 region volumes problems paths columns table conflicts manifest survey cost digest
 3 gather travel view
-4 regiontiles agreement blocks split multisource boxlabels catalog scenes frames tiles
+4 regiontiles agreement blocks split multisource catalog frames findings scenes tiles doctor
 5 pool tandem readahead stage ranks schedule flow adapters adapters.portable
 5 formats chunked journal tfrecord record sink blockwise cluster rows write stored beside store
 5 pixels cut patches stitch assembly scans statistics

@@ -105,8 +105,8 @@ def test_options_together(pad, tmp_path):
         for row in made.rows.itertuples():
             shape = made.images["a", row.region_id].shape[:2]
             extent = (9, 7) if size is None else tuple(rng.integers(1, 30, 2).tolist())
-            low, high = (-25, 20) if pad else (0, 0)
-            y, x = (int(rng.integers(low, n - m * (not pad) + high + 1)) for n, m in zip(shape, extent, strict=True))
+            ranges = ((max(-25, 1 - m), n) if pad else (0, n - m + 1) for n, m in zip(shape, extent, strict=True))
+            y, x = (int(rng.integers(low, high)) for low, high in ranges)
             boxes.append((x, y, x + extent[1], y + extent[0]))
         table = made.table.assign(region_coordinates=[str(box) for box in boxes for _ in range(2)])
         options = {"pad": pad, "bands": bands, "gray": gray, "size": size}

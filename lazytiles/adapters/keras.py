@@ -3,38 +3,41 @@
 from __future__ import annotations
 
 import copy
-import inspect
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from html import escape
 from os import PathLike
-from types import FrameType
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from lazytiles.adapters.portable import Inputs, Output, Scaling, differences, parts_of
+from lazytiles.adapters.portable import Inputs, Output, Scaling, class_count, differences, parts_of
 from lazytiles.adapters.resume import EpochCallback, ResumeCallback
-from lazytiles.adapters.serving import Server
+from lazytiles.adapters.serving import Owner, Server
 from lazytiles.errors import LazyTilesError, require
 from lazytiles.ranks import Shard
 from lazytiles.readahead import Key
 from lazytiles.schedule import READAHEAD_BYTES, Feed, Schedule
+from lazytiles.seeds import Seed
 from lazytiles.stage import Transform
 from lazytiles.tandem import Structure, leaves, rebuilt
 
 keras: Any = require("keras", extra="keras")
 
+_NO_WORKERS = (
+    "{} cannot be set: KerasAdapter reads ahead by itself, in order; pass threads=, prefetch= or processes= "
+    "when it is made"
+)
+
 
 class KerasAdapter(keras.utils.PyDataset):
     """Samples and their labels as the batches of `fit`, `evaluate` and `predict`, on all of Keras' backends.
 
-    Each batch is served once an epoch, in an order that is a function of (seed, epoch): also when `fit`
-    shuffles, as it does unless told otherwise. With ``shuffle=True`` samples are permuted for each epoch,
-    and batches come in the planned order; without, a `fit` that shuffles gets the same batches in the
-    order `batch_order`.
+    What batch i of an epoch holds is decided once. With ``shuffle=True``, `weights` or `replacement` an index means
+    the next batch of the planned order when it is first asked for, and that batch for the rest of the epoch: `fit`,
+    which shuffles indices unless told otherwise, gets the planned order, a function of (seed, epoch), and whoever
+    else looks takes nothing away. Otherwise index i means the rows ``i * batch_size`` and on, always.
 
     Parameters
     ----------
@@ -44,18 +47,18 @@ class KerasAdapter(keras.utils.PyDataset):
     sample_weight : shape (N,)
     batch_size : samples of a batch
     shuffle : permute the samples for each epoch
-    seed : int
+    seed : int, or a NumPy generator that one is drawn from, or None for a fresh one
+    window, weights, replacement : as in `BatchFlow`; ``weights="balanced"`` goes by `y`
     drop_last : leave out the last batch where it is not full
     steps_per_epoch : batches of an epoch, if epochs are to be shorter or longer than a pass over the samples
     shard : (rank, count), or "auto" to ask the launcher: this process's part of each global batch; needs
         full batches
-    transform : (batch, rng) -> batch, on ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)`` before
-        normalising; `rng` is a function of (seed, pass, batch). Or a function of one image, as in `BatchFlow`
+    transform : as in `BatchFlow`, on ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)`` before normalising
     normalize : True for 0..1 by the range of the dtype that the source has, of integers alone (int16: -32768
         becomes 0); ``(mean, std)`` per band, or an object or dict with both, such as ``tiles.statistics()``. A
         transform before it must keep the source's range, whatever dtype it makes of it
-    num_classes : make the target one-hot
-    prefetch, readahead_bytes, threads : as in `BatchFlow`
+    num_classes : make the target one-hot, of so many classes; True takes the classes of `x` (see `MultiSourceArray`)
+    prefetch, readahead_bytes, threads, processes : as in `BatchFlow`
 
     Raises
     ------
@@ -65,8 +68,11 @@ class KerasAdapter(keras.utils.PyDataset):
 
     Notes
     -----
-    ``adapter[i]`` outside an epoch is batch i of the present epoch. Nothing is read by threads of Keras;
-    the shared pool of lazytiles holds none while the trainer does not ask.
+    An epoch moves on when `on_epoch_end` or `on_epoch_begin` is called after all of its batches were asked for, or as
+    `callback`, `set_epoch` and `epochs` say. ``adapter[i]`` outside an epoch is a batch of the coming one.
+
+    Nothing is read by threads of Keras; the shared pool of lazytiles holds none while the trainer does not ask.
+    Copies read the same sources.
 
     >>> adapter = KerasAdapter(np.zeros((5, 2), "uint8"), np.arange(5), batch_size=2)
     >>> len(adapter), adapter[2][1]
@@ -81,23 +87,31 @@ class KerasAdapter(keras.utils.PyDataset):
         *,
         batch_size: int = 32,
         shuffle: bool = False,
-        seed: int = 0,
+        window: int | None = None,
+        replacement: bool | None = None,
+        weights: ArrayLike | None = None,
+        seed: Seed = 0,
         drop_last: bool = False,
         steps_per_epoch: int | None = None,
         shard: Shard = (0, 1),
         transform: Transform | None = None,
         normalize: Any = False,
-        num_classes: int | None = None,
+        num_classes: int | bool | None = None,
         prefetch: int = 2,
         readahead_bytes: int = READAHEAD_BYTES,
         threads: int | None = None,
+        processes: int = 0,
     ) -> None:
         super().__init__(workers=1, use_multiprocessing=False)
-        data = parts_of(x, y, sample_weight)
+        data, num_classes = parts_of(x, y, sample_weight), class_count(num_classes, x, y)
         output = Output(Scaling.of(normalize, data[0]), num_classes)
         feed = Feed(
             *(data, batch_size),
             shuffle=shuffle,
+            window=window,
+            replacement=replacement,
+            weights=weights,
+            labels=_one_target(data),
             drop_last=drop_last,
             transform=transform,
             output=output,
@@ -106,25 +120,37 @@ class KerasAdapter(keras.utils.PyDataset):
             prefetch=prefetch,
             readahead_bytes=readahead_bytes,
             threads=threads,
+            processes=processes,
         )
         feed.tandem.verify()
-        _check_sizes(feed.schedule, steps_per_epoch, num_classes, data)
+        _check_sizes(feed.schedule, steps_per_epoch)
+        if num_classes is not None and _one_target(data) is None:
+            raise ValueError("num_classes makes one target one-hot; there must be exactly one")
         given = (data[0], data[1] if len(data) > 1 else None, output.scaling)
         self.inputs = Inputs(*given, batch_size, has_transform=transform is not None)
         if transform is None:
             output.check(feed.tandem.data[0])
-        self._follow(feed, steps_per_epoch or len(feed.schedule))
+        self._feed, self._server = feed, Server(feed, steps_per_epoch or len(feed.schedule))
         self._first: Structure = None  # a sample of each array of the first batch, with which all must agree
-        self._is_inside = False
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_lock", "_is_inside")}
+        return {
+            **{key: value for key, value in vars(self).items() if key != "_lock"},
+            "_server": copy.copy(self._server),
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._is_inside = False
         self._lock = threading.RLock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> KerasAdapter:
+        memo.update({id(source): source for source in self._feed.tandem.sources})
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        with self._lock:
+            twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return twin
 
     def __len__(self) -> int:
         """Batches of one epoch."""
@@ -132,32 +158,42 @@ class KerasAdapter(keras.utils.PyDataset):
 
     @property
     def num_batches(self) -> int:
-        """Batches of one epoch; to Keras' generator, those that a resumed training has left of its first."""
-        is_for_one_epoch = self._is_inside and sys._getframe(1).f_code.co_flags & inspect.CO_GENERATOR
-        return self._server.steps - (self._server.offset if is_for_one_epoch else 0)
+        """Batches of one epoch; in the epoch that a training was resumed in, those that are left of it."""
+        return self._server.promised
+
+    @property
+    def workers(self) -> int:
+        """1: Keras starts no threads to read this data set, which reads ahead by itself."""
+        return 1
+
+    @workers.setter
+    def workers(self, value: int) -> None:
+        raise AttributeError(_NO_WORKERS.format(f"workers = {value!r}"))
+
+    @property
+    def use_multiprocessing(self) -> bool:
+        """False: Keras starts no processes to read this data set."""
+        return False
+
+    @use_multiprocessing.setter
+    def use_multiprocessing(self, value: bool) -> None:
+        raise AttributeError(_NO_WORKERS.format(f"use_multiprocessing = {value!r}"))
 
     @property
     def epoch(self) -> int:
         """The epoch that is served next, from 0."""
-        return self._server.epoch
+        return self._server.next_epoch
 
     def __getitem__(self, index: int) -> Structure:
-        """The next batch of the epoch, however Keras numbers it; outside an epoch, its batch `index`."""
+        """The batch that `index` means in this epoch: see `KerasAdapter`."""
         index = range(len(self))[index]
-        asked = _keras_request(self, index)
         with self._lock:
-            if asked is None and not self._is_inside:
-                trainer = _keras_trainer(self)
-                shuffles = getattr(trainer, "shuffle", None)
-                return self._checked(*self._server.look(index, is_permuted=shuffles, trainer=trainer))
-            position, is_permuted = self._server.place(index) if asked is None else asked
-            batch = self._checked(*self._server.serve(position, is_permuted=is_permuted))
-        return _torch_tensors(batch) if asked is not None and keras.backend.backend() == "torch" else batch
+            return self._checked(*self._server.ask(index))
 
     def __repr__(self) -> str:
         s = self._feed.schedule
         part = f", shard {s.shard[0]} of {s.shard[1]}" if s.shard[1] > 1 else ""
-        kind = "shuffled" if s.shuffle else "in order"
+        kind = "shuffled" if s.shuffle else "drawn" if s.is_random else "in order"
         sizes = f"{s.samples} samples {kind}, {len(self)} batches of {s.batch_size}"
         return f"KerasAdapter({sizes}{part}, seed {s.seed})"
 
@@ -166,43 +202,57 @@ class KerasAdapter(keras.utils.PyDataset):
 
     def on_epoch_begin(self) -> None:
         """Keras begins an epoch: its first batch is waited for here, where an error does no harm."""
-        trainer = _keras_trainer(self)
         with self._lock:
-            self._is_inside = True
-            self._server.begin(is_permuted=getattr(trainer, "shuffle", None), trainer=trainer)
+            self._server.begin()
 
     def on_epoch_end(self) -> None:
-        """Keras ends an epoch: what was read ahead is dropped; if all was served, the next epoch follows."""
-        frame = _keras_frame(self)
-        is_reset = frame is not None and frame.f_back is not None and frame.f_back.f_code.co_name == "reset"
-        starts_over = frame.f_locals["self"] if frame is not None and is_reset else None
+        """Keras ends an epoch: the next one follows if all of it was asked for, and nobody says which it is."""
         with self._lock:
-            self._is_inside = False
-            self._server.end(starts_over=starts_over)
+            self._server.end()
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next pass be that of `epoch` (from 0), as `callback` does in `fit`."""
-        with self._lock:
-            self._server.set_epoch(epoch)
+        """Begin `epoch` (from 0) anew, as `callback` does in `fit`; the next one follows when it was passed over.
+
+        Whoever predicts or evaluates in the midst of it does not end it.
+        """
+        self._set_epoch(epoch, "user")
+
+    def epochs(self, n: int) -> Iterator[Iterator[Structure]]:
+        """The next `n` epochs for a loop of your own: each gives its batches in the planned order.
+
+        An epoch that was left before its end is followed by the next one all the same.
+
+        >>> adapter = KerasAdapter(np.arange(4.0), batch_size=2)
+        >>> [[len(x) for (x,) in epoch] for epoch in adapter.epochs(2)]
+        [[2, 2], [2, 2]]
+        """
+        first = self.epoch
+        try:
+            for epoch in range(first, first + n):
+                self._set_epoch(epoch, "trainer")
+                yield self._pass()
+            self._set_epoch(first + n, "nobody")
+        finally:
+            with self._lock:
+                self._server.owner = "nobody"
+                self._server.end()
 
     def close(self) -> None:
-        """Drop what was read ahead, as after an interrupted `fit`; the adapter stays usable."""
+        """Drop what was read ahead and end worker processes, as after an interrupted `fit`; all stays usable."""
         with self._lock:
             self._server.drop()
+            self._server.owner = "nobody"
+        self._feed.close()
 
     def sample_ids(self, epoch: int, i: int) -> NDArray[np.int64]:
-        """The rows of `x` in batch `i` of an epoch, int64, shape (at most batch_size,)."""
+        """The rows of `x` in the planned batch `i` of an epoch, int64, shape (at most batch_size,)."""
         return self._feed.schedule.rows(self._server.key(epoch, range(len(self))[i]))
-
-    def batch_order(self, epoch: int) -> NDArray[np.int64]:
-        """The batches of an epoch as a `fit` that shuffles gets them: 0 first; int64, shape (len(self),)."""
-        return self._server.order(epoch, is_permuted=True)
 
     def sequential(self) -> KerasAdapter:
         """The same samples and transform in their own order, each once, for `evaluate` and `predict`."""
         twin = copy.copy(self)
-        feed = self._feed.in_order()
-        twin._follow(feed, len(feed.schedule))
+        twin._feed = self._feed.in_order()
+        twin._server = Server(twin._feed, len(twin._feed.schedule))
         return twin
 
     def callback(self) -> EpochCallback:
@@ -221,7 +271,7 @@ class KerasAdapter(keras.utils.PyDataset):
         """
         return ResumeCallback(self, folder, save_freq=save_freq)
 
-    def state_dict(self, *, epoch: int | None = None, step: int | None = None) -> dict[str, int]:
+    def state_dict(self, *, epoch: int | None = None, step: int | None = None) -> dict[str, Any]:
         """A few JSON numbers that say where training stands.
 
         Parameters
@@ -230,49 +280,72 @@ class KerasAdapter(keras.utils.PyDataset):
             of the training
         """
         with self._lock:
-            here = self._server.position()
-            epoch, step = here if epoch is None or step is None else (epoch + step // len(self), step % len(self))
-            return {**self._feed.state(epoch, step), "steps": len(self)}
+            if epoch is None or step is None:
+                epoch, done = self._server.position()
+            else:
+                epoch, done = epoch + step // len(self), [*range(step % len(self))]
+        return self._state_of(epoch, done)
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next epoch be that of `state`, from its batch on.
 
         Raises
         ------
         LazyTilesError : another version, other samples or other options
         """
-        epoch, step = self._feed.load(state, batches=len(self))
-        if state.get("steps") != len(self):
-            raise LazyTilesError(f"this state has {state.get('steps')} steps an epoch; this adapter has {len(self)}")
+        if (steps := state.get("steps", len(self))) != len(self):
+            raise LazyTilesError(f"this state has {steps} steps an epoch; this adapter has {len(self)}")
+        epoch, batch = self._feed.load(state, batches=len(self))
+        skipped = state.get("skipped", [])
+        done = {*range(batch + len(skipped))}.difference(skipped)
+        if len(done) != batch or batch + len(skipped) > len(self):
+            raise LazyTilesError(f"this state skips the batches {skipped}, which are not batches before number {batch}")
         with self._lock:
-            self._server.drop()
-            self._server.set_epoch(epoch, step)
+            self._server.move(epoch, [*done])
 
     def to_tf_dataset(self) -> Any:
-        """A `tf.data.Dataset` of the batches in their planned order; each iteration of it is the next epoch.
+        """A `tf.data.Dataset` of the batches in their planned order, of the epoch that the adapter is in.
 
-        The tuning of its options while it runs is off: where an iteration ends, TensorFlow often waits for it.
+        An iteration that comes to its end moves the epoch on, as a `fit` on the adapter does. The tuning of its
+        options while it runs is off: where an iteration ends, TensorFlow often waits for it.
 
         Raises
         ------
         ImportError : TensorFlow is not installed
         """
         tf: Any = require("tensorflow", extra="keras")
-        epochs = iter(range(self.epoch, sys.maxsize))
-        form = rebuilt(self[0], (tf.TensorSpec((None, *a.shape[1:]), a.dtype) for a in leaves(self[0])))
-
-        def batches() -> Iterator[Structure]:
-            for key, batch in self._server.walk(next(epochs)):
-                yield self._checked(key, batch)
-
-        dataset = tf.data.Dataset.from_generator(batches, output_signature=form)
+        batch = self[0]
+        form = rebuilt(batch, (tf.TensorSpec((None, *a.shape[1:]), a.dtype) for a in leaves(batch)))
+        dataset = tf.data.Dataset.from_generator(self._iteration, output_signature=form)
         options = tf.data.Options()
         options.autotune.enabled = False
-        return dataset.apply(tf.data.experimental.assert_cardinality(len(self))).with_options(options)
+        # So its length is known; where an epoch was resumed, `_iteration` says that it ends before.
+        return dataset.repeat().take(len(self)).with_options(options)
 
-    def _follow(self, feed: Feed, steps: int) -> None:
-        self._feed = feed
-        self._server = Server(feed, steps=steps)
+    def _state_of(self, epoch: int, done: list[int]) -> dict[str, Any]:
+        """The state in which these steps of an epoch are done: where they are not the first, with those between."""
+        state = {**self._feed.state(epoch, len(done)), "steps": len(self)}
+        skipped = sorted({*range(max(done, default=-1) + 1)}.difference(done))
+        return {**state, "skipped": skipped} if skipped else state
+
+    def _set_epoch(self, epoch: int, owner: Owner) -> None:
+        with self._lock:
+            self._server.set_epoch(epoch, owner)
+
+    def _pass(self) -> Iterator[Structure]:
+        self.on_epoch_begin()
+        for index in range(len(self._server.left)):
+            yield self[index]
+
+    def _iteration(self) -> Iterator[Structure]:
+        """A pass for `tf.data`, which asks for another one where this is shorter than it was told."""
+        with self._lock:
+            count = self._server.iterate()
+        for index in range(count):
+            batch = self[index]
+            if index + 1 == count:  # nobody asks for more than the last
+                self.on_epoch_end()
+            yield batch
 
     def _checked(self, key: Key, batch: Structure) -> Structure:
         """The batch, if its arrays have the dtypes and ranks of the first: TensorFlow casts them silently."""
@@ -287,53 +360,17 @@ class KerasAdapter(keras.utils.PyDataset):
         return batch
 
 
-def _check_sizes(schedule: Schedule, steps: int | None, classes: int | None, data: tuple[Structure, ...]) -> None:
+def _check_sizes(schedule: Schedule, steps: int | None) -> None:
     if len(schedule) == 0:
         raise ValueError(
             f"{schedule.samples} samples give no batch: batch_size={schedule.batch_size}, "
             f"shard={schedule.shard}, drop_last={schedule.drop_last}"
         )
-    if steps is not None and steps < 1:
-        raise ValueError(f"steps_per_epoch must be at least 1, not {steps}")
-    if classes is not None and (len(data) < 2 or len(leaves(data[1])) != 1 or isinstance(data[1], Mapping)):
-        raise ValueError("num_classes makes one target one-hot; there must be exactly one")
+    if steps is not None and (not isinstance(steps, int | np.integer) or isinstance(steps, bool) or steps < 1):
+        raise ValueError(f"steps_per_epoch must be an integer of at least 1, not {steps!r}")
 
 
-def _torch_tensors(batch: Structure) -> Structure:
-    """Tensors over the same memory, where torch has the dtype: fifty times faster than Keras' own copy."""
-    torch: Any = require("torch", extra="torch")
-    return rebuilt(batch, (a if a.dtype.kind == "u" and a.itemsize > 1 else torch.from_numpy(a) for a in leaves(batch)))
-
-
-# Keras tells a dataset neither whether it shuffles nor which of its generators asks. Both stand in the frames of the
-# methods that call us; where they are named otherwise, requests are placed by their arrival.
-_DEPTH = 7  # frames between Keras and us at most, for classes that inherit from ours
-
-
-def _keras_frame(dataset: KerasAdapter) -> FrameType | None:
-    """The nearest calling frame of an object of Keras that serves this dataset."""
-    frame: FrameType | None = sys._getframe(2)
-    for _ in range(_DEPTH):
-        if frame is None:
-            return None
-        # Whose locals are looked at keeps them until it ends: only frames that are Keras', never a consumer's.
-        is_theirs = "py_dataset" in frame.f_code.co_names
-        if is_theirs and getattr(frame.f_locals.get("self"), "py_dataset", None) is dataset:
-            return frame
-        frame = frame.f_back
-    return None
-
-
-def _keras_trainer(dataset: KerasAdapter) -> object:
-    """The object of Keras that is calling, or None."""
-    frame = _keras_frame(dataset)
-    return None if frame is None else frame.f_locals["self"]
-
-
-def _keras_request(dataset: KerasAdapter, index: int) -> tuple[int, bool] | None:
-    """The place of an index in the order of Keras' generator that asks, and if that is shuffled; or None."""
-    frame = _keras_frame(dataset)
-    indices = None if frame is None else frame.f_locals.get("indices")
-    if not isinstance(indices, list | range):
-        return None
-    return indices.index(index), isinstance(indices, list)
+def _one_target(data: tuple[Structure, ...]) -> Any:
+    """The target, if there is exactly one."""
+    targets = leaves(data[1]) if len(data) > 1 and not isinstance(data[1], Mapping) else []
+    return targets[0] if len(targets) == 1 else None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
+import threading
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -15,15 +17,28 @@ keras: Any = require("keras", extra="keras")
 
 
 class EpochCallback(keras.callbacks.Callback):
-    """Tells a `KerasAdapter` the epoch that `fit` is in, before any of its batches is read."""
+    """Tells a `KerasAdapter` the epoch that `fit` is in, before any of its batches is read.
+
+    A deep copy is of the same adapter.
+    """
 
     def __init__(self, adapter: Any) -> None:
         super().__init__()
         self.adapter = adapter
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> EpochCallback:
+        memo.setdefault(id(self.adapter), self.adapter)
+        twin = copy.copy(self)
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
+
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Keras calls this before the epoch's first request."""
-        self.adapter.set_epoch(epoch)
+        self.adapter._set_epoch(epoch, "trainer")
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Keras calls this after the epoch's validation."""
+        self.adapter._set_epoch(epoch + 1, "nobody")
 
     def on_train_end(self, logs: Any = None) -> None:
         """Keras calls this when training is over."""
@@ -44,8 +59,11 @@ class ResumeCallback(EpochCallback):
 
     Notes
     -----
-    Weights and optimizer state are restored; running means of metrics in the resumed epoch begin anew.
-    ``state.json`` is replaced last, so a kill at any moment leaves the backup before it whole.
+    Weights and optimizer state are restored, by Keras' own `BackupAndRestore`; running means of metrics in the resumed
+    epoch begin anew. ``state.json`` is replaced last, so a kill at any moment leaves the backup before it whole.
+
+    Which batches were trained on is known from the order in which they were asked for. Where this cannot be told (on
+    TensorFlow, after another callback has passed over the same adapter), nothing is saved before the epoch ends.
     """
 
     def __init__(
@@ -60,8 +78,11 @@ class ResumeCallback(EpochCallback):
             raise ValueError(f"save_freq is a number of batches or 'epoch', not {save_freq!r}")
         self.folder = Path(folder)
         self.save_freq = save_freq
+        self._before: list[int] = []  # batches of this epoch that an earlier process has done
+        self._trained: list[int] = []  # those that were asked for since by the trainer, in its order
         self._epoch = 0
-        self._before = 0  # batches of this epoch that an earlier process has done
+        self._batch = -1  # the last one that ended
+        self._heard = 0  # requests that were looked through for them
         self._saved = 0  # batches of this epoch that are in the backup
         self._values: list[tuple[Any, Any]] = []  # what the end of the resumed epoch must not change
         self._quiet: warnings.catch_warnings[None] | None = None
@@ -73,31 +94,34 @@ class ResumeCallback(EpochCallback):
         except FileNotFoundError:
             return
         self.adapter.load_state_dict(saved["flow"])
-        if not self.model.optimizer.built:
-            self.model.optimizer.build(self.model.trainable_variables)
-        self.model.load_weights(self.folder / saved["weights"])
-        self.model._initial_epoch = saved["flow"]["epoch"]
-        self._epoch, self._before = saved["flow"]["epoch"], saved["flow"]["batch"]
+        self._backup(saved["model"]).on_train_begin()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Begin an epoch where the backup ended."""
         super().on_epoch_begin(epoch)
-        self._before = self._before if epoch == self._epoch else 0
-        self._epoch, self._saved = epoch, self._before
+        self._before, self._trained, self._heard = list(self.adapter._server.done), [], 0
+        self._epoch, self._batch, self._saved = epoch, -1, len(self._before)
         if self._before:
             # Keras takes the shorter epoch for a data set that ran dry.
             self._quiet = warnings.catch_warnings()
             self._quiet.__enter__()
             warnings.filterwarnings("ignore", message="Your input ran out of data")
 
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Write down what was asked for since the step before."""
+        self._listen(batch, begins=True)
+
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Save after every `save_freq` batches."""
-        done = self._before + batch + 1
+        self._listen(batch, begins=False)
+        done = len(self._before) + batch + 1
         if self._before and done == len(self.adapter) and keras.backend.backend() == "tensorflow":
             # Asked for a batch that is not there, its graph still advances step counters and seeds.
             self._values = [(v, keras.ops.copy(v.value)) for v in self._variables()]
-        if self.save_freq != "epoch" and done - self._saved >= self.save_freq:
-            self._save(done)
+        trained = self._trained[: batch + 1]
+        if self.save_freq != "epoch" and done - self._saved >= self.save_freq and len({*trained}) == batch + 1:
+            self._save(self.adapter._state_of(self._epoch, [*self._before, *trained]))
+            self._saved = done
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Save after every epoch."""
@@ -105,7 +129,8 @@ class ResumeCallback(EpochCallback):
         for variable, value in self._values:
             variable.assign(value)
         self._values = []
-        self._save(len(self.adapter))
+        self._save(self.adapter._state_of(epoch + 1, []))
+        super().on_epoch_end(epoch)
 
     def on_train_end(self, logs: Any = None) -> None:
         """Remove the backup of a training that is done."""
@@ -121,15 +146,38 @@ class ResumeCallback(EpochCallback):
             self._quiet.__exit__(None, None, None)
             self._quiet = None
 
-    def _save(self, done: int) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        flow = self.adapter.state_dict(epoch=self._epoch, step=done)
-        name = f"{flow['epoch']}-{flow['batch']}.weights.h5"
-        self.model.save_weights(self.folder / name, overwrite=True)
+    def _listen(self, batch: int, *, begins: bool) -> None:
+        """Find out which of the steps that were asked for are the trainer's, from when and where each backend asks."""
+        server, backend = self.adapter._server, keras.backend.backend()
+        new = server.asked[self._heard :]
+        self._heard += len(new)
+        if backend == "tensorflow":
+            # In threads of its own, as others do that pass over the adapter, which have begun it too.
+            here = threading.get_ident()
+            self._trained += [step for step, thread in new if thread != here] if server.begins < 2 else []
+        elif backend == "torch" and begins:
+            # Last of all before the step, after what callbacks look at when the step before has ended.
+            self._trained += [step for step, _ in new[-1:]]
+        elif backend == "jax" and not begins:
+            # First of all in the step; on an accelerator always one ahead.
+            count = batch - self._batch
+            if self._batch < 0 and require("jax", extra="jax").default_backend() != "cpu":
+                count += 1
+            self._trained += [step for step, _ in new[:count]]
+            self._batch = batch
+
+    def _save(self, state: dict[str, Any]) -> None:
+        name = f"{state['epoch']}-{state['batch']}"
+        # To Keras, the epoch before has ended: what it restores begins with this one.
+        self._backup(name).on_epoch_end(state["epoch"] - 1)
         part = self.folder / "state.json.partial"
-        part.write_text(json.dumps({"flow": flow, "weights": name}))
+        part.write_text(json.dumps({"flow": state, "model": name}))
         part.replace(self.folder / "state.json")
-        for old in self.folder.glob("*.weights.h5"):
-            if old.name != name:
-                old.unlink()
-        self._saved = done
+        for old in self.folder.iterdir():
+            if old.is_dir() and old.name != name:
+                shutil.rmtree(old)
+
+    def _backup(self, name: str) -> Any:
+        backup = keras.callbacks.BackupAndRestore(str(self.folder / name), delete_checkpoint=False)
+        backup.set_model(self.model)
+        return backup

@@ -1,242 +1,246 @@
-"""Which batch answers which request of a trainer that hides its epochs; without any framework."""
+"""Which batch an index means, epoch after epoch, and reading ahead of whoever asks; without any framework."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from itertools import takewhile
+from typing import Literal
 
 from lazytiles.adapters.portable import copied
-from lazytiles.order import permutation
 from lazytiles.readahead import Key, ReadAhead
 from lazytiles.schedule import Feed
-from lazytiles.tandem import Structure
+from lazytiles.tandem import Structure, leaves
 
-_LOOKS = 2  # batches that TensorFlow looks at before it asks for the first
+Owner = Literal["nobody", "user", "trainer"]  # who said which epoch it is: a trainer says so for each
+
+_LOOKS = 2  # batches that a trainer looks at, at most, before it begins an epoch
+_RUNS = 2  # sequences that are read ahead at once: a trainer's, and that of a callback which predicts
 
 
-@dataclass(slots=True)
-class _Pass:
-    """One walk over the steps of an epoch."""
+@dataclass(slots=True, eq=False)
+class _Run:
+    """Steps that are asked for one after the other, and what reads them ahead."""
 
-    epoch: int
-    is_permuted: bool
-    steps: NDArray[np.int64]  # in the order in which they are served
-    trainer: object = None  # whoever began it
-    served: int = 0
-    ahead: ReadAhead | None = None
+    steps: Sequence[int]
+    ahead: ReadAhead
+    given: int = 0
 
     @property
-    def is_over(self) -> bool:
-        return self.served >= len(self.steps)
+    def head(self) -> int | None:
+        return self.steps[self.given] if self.given < len(self.steps) else None
 
 
 class Server:
-    """Serves the batches of one epoch after the other, read ahead, whatever indices they are asked by.
+    """Decides once in an epoch which of its steps an index means, and reads the likely next ones ahead.
+
+    With ``is_shuffled`` an index means the next planned step when it is first asked for, and that step for
+    the rest of the epoch; whoever asks, in whatever order, gets each step once and the same one again.
+    Without, index i is step i. An epoch of which all steps were asked for moves on when it ends or another
+    one begins.
 
     Parameters
     ----------
     feed : how a batch comes about
-    steps : batches of one epoch; where it differs from the feed's batches, epochs go on through the passes
+    steps : batches of an epoch; where a pass over the samples has more or fewer, epochs go on through the passes
 
     Notes
     -----
     Not safe for threads by itself; `KerasAdapter` has the lock.
     """
 
-    def __init__(self, feed: Feed, *, steps: int) -> None:
+    def __init__(self, feed: Feed, steps: int) -> None:
         self.feed, self.steps = feed, steps
-        self.batches, self.seed = len(feed.schedule), feed.schedule.seed
-        # Never permute batches where the samples are shuffled already.
-        self.is_fixed = feed.schedule.is_random
-        self.epoch = 0  # of the next pass
-        self.offset = 0  # steps of that epoch that an earlier process has done
-        self._pass: _Pass | None = None
-        self._kept: dict[Key, Structure] = {}
-        self._is_new = False  # whether an epoch was begun and nothing was asked since
+        self.is_shuffled = feed.schedule.is_random
+        self.epoch = 0
+        self.begins = 0  # how often this epoch was begun: by a trainer, and by whoever else passes over it
+        self.is_inside = False
+        self.owner: Owner = "nobody"
+        self.done: list[int] = []  # steps of this epoch that an earlier process has done
+        self.left: Sequence[int] = range(steps)  # the others, as planned
+        self.asked: list[tuple[int, int]] = []  # (step, thread), while a trainer says which epoch it is
+        self._bound: dict[int, int] = {}  # index -> step
+        self._planned = 0  # how many of `left` were given to an index
+        self._asks = 0
+        self._last = -1  # index that was asked for last
+        self._is_short = False  # whether the last iteration was of a resumed epoch
+        self._is_pending = False  # whether the epoch is over if what was asked for were no looks
+        self._kept: dict[int, Structure] = {}  # steps that were read and wait to be asked for
+        self._looked: list[int] = []  # those of them that were given already, perhaps to somebody who only looks
+        self._runs: list[_Run] = []  # the one that was used last is the last
+        self._nbytes = 0  # of a batch
 
     def __getstate__(self) -> dict[str, object]:
-        return {**vars(self), "_pass": None, "_kept": {}, "_is_new": False}
+        fresh = {"begins": 0, "is_inside": False, "owner": "nobody", "asked": [], "_asks": 0}
+        return {**vars(self), **fresh, "_bound": {**self._bound}, "_kept": {}, "_looked": [], "_runs": []}
+
+    @property
+    def next_epoch(self) -> int:
+        """The epoch of the next request."""
+        return self.epoch + self._is_pending
+
+    @property
+    def promised(self) -> int:
+        """How many steps whoever passes over the epoch now will get: in a resumed one, those that are left."""
+        return len(self.left) if self.is_inside or self.owner == "trainer" else self.steps
 
     def key(self, epoch: int, step: int) -> Key:
         """The pass and the batch in it of one step of an epoch."""
-        done = epoch * self.steps + step
-        return done // self.batches, done % self.batches
+        return divmod(epoch * self.steps + step, len(self.feed.schedule))
 
-    def position(self) -> tuple[int, int]:
-        """The epoch and the step in it of the next request."""
-        now = self._pass
-        if now is None or now.is_over:
-            return (self.epoch, self.offset) if now is None else (now.epoch + 1, 0)
-        return now.epoch, now.served + self.steps - len(now.steps)
+    def position(self) -> tuple[int, list[int]]:
+        """The epoch of the next request, and which of its steps were given or done before."""
+        if self._is_over():
+            return self.epoch + 1, []
+        return self.epoch, sorted({*self.done, *self._bound.values()})
 
-    def order(self, epoch: int, *, is_permuted: bool) -> NDArray[np.int64]:
-        """The steps of an epoch as they are served.
+    def begin(self) -> None:
+        """Somebody begins to pass over the epoch: wait for a batch, so that its errors come out here."""
+        if self._is_over() and self._moves_on() and (self.begins or self.steps > _LOOKS):
+            self.move(self.epoch + 1)
+        self._is_pending = False
+        if self.begins == 0 and self.owner == "user" and self._asks > _LOOKS:
+            self.begins = 1  # somebody's loop, which does not say so
+        elif self.begins == 0:
+            self._forget()
+        coming = self.left[self._planned if self.is_shuffled else 0 :]
+        if coming and coming[0] not in self._kept:
+            self._kept[coming[0]] = self._fetch(coming[0], lambda: coming)
+        self.begins += 1
+        self.is_inside = True
 
-        The first stays first: trainers look at it before they say whether they shuffle.
-        """
-        if self.is_fixed or not is_permuted or self.steps < 3:
-            return np.arange(self.steps)
-        later = permutation(self.steps - 1, self.seed, epoch=epoch, purpose="batches")
-        return np.concatenate([[0], 1 + later])
-
-    def begin(self, *, is_permuted: bool | None, trainer: object) -> None:
-        """An epoch begins: wait for its first batch, so that its errors come out here.
-
-        Parameters
-        ----------
-        is_permuted : whether the trainer shuffles, or None where that is not known yet
-        trainer : what begins the epoch; the same one may go on with a pass it left
-        """
-        self._is_new = True
-        left = self._pass
-        if left is not None and not left.is_over:
-            goes_on = left.trainer is trainer if left.served > 1 else left.epoch == self.epoch
-            if goes_on and (is_permuted is None or left.is_permuted == is_permuted):
-                return
-        if is_permuted is not None:
-            self._start(is_permuted, trainer)
-        first = self.key(self.epoch, self._first(bool(is_permuted)))
-        if first not in self._kept:
-            self._kept[first] = self._fetch(first)
-        elif self._pass is not None:
-            self._read_on(self._pass)
-
-    def place(self, index: int) -> tuple[int, bool]:
-        """The position in the pass, and whether the trainer shuffles, as the arrival of an index tells."""
-        now = self._pass
-        if now is None or now.is_over or (self._is_new and now.served > 0 and index != now.served):
-            return 0, index != 0
-        return now.served, now.is_permuted or index != now.served
-
-    def serve(self, position: int, *, is_permuted: bool) -> tuple[Key, Structure]:
-        """The batch at a position of the present pass; position 0 begins a pass."""
-        now = self._pass
-        self._is_new = False
-        if now is None or (position == 0 and not self._can_rewind(now, is_permuted)):
-            now = self._start(is_permuted, None if now is None else now.trainer)
-        if is_permuted and not now.is_permuted:
-            self._permute(now)
-        key = self.key(now.epoch, int(now.steps[position]))
-        now.served = position
-        batch = self._fetch(key)
-        now.served = position + 1
-        first = self.key(now.epoch, int(now.steps[0]))
-        if position == 0:
-            # A trainer that builds its model takes the first batch, ends the epoch and begins it again.
-            self._kept[first] = batch
+    def end(self) -> None:
+        """Somebody ends a pass: the next epoch follows if all of this one was asked for."""
+        self.is_inside = False
+        if not (self._is_over() and self._moves_on()):
+            return
+        if self.begins or self.steps > _LOOKS or self._is_pending:
+            self.move(self.epoch + 1)
         else:
-            self._kept.pop(first, None)
+            # So few may have been looks of a trainer, which then begins, or a pass of a loop, which asks again.
+            self._is_pending = True
+
+    def iterate(self) -> int:
+        """Begin a pass in order, of the steps that are returned; none right after one of a resumed epoch."""
+        is_second, self._is_short = self._is_short, False
+        if is_second:
+            return 0
+        self.begin()
+        self._is_short = len(self.left) < self.steps
+        return len(self.left)
+
+    def ask(self, index: int) -> tuple[Key, Structure]:
+        """The batch that `index` means."""
+        if self._is_pending:
+            self.move(self.epoch + 1)
+        is_new = index not in self._bound
+        step = self._plan(index) if is_new else self._bound[index]
+        batch = self._fetch(step, lambda: self._likely(index, step, is_new=is_new))
+        self._bound[index] = step
+        self._planned += is_new and self.is_shuffled and index < len(self.left)
+        self._last = index
+        self._asks += 1
+        if self.owner == "trainer":
+            self.asked.append((step, threading.get_ident()))
+        key = self.key(self.epoch, step)
+        if self._asks <= (1 if self.begins else _LOOKS):
+            self._kept[step] = batch
+            self._looked.append(step)
+            return key, copied(batch)
+        while self._looked:
+            self._kept.pop(self._looked.pop(), None)
         return key, batch
 
-    def look(self, index: int, *, is_permuted: bool | None = None, trainer: object = None) -> tuple[Key, Structure]:
-        """Step `index` of the present epoch in arrays of its own; a trainer's first look begins its pass.
+    def move(self, epoch: int, done: Sequence[int] = ()) -> None:
+        """Let the next request be of `epoch`, of which the steps `done` are left out."""
+        self.drop()
+        self._forget()
+        self.epoch, self.done = epoch, sorted(done)
+        self.left = sorted({*range(self.steps)}.difference(done)) if done else range(self.steps)
+        self.owner = "nobody"
 
-        Parameters
-        ----------
-        is_permuted, trainer : as in `begin`, where it is a trainer that looks
-        """
-        key = self.key(self.epoch, index)
-        if index < _LOOKS and is_permuted is not None and self._pass is None:
-            looks = [self.key(self.epoch, step) for step in range(min(_LOOKS, self.steps))]
-            self._read_on(self._start(is_permuted, trainer), looks)
-        if key in self._kept:
-            return key, copied(self._kept[key])
-        if index >= _LOOKS:
-            return key, self.feed.work.read(key)
-        now = self._pass
-        is_before = now is not None and now.served == 0 and trainer is not None and now.trainer is trainer
-        batch = self._kept[key] = self._fetch(key) if is_before else self.feed.work.read(key)
-        return key, copied(batch)
-
-    def end(self, *, starts_over: object = None) -> None:
-        """An epoch ends: the next one follows if all of it was served; what was read ahead is dropped.
-
-        Parameters
-        ----------
-        starts_over : the trainer that only looked at batches to build its model, if one did
-        """
-        now = self._pass
-        if now is None:
-            return
-        if now.is_over and (starts_over is None or starts_over is not now.trainer):
-            self.epoch, self.offset = now.epoch + 1, 0
+    def set_epoch(self, epoch: int, owner: Owner) -> None:
+        """Begin `epoch` anew, or what is left of it; `owner` says it again for each of the others."""
+        if epoch != self.next_epoch or self._is_pending:
+            self.move(epoch)
+        elif self._asks > _LOOKS:
             self.drop()
-        elif now.served > 1:
-            self._close(now)
-
-    def set_epoch(self, epoch: int, offset: int = 0) -> None:
-        """Let the next pass be that of `epoch`, from step `offset` on."""
-        if epoch != self.epoch or offset:
-            self.epoch, self.offset = epoch, offset
+        self._forget()
+        self.owner = owner
 
     def drop(self) -> None:
-        """Forget the present pass and all batches."""
-        if self._pass is not None:
-            self._close(self._pass)
-        self._pass = None
+        """Forget all batches that were read."""
+        while self._runs:
+            self._runs.pop().ahead.close()
         self._kept.clear()
 
-    def walk(self, epoch: int) -> Iterator[tuple[Key, Structure]]:
-        """All batches of an epoch in order, read ahead, apart from what is served."""
-        ahead = self.feed.ahead([self.key(epoch, step) for step in range(self.steps)])
-        try:
-            yield from ahead
-        finally:
-            ahead.close()
+    def _forget(self) -> None:
+        """Let indices mean nothing yet; what was read stays."""
+        self._bound.clear()
+        self._looked.clear()
+        self.asked.clear()
+        self.begins = self._planned = self._asks = 0
+        self._last = -1
+        self._is_pending = False
 
-    def _first(self, is_permuted: bool) -> int:
-        return int(self.order(self.epoch, is_permuted=is_permuted)[self.offset])
+    def _is_over(self) -> bool:
+        return sum(index < len(self.left) for index in self._bound) == len(self.left)
 
-    def _can_rewind(self, now: _Pass, is_permuted: bool) -> bool:
-        same = now.epoch == self.epoch and now.is_permuted == is_permuted
-        return same and now.served <= 1 and len(now.steps) == self.steps - self.offset
+    def _moves_on(self) -> bool:
+        """Whether an epoch that is over is followed by the next without being told."""
+        return self.owner == "nobody" or (self.owner == "user" and self.begins < 2)
 
-    def _start(self, is_permuted: bool, trainer: object) -> _Pass:
-        if self._pass is not None:
-            self._close(self._pass)
-        steps = self.order(self.epoch, is_permuted=is_permuted)[self.offset :]
-        self._pass = _Pass(self.epoch, is_permuted, steps, trainer)
-        ours = {self.key(self.epoch, int(step)) for step in range(self.steps)}
-        self._kept = {key: batch for key, batch in self._kept.items() if key in ours}
-        return self._pass
+    def _plan(self, index: int) -> int:
+        if index >= len(self.left):
+            return self.done[index - len(self.left)]
+        return self.left[self._planned if self.is_shuffled else index]
 
-    def _permute(self, now: _Pass) -> None:
-        """The trainer turns out to shuffle: what it has not got yet comes in our own order."""
-        self._close(now)
-        order = self.order(now.epoch, is_permuted=True)[self.steps - len(now.steps) :]
-        got = now.steps[: now.served]
-        now.steps = np.concatenate([got, order[~np.isin(order, got)]])
-        now.is_permuted = True
+    def _likely(self, index: int, step: int, *, is_new: bool) -> Sequence[int]:
+        """The steps from this one on that will be asked for in this order, if any can be told."""
+        if index >= len(self.left):
+            return ()
+        if self.is_shuffled and is_new:
+            return self.left[self._planned :]
+        is_first = self.begins == 0 and self._asks == 0 and index == 0
+        if not is_first and index != self._last + 1:
+            return ()
+        if not self.is_shuffled:
+            return self.left[index:]
+        known = takewhile(self._bound.__contains__, range(index, len(self.left)))
+        return [self._bound[index] for index in known]
 
-    def _fetch(self, key: Key) -> Structure:
-        if key in self._kept:
-            return self._kept.pop(key)
-        now = self._pass
-        try:
-            if now is None:
-                return self.feed.work.read(key)
-            found, batch = next(self._read_on(now), (None, None))
-            if found == key:
-                return batch
-            # Asked by something that is not in step, such as a thread of an earlier fit.
-            self._close(now)
-            return self.feed.work.read(key)
-        except BaseException:
-            self.drop()
-            raise
+    def _fetch(self, step: int, likely: Callable[[], Sequence[int]]) -> Structure:
+        if step in self._kept:
+            return self._kept.pop(step)
+        for run in self._runs:
+            if run.head == step:
+                return self._follow(run)
+        for run in self._runs if self._fits() else ():
+            if step in run.steps[run.given :]:
+                while (head := run.head) is not None and head != step:
+                    self._kept[head] = self._follow(run)
+                return self._follow(run)
+        if not (steps := likely()):
+            return self.feed.work.read(self.key(self.epoch, step))
+        if self._kept:
+            steps = [step for step in steps if step not in self._kept]
+        while len(self._runs) >= _RUNS:
+            self._runs.pop(0).ahead.close()
+        keys = (self.key(self.epoch, step) for step in steps)
+        self._runs.append(_Run(steps, self.feed.ahead(keys)))
+        return self._follow(self._runs[-1])
 
-    def _read_on(self, now: _Pass, looks: Sequence[Key] = ()) -> ReadAhead:
-        """What reads the rest of a pass ahead, those that are looked at before the others; it works from here on."""
-        if now.ahead is None:
-            keys = [self.key(now.epoch, int(step)) for step in now.steps[now.served :]]
-            now.ahead = self.feed.ahead([key for key in dict.fromkeys([*looks, *keys]) if key not in self._kept])
-            now.ahead.start()
-        return now.ahead
+    def _follow(self, run: _Run) -> Structure:
+        """The next batch of a run."""
+        self._runs.remove(run)
+        _, batch = next(run.ahead)
+        run.given += 1
+        self._runs.append(run)
+        self._nbytes = sum(array.nbytes for array in leaves(batch))
+        return batch
 
-    def _close(self, now: _Pass) -> None:
-        if now.ahead is not None:
-            now.ahead.close()
-            now.ahead = None
+    def _fits(self) -> bool:
+        """Whether all of an epoch may wait, so that no order of indices makes it decode anything again."""
+        is_planned = not self.is_shuffled and bool(self.feed.tandem.planned)
+        return is_planned and self._nbytes * self.steps <= self.feed.readahead_bytes
