@@ -56,6 +56,8 @@ class StoreLock:
         """Let the next writer in; a second call does nothing."""
         self._end()
 
+    close = release  # for contextlib.closing
+
     def forget(self) -> None:
         """In a forked child: the lock is the parent's alone."""
         self._file.close()

@@ -27,7 +27,7 @@ from lazytiles.record import KINDS
 from lazytiles.seeds import fresh_seed
 from lazytiles.sink import StoreSink
 from lazytiles.store import identity
-from lazytiles.stored import StoreArray, refuse_other_rows, replaceable
+from lazytiles.stored import StoreArray, refuse_other_rows, replaceable, tidy
 
 Int64s: TypeAlias = NDArray[np.int64]
 
@@ -376,6 +376,7 @@ def _compare(path: Path, patches: PatchGenerator, batch_size: int) -> None:
         if store.shape != patches.shape or store.dtype != patches.dtype:
             raise replaceable(path, f"its {store.shape} {store.dtype} would be {patches.shape} {patches.dtype} now")
         refuse_other_rows(store, _batches(patches, 0, len(patches), batch_size))
+        tidy(store)
 
 
 def _fill(sink: StoreSink, patches: PatchGenerator, batch_size: int, bar: Progress | None) -> None:

@@ -373,6 +373,8 @@ class StoreSink:
             return
         try:
             if self.is_complete:
+                with contextlib.suppress(OSError):
+                    sweep(self.path, "", self.about.get("labels", {}).get("version"), labels_too=False)
                 return
             if self.layout is None:
                 raise StoreError(f"{self.path}: nothing to store: no rows came and no shape and dtype are given")

@@ -23,7 +23,7 @@ from lazytiles.journal import is_interrupted, labels_path
 from lazytiles.multisource import MultiSourceArray
 from lazytiles.record import file_of, kind_of
 from lazytiles.sink import StoreSink
-from lazytiles.stored import StoreArray, refuse_other_rows, replaceable
+from lazytiles.stored import StoreArray, refuse_other_rows, replaceable, tidy
 
 Report: TypeAlias = Callable[[int, int], object]
 
@@ -310,6 +310,7 @@ class Job:
             if "labels" in store.opened.record.about:
                 about = store.opened.record.about["labels"]
                 self._of_labels(self.beside.labels, False)._compare(labels_path(path, about["version"]))
+            tidy(store)
 
     def _fill(self, sink: StoreSink, progress: bool | Report) -> None:
         total = len(self.tiles)

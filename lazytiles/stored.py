@@ -18,10 +18,11 @@ from lazytiles.errors import StoreError
 from lazytiles.files import FileKey
 from lazytiles.formats import NpyReader, crc_of, first_difference
 from lazytiles.indexing import request
-from lazytiles.journal import StoreLock, failed, is_interrupted, recover
+from lazytiles.journal import StoreLock, failed, is_interrupted, recover, sweep
 from lazytiles.lazy import LazyArray
 from lazytiles.reader import check_limit
 from lazytiles.record import Opened, file_of, open_complete
+from lazytiles.tfrecord import TFRecordReader
 from lazytiles.view import into
 
 Int64s: TypeAlias = NDArray[np.int64]
@@ -219,6 +220,15 @@ def refuse_other_rows(store: StoreArray, blocks: Iterable[tuple[int, NDArray[Any
             raise replaceable(store.path, error) from error
         if row is not None:
             raise replaceable(store.path, f"row {start + row} is the first that would be written otherwise now")
+
+
+def tidy(store: StoreArray) -> None:
+    """Remove what a writer left beside a store that is complete, unless another one is at it."""
+    reader, about = store.opened.reader, store.opened.record.about
+    file = file_of(store.path)
+    with contextlib.suppress(OSError), contextlib.closing(StoreLock(file)):
+        side = reader.side if isinstance(reader, TFRecordReader) else ""
+        sweep(file, side, about.get("labels", {}).get("version"), labels_too=file == store.path)
 
 
 def _file_key(path: Path) -> FileKey:
