@@ -215,6 +215,7 @@ class TFRecordReader:
         self._path = path
         self._members: dict[str, bytes] = {}
         side = _side_of(path) if layout is None else None
+        self.side = "" if side is None else side.name[len(path.name) :]
         if side is not None:
             with zipfile.ZipFile(side) as files:
                 self._members = members_of(files)
