@@ -195,6 +195,13 @@ class DelayedView(Travels, LazyArray):
         self.seed = None
 
     @property
+    def valid(self) -> NDArray[np.bool_] | None:
+        """Which frames of which samples are there, (n, frames), as the source says it; None where all must be."""
+        known = getattr(self.source, "valid", None)
+        whole: NDArray[np.bool_] | None = known if isinstance(known, np.ndarray) else None
+        return None if whole is None else whole[self.samples]
+
+    @property
     def samples(self) -> Int64s:
         """Which sample of the source each position of the current order shows, int64, shape (n,)."""
         return self._samples[self._order]
