@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.cache import cache
-from lazytiles.errors import LazyTilesError, RegionError, require
+from lazytiles.errors import LazyTilesError, RegionError, require, unreadable
 from lazytiles.files import FileKey, pool
 from lazytiles.kinds import (
     PICTURES,
@@ -171,10 +171,10 @@ def _readable(key: FileKey, kind: str) -> Iterator[None]:
     """Turns what another library raises over a damaged file into `RegionError`."""
     try:
         yield
-    except LazyTilesError:
+    except (LazyTilesError, ImportError):
         raise
     except (Exception, RecursionError) as error:
-        raise RegionError(f"{key.path}: not a readable {kind}: {type(error).__name__}: {error}") from error
+        raise RegionError(unreadable(key.path, kind, error)) from error
 
 
 def _open_zarr(key: FileKey) -> Any:
