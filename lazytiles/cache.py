@@ -166,7 +166,7 @@ class SegmentCache:
             self.leave(claim)
 
     def leave(self, claim: Claim) -> None:
-        """End a claim, left already or not, and wake those who wait for it: what must follow `enter`, whatever happens."""
+        """End a claim, and wake those who wait for it: what must follow `enter`, whatever happens."""
         if not claim.keeps:
             return
         with self._lock:
