@@ -17,7 +17,7 @@ from lazytiles.config import settings
 from lazytiles.files import pool
 from lazytiles.page import Page
 from lazytiles.resample import resize
-from lazytiles.rows import RowSink, open_sink
+from lazytiles.rows import FramesFirst, RowSink, cast, open_sink
 from lazytiles.stitch import Canvas
 from lazytiles.window import boxes_from_windows
 
@@ -220,6 +220,7 @@ class Assembly:
         self._rows: list[Array] = []
         self._canvases: dict[str, Canvas] = {}
         self._sinks: dict[str, RowSink] = {}
+        self._dtypes: dict[str, np.dtype[Any]] = {}
         self._moved: set[str] = set()
         self._added = 0
         self._passed = Passed(layout)
@@ -252,8 +253,9 @@ class Assembly:
             if name not in self._sinks:
                 dtype = np.dtype(self._options.dtype or values.dtype) if name == "y" else values.dtype
                 goal = self._goal if name == "y" else None
-                self._sinks[name] = open_sink(goal, (len(self._layout), *values.shape[1:]), dtype, axes=3)
-            self._sinks[name].append(values)
+                sink = open_sink(goal, (len(self._layout), *values.shape[1:]), dtype, axes=3)
+                self._sinks[name], self._dtypes[name] = sink, dtype
+            self._sinks[name].append(cast(values, self._dtypes[name]))
         else:
             self._stitch(name, self._as_maps(name, values))
 
@@ -297,9 +299,8 @@ class Assembly:
     def _canvas(self, name: str, space: tuple[int, ...], windows: Int64s, dtype: np.dtype[Any]) -> Canvas:
         if name in ("y", "map"):
             o = self._options
-            return Canvas(
-                space, blend=o.blend, dtype=o.dtype, fill=o.fill, out=self._goal, boxes=boxes_from_windows(windows)
-            )
+            goal = FramesFirst(self._goal) if name in self._moved and self._goal is not None else self._goal
+            return Canvas(space, blend=o.blend, dtype=o.dtype, fill=o.fill, out=goal, boxes=boxes_from_windows(windows))
         return Canvas(space, blend="crop", fill=None if dtype.kind in "fc" else 0, boxes=boxes_from_windows(windows))
 
     def finish(self, seconds: float) -> dict[str, Any]:
@@ -327,7 +328,7 @@ class Assembly:
         if name in self._sinks:
             return self._sinks[name].close()
         whole = self._canvases[name].finish()
-        if name in self._moved and isinstance(whole, np.ndarray):
+        if name in self._moved and (name != "y" or self._goal is None):  # else its sink has put them in front
             return np.moveaxis(whole, len(self._place[0]) if self._place else 0, 0)
         return whole
 

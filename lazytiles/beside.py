@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lazytiles.errors import StoreError
+from lazytiles.journal import labels_path
 from lazytiles.multisource import MultiSourceArray
 from lazytiles.stored import StoreArray
 
@@ -61,6 +63,30 @@ class Beside:
             found["table.parquet"] = buffer.getvalue()
         return found
 
+    def difference(self, other: Beside) -> str | None:
+        """What of another is not the same, such as ``"label of row 3"``; None where all is. Mask labels are not read.
+
+        >>> Beside(np.array([1, 2])).difference(Beside(np.array([1, 3])))
+        'label of row 1'
+        """
+        for name in ("labels", "valid", "order"):
+            one, two = (_array_of(getattr(beside, name)) for beside in (self, other))
+            if one is None and two is None:
+                continue
+            if one is None or two is None or one.shape != two.shape or one.dtype.kind != two.dtype.kind:
+                return f"{name} of all rows"
+            unequal = (one != two) & ~((one != one) & (two != two))
+            if unequal.any():
+                row = int(unequal.reshape(len(unequal), -1).any(axis=1).argmax())
+                return f"{'label' if name == 'labels' else name} of row {row}"
+        if isinstance(self.labels, np.ndarray | None) != isinstance(other.labels, np.ndarray | None):
+            return "labels of all rows"
+        if (self.tabular, self.seed, self.table is None) != (other.tabular, other.seed, other.table is None):
+            return "table or order of all rows"
+        if self.table is not None and other.table is not None:
+            return _table_difference(self.table, other.table)
+        return None
+
     @classmethod
     def load(cls, store: StoreArray) -> Beside:
         """What a store carries beside its rows."""
@@ -85,6 +111,22 @@ class Beside:
         )
 
 
+def _array_of(values: Any) -> NDArray[Any] | None:
+    """What a store keeps of an array of labels and the like; None of what is lazy."""
+    return np.load(io.BytesIO(_saved(values))) if isinstance(values, np.ndarray) else None
+
+
+def _table_difference(one: pd.DataFrame, two: pd.DataFrame) -> str | None:
+    if list(one.columns) != list(two.columns) or len(one) != len(two):
+        return "table's columns or length"
+    for name in one.columns:
+        first, second = one[name].astype(object), two[name].astype(object)
+        unequal = ((first != second) & ~(first.isna() & second.isna())).to_numpy()
+        if unequal.any():
+            return f"{name} in the table of row {int(unequal.argmax())}"
+    return None
+
+
 def _saved(values: NDArray[Any]) -> bytes:
     if values.dtype.kind == "O":
         # Text only: objects of other kinds would need pickle, which runs code when it is loaded.
@@ -96,14 +138,15 @@ def _saved(values: NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def labels_path(path: Path) -> Path:
-    """Where the mask labels of a store lie."""
-    return path.with_name(f"{path.stem}.labels{path.suffix}")
+def label_store(path: Path, about: Mapping[str, Any], *, check: bool) -> StoreArray:
+    """The mask labels that were written with a store, or a StoreError when they are others.
 
-
-def label_store(path: Path, uid: str, *, check: bool) -> StoreArray:
-    """The mask labels that were written with a store, or a StoreError when they are others."""
-    labels = StoreArray(labels_path(path), check=check)
-    if labels.opened.record.uid != uid:
+    Parameters
+    ----------
+    path : the store
+    about : its record's words of them: their version and uid
+    """
+    labels = StoreArray(labels_path(path, int(about["version"])), check=check)
+    if labels.opened.record.uid != about["uid"]:
         raise StoreError(f"{labels.path} is not the one that was written with {path}; export both again")
     return labels

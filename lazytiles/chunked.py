@@ -63,7 +63,7 @@ class HDF5Format:
         """See `Format.sync`."""
         self._data.flush()
 
-    def finish(self, rows: int, members: Mapping[str, bytes]) -> None:
+    def finish(self, rows: int, members: Mapping[str, bytes]) -> str:
         """See `Format.finish`."""
         h5py = require("h5py", extra="hdf5")
         self.close()
@@ -75,6 +75,7 @@ class HDF5Format:
             group = file.create_group("lazytiles")
             for name, content in members.items():
                 group.create_dataset(name, data=np.frombuffer(content, np.uint8))
+        return ""
 
     def adopt(self, store: Path, path: Path, chunks: int) -> bool:
         """Not possible: an HDF5 file that is written must be its writer's from the start."""
@@ -182,7 +183,7 @@ class ZarrFormat:
     def sync(self) -> None:
         """Nothing: every chunk is its own file, renamed when complete."""
 
-    def finish(self, rows: int, members: Mapping[str, bytes]) -> None:
+    def finish(self, rows: int, members: Mapping[str, bytes]) -> str:
         """See `Format.finish`."""
         self._set_length(rows)
         for leftover in self._path.rglob("*.partial"):
@@ -192,6 +193,7 @@ class ZarrFormat:
         for name, content in members.items():
             (place / name).write_bytes(content)
         self.close()
+        return ""
 
     def adopt(self, store: Path, path: Path, chunks: int) -> bool:
         """Link the chunk files, but for those that will be written again: a link shares what is written."""
@@ -300,7 +302,7 @@ class Blosc2Format:
     def sync(self) -> None:
         """Nothing: a chunk is in the file, behind the earlier ones, when it has been put."""
 
-    def finish(self, rows: int, members: Mapping[str, bytes]) -> None:
+    def finish(self, rows: int, members: Mapping[str, bytes]) -> str:
         """See `Format.finish`."""
         if len(self._array) != rows:
             self._array.resize((rows, *self._layout.shape))
@@ -309,6 +311,7 @@ class Blosc2Format:
         for name, content in members.items():
             owner.vlmeta[name] = content
         self.close()
+        return ""
 
     def adopt(self, store: Path, path: Path, chunks: int) -> bool:
         """Not possible: a frame is one file that its writer rewrites in part."""

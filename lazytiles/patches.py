@@ -7,7 +7,7 @@ import math
 import operator
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from html import escape
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,14 +18,16 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from lazytiles.cut import cut, spatial_axes
+from lazytiles.errors import StoreError
 from lazytiles.indexing import request
+from lazytiles.journal import is_interrupted
 from lazytiles.pixels import AllPixels, MaskPixels, Scatter
 from lazytiles.reader import check_limit
 from lazytiles.record import KINDS
 from lazytiles.seeds import fresh_seed
 from lazytiles.sink import StoreSink
 from lazytiles.store import identity
-from lazytiles.stored import is_store_of
+from lazytiles.stored import StoreArray, refuse_other_rows, replaceable
 
 Int64s: TypeAlias = NDArray[np.int64]
 
@@ -301,17 +303,18 @@ def create_dataset(
     with Progress(*columns, console=Console(stderr=True)) if progress else nullcontext() as bar:
         for value, patches in generators.items():
             store, fingerprint = stores[value], _fingerprint(patches, value)
-            if resume and not overwrite and is_store_of(store, fingerprint):
+            if resume and not overwrite and (store.exists() or is_interrupted(store)):
+                _compare(store, patches, batch_size)
                 continue
             facts: dict[str, Any] = {
                 "fingerprint": fingerprint,
                 "about": {"fingerprint": fingerprint},
                 "length": len(patches),
             }
-            sink = StoreSink(
+            with StoreSink(
                 store, KINDS[format], options, chunk=batch_size, overwrite=overwrite, resume=resume, **facts
-            )
-            _fill(sink, patches, batch_size, bar)
+            ) as sink:
+                _fill(sink, patches, batch_size, bar)
     return stores
 
 
@@ -321,16 +324,31 @@ def _fingerprint(patches: PatchGenerator, value: Any) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
 
-def _fill(sink: StoreSink, patches: PatchGenerator, batch_size: int, bar: Progress | None) -> None:
+def _batches(patches: PatchGenerator, first: int, last: int, size: int) -> Iterator[tuple[int, NDArray[Any]]]:
+    for start in range(first, last, size):
+        yield start, patches.take(np.arange(start, min(start + size, last)))
+
+
+def _compare(path: Path, patches: PatchGenerator, batch_size: int) -> None:
+    """Refuse a complete store that is damaged or has other patches."""
     try:
-        if sink.layout is None:
-            sink.begin(patches.shape[1:], patches.dtype)
-        task = None if bar is None else bar.add_task(sink.path.stem, total=len(patches), completed=sink.rows)
-        for start in range(sink.rows, len(patches), batch_size):
-            batch = np.arange(start, min(start + batch_size, len(patches)))
-            sink.append(patches.take(batch))
-            if bar is not None and task is not None:
-                bar.advance(task, len(batch))
-        sink.close()
-    finally:
-        sink.abort()
+        store = StoreArray(path)
+    except StoreError as error:
+        raise replaceable(path, str(error), error) from error
+    with closing(store):
+        if store.shape != patches.shape or store.dtype != patches.dtype:
+            raise replaceable(path, f"its {store.shape} {store.dtype} would be {patches.shape} {patches.dtype} now")
+        refuse_other_rows(store, _batches(patches, 0, len(patches), batch_size))
+
+
+def _fill(sink: StoreSink, patches: PatchGenerator, batch_size: int, bar: Progress | None) -> None:
+    if sink.layout is None:
+        sink.begin(patches.shape[1:], patches.dtype)
+    if sink.rows:
+        sink.compare(_batches(patches, 0, sink.rows, batch_size))
+    task = None if bar is None else bar.add_task(sink.path.stem, total=len(patches), completed=sink.rows)
+    for _, rows in _batches(patches, sink.rows, len(patches), batch_size):
+        sink.append(rows)
+        if bar is not None and task is not None:
+            bar.advance(task, len(rows))
+    sink.close()

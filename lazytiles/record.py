@@ -24,7 +24,7 @@ from lazytiles.chunked import (
 )
 from lazytiles.errors import StoreError
 from lazytiles.formats import RECORD, Format, Layout, NpyFormat, NpyReader, Reader
-from lazytiles.journal import PARTIAL, partials
+from lazytiles.journal import PARTIAL, cause_of, failed, partials
 from lazytiles.tfrecord import TFRecordFormat, TFRecordReader
 
 VERSION = 1
@@ -134,11 +134,16 @@ def open_complete(path: Path) -> Opened:
     ------
     StoreError : it is not there, unfinished, damaged, or was not written by lazytiles
     """
-    if not path.exists():
-        raise StoreError(_absence(path))
-    if PARTIAL in path.name:
-        raise StoreError(f"{path} is an unfinished partial, not a store; finish it with resume=True")
-    kind = _kind_at(path)
+    try:
+        if not path.exists():
+            raise StoreError(_absence(path))
+        if PARTIAL in path.name:
+            raise StoreError(f"{path} is an unfinished partial, not a store; finish it with resume=True")
+        kind = _kind_at(path)
+    except OSError as error:
+        if isinstance(error, StoreError):
+            raise
+        raise failed(f"{path} cannot be opened: {cause_of(error)}", error) from error
     try:
         reader = kind.reader(path)
         try:
@@ -151,7 +156,7 @@ def open_complete(path: Path) -> Opened:
     except (StoreError, ImportError):
         raise
     except Exception as error:
-        raise StoreError(f"{path} cannot be opened as a {kind.name} store: {error}") from error
+        raise failed(f"{path} cannot be opened as a {kind.name} store: {error}", error) from error
     return Opened(path, reader, record, members, digests)
 
 

@@ -19,7 +19,7 @@ from lazytiles.cluster import Loaded, in_order
 from lazytiles.flow import BatchFlow
 from lazytiles.multisource import MultiSourceArray
 from lazytiles.paths import is_component
-from lazytiles.rows import FILES, Rerun, refuse_existing, sweep
+from lazytiles.rows import FILES, Replacing, check_out, sweep
 
 Batch = NDArray[Any]
 READAHEAD_BYTES = 32 * 2**20
@@ -114,7 +114,7 @@ def _scans_on(
     paths = [None if goal is None else Path(goal) for goal in outs]
     for path in paths:
         if path is not None:
-            refuse_existing(path)  # before any work; later it would be the work of a task that runs again
+            check_out(path)  # before any work; later it would be the work of a task that runs again
     parts = [(layout.positions, path) for layout, path in zip(layouts, paths, strict=True)]
     with closing(in_order(client, _scan_on_worker, (model, tiles, options), parts)) as scans:
         for scan, path in zip(scans, paths, strict=True):
@@ -126,7 +126,7 @@ def _scans_on(
 def _scan_on_worker(shared: tuple[Loaded, Any, dict[str, Any]], part: tuple[NDArray[np.int64], Any]) -> dict[str, Any]:
     model, tiles, options = shared
     positions, path = part
-    out = None if path is None else lambda _: Rerun(path)
+    out = None if path is None else lambda _: Replacing(path)
     return next(iter(predict(model, tiles.select(positions), out=out, **options)))
 
 

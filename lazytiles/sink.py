@@ -7,19 +7,19 @@ import io
 import os
 import secrets
 import time
+import weakref
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.errors import StoreError
-from lazytiles.formats import RECORD, Layout, Reader, crc_of
-from lazytiles.journal import Entry, Journal, StoreLock, partials, publish, recover, sweep, sync_tree
+from lazytiles.formats import RECORD, Format, Layout, Reader, crc_of, crcs_of, first_difference
+from lazytiles.journal import Entry, Journal, StoreLock, cause_of, failed, partials, publish, recover, sweep, sync_tree
 from lazytiles.record import Kind, Opened, Record, open_complete
-from lazytiles.tfrecord import SIDE
 
 _STEP_BYTES = 64 * 2**20
 _COMMIT_S = 0.5
@@ -71,9 +71,11 @@ class StoreSink:
         self._kind = kind
         self._format = kind.writer(options)
         self._members = dict(members or {})
-        self._about = dict(about or {})
+        self.about = dict(about or {})
         self._length = length
         self._sync = sync
+        self._overwrite = overwrite
+        self._whole = False  # whether a complete store is all that is asked for
         self._header: dict[str, Any] = {
             "format": kind.name,
             "chunk": chunk,
@@ -87,31 +89,56 @@ class StoreSink:
         self.tail = b""
         self._journal: Journal | None = None
         self._committed_at = time.monotonic()
-        if not self.path.parent.is_dir():
-            raise StoreError(f"{path}: there is no directory {self.path.parent}; make it first")
-        self._lock: StoreLock | None = StoreLock(self.path)
+        self._lock: StoreLock | None = None
+        self._dropped = weakref.finalize(self, _let_go, self._format, os.getpid())
         try:
-            self._start(mode, overwrite, resume)
+            with self._clean("opening"):
+                if not self.path.parent.is_dir():
+                    raise StoreError(f"{path}: there is no directory {self.path.parent}; make it first")
+                self._lock = StoreLock(self.path)
+                self._start(mode, resume)
         except BaseException:
             self.abort()
             raise
 
-    def _start(self, mode: str, overwrite: bool, resume: bool) -> None:
+    def _start(self, mode: str, resume: bool) -> None:
         recover(self.path)
+        left = next((j for j in partials(self.path) if self._continues(j)), None) if resume else None
         base: Opened | None = None
-        if self.path.exists() and not overwrite:
-            if mode == "w":
+        if self.path.exists() and not self._overwrite:
+            if mode == "w" and (left is not None or not resume):
                 raise StoreError(f"{self.path} exists; pass overwrite=True to replace it, mode='a' to append")
             base = open_complete(self.path)
-            self._check_base(base)
         try:
-            left = next((j for j in partials(self.path) if resume and self._continues(j)), None)
+            if base is not None and mode == "w":
+                self._take(base)
+                return
+            if base is not None:
+                self._check_base(base)
+                left = next((j for j in partials(self.path) if self._continues(j)), None) if resume else None
             carried = left is not None and self._carry_on(left)
             if base is not None and not carried:
                 self._append_to(base)
         finally:
             if base is not None:
                 base.reader.close()
+
+    def _take(self, base: Opened) -> None:
+        """Have a complete store as it is: what a writer left that was killed after its last rename."""
+        record = base.record
+        mine = (self._header["fingerprint"], self._header["chunk"], self._length or record.rows)
+        if mine != (record.about.get("fingerprint", ""), record.layout.chunk, record.rows):
+            raise StoreError(
+                f"{self.path} exists and is complete, with {record.rows} rows in chunks of {record.layout.chunk} "
+                "of another writer; pass overwrite=True to replace it, mode='a' to append"
+            )
+        start = 0
+        for crc in base.digests.tolist():
+            stop = min(start + record.layout.chunk, record.rows)
+            if crc_of(base.reader.read(start, stop)) != crc:
+                raise StoreError(f"{self.path} is damaged in rows {start} to {stop}; pass overwrite=True to replace it")
+            start = stop
+        self.layout, self.rows, self._whole = record.layout, record.rows, True
 
     def _check_base(self, base: Opened) -> None:
         extra = sorted(set(base.members) - {RECORD, "digests.npy"})
@@ -215,6 +242,8 @@ class StoreSink:
         ------
         StoreError : the disk is full or the write failed otherwise; what is safe stays in the partial
         """
+        if self._whole:
+            raise StoreError(f"{self.path} is complete with {self.rows} rows; pass mode='a' to append")
         if self.layout is None:
             self.begin(rows.shape[1:], rows.dtype)
         assert self.layout is not None  # for mypy: begin has set it
@@ -245,6 +274,53 @@ class StoreSink:
         self._format.sync()
         journal.commit()
         self._committed_at = time.monotonic()
+
+    def compare(self, blocks: Iterable[tuple[int, NDArray[Any]]]) -> None:
+        """Refuse to go on with a partial unless its rows are these; with `overwrite` begin it anew instead.
+
+        Parameters
+        ----------
+        blocks : the first row of each block, and its rows: whole chunks, but for the last of the store
+
+        Raises
+        ------
+        StoreError : names the first row that is another
+        """
+        journal, layout = self._started(), self.layout
+        assert layout is not None  # for mypy: a partial that goes on has one
+        held = {entry.stop: entry.crc for entry in journal.entries}
+        for start, rows in blocks:
+            stops = [
+                min(start + first + layout.chunk, start + len(rows)) for first in range(0, len(rows), layout.chunk)
+            ]
+            crcs = crcs_of(rows, layout.chunk)
+            wrong = next((k for k, stop in enumerate(stops) if held.get(stop, crcs[k]) != crcs[k]), None)
+            if wrong is None:
+                continue
+            if not self._overwrite:
+                first = wrong * layout.chunk
+                raise self._other(journal, layout, start + first, rows[first : first + layout.chunk])
+            with self._clean("starting again"):
+                self._format.close()
+                journal.discard()
+                self.rows, self.tail = 0, b""
+            self.begin(layout.shape, layout.dtype)
+            return
+
+    def _other(self, journal: Journal, layout: Layout, start: int, rows: NDArray[Any]) -> StoreError:
+        """The error that names the first row of a chunk of the partial that is not as given."""
+        notes = [entry.note for entry in journal.entries]
+        self.abort()
+        reader = self._reader_of(journal, layout, notes)
+        where = f"one of the rows {start} to {start + len(rows)}"
+        if reader is not None:
+            with contextlib.closing(reader), contextlib.suppress(Exception):  # The chunk is named at least.
+                row = first_difference(reader.read(start, start + len(rows)), rows)
+                where = where if row is None else f"row {start + row}"
+        return StoreError(
+            f"{self.path}: {where} of what is there already ({journal.partial.name}) is not as it would be written "
+            "now, so this is another export; pass overwrite=True to begin anew"
+        )
 
     def flush(self, tail: NDArray[Any]) -> None:
         """Make every row survive the death of this process; `tail` is the rows after the last whole chunk."""
@@ -287,6 +363,8 @@ class StoreSink:
         if self._lock is None:
             return
         try:
+            if self._whole:
+                return
             if self.layout is None:
                 raise StoreError(f"{self.path}: nothing to store: no rows came and no shape and dtype are given")
             if self._header["scattered"]:
@@ -311,29 +389,38 @@ class StoreSink:
         members = {**self._members, "digests.npy": buffer.getvalue()}
         assert self.layout is not None  # for mypy: close has looked
         crcs = {name: zlib.crc32(content) for name, content in members.items()}
-        record = Record(self._kind.name, self.rows, self.layout, secrets.token_hex(8), crcs, self._about)
-        self._format.finish(self.rows, {**members, RECORD: record.dump()})
+        record = Record(self._kind.name, self.rows, self.layout, secrets.token_hex(8), crcs, self.about)
+        side = self._format.finish(self.rows, {**members, RECORD: record.dump()})
         if self._sync:
             sync_tree(journal.partial)
-        publish(journal.partial, self.path, beside=SIDE)
+        publish(journal.partial, self.path, side)
         self._journal = None
-        sweep(self.path)
+        with contextlib.suppress(OSError):  # The store is complete; what is left beside it goes another time.
+            sweep(self.path, side, self.about.get("labels", {}).get("version"))
 
     def abort(self) -> None:
         """Leave the store as it was; what is safe stays in the partial, for `resume`."""
-        if self._lock is None:
+        lock, self._lock = self._lock, None
+        if lock is None:
             return
-        journal, self._journal = self._journal, None
-        with contextlib.suppress(Exception):
-            if journal is not None:
-                self._format.sync()
-                journal.commit()
-        with contextlib.suppress(Exception):
-            self._format.close()
-        if journal is not None and self._is_idle(journal):
-            journal.discard()
-        self._lock.release()
-        self._lock = None
+        try:
+            journal, self._journal = self._journal, None
+            with contextlib.suppress(Exception):
+                if journal is not None:
+                    self._format.sync()
+                    journal.commit()
+            self._dropped()
+            with contextlib.suppress(OSError):
+                if journal is not None and self._is_idle(journal):
+                    journal.discard()
+        finally:
+            lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.abort()
 
     def _is_idle(self, journal: Journal) -> bool:
         """Whether a partial holds nothing that the store has not: then it is not worth keeping."""
@@ -344,19 +431,23 @@ class StoreSink:
     def _clean(self, doing: str) -> Iterator[None]:
         try:
             yield
-        except (StoreError, ImportError, TypeError):
-            self.abort()
-            raise
-        except Exception as error:
+        except BaseException as error:
             journal = self._journal
             self.abort()
-            cause = str(error).partition("\n")[0].strip() or type(error).__name__
-            failure = StoreError(
-                f"{self.path}: {doing} failed: {cause}; {journal.rows if journal else 0} rows are safe in "
-                "the unfinished partial: make room or mend the cause, then write on with resume=True"
-            )
-            failure.errno = getattr(error, "errno", None)
-            raise failure from error
+            if isinstance(error, StoreError | ImportError | TypeError) or not isinstance(error, Exception):
+                raise
+            raise failed(
+                f"{self.path}: {doing} failed: {cause_of(error)}; {journal.rows if journal else 0} rows are safe "
+                "in the unfinished partial: make room or mend the cause, then write on with resume=True",
+                error,
+            ) from error
+
+
+def _let_go(form: Format, process: int) -> None:
+    """Close what a sink has open, without completing it; a forked child leaves that to its parent."""
+    if os.getpid() == process:
+        with contextlib.suppress(Exception):
+            form.close()
 
 
 def _intact(reader: Reader, entries: list[Entry], layout: Layout) -> Iterator[Entry]:

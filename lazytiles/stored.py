@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from lazytiles.cache import cache
 from lazytiles.errors import StoreError
 from lazytiles.files import FileKey
-from lazytiles.formats import NpyReader, crc_of
+from lazytiles.formats import NpyReader, crc_of, first_difference
 from lazytiles.indexing import request
-from lazytiles.journal import StoreLock, is_interrupted, recover
+from lazytiles.journal import StoreLock, failed, is_interrupted, recover
 from lazytiles.lazy import LazyArray
 from lazytiles.reader import check_limit
 from lazytiles.record import Opened, open_complete
@@ -146,12 +146,12 @@ class StoreArray(LazyArray):
                 rows = self.opened.reader.read(start, stop)
         except Exception as error:  # Libraries raise anything over damaged bytes.
             self._check_identity()
-            raise StoreError(f"{self.path}: rows {start} to {stop} cannot be read: {error}") from error
+            raise failed(f"{self.path}: rows {start} to {stop} cannot be read: {error}", error) from error
         self._check_identity()
         return rows
 
     def _check_identity(self) -> None:
-        if not self._opened.reader.holds and not (self.path.exists() and _file_key(self.path) == self._key):
+        if not self._opened.reader.holds and _file_key(self.path) != self._key:
             raise StoreError(f"{self.path} was replaced or removed meanwhile; open it again")
 
     def _checked(self, number: int, block: NDArray[Any]) -> NDArray[Any]:
@@ -194,21 +194,40 @@ class StoreArray(LazyArray):
         return f"<StoreArray {self.path}: {self.shape} {self.dtype}>"
 
 
-def is_store_of(path: Path, fingerprint: str) -> bool:
-    """Whether a complete store is there whose writer had this fingerprint.
+def replaceable(path: Path, what: str, cause: BaseException | None = None) -> StoreError:
+    """The error of a complete store that is not what `resume` would write."""
+    failure = StoreError(f"{path} exists; pass overwrite=True to replace it: {what}")
+    failure.__cause__ = cause
+    return failure
+
+
+def refuse_other_rows(store: StoreArray, blocks: Iterable[tuple[int, NDArray[Any]]]) -> None:
+    """Make sure that a complete store has these rows.
+
+    Parameters
+    ----------
+    store : has as many rows as the blocks
+    blocks : the first row of each block, and its rows
 
     Raises
     ------
-    StoreError : what is there is not a complete store
+    StoreError : names the first row that is another, or rows that are damaged
     """
-    if not path.exists():
-        return False
-    with contextlib.closing(StoreArray(path)) as store:
-        return store.opened.record.about.get("fingerprint") == fingerprint
+    for start, rows in blocks:
+        try:
+            there = store[start : start + len(rows)]
+        except StoreError as error:
+            raise replaceable(store.path, str(error), error) from error
+        row = None if there.shape != rows.shape or there.dtype != rows.dtype else first_difference(there, rows)
+        if row is not None or there.shape != rows.shape or there.dtype != rows.dtype:
+            raise replaceable(store.path, f"row {start + (row or 0)} is the first that would be written otherwise now")
 
 
 def _file_key(path: Path) -> FileKey:
-    facts = path.stat()
+    try:
+        facts = path.stat()
+    except OSError as error:
+        raise failed(f"{path} was replaced or removed meanwhile; open it again", error) from error
     return FileKey(str(path), facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +14,7 @@ from typing import Any, NoReturn, Protocol, Self
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from lazytiles.errors import LazyTilesError
+from lazytiles.errors import LazyTilesError, StoreError
 from lazytiles.record import KINDS, kind_of
 from lazytiles.sink import StoreSink
 
@@ -89,6 +90,7 @@ class BufferedWriter:
         self._held_rows = 0
         self._rows = 0
         self._open = True
+        self._broken = False
         self._lock = threading.Lock()
 
     def write(self, rows: ArrayLike) -> None:
@@ -109,8 +111,19 @@ class BufferedWriter:
                 raise RowsError("the writer is closed; open a new one")
             self._check(given)
             rows_ = np.ascontiguousarray(given, dtype=self._dtype)
-            self._rows += len(rows_)
-            self._take(rows_)
+            with self._whole_or_broken():
+                self._rows += len(rows_)
+                self._take(rows_)
+
+    @contextmanager
+    def _whole_or_broken(self) -> Iterator[None]:
+        """Rows that were handed on in part cannot be handed on again: the writer ends, and its lock with it."""
+        try:
+            yield
+        except BaseException:
+            self._open, self._broken = False, True
+            getattr(self._sink, "abort", self._sink.close)()
+            raise
 
     def _check(self, rows: NDArray[Any]) -> None:
         if rows.ndim == 0:
@@ -163,34 +176,39 @@ class BufferedWriter:
         """
         with self._lock:
             if self._open and self._dtype is not None and self._shape is not None:
-                rows = self._let_go() if self._held else np.empty((0, *self._shape), self._dtype)
-                keep = getattr(self._sink, "flush", None)
-                if keep is None:
-                    if len(rows):
+                with self._whole_or_broken():
+                    rows = self._let_go() if self._held else np.empty((0, *self._shape), self._dtype)
+                    keep = getattr(self._sink, "flush", None)
+                    if keep is not None:
+                        keep(rows)
+                    if keep is None and len(rows):
                         self._sink.append(rows)
-                    return
-                keep(rows)
-                if len(rows):
-                    self._held, self._held_rows = [rows], len(rows)
+                    elif len(rows):
+                        self._held, self._held_rows = [rows], len(rows)
 
     def close(self) -> None:
         """Write the rest and close the sink; a second call does nothing.
 
         Raises
         ------
-        StoreError : the store cannot be completed
+        StoreError : the store cannot be completed, or an earlier write has failed
         """
         with self._lock:
+            if self._broken:
+                self._broken = False
+                raise StoreError(f"{self!r} is not complete: an earlier write failed; open a new writer")
             if not self._open:
                 return
-            self._open = False
-            if self._held:
-                self._sink.append(self._let_go())
-            self._sink.close()
+            with self._whole_or_broken():
+                if self._held:
+                    self._sink.append(self._let_go())
+                self._sink.close()
+                self._open = False
 
     def abort(self) -> None:
         """Stop without completing the store."""
         with self._lock:
+            self._broken = False
             if self._open:
                 self._open = False
                 getattr(self._sink, "abort", self._sink.close)()

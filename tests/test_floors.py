@@ -173,12 +173,12 @@ def test_only_the_bytes_floor_opens_images(path: Path) -> None:
 @pytest.mark.parametrize("path", modules(), ids=name_of)
 def test_rooms_are_small(path: Path) -> None:
     text = path.read_text()
-    assert text.count("\n") <= 400, f"{path.name} has {text.count(chr(10))} lines; at most 400"
+    assert text.count("\n") <= 500, f"{path.name} has {text.count(chr(10))} lines; at most 500"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None
             lines = node.end_lineno - node.lineno + 1 - len((ast.get_docstring(node) or "").splitlines())
-            assert lines <= 50, f"{path.name}:{node.lineno}: {node.name} has {lines} lines; at most 50"
+            assert lines <= 60, f"{path.name}:{node.lineno}: {node.name} has {lines} lines; at most 60"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 
 import numpy as np
@@ -177,6 +178,68 @@ def test_outputs_are_folders_paths_mappings_functions_and_arrays(scene, tmp_path
         predict(identity, tiles, out={"b": arrays["b"]})
     with pytest.raises(ValueError, match=r"one file for 3 regions; write \{id\}"):
         predict(identity, tiles, out=tmp_path / "x.tif")
+
+
+@pytest.fixture
+def years(tmp_path):
+    """Two regions in two years, and tiles of both years."""
+    rng, rows, images = np.random.default_rng(0), [], {}
+    for year in ("2017", "2018"):
+        (tmp_path / year).mkdir()
+        for name, shape in (("a", (300, 40)), ("b", (64, 64))):
+            images[year, name] = rng.integers(0, 255, (*shape, 3), np.uint8)
+            tifffile.imwrite(tmp_path / year / f"{name}.tif", images[year, name], tile=(32, 32), compression="zlib")
+            rows += [(*row[:2], year, *row[2:]) for row in grid(name, shape, 32, 30)]
+    names = ["tile_id", "region_id", "label_id", "xmin", "ymin", "xmax", "ymax"]
+    return lt.open_tiles(pd.DataFrame(rows, columns=names), tmp_path, frames=["2017", "2018"])
+
+
+@pytest.mark.parametrize("kind", ["npy", "zarr", "tif", "arrays"])
+def test_predictions_have_one_shape_wherever_they_go(years, tmp_path, kind):
+    if kind == "zarr":
+        pytest.importorskip("zarr")
+    plain = MultiSourceArray([np.random.default_rng(0).random((n, 8, 9, 1), np.float32) for n in (1, 5)])
+    for number, (tiles, function) in enumerate(
+        [
+            (years, identity),
+            (years, lambda x: x[:, -1].mean(axis=-1, keepdims=True)),
+            (years, lambda x: x[:, -1].mean(axis=-1)),
+            (plain, identity),
+            (plain, lambda x: x[..., 0]),
+        ]
+    ):
+        expected = {scan["id"]: scan["y_pred"] for scan in predict(function, tiles, dtype="float32")}
+        out = str(tmp_path / f"maps{number}/{{id}}.{kind}")
+        if kind == "arrays":
+            out = {name: np.zeros(whole.shape, np.float32) for name, whole in expected.items()}
+        if kind == "tif" and number == 0:
+            with pytest.raises(ValueError, match=r"a TIFF holds one row of channels.*choose \.npy or \.zarr"):
+                next(predict(function, tiles, out=out))
+            continue
+        for scan in predict(function, tiles, out=out, dtype="float32"):
+            found = scan["y_pred"]
+            assert found.shape == expected[scan["id"]].shape
+            np.testing.assert_array_equal(np.asarray(found[:]), expected[scan["id"]])
+            if kind == "arrays":
+                assert found is out[scan["id"]]
+            assert pickle.loads(pickle.dumps(found)).shape == found.shape
+
+
+def test_an_array_without_an_axis_for_the_one_channel_gets_it(scene):
+    folder, table, images, _ = scene
+    arrays = {name: np.zeros(shape, np.uint8) for name, shape in SHAPES.items()}
+    for scan in predict(lambda x: x[..., :1], lt.open_tiles(table, folder), out=arrays):
+        np.testing.assert_array_equal(scan["y_pred"], images[scan["id"]][..., :1])
+        np.testing.assert_array_equal(arrays[scan["id"]], images[scan["id"]][..., 0])
+
+
+def test_samples_of_arrays_are_rounded_and_clipped_too(tmp_path):
+    volume = np.array([300.7, -3, 1.6, 2.5], np.float32).reshape(1, 2, 2, 1)
+    for out in (None, tmp_path / "a.npy", tmp_path / "a.tif", np.zeros(volume.shape, np.uint8)):
+        (scan,) = predict(identity, volume, dtype="uint8", out=out)
+        assert np.asarray(scan["y_pred"]).ravel().tolist() == [255, 0, 2, 2]
+    with pytest.raises(ValueError, match="the values hold NaN, which uint8 cannot"):
+        next(predict(lambda x: x * np.nan, volume, out=np.zeros(volume.shape, np.uint8)))
 
 
 def test_one_class_or_number_a_tile_becomes_a_table_and_a_map(scene):
