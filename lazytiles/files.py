@@ -18,13 +18,46 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from lazytiles.config import count, settings
 from lazytiles.errors import RegionError
 from lazytiles.remote import is_remote, remote
 
-_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+_FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+
+
+def open_plain(path: str | os.PathLike[str], flags: int = os.O_RDONLY, *, links: bool = True) -> int:
+    """A descriptor of a regular file, never waiting for a FIFO or a device; also an `opener` of `open`.
+
+    Parameters
+    ----------
+    path : the file
+    flags : of `os.open`
+    links : whether the path itself may be a link, as a user's own may
+
+    Raises
+    ------
+    OSError : missing, unreadable, a link that is refused, or a FIFO, device, directory or socket
+    """
+    try:
+        fd = os.open(path, flags | _FLAGS | (0 if links else getattr(os, "O_NOFOLLOW", 0)), 0o666)
+    except OSError as error:
+        if links or error.errno != errno.ELOOP:
+            raise
+        raise OSError(errno.ELOOP, "is a link, which may lead anywhere; refused", os.fspath(path)) from None
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file", os.fspath(path))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+unlinked = partial(open_plain, links=False)
+"""The `opener` for files inside a store and beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,18 +143,18 @@ class FilePool:
             count("files_opened")
             return FileKey(path, 0, 0, *remote.identify(path))
         fd = self._open(path)
+        handle: _Handle | None = None
         try:
             key = _key_of(path, os.fstat(fd))
-        except BaseException:
-            os.close(fd)
-            raise
-        with self._lock:
-            if key in self._handles:
+            with self._lock:
+                handle = self._handles.get(key)
+                if handle is None:
+                    handle = self._handles[key] = _Handle(fd)
+                self._handles.move_to_end(key)
+                self._evict()
+        finally:
+            if handle is None or handle.fd != fd:
                 os.close(fd)
-            else:
-                self._handles[key] = _Handle(fd)
-            self._handles.move_to_end(key)
-            self._evict()
         return key
 
     def check(self, key: FileKey) -> None:
@@ -220,29 +253,30 @@ class FilePool:
                 handle.readers += 1
                 return handle
         fd = self._open(key.path)
-        if _key_of(key.path, os.fstat(fd)) != key:
-            os.close(fd)
-            raise key.changed()
-        with self._lock:
-            handle = self._handles.get(key)
-            if handle is None:
-                handle = self._handles[key] = _Handle(fd)
-            else:
+        try:
+            if _key_of(key.path, os.fstat(fd)) != key:
+                raise key.changed()
+            with self._lock:
+                handle = self._handles.get(key)
+                if handle is None:
+                    handle = self._handles[key] = _Handle(fd)
+                handle.readers += 1
+                self._evict()
+                return handle
+        finally:
+            if handle is None or handle.fd != fd:
                 os.close(fd)
-            handle.readers += 1
-            self._evict()
-            return handle
 
     def _open(self, path: str) -> int:
         count("files_opened")
         try:
             try:
-                return os.open(path, _FLAGS)
+                return open_plain(path)
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE):
                     raise
                 self.clear()
-                return os.open(path, _FLAGS)
+                return open_plain(path)
         except (OSError, ValueError) as error:
             raise RegionError(f"{path}: cannot be opened: {error}") from error
 
