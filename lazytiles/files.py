@@ -1,7 +1,7 @@
 """Reading byte ranges of image files: identity, safe opening, a bounded pool of descriptors.
 
 Every read of the library goes through `FilePool`. A file is opened without blocking and must be a
-regular file; it is known by (device, inode, size, modification time), so that a file replaced or
+regular file; it is known by (device, inode, size, times of modification and of change), so that a file replaced or
 overwritten during a run is an error and never a mixture of old and new pixels.
 """
 
@@ -62,13 +62,18 @@ unlinked = partial(open_plain, links=False)
 
 @dataclass(frozen=True, slots=True)
 class FileKey:
-    """The identity of one file at one moment; two equal keys mean the same bytes."""
+    """The identity of one file at one moment; two equal keys mean the same bytes.
+
+    `ctime_ns`, when its bytes or its name, owner or mode changed, cannot be set back as `mtime_ns` can; it is 0 where
+    the file system does not keep it.
+    """
 
     path: str
     device: int
     inode: int
     size: int
     mtime_ns: int
+    ctime_ns: int = 0
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -84,7 +89,13 @@ class FileKey:
         return not self.inode and is_remote(self.path)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FileKey, (self.path, self.device, self.inode, self.size, self.mtime_ns)
+        return FileKey, (self.path, self.device, self.inode, self.size, self.mtime_ns, self.ctime_ns)
+
+    @classmethod
+    def of(cls, path: str, status: os.stat_result) -> FileKey:
+        """The identity of what the system says of a path."""
+        ctime_ns = max(0, status.st_ctime_ns) if os.name == "posix" else 0  # elsewhere it is that of its creation
+        return cls(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, ctime_ns)
 
     def changed(self) -> RegionError:
         """The error that says that this file is no longer what it was."""
@@ -96,7 +107,7 @@ class FileKey:
 def _key_of(path: str, status: os.stat_result) -> FileKey:
     if not stat.S_ISREG(status.st_mode):
         raise RegionError(f"{path} is not a regular file")
-    return FileKey(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    return FileKey.of(path, status)
 
 
 @dataclass(slots=True)
@@ -168,7 +179,9 @@ class FilePool:
         except OSError as error:
             raise RegionError(f"{key.path} cannot be read any more ({error.strerror}); open the tiles again") from error
         same = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_dev)
-        if same != (key.inode, key.size, key.mtime_ns, key.device):
+        if same != (key.inode, key.size, key.mtime_ns, key.device) or (
+            key.ctime_ns and key.ctime_ns != status.st_ctime_ns
+        ):
             raise key.changed()
 
     def read(self, key: FileKey, offset: int, size: int) -> bytes:
