@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from lazytiles.config import count, settings
@@ -58,6 +59,13 @@ def open_plain(path: str | os.PathLike[str], flags: int = os.O_RDONLY, *, links:
 
 unlinked = partial(open_plain, links=False)
 """The `opener` for files inside a store and beside it."""
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a new file, in place of whatever has its name: never into a file that a link leads to."""
+    path.unlink(missing_ok=True)
+    with open(path, "xb", opener=unlinked) as file:
+        file.write(content)
 
 
 @dataclass(frozen=True, slots=True)
