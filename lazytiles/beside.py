@@ -106,7 +106,7 @@ class Beside:
             if not values.shape or len(values) != rows:
                 raise StoreError(f"{store.path} is damaged: {name} of shape {values.shape} for {rows} rows")
         table = opened.members.get("table.parquet")
-        labels = arrays.get("labels")
+        labels: Any = arrays.get("labels")
         if "labels" in about:
             labels = label_store(store.path, about["labels"], check=store.check)
         return cls(
