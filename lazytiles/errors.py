@@ -30,6 +30,17 @@ class StoreError(LazyTilesError, OSError):
     """A store is incomplete, locked, damaged or would be overwritten."""
 
 
+def unreadable(where: object, kind: str, error: BaseException) -> str:
+    """The words for what a parser raised over a file: damage, but for memory that ran out.
+
+    >>> unreadable("a.png", "PNG", ValueError("odd"))
+    'a.png: not a readable PNG: ValueError: odd'
+    """
+    if isinstance(error, MemoryError):
+        return f"{where}: memory ran out while it was read; the file may be sound: free memory and read it again"
+    return f"{where}: not a readable {kind}: {type(error).__name__}: {error}"
+
+
 def require(module: str, extra: str) -> ModuleType:
     """The optional module of that name, or an `ImportError` that names the extra which brings it.
 

@@ -134,17 +134,16 @@ class RemotePool:
         """Fetch ranges, joined and at once; within the block `read` finds them."""
         ranges = joined(wanted)
         stores = self._spans(ranges, self._fetch(ranges))
-        with self._lock:
-            for url, spans in stores.items():
-                self._ahead[url] = [*self._ahead.get(url, ()), spans]
         try:
+            with self._lock:
+                for url, spans in stores.items():
+                    self._ahead[url] = [*self._ahead.get(url, ()), spans]
             yield
         finally:
             with self._lock:
                 for url, spans in stores.items():
-                    left = [other for other in self._ahead[url] if other is not spans]
-                    self._ahead[url] = left
-                    if not left:
+                    self._ahead[url] = [other for other in self._ahead.get(url, ()) if other is not spans]
+                    if not self._ahead[url]:
                         del self._ahead[url]
 
     def clear(self) -> None:

@@ -405,7 +405,10 @@ def test_an_array_of_integers_gets_rounded_and_clipped_values_and_no_nan(tmp_pat
         with Canvas((2, 4), out=np.zeros((2, 4), np.uint8)) as canvas:
             canvas.add([(0, 0, 3, 2)], values[None])
     for wrong in (300, 0.5, np.nan):
-        with pytest.raises(ValueError, match=r"fill=.* is no uint8|NaN"), Canvas((2, 4), dtype="u1", fill=wrong) as canvas:
+        with (
+            pytest.raises(ValueError, match=r"fill=.* is no uint8|NaN"),
+            Canvas((2, 4), dtype="u1", fill=wrong) as canvas,
+        ):
             canvas.add([(0, 0, 3, 2)], values[None])
     with Canvas((1, 2), blend="crop", dtype="uint8") as canvas:
         canvas.add([(0, 0, 2, 1)], np.array([[[300, -1]]]))
