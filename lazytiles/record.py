@@ -21,9 +21,10 @@ from lazytiles.chunked import (
 )
 from lazytiles.errors import LazyTilesError, StoreError
 from lazytiles.files import open_plain
-from lazytiles.formats import RECORD, Format, Layout, NpyFormat, NpyReader, Reader, array_in, check_chunk
+from lazytiles.formats import RECORD, Format, Layout, NpyFormat, NpyReader, Reader, array_in
 from lazytiles.hdf5 import HDF5Format, HDF5Reader
 from lazytiles.journal import PARTIAL, cause_of, failed, partials
+from lazytiles.reader import check_chunk
 from lazytiles.tfrecord import TFRecordFormat, TFRecordReader
 
 VERSION = 1
@@ -190,7 +191,7 @@ def _checked(path: Path, kind: Kind, reader: Reader, members: Mapping[str, bytes
             f"(open foreign arrays with their own library)"
         )
     record = Record.load(members[RECORD], path)
-    check_chunk(path, record.layout)
+    check_chunk(path, (record.layout.chunk, *record.layout.shape), record.layout.dtype)
     given = (kind.name, reader.shape, reader.dtype)
     expected = (record.kind, (record.rows, *record.layout.shape), record.layout.dtype)
     if given != expected:
