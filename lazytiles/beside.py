@@ -20,7 +20,7 @@ from lazytiles.multisource import MultiSourceArray
 from lazytiles.stored import StoreArray
 
 _SMALL_TABLE = 16 * 2**20  # bytes
-_MOST_PACKED = 1000  # bytes of a larger table for each that is stored
+_MOST_PACKED = 200  # bytes of a larger table for each that is stored
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ from lazytiles.config import settings
 from lazytiles.datasets import open_zarr, unpacked
 from lazytiles.errors import LimitError, RegionError, StoreError, require
 from lazytiles.files import open_plain, unlinked, write_new
-from lazytiles.formats import Layout, check_chunk, crcs_of
+from lazytiles.formats import Layout, crcs_of
+from lazytiles.reader import check_chunk
 
 # Zarr's shape is set when the array is complete; chunks are named by position, so any large number does.
 _ROOM = 2**40
@@ -269,7 +270,7 @@ class Blosc2Reader:
         self.shape: tuple[int, ...] = self._array.shape
         self.dtype: np.dtype[Any] = self._array.dtype
         chunks, blocks = self._array.chunks, self._array.blocks
-        check_chunk(path, Layout(chunks[1:], self.dtype, chunks[0]))
+        check_chunk(path, chunks, self.dtype)
         whole = math.prod(-(-c // b) * b for c, b in zip(chunks, blocks, strict=True)) * self.dtype.itemsize
         if self._owner.chunksize != whole:
             raise StoreError(f"{path} is damaged: its chunks of {whole} bytes claim {self._owner.chunksize}")

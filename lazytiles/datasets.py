@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.cache import cache
-from lazytiles.config import settings
-from lazytiles.errors import LazyTilesError, LimitError, RegionError, require, unreadable
+from lazytiles.errors import LazyTilesError, RegionError, require, unreadable
 from lazytiles.files import FileKey, open_plain, pool
 from lazytiles.kinds import (
     PICTURES,
@@ -32,6 +31,7 @@ from lazytiles.kinds import (
     split_shape,
 )
 from lazytiles.page import Page
+from lazytiles.reader import check_chunk
 
 _ZARR = ("zarr.json", ".zarray")
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -202,15 +202,10 @@ def open_zarr(folder: str | os.PathLike[str], **options: Any) -> Any:
     facts = array.metadata.to_dict()
     if "pickle" in str([facts.get(name) for name in ("codecs", "filters", "compressor", "compressors")]):
         raise RegionError(f"{folder}: is packed by a codec that runs what it finds (pickle); refused")
-    nbytes, limit = math.prod(array.chunks) * np.dtype(array.dtype).itemsize, settings().max_segment_bytes
-    if nbytes > limit:
-        raise LimitError(
-            f"{folder}: one chunk of shape {array.chunks} is {nbytes} bytes decoded, max_segment_bytes is {limit}; "
-            "raise it with lazytiles.configure(max_segment_bytes=...)"
-        )
+    check_chunk(folder, array.chunks, np.dtype(array.dtype))
     packed = [codec for codec in facts.get("codecs", [facts.get("compressor")]) if codec and "crc32c" not in str(codec)]
     if packed and not array.shards and {"blosc", "zstd"} & {packed[-1].get("name"), packed[-1].get("id")}:
-        store.most = nbytes
+        store.most = math.prod(array.chunks) * np.dtype(array.dtype).itemsize
     return array
 
 

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import importlib
+import re
 from types import ModuleType
+
+_ADDRESS = re.compile(r"(https?://)(?:[^\s/@]*@)?([^\s?]*)(?:\?\S*?(?=[]:,;.)'\"]*(?:\s|$)))?")
+
+
+def shown(text: str) -> str:
+    """A text without what may be secret in its addresses: users, passwords, and queries, in which signatures stand.
+
+    >>> shown("https://me:pw@host/a.tif?sig=x%2F: cannot be read")
+    'https://host/a.tif: cannot be read'
+    """
+    return _ADDRESS.sub(r"\1\2", text) if "://" in text else text
 
 
 class LazyTilesError(Exception):
-    """Anything that lazytiles itself refuses or cannot do."""
+    """Anything that lazytiles itself refuses or cannot do; addresses in its words are `shown`."""
+
+    def __init__(self, *words: object) -> None:
+        super().__init__(*(shown(word) if isinstance(word, str) else word for word in words))
 
 
 class ManifestError(LazyTilesError, ValueError):

@@ -22,7 +22,7 @@ from imagecodecs import deflate_crc32
 from numpy.typing import NDArray
 
 from lazytiles.config import settings
-from lazytiles.errors import LimitError, StoreError
+from lazytiles.errors import StoreError
 from lazytiles.files import open_plain, unlinked
 
 RECORD = "record.json"
@@ -113,21 +113,6 @@ class Format(Protocol):
 
     def close(self) -> None:
         """Let go of what is open, complete or not."""
-
-
-def check_chunk(path: Path, layout: Layout) -> None:
-    """Refuse chunks that are larger than what is decoded at once anywhere else.
-
-    Raises
-    ------
-    LimitError : one has more bytes than `max_segment_bytes`
-    """
-    nbytes, limit = layout.chunk * layout.row_bytes, settings().max_segment_bytes
-    if nbytes > limit:
-        raise LimitError(
-            f"{path}: one chunk of {layout.chunk} rows is {nbytes} bytes decoded, max_segment_bytes is {limit}; "
-            "write it in smaller chunks, or raise the limit with lazytiles.configure(max_segment_bytes=...)"
-        )
 
 
 def array_in(content: bytes) -> NDArray[Any]:

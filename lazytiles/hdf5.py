@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from lazytiles.errors import StoreError, require
 from lazytiles.files import open_plain
-from lazytiles.formats import Layout, check_chunk, crcs_of
+from lazytiles.formats import Layout, crcs_of
 from lazytiles.kinds import split_name
+from lazytiles.reader import check_chunk
 
 _WORD = 2**32 - 1
 _SUPERBLOCK = 48  # bytes, of its version 3 with addresses of 8
@@ -106,8 +107,8 @@ class HDF5Format:
     def close(self) -> None:
         """Let go of what is open."""
         if self._file is not None:
-            file, self._file = self._file, None
-            file.close()
+            self._file.close()
+            self._file = None
 
 
 def _members_of(name: str) -> str:
@@ -179,7 +180,7 @@ class HDF5Reader:
             self.dtype: np.dtype[Any] = self._data.dtype
             chunks = self._data.chunks
             if chunks is not None:
-                check_chunk(path, Layout(chunks[1:], self.dtype, chunks[0]))
+                check_chunk(path, chunks, self.dtype)
         except BaseException:
             self.close()
             raise

@@ -184,6 +184,8 @@ class Journal:
         try:
             with open(partial.with_name(partial.name + JOURNAL), "rb", opener=unlinked) as file:
                 text = file.read(_MOST_JOURNAL + 1)
+            if len(text) > _MOST_JOURNAL:
+                return None
             lines = text.decode().split("\n")[:-1]
             header = json.loads(lines[0])
             layout = Layout(tuple(map(int, header["shape"])), np.dtype(header["dtype"]), int(header["chunk"]))
@@ -193,7 +195,7 @@ class Journal:
             bounded = all(e.stop > 0 and 0 <= e.crc < 2**32 and 0 <= e.note < 2**63 for e in entries)
         except (OSError, LookupError, TypeError, ValueError, OverflowError, RecursionError):
             return None
-        is_sound = len(text) <= _MOST_JOURNAL and bool(in_order) and bounded and not partial.is_symlink()
+        is_sound = bool(in_order) and bounded and not partial.is_symlink()
         return cls(partial, header, entries) if is_sound else None
 
     @property

@@ -7,6 +7,7 @@ waits for a free thread; what is not finished when it is stopped is left alone.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -66,6 +67,16 @@ def check_limit(nbytes: int, what: str, *named: object) -> None:
         raise LimitError(
             f"{what.format(*named)} is {nbytes:,} bytes, max_window_bytes is {limit:,}; read less at once, or raise "
             "it with lazytiles.configure(max_window_bytes=...)"
+        )
+
+
+def check_chunk(where: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Refuse chunks, to be written or read, of more bytes than `max_segment_bytes`."""
+    nbytes, limit = math.prod(shape) * dtype.itemsize, settings().max_segment_bytes
+    if nbytes > limit:
+        raise LimitError(
+            f"{where}: one chunk of shape {shape} is {nbytes} bytes decoded, max_segment_bytes is {limit}; write "
+            "smaller chunks, or raise it with lazytiles.configure(max_segment_bytes=...)"
         )
 
 

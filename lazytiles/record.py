@@ -22,10 +22,11 @@ from lazytiles.chunked import (
 )
 from lazytiles.errors import LazyTilesError, StoreError
 from lazytiles.files import open_plain
-from lazytiles.formats import RECORD, Format, Layout, NpyFormat, NpyReader, Reader, array_in, check_chunk, crc_of
+from lazytiles.formats import RECORD, Format, Layout, NpyFormat, NpyReader, Reader, array_in, crc_of
 from lazytiles.hdf5 import HDF5Format, HDF5Reader
 from lazytiles.journal import PARTIAL, Entry, cause_of, failed, partials
 from lazytiles.kinds import split_name
+from lazytiles.reader import check_chunk
 from lazytiles.tfrecord import TFRecordFormat, TFRecordReader
 
 VERSION = 1
@@ -205,7 +206,7 @@ def _checked(path: Path, kind: Kind, reader: Reader, members: Mapping[str, bytes
             f"(open foreign arrays with their own library)"
         )
     record = Record.load(members[RECORD], path)
-    check_chunk(path, record.layout)
+    check_chunk(path, (record.layout.chunk, *record.layout.shape), record.layout.dtype)
     given = (kind.name, reader.shape, reader.dtype)
     expected = (record.kind, (record.rows, *record.layout.shape), record.layout.dtype)
     if given != expected:
