@@ -12,14 +12,18 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pyarrow import parquet
 
 from lazytiles.boxlabels import Boxes
-from lazytiles.errors import LazyTilesError, StoreError
+from lazytiles.errors import LazyTilesError, LimitError, StoreError
+from lazytiles.formats import array_in
 from lazytiles.journal import labels_path
 from lazytiles.multisource import MultiSourceArray
 from lazytiles.regiontiles import RegionTiles, open_ahead
 from lazytiles.stored import StoreArray
 
+_SMALL_TABLE = 16 * 2**20  # bytes
+_MOST_PACKED = 200  # bytes of a larger table for each that is stored
 Int64s: TypeAlias = NDArray[np.int64]
 
 
@@ -191,20 +195,23 @@ class Beside:
         """What a store carries beside its rows."""
         opened = store.opened
         arrays = {
-            name: np.load(io.BytesIO(opened.members[f"{name}.npy"]))
+            name: array_in(opened.members[f"{name}.npy"])
             for name in ("labels", "valid", "order", "regions", "windows")
             if f"{name}.npy" in opened.members
         }
+        about, rows = opened.record.about, opened.record.rows
+        for name, values in arrays.items():
+            if not values.shape or len(values) != rows:
+                raise StoreError(f"{store.path} is damaged: {name} of shape {values.shape} for {rows} rows")
         table = opened.members.get("table.parquet")
-        about = opened.record.about
-        labels = arrays.get("labels")
+        labels: Any = arrays.get("labels")
         meaning = json.loads(opened.members.get("labels.json", b"{}"))
         boxes = meaning.get("boxes")
         if "labels" in about:
             labels = label_store(store.path, about["labels"], check=store.check)
         return cls(
             labels,
-            None if table is None else pd.read_parquet(io.BytesIO(table)),
+            None if table is None else _table_in(store.path, table, rows),
             tuple(about["tabular"]) if about.get("tabular") else None,
             arrays.get("valid"),
             arrays.get("order"),
@@ -231,7 +238,19 @@ def _places_of(
 
 def _array_of(values: Any) -> NDArray[Any] | None:
     """What a store keeps of an array of labels and the like; None of what is lazy."""
-    return np.load(io.BytesIO(_saved(values))) if isinstance(values, np.ndarray) else None
+    return array_in(_saved(values)) if isinstance(values, np.ndarray) else None
+
+
+def _table_in(path: Path, content: bytes, rows: int) -> pd.DataFrame:
+    """The table in the bytes of a Parquet file, if it has a row for each row of the store and is no bomb."""
+    facts = parquet.ParquetFile(io.BytesIO(content)).metadata
+    if facts.num_rows != rows:
+        raise StoreError(f"{path} is damaged: its table has {facts.num_rows} rows, the store has {rows}")
+    groups = [facts.row_group(k) for k in range(facts.num_row_groups)]
+    unpacked = max(sum(group.total_byte_size for group in groups), 8 * rows * facts.num_columns)
+    if unpacked > max(_SMALL_TABLE, _MOST_PACKED * len(content)):
+        raise LimitError(f"{path} is refused: its table of {len(content)} bytes unpacks to {unpacked}")
+    return pd.read_parquet(io.BytesIO(content))
 
 
 def _table_difference(one: pd.DataFrame, two: pd.DataFrame) -> str | None:
@@ -264,7 +283,10 @@ def label_store(path: Path, about: Mapping[str, Any], *, check: bool) -> StoreAr
     path : the store
     about : its record's words of them: their version and uid
     """
-    labels = StoreArray(labels_path(path, int(about["version"])), check=check)
+    place = labels_path(path, int(about["version"]))
+    if place.is_symlink():
+        raise StoreError(f"{place} is a link, which may lead anywhere; put the labels themselves beside {path}")
+    labels = StoreArray(place, check=check)
     if labels.opened.record.uid != about["uid"]:
         raise StoreError(f"{labels.path} is not the one that was written with {path}; export both again")
     return labels

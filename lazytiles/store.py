@@ -17,7 +17,7 @@ from rich.progress import Progress
 
 from lazytiles.beside import Beside, label_store
 from lazytiles.cluster import write_on
-from lazytiles.errors import StoreError
+from lazytiles.errors import LazyTilesError, StoreError
 from lazytiles.formats import Layout, crc_of
 from lazytiles.journal import is_interrupted, labels_path
 from lazytiles.multisource import MultiSourceArray
@@ -53,7 +53,12 @@ def open_store(path: str | os.PathLike[str], *, check: bool = True) -> MultiSour
     array([0, 0, 1, 1, 1])
     """
     store = StoreArray(path, check=check)
-    return Beside.load(store).join(store)
+    try:
+        return Beside.load(store).join(store)
+    except (LazyTilesError, ImportError):
+        raise
+    except Exception as error:  # libraries raise anything over a damaged table
+        raise StoreError(f"{path} is damaged: what stands beside its rows cannot be read: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -236,7 +236,7 @@ def _file_key(path: Path) -> FileKey:
         facts = path.stat()
     except OSError as error:
         raise failed(f"{path} was replaced or removed meanwhile; open it again", error) from error
-    return FileKey(str(path), facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+    return FileKey.of(str(path), facts)
 
 
 def _opened(path: Path) -> Opened:

@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -349,7 +350,6 @@ def attempt(work: Work, folder: Path, fault: Callable[[], Any], same: bool) -> d
     """The work with a fault in it, in this process; what came of it."""
     said: dict[str, Any] = {"seen": 0, "outcome": "right", "why": ""}
     had_old = work.find(folder) == "old"
-    before = descriptors()
     try:
         with fault() as seen:
             work.do(folder, False)
@@ -358,10 +358,10 @@ def attempt(work: Work, folder: Path, fault: Callable[[], Any], same: bool) -> d
     except (KeyboardInterrupt, MemoryError):
         said["outcome"] = "refused"
     except BaseException as error:
-        said |= {"outcome": "foreign", "why": f"{type(error).__name__}: {error}"}
+        said |= {"outcome": "foreign", "why": "".join(traceback.format_exception(error))[-1200:]}
     said["seen"] = seen[0]
     wrong = after(work, folder, had_old)
-    left = leaks(folder) if descriptors() or threads() or before else leaks(folder)
+    left = leaks(folder)
     if not wrong and same:
         wrong = finish(work, folder)
     if wrong:
@@ -381,8 +381,6 @@ def forked(function: Callable[[], Any], kill_after: float | None = None) -> dict
         try:
             result = function()
         except BaseException as error:
-            import traceback
-
             result = {"outcome": "wrong", "why": "".join(traceback.format_exception(error))[-1500:], "seen": 0}
         with contextlib.suppress(BaseException):
             os.write(send, json.dumps(result).encode()[:60000])
