@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lazytiles.columns import check_classes, class_name, is_numeric
 from lazytiles.order import permutation
+from lazytiles.view import held
 
 Int64s: TypeAlias = NDArray[np.int64]
+
+
+def listed(sources: Any) -> tuple[Any, ...]:
+    """The given sources; one array in place of a list of them is refused: it would be a source a sample."""
+    if hasattr(sources, "shape") and hasattr(sources, "dtype"):
+        raise ValueError(
+            f"sources is one array of shape {tuple(sources.shape)}, which would make each of its samples a source; "
+            "pass a list of arrays: [array]"
+        )
+    if isinstance(sources, str | bytes | Mapping | pd.DataFrame):
+        raise ValueError(f"sources is a list of arrays, not one {type(sources).__name__}")
+    found = tuple(sources)
+    if not found:
+        raise ValueError("an array of many sources needs at least one source")
+    return found
 
 
 def agreement(sources: Sequence[Any], dtype: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -35,16 +52,52 @@ def agreement(sources: Sequence[Any], dtype: Any) -> tuple[tuple[int, ...], np.d
     return tuple(first.shape[1:]), wanted
 
 
-def labels_of(labels: Any, lengths: Int64s, total: int) -> Any:
-    """Labels by sample: an array, or the lazy source that was given."""
+def labels_of(labels: Any, lengths: Int64s, total: int, classes: Any = None) -> tuple[Any, list[Any] | None]:
+    """Labels by sample, an array or the lazy source that was given; and the classes whose numbers they are.
+
+    Parameters
+    ----------
+    labels : as `MultiSourceArray` takes them; text becomes class numbers
+    lengths, total : samples of each source, and of all
+    classes : the classes in the order of their numbers; by default the names sorted, or a categorical's own order
+    """
+    names = check_classes(classes)
+    if isinstance(getattr(labels, "dtype", None), pd.CategoricalDtype):
+        categories = pd.Series(labels).cat.categories
+        names = categories.to_list() if names is None and not is_numeric(categories.to_series()) else names
+        labels = np.asarray(labels)
+    given = _by_sample(labels, lengths, total)
+    is_names = isinstance(given, np.ndarray) and given.ndim == 1 and _is_text(given)
+    if names is None and not is_names:
+        return given, None
+    if not isinstance(given, np.ndarray) or given.ndim > 1:
+        raise ValueError("classes are for labels of one value a sample, not for masks or rows of values")
+    found, distinct = pd.factorize(given)
+    texts = [class_name(value) for value in distinct]
+    names = names or sorted(texts)
+    index = {class_name(value): k for k, value in enumerate(names)}
+    unknown = [text for text in texts if text not in index]
+    if unknown or (found < 0).any():
+        first = int(np.flatnonzero(found == (texts.index(unknown[0]) if unknown else -1))[0])
+        label = class_name(given[first])
+        raise ValueError(f"sample {first} has the label {label!r}, which is none of the classes {names[:10]}")
+    return np.array([index[text] for text in texts], np.int64)[found], names
+
+
+def _is_text(labels: NDArray[Any]) -> bool:
+    if labels.dtype.kind == "O":
+        return len(labels) > 0 and all(isinstance(value, str) for value in labels)
+    return labels.dtype.kind in "UT"
+
+
+def _by_sample(labels: Any, lengths: Int64s, total: int) -> Any:
     if labels is None:
         return np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
-    if not isinstance(labels, np.ndarray) and hasattr(labels, "shape") and hasattr(labels, "dtype"):
-        if isinstance(labels, pd.Series | pd.Index):
-            labels = labels.to_numpy()
-        elif labels.shape[0] != total:  # a zarr.Array has no len()
-            raise ValueError(f"the labels are {labels.shape[0]} samples, the sources hold {total}")
-        else:
+    if hasattr(labels, "shape"):
+        labels = held(labels)
+        if not isinstance(labels, np.ndarray):
+            if labels.shape[0] != total:  # a zarr.Array has no len()
+                raise ValueError(f"the labels are {labels.shape[0]} samples, the sources hold {total}")
             return labels
     if isinstance(labels, np.ndarray):
         if len(labels) == total and (labels.ndim > 1 or total != len(lengths) or (lengths == 1).all()):
@@ -63,6 +116,21 @@ def labels_of(labels: Any, lengths: Int64s, total: int) -> Any:
     return np.concatenate(spread)
 
 
+def joined_tables(tables: Sequence[pd.DataFrame | None]) -> pd.DataFrame | None:
+    """The rows of several tables one after the other, the columns that all have; None where one is missing."""
+    given = [table for table in tables if table is not None]
+    if len(given) < len(tables):
+        return None
+    data: dict[Any, Any] = {}
+    for name in (name for name in given[0].columns if all(name in table for table in given)):
+        parts = [table[name] for table in given]
+        if all(isinstance(part.dtype, pd.CategoricalDtype) for part in parts):
+            data[name] = pd.api.types.union_categoricals(parts, ignore_order=True)
+        else:
+            data[name] = pd.concat(parts, ignore_index=True)
+    return pd.DataFrame(data)
+
+
 def chosen(labels: Any, positions: Int64s) -> Any:
     """The labels of some samples; lazy ones select for themselves."""
     if labels is None:
@@ -79,8 +147,8 @@ def table_of(table: pd.DataFrame | None, total: int) -> pd.DataFrame | None:
 
 def limited(lengths: Int64s, maxlen: int, seed: int | None) -> Int64s:
     """At most `maxlen` positions of each source: the first, or by a seed a random choice in rising order."""
-    if maxlen < 1:
-        raise ValueError(f"maxlen must be at least 1, not {maxlen}")
+    if isinstance(maxlen, bool) or maxlen < 1:
+        raise ValueError(f"maxlen must be a number of at least 1, not {maxlen!r}")
     starts = np.cumsum(lengths) - lengths
     kept = []
     for k, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True)):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lazytiles.boxlabels import Boxes
 from lazytiles.errors import StoreError
 from lazytiles.multisource import MultiSourceArray
 from lazytiles.stored import StoreArray
@@ -26,6 +28,8 @@ class Beside:
     valid: NDArray[np.bool_] | None = None
     order: NDArray[np.int64] | None = None
     seed: int | None = None
+    classes: list[Any] | None = None
+    boxes: Boxes | None = None
 
     @classmethod
     def of(cls, tiles: MultiSourceArray, positions: NDArray[np.int64]) -> Beside:
@@ -35,13 +39,21 @@ class Beside:
             labels = labels[positions] if isinstance(labels, np.ndarray) else labels.select(positions)
         table, valid = tiles.table, tiles.valid
         table = None if table is None else table.iloc[positions].reset_index(drop=True)
-        return cls(labels, table, tiles.tabular_columns, None if valid is None else valid[positions])
+        return cls(
+            labels,
+            table,
+            tiles.tabular_columns,
+            None if valid is None else valid[positions],
+            classes=tiles.classes,
+            boxes=tiles.boxes,
+        )
 
     def join(self, source: Any) -> MultiSourceArray:
         """One source with all this beside it."""
         result = MultiSourceArray([source], self.labels, table=self.table)
         if self.labels is None:
             result._labels = None
+        result._classes, result._boxes = self.classes or result._classes, self.boxes
         result.tabular_columns = self.tabular
         result._valid = self.valid
         if self.order is not None:
@@ -55,6 +67,9 @@ class Beside:
         for name, values in (("labels", self.labels), ("valid", self.valid), ("order", self.order)):
             if isinstance(values, np.ndarray):
                 found[f"{name}.npy"] = _saved(values)
+        if self.classes is not None or self.boxes is not None:
+            meaning = {"classes": self.classes, "boxes": None if self.boxes is None else asdict(self.boxes)}
+            found["labels.json"] = json.dumps(meaning).encode()
         if self.table is not None:
             buffer = io.BytesIO()
             self.table.to_parquet(buffer, index=False)
@@ -73,6 +88,8 @@ class Beside:
         table = opened.members.get("table.parquet")
         about = opened.record.about
         labels = arrays.get("labels")
+        meaning = json.loads(opened.members.get("labels.json", b"{}"))
+        boxes = meaning.get("boxes")
         if "labels" in about:
             labels = label_store(store.path, about["labels"], check=store.check)
         return cls(
@@ -82,6 +99,8 @@ class Beside:
             arrays.get("valid"),
             arrays.get("order"),
             about.get("seed"),
+            meaning.get("classes"),
+            None if boxes is None else Boxes(boxes["format"], boxes["columns"] and tuple(boxes["columns"])),
         )
 
 

@@ -8,10 +8,12 @@ from functools import wraps
 from typing import Any, TypeVar, cast
 
 import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
 from lazytiles.errors import ManifestError
-from lazytiles.manifest import IDS
 from lazytiles.multisource import MultiSourceArray
+from lazytiles.paths import IDS
 
 Opener = Callable[..., MultiSourceArray]
 Door = TypeVar("Door", bound=Opener)
@@ -114,15 +116,25 @@ def filtered(tiles: MultiSourceArray, where: Mapping[str, Any]) -> MultiSourceAr
     ManifestError : no table, or no such column
     """
     table = tiles.table
-    mask = np.ones(len(tiles), np.bool_)
+    if table is None and where:
+        raise ManifestError(f"no column {next(iter(where))!r} to filter by; there is no table")
+    return tiles if table is None else tiles.select(rows_where(table, where))
+
+
+def rows_where(table: pd.DataFrame, where: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """The mask of the rows that have given values, see `filtered`.
+
+    >>> rows_where(pd.DataFrame({"fold": [0, 1, 2]}), {"fold": [0, 2]}).tolist()
+    [True, False, True]
+    """
+    mask = np.ones(len(table), np.bool_)
     for column, wanted in where.items():
-        if table is None or column not in table:
-            there = "no table" if table is None else ", ".join(map(str, table.columns))
-            raise ManifestError(f"no column {column!r} to filter by; there are {there}")
+        if column not in table:
+            raise ManifestError(f"no column {column!r} to filter by; there are {', '.join(map(str, table.columns))}")
         if callable(wanted):
             mask &= np.asarray(wanted(table[column]), np.bool_)
             continue
         values = list(wanted) if isinstance(wanted, Collection) and not isinstance(wanted, str) else [wanted]
         # Ids are text, so that 001 stays 001; who asks for label 2018 means "2018", as in `frames=`.
         mask &= table[column].isin([str(value) for value in values] if column in IDS else values).to_numpy()
-    return tiles.select(mask)
+    return mask

@@ -23,23 +23,20 @@ from lazytiles.digest import verify_digests, write_digests
 from lazytiles.doctor import check as check_manifest
 from lazytiles.errors import ManifestError, require
 from lazytiles.findings import Report
+from lazytiles.frames import Frames, Images
 from lazytiles.grid import EDGES, Edge, cover
 from lazytiles.manifest import read_manifest
 from lazytiles.options import (
-    FRAMES,
-    IMAGES,
-    MANIFEST,
-    PATH,
     Desk,
     bar,
+    chosen,
     open_named,
     opening,
-    parse_list,
     parse_size,
     two_numbers,
 )
 from lazytiles.pages import check_page, preview_page
-from lazytiles.paths import default_template, resolve_paths
+from lazytiles.paths import default_template
 from lazytiles.problems import plural
 from lazytiles.region import open_region
 from lazytiles.report import plot_tiles
@@ -47,6 +44,7 @@ from lazytiles.statistics import statistics
 from lazytiles.store import export as export_tiles
 from lazytiles.store import open_store, verify_store
 from lazytiles.survey import Site, find_sites, make_grid
+from lazytiles.tiles import reading
 
 _STORES = (".zarr", ".h5", ".hdf5", ".b2nd", ".tfrecord")
 
@@ -153,18 +151,12 @@ def _print_facts(title: str, facts: dict[str, Any]) -> None:
 
 
 @main.command("check")
-@MANIFEST
-@IMAGES
-@PATH
-@FRAMES
-@click.option("--target", callback=parse_list, help="Columns of finite numbers [default: target, if there].")
-@click.option("--pad", is_flag=True, help="Windows may leave their image.")
+@opening
 @click.option("--min-size", callback=parse_size, help="Fewest pixels of a window, HEIGHTxWIDTH.")
 @click.option("--split", help="Column whose different values must not share pixels, such as fold.")
 @click.option("--read", is_flag=True, help="Decode every segment of every image.")
 @click.option("--digest", is_flag=True, help="Write MANIFEST.sha256 with the SHA-256 of every image.")
 @click.option("--verify", type=click.Path(exists=True, dir_okay=False), help="Compare images with this .sha256 file.")
-@click.option("--no-links", "follow_symlinks", is_flag=True, flag_value=False, default=True, help="Refuse links.")
 @click.option("--html", "html", type=click.Path(dir_okay=False), help="Write the findings as one page.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.option("--scheduler", help="Address of a dask scheduler whose workers look at the images.")
@@ -181,14 +173,15 @@ def check(
     """Find everything that is wrong with a manifest and its images; exits with 1 if anything is.
 
     Examples:
-      lazytiles check tiles.csv --images Images
-      lazytiles check tiles.csv --images Images --read --html report.html
+      lazytiles check tiles.csv --images Images --frames 2016,2017,2018
+      lazytiles check tiles.csv --images Images --masks 'masks/{region_id}.tif' --read --html report.html
       lazytiles check tiles.csv --images Images --digest && lazytiles verify tiles.csv.sha256 --images Images
     """
     folder = images or os.path.dirname(manifest) or "."
-    options |= {"target": target or "target", "digest": digest}
     with connected(scheduler) as client, bar("reading rows") as tell:
-        report = check_manifest(manifest, folder, progress=tell, client=client, **options)
+        report = check_manifest(
+            manifest, folder, digest=digest, progress=tell, client=client, **chosen(target, options)
+        )
     if html:
         Path(html).write_text(check_page(report), encoding="utf-8")
     if digest and report.digests:
@@ -313,17 +306,40 @@ def _preview_html(
     progress: Callable[[int, int], None],
     *,
     target: list[str] | None,
-    frames: Sequence[str] | None,
-    bands: list[int] | None,
+    frames: Sequence[str] | str | None,
+    bands: list[int] | str | None,
     pad: str | None,
+    missing: str,
+    where: dict[str, list[Any]] | None,
+    follow_symlinks: bool,
     **_: Any,
 ) -> str:
-    table = read_manifest(manifest, allow_outside=pad is not None)
-    if frames:
-        table = table[table["label_id"].isin(frames).to_numpy()].reset_index(drop=True)
-    codes, found = resolve_paths(table, path or default_template(table), images or os.path.dirname(manifest) or ".")
+    table = read_manifest(manifest, **reading(None, None, None, path, None, None, outside=pad is not None))
+    wanted, folder = Frames.of(frames), images or os.path.dirname(manifest) or "."
+    rows = (Frames.of("each") if frames is None else wanted).samples(table, where)
+    found = Images.of(
+        table,
+        rows,
+        path or default_template(table),
+        folder,
+        wanted,
+        None,
+        missing=missing,
+        follow_symlinks=follow_symlinks,
+    )
+    codes, names = found.by_row(len(table))
+    shown = np.flatnonzero(codes >= 0)
+    table, codes = table.iloc[shown].reset_index(drop=True), codes[shown]
     title, column = os.path.basename(manifest), target[0] if target else "target"
-    return preview_page(table, codes, found, title=title, target=column, bands=bands, progress=progress)
+    return preview_page(
+        table,
+        codes,
+        names,
+        title=title,
+        target=column,
+        bands=None if isinstance(bands, str) else bands,
+        progress=progress,
+    )
 
 
 @main.command("stats")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -237,9 +237,154 @@ def to_numbers(column: pd.Series) -> NDArray[np.generic]:
     return values.astype(np.int64) if values.dtype == bool else values
 
 
+def class_name(value: object) -> str:
+    """A value of a target column as the text that classes are compared by; whole numbers without a point.
+
+    >>> class_name("cat"), class_name(3.0), class_name(True)
+    ('cat', '3', 'True')
+    """
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def check_classes(classes: Sequence[Any] | None) -> list[Any] | None:
+    """The classes that a user names, as a list; refused where they are no list, or not different.
+
+    Raises
+    ------
+    ValueError : saying what they are
+    """
+    if classes is None:
+        return None
+    if isinstance(classes, str) or not isinstance(classes, Sequence | np.ndarray | pd.Index | pd.Series):
+        raise ValueError(f"classes are a list of names, such as ['cat', 'dog'], not {classes!r}")
+    given = [value.item() if isinstance(value, np.generic) else value for value in classes]
+    names = [class_name(value) for value in given]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or not names:
+        raise ValueError(f"classes={given}: " + (f"{twice[0]!r} is there twice" if twice else "no class is named"))
+    return given
+
+
+def is_numeric(column: pd.Series) -> bool:
+    """Whether a column is of numbers by its type; booleans are none."""
+    return pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype)
+
+
+def is_blank(column: pd.Series) -> NDArray[np.bool_]:
+    """Which cells hold nothing: missing ones, NaN, and text without a letter."""
+    missing: NDArray[np.bool_] = column.isna().to_numpy(bool)
+    if pd.api.types.is_numeric_dtype(column.dtype):
+        return missing
+    blank: NDArray[np.bool_] = np.array([isinstance(value, str) and not value.strip() for value in column], bool)
+    return missing | blank
+
+
+Fault = tuple[str, NDArray[np.bool_], str]
+
+
+def label_column(
+    column: pd.Series, used: NDArray[np.bool_], own: list[Any] | None, classes: list[Any] | None, *, alone: bool
+) -> tuple[pd.Categorical | NDArray[np.int64] | None, list[Fault]]:
+    """A label column that holds names, as categories whose codes are the class numbers.
+
+    Parameters
+    ----------
+    column : n cells
+    used : bool, shape (n,), the rows whose labels are needed
+    own : the order of a categorical column's own values
+    classes : the classes as the user names them, in the order of their numbers; by default the column's own order,
+        else the names sorted
+    alone : whether it is the only label column; True and False are else the numbers 1 and 0
+
+    Returns
+    -------
+    the categories, or numbers; None where the column is to be read as numbers. And what is wrong with some rows: the
+    kind, the mask of the rows, and words that follow the cell
+
+    Examples
+    --------
+    >>> labels, _ = label_column(pd.Series(["dog", "cat"]), np.ones(2, bool), None, None, alone=True)
+    >>> labels.codes.tolist(), labels.categories.to_list()
+    ([1, 0], ['cat', 'dog'])
+    """
+    if classes is None and (is_numeric(column) or column.dtype.kind in "mM"):
+        return None, []
+    codes, distinct = pd.factorize(column)
+    names = [class_name(value) for value in distinct]
+    blank = np.array([not name.strip() for name in names] + [True])
+    empty = blank[codes]
+    present = [names[k] for k in np.unique(codes[used & ~empty])]
+    truth = bool(present) and {name.lower() for name in present} <= {"true", "false"}
+    if classes is None and truth:
+        order: list[Any] = ["False", "True"]
+        names = [name.capitalize() for name in names]
+    elif classes is None and (any(map(is_like_number, present)) or not present):
+        return None, []
+    else:
+        kept = [value for value in own or () if class_name(value).strip()]
+        order = classes or list(dict.fromkeys(map(class_name, kept))) or sorted(present)
+    index = {class_name(value): k for k, value in enumerate(order)}
+    found = np.array([index.get(name, -1) for name in names] + [-1])[codes]
+    spaced = np.array([name != name.strip() and name not in index for name in names] + [False])[codes]
+    if classes is None:
+        spaced = np.array([name != name.strip() for name in names] + [False])[codes]
+    unknown = used & (found < 0) & ~empty & ~spaced
+    shown = ", ".join(repr(value) for value in order[:10]) + (", …" if len(order) > 10 else "")
+    faults = [
+        ("empty", used & empty & (found < 0), "is empty; write what it is, or leave the row out"),
+        ("name with spaces", used & spaced & ~empty, "has spaces around it; take them away"),
+        ("unknown class", unknown, f"is none of the classes {shown}"),
+    ]
+    if truth and classes is None and not alone:
+        return found.astype(np.int64), faults
+    return pd.Categorical.from_codes(found.astype(np.int64), categories=pd.Index(order)), faults
+
+
+def labels_of_table(
+    table: pd.DataFrame, target: str | Sequence[str] | None
+) -> tuple[NDArray[Any] | None, list[Any] | None]:
+    """The labels in a table that `read_manifest` gives, and the classes whose numbers they are.
+
+    Parameters
+    ----------
+    table : n rows
+    target : the label column, several of them, or None; ``"target"`` is left out where there is no such column
+
+    Returns
+    -------
+    array, shape (n,), or (n, k) of several columns; None where there is no column, or nothing in it. And the names of
+    the classes, None where no column holds names
+    """
+    columns = names_of(target)
+    if not columns or (target == "target" and "target" not in table):
+        return None, None
+    chosen, classes = table[columns], None
+    for name in columns:
+        if isinstance(chosen[name].dtype, pd.CategoricalDtype):
+            classes = chosen[name].cat.categories.to_list()
+            chosen = chosen.assign(**{name: chosen[name].cat.codes.to_numpy(np.int64)})
+    labels = chosen.to_numpy()
+    if labels.dtype.kind == "f" and len(labels) and np.isnan(labels).all():
+        return None, None
+    return labels[:, 0] if isinstance(target, str) else labels, classes
+
+
+def is_like_number(text: str) -> bool:
+    """Whether a text is a number, or was meant as one: with a comma, in hexadecimal, ``nan``, or without letters."""
+    for read in (float, partial(int, base=0), complex):
+        try:
+            read(text.replace(",", "."))
+        except ValueError:
+            continue
+        return read is not complex or any(character.isdigit() for character in text)
+    return not any(character.isalpha() for character in text)
+
+
 def number_fault(value: object) -> str:
     """What is wrong with a cell that is no finite number, in words."""
-    if value is None or value is pd.NA or value == "" or value != value:
+    if value is None or value is pd.NA or value != value or (isinstance(value, str) and not value.strip()):
         return "is empty or NaN, not a finite number"
     hint = "; a decimal comma?" if isinstance(value, str) and "," in value else ""
     return f"{shortened(str(value))!r} is not a finite number{hint}"

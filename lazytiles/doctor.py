@@ -1,12 +1,14 @@
-"""The manifest's doctor: every finding about a table and its images, in one pass and with rows."""
+"""The manifest's doctor: every finding about a table and the images that it opens, in one pass and with rows."""
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,54 +19,50 @@ from lazytiles.cost import codec_name
 from lazytiles.digest import sha256, verify_digests
 from lazytiles.errors import LazyTilesError, ManifestError
 from lazytiles.findings import Report, check_frames, check_leaks, check_targets, check_windows, table_facts, tile_at
+from lazytiles.frames import Frames, Images, several_rows
 from lazytiles.kinds import split_name
-from lazytiles.manifest import inspect_manifest
-from lazytiles.paths import default_template, first_of, region_names, resolve_paths, template_columns
+from lazytiles.manifest import BOX_2D, BOX_3D, inspect_manifest
+from lazytiles.multisource import MultiSourceArray
+from lazytiles.paths import default_template
 from lazytiles.problems import Problems
 from lazytiles.region import Region, open_region
 from lazytiles.remote import is_remote
+from lazytiles.tiles import Inspected, check_options, open_tiles, reading
 
+Int64s = NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
+Seen = tuple[Region | None, str, str]
 _READ_BYTES = 32 * 2**20
 
 
 def check(
     manifest: pd.DataFrame | str | os.PathLike[str],
-    image_dir: str | os.PathLike[str] | None = None,
+    image_dir: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     *,
-    path: str | None = None,
-    target: str | Sequence[str] | None = "target",
-    frames: Sequence[object] | None = None,
-    pad: bool = False,
     min_size: int | tuple[int, int] | None = None,
     split: str | None = None,
     read: bool = False,
     digest: bool = False,
-    verify: str | os.PathLike[str] | None = None,
-    follow_symlinks: bool = True,
     threads: int | None = None,
     client: Any = None,
     progress: Progress | None = None,
+    **options: Any,
 ) -> Report:
-    """Everything that is wrong or odd about a manifest and its images.
+    """Everything that is wrong or odd about a manifest and its images: it is sound where `open_tiles` can read it.
 
     Parameters
     ----------
     manifest : DataFrame, or path of a CSV or Parquet file
     image_dir : the folder of the images; None checks the table alone
-    path : where an image lies, as for `open_tiles`
-    target : the columns that must be finite numbers; the default is left out where there is none
-    frames : label ids of which every tile needs an image
-    pad : whether windows may leave their image
     min_size : fewest pixels of a window, one number or (height, width)
     split : a column whose different values must not share pixels, such as ``"fold"``
     read : decode every segment of every image, not only its tags
     digest : take the SHA-256 of every image
-    verify : a file of digests, as ``lazytiles check --digest`` writes it; images are compared with it
-    follow_symlinks : whether links inside the folder may lead elsewhere
     threads : images looked at together
     client : a `distributed.Client` whose workers look at the images; None looks here
     progress : called with what is being done, how much is done, and of how much (0 where unknown)
+    options : those of `open_tiles`, such as `frames`, `path`, `masks`, `size`, `bands`, `pad`, `missing` and `where`;
+        the images and masks that it would read with them are looked at, in the same way
 
     Returns
     -------
@@ -77,10 +75,16 @@ def check(
     {'not a box': 1}
     """
     tell = progress or (lambda stage, done, total: None)
+    chosen = inspect.signature(open_tiles).bind(manifest, image_dir, **options)
+    chosen.apply_defaults()
+    given = dict(chosen.arguments)
+    del given["manifest"], given["image_dir"]
+    check_options(given["size"], given["resample"], given["pad"], given["missing"])
+    wanted = Frames.of(given["frames"])
     name = "the DataFrame" if isinstance(manifest, pd.DataFrame) else os.fspath(manifest)
-    warnings = Problems(name)
+    warnings = Problems(name, shown=1)
     try:
-        table, problems = _inspect(manifest, target, frames, [split] if split else [], pad, tell)
+        table, problems = _inspect(manifest, given, wanted, split, tell)
     except ManifestError as error:
         broken = Problems(name)
         broken.add("not a table", str(error).removeprefix(f"{name}: "))
@@ -88,32 +92,33 @@ def check(
     report = Report(name, problems, warnings, table=table)
     report.facts = table_facts(table)
     check_windows(report, min_size)
-    check_targets(report, [target] if isinstance(target, str) else list(target or []))
-    check_frames(report, frames)
+    check_targets(report, [given["target"]] if isinstance(given["target"], str) else list(given["target"] or []))
+    lost = check_frames(report, wanted)
     if split is not None:
         check_leaks(report, split)
-    if image_dir is not None and len(table):
-        look = _Look(read, digest, "zmin" in table)
-        _Images(report, table, path or default_template(table), image_dir, frames, follow_symlinks).check(
-            look, pad, lambda paths: _looks(look, paths, threads, client), tell
-        )
-    if verify is not None and image_dir is not None:
+    if len(table):
+        look = _Look(read, digest, "zmin" in table, given["level"])
+        checkup = _Checkup(report, table, image_dir, given, lambda paths: _looks(look, paths, threads, client), tell)
+        checkup.run(wanted, lost)
+    if given["verify"] is not None and image_dir is not None and not isinstance(image_dir, Mapping):
         present = [file for file, _ in map(split_name, report.images) if os.path.isfile(file)]
-        for kind, texts in verify_digests(verify, image_dir, images=present, progress=tell).texts.items():
+        for kind, texts in verify_digests(given["verify"], image_dir, images=present, progress=tell).texts.items():
             report.problems.extend(kind, texts)
     return report
 
 
 def _inspect(
-    manifest: Any, target: Any, frames: Any, text: list[str], pad: bool, tell: Progress
+    manifest: Any, given: Mapping[str, Any], wanted: Frames, split: str | None, tell: Progress
 ) -> tuple[pd.DataFrame, Problems]:
-    def count(rows: int) -> None:
-        tell("reading rows", rows, 0)
-
-    wanted = {"optional": ["target"]} if target == "target" else {"target": target}
-    table, problems = inspect_manifest(manifest, **wanted, frames=frames, text=text, allow_outside=pad, progress=count)
-    if any(name not in table for name in text):
-        raise ManifestError(f"there is no column {text[0]}; there are {', '.join(table.columns)}")
+    outside = given["pad"] is not None
+    read = reading(
+        *(given["target"], given["tabular"], wanted.labels, given["path"], given["masks"], given["classes"]),
+        outside=outside,
+    )
+    read["text"] = [*read["text"], *([split] if split else [])]
+    table, problems = inspect_manifest(manifest, **read, progress=lambda rows: tell("reading rows", rows, 0))
+    if split and split not in table:
+        raise ManifestError(f"there is no column {split}; there are {', '.join(table.columns)}")
     return table, problems
 
 
@@ -124,12 +129,14 @@ class _Look:
     read: bool
     digest: bool
     deep: bool
+    level: int
 
-    def __call__(self, path: str) -> tuple[Region | None, str, str]:
+    def __call__(self, path: str) -> Seen:
         """The region, what is wrong with it, and its digest."""
+        region = None
         try:
-            region = open_region(path, page="all") if self.deep else open_region(path)
-            damaged = sum(int((page.offsets < 0).sum()) for page in region.pages)
+            region = open_region(path, page="all") if self.deep else open_region(path, level=self.level)
+            damaged = sum(int(np.count_nonzero(page.is_cut)) for page in region.pages)
             if damaged:
                 return region, f"{path}: {damaged} segments are damaged or cut off", self._digest(path)
             if self.read:
@@ -137,7 +144,7 @@ class _Look:
                 for start in range(0, len(region), rows):
                     region[start : start + rows]
         except LazyTilesError as error:
-            return None, str(error), ""
+            return region, str(error), ""
         return region, "", self._digest(path)
 
     def _digest(self, path: str) -> str:
@@ -145,9 +152,7 @@ class _Look:
         return sha256(file) if self.digest and os.path.isfile(file) else ""
 
 
-def _looks(
-    look: _Look, images: Sequence[str], threads: int | None, client: Any
-) -> Iterator[tuple[Region | None, str, str]]:
+def _looks(look: _Look, images: Sequence[str], threads: int | None, client: Any) -> Iterator[Seen]:
     """What is seen of each image, in their order: on threads here, or on the workers of a cluster."""
     if client is None:
         with ThreadPoolExecutor(threads or min(4, os.cpu_count() or 1)) as pool:
@@ -161,137 +166,231 @@ def _looks(
         client.cancel(futures)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Images:
-    """The images of a manifest while they are looked at."""
+@dataclass(slots=True, eq=False)
+class _Checkup:
+    """The images of a manifest while they are looked at, and opened as `open_tiles` opens them.
+
+    Parameters
+    ----------
+    folder : where the images are; None looks at none
+    given : every option of `open_tiles`
+    looks : from paths to what is seen of each
+    regions, damaged : the images that were opened, and what is wrong with some of their segments
+    """
 
     report: Report
     table: pd.DataFrame
-    template: str
-    folder: str | os.PathLike[str]
-    frames: Sequence[object] | None
-    follow_symlinks: bool
+    folder: Any
+    given: dict[str, Any]
+    looks: Callable[[Sequence[str]], Iterator[Seen]]
+    tell: Progress
+    regions: dict[str, Region] = field(default_factory=dict)
+    damaged: dict[str, str] = field(default_factory=dict)
 
-    def check(
-        self,
-        look: _Look,
-        pad: bool,
-        looks: Callable[[Sequence[str]], Iterator[tuple[Region | None, str, str]]],
-        tell: Progress,
-    ) -> None:
-        """Note what is wrong with the images, and what they are like."""
-        report = self.report
+    def run(self, wanted: Frames, lost: NDArray[np.bool_]) -> None:
+        """Note what is wrong with the samples and their images, and what they are like."""
+        problems, table = self.report.problems, self.table
+        boxes = [name for name in (BOX_3D if "zmin" in table else BOX_2D) if name in table]
+        low, high = (table[part].to_numpy(np.int64) for part in (boxes[: len(boxes) // 2], boxes[len(boxes) // 2 :]))
+        left = np.flatnonzero(~lost & (high > low).all(axis=1))  # what is no box, or lacks its frame, is noted
+        each = Frames.of("each")
         try:
-            codes, images = self._resolve(self.table)
-            self._check_every_frame(codes, images)
+            part = table if len(left) == len(table) else table.iloc[left]
+            rows = left[(each if wanted.labels is None else wanted).samples(part, self.given["where"])]
         except ManifestError as error:
-            report.problems.add("image folder", str(error))
+            problems.add("frames", str(error))
             return
-        report.paths, report.images = codes, images
-        report.facts["images"] = len(images)
-        present = [k for k, name in enumerate(images) if is_remote(name) or os.path.exists(split_name(name)[0])]
-        first = first_of(codes, len(images))
-        regions: dict[int, Region] = {}
-        for done, (k, seen) in enumerate(zip(present, looks([images[k] for k in present]), strict=True)):
-            region, wrong, digest = seen
-            if region is not None:
-                regions[k] = region
-            if wrong:
-                report.problems.add("unreadable image", f"{tile_at(report, int(first[k]))}: {wrong}", int(first[k]))
-            if digest:
-                report.digests[split_name(images[k])[0]] = digest
-            tell("looking at images", done + 1, len(present))
-        if not pad:
-            self._check_bounds(codes, regions)
-        self._check_alike({int(first[k]): region for k, region in regions.items()})
+        if wanted.labels is None and not wanted.each:
+            said = several_rows(table if len(rows) == len(table) else table.iloc[rows])
+            problems.extend("several rows", [said] * bool(said))
+            wanted = each  # to look at them all the same
+        good = np.ones(len(rows), np.bool_)
+        if self.given["size"] is None and boxes and len(rows):
+            good = self._usual(rows, (high - low)[rows])
+        if self.folder is None:
+            return
+        if not isinstance(self.folder, Mapping):
+            try:
+                images, masks = self._images(rows, wanted)
+            except ManifestError as error:
+                problems.add("image folder", str(error))
+                return
+            good &= self._look_at(images, masks)
+        if good.any():
+            self._open(rows[good], wanted)
 
-    def _resolve(
-        self, table: pd.DataFrame, rows: NDArray[np.int64] | None = None
-    ) -> tuple[NDArray[np.int64], list[str]]:
-        return resolve_paths(
-            table,
-            self.template,
-            self.folder,
-            follow_symlinks=self.follow_symlinks,
+    def _usual(self, rows: Int64s, extents: Int64s) -> NDArray[np.bool_]:
+        """The samples whose window has the usual size: without `size`, all must have it."""
+        codes = np.zeros(len(rows), np.int64)
+        for extent in extents.T:
+            codes = pd.factorize(codes * (int(extent.max()) + 1) + extent)[0].astype(np.int64)
+        counts = np.bincount(codes)
+        usual = int(counts.argmax())
+        if len(counts) > 1:
+            at = [int(np.flatnonzero(condition)[0]) for condition in (codes == usual, codes != usual)]
+            one, other = (" x ".join(map(str, extents[k, ::-1].tolist())) for k in at)
+            self.report.problems.add(
+                "window sizes",
+                f"windows have {len(counts)} different sizes, such as {one} and {other} "
+                f"({tile_at(self.report, int(rows[at[1]]))}); pass size=(height, width) to resample them to one",
+                int(rows[at[1]]),
+            )
+        return np.asarray(codes == usual)
+
+    def _images(self, rows: Int64s, wanted: Frames) -> tuple[Images, Images | None]:
+        """Where the images and masks of the samples lie; what is wrong with that is noted."""
+        find = partial(
+            Images.of,
+            self.table,
+            rows,
+            image_dir=self.folder,
+            opener=None,
+            follow_symlinks=self.given["follow_symlinks"],
             problems=self.report.problems,
-            rows=rows,
             name_row=lambda row: f"{self.report.problems.where(row)}: tile {self.table['tile_id'].iloc[row]}: ",
         )
+        path, masks = self.given["path"] or default_template(self.table), self.given["masks"]
+        images = find(path, frames=wanted, missing=self.given["missing"])
+        self.report.paths, self.report.images = images.by_row(len(self.table))
+        self.report.facts["images"] = len(self.report.images)
+        return images, find(masks, frames=Frames(None, False)) if isinstance(masks, str) else None
 
-    def _check_every_frame(self, codes: NDArray[np.int64], images: Sequence[str]) -> None:
-        """Each region has an image in every frame, whether the table has a row for it or not.
+    def _look_at(self, images: Images, masks: Images | None) -> NDArray[np.bool_]:
+        """Look at every image and mask; the samples whose images are all there and alike."""
+        report, good = self.report, np.ones(len(images.codes[0]), np.bool_)
+        names = list(dict.fromkeys([*images.names(), *([] if masks is None else masks.names())]))
+        first = self._first_rows(images, masks)
+        bad: set[str] = set()
+        for done, (name, seen) in enumerate(zip(names, self.looks(names), strict=True)):
+            region, wrong, digest = seen
+            if region is not None:
+                self.regions[name] = region
+                if wrong:
+                    self.damaged[name] = f"{tile_at(report, first[name])}: {wrong}"
+            elif wrong:
+                bad.add(name)
+                report.problems.add("unreadable image", f"{tile_at(report, first[name])}: {wrong}", first[name])
+            if digest and name in images.names():
+                report.digests[split_name(name)[0]] = digest
+            self.tell("looking at images", done + 1, len(names))
+        own = [name for name in images.names() if name in self.regions]
+        bad |= self._check_alike({name: self.regions[name] for name in own}, first)
+        for part, may_lack in ((images, self.given["missing"] == "fill"), (masks, False)):
+            for codes, paths, there in zip(part.codes, part.paths, part.there, strict=True) if part else ():
+                fine = np.array([name not in bad for name in paths], np.bool_) & (there | may_lack)
+                good &= fine[codes]
+            if part:  # the last frame has its own row: without a name, it was refused
+                good &= np.array([bool(name) for name in part.paths[-1]], np.bool_)[part.codes[-1]]
+        if self.given["missing"] == "fill":
+            lacks = ~images.valid().all(axis=1)
+            says = "lacks the image of a frame, which is filled"
+            report.warnings.add_rows("filled frames", images.rows[-1][lacks], lambda r: f"{tile_at(report, r)} {says}")
+        return good
 
-        Without `frames` the table's labels are frames if some tile has two, and a region counts that has an image.
-        """
-        table = self.table
-        if "label_id" not in table or "label_id" not in template_columns(self.template):
-            return
-        if self.frames is None and self.report.facts["tiles"] == len(table):
-            return  # labels of which no tile has two are no frames
-        labels, regions = table["label_id"].cat, region_names(table)
-        once = ~regions.duplicated().to_numpy() & (table["label_id"] != "").to_numpy()
-        heads = np.flatnonzero(once)
-        if self.frames is None:
-            heads = heads[[os.path.exists(split_name(images[k])[0]) for k in codes[heads].tolist()]]
-        for frame in self.frames if self.frames is not None else [name for name in labels.categories if name]:
-            have = regions[(table["label_id"] == str(frame)).to_numpy()].unique()
-            rows = heads[~regions.iloc[heads].isin(have).to_numpy()]
-            if len(rows):
-                asked = table.iloc[rows].assign(label_id=pd.Categorical([str(frame)]).repeat(len(rows)))
-                self._resolve(asked, rows)
+    def _first_rows(self, *found: Images | None) -> dict[str, int]:
+        """For each image the first row that names it."""
+        first: dict[str, int] = {}
+        for part in found:
+            for codes, paths, rows in zip(part.codes, part.paths, part.rows, strict=True) if part else ():
+                least = np.full(len(paths), len(self.table), np.int64)
+                np.minimum.at(least, codes, rows)
+                for name, row in zip(paths, least.tolist(), strict=True):
+                    first[name] = min(row, first.get(name, row))
+        return first
 
-    def _check_bounds(self, codes: NDArray[np.int64], regions: dict[int, Region]) -> None:
-        """No window leaves its image."""
-        table, report = self.table, self.report
-        if "xmin" not in table:
-            return
-        axes = ("zmax", "ymax", "xmax") if "zmin" in table else ("ymax", "xmax")
-        extents = np.full((len(report.images), len(axes)), np.iinfo(np.int32).max, np.int32)
-        for k, region in regions.items():
-            height, width, _ = region.inner_shape
-            extents[k] = (len(region.pages), height, width)[-len(axes) :]
-        outside = np.zeros(len(table), bool)
-        for axis, name in enumerate(axes):
-            outside |= table[name].to_numpy() > extents[codes, axis]
-        names = region_names(table)
-
-        def describe(row: int) -> str:
-            shape = " x ".join(map(str, extents[codes[row]].tolist()))
-            image = report.images[int(codes[row])]
-            cause = f'leaves region {names.iloc[row]} ({image}, {shape}); pass pad="reflect" or correct the box'
-            return f"{tile_at(report, row)} {cause}"
-
-        report.problems.add_rows("window outside", outside, describe)
-
-    def _check_alike(self, regions: dict[int, Region]) -> None:
-        """Images of one training set have one dtype and one number of bands; codecs may differ, at a cost."""
-        report = self.report
+    def _check_alike(self, regions: dict[str, Region], first: dict[str, int]) -> set[str]:
+        """Images of one training set have one dtype, and bands unless some are chosen; codecs may differ, at a cost."""
+        report, odd = self.report, set()
+        chosen = self.given["bands"] is not None or self.given["gray"]
         for name, sink, fact in (
             ("dtype", report.problems, lambda r: str(r.dtype)),
             ("bands", report.problems, lambda r: str(r.inner_shape[2])),
             ("codec", report.warnings, codec_name),
-            ("size", report.warnings, _size),
+            ("size", None, lambda r: f"{r.inner_shape[0]} x {r.inner_shape[1]}"),
         ):
-            facts = {row: fact(region) for row, region in regions.items()}
+            facts = {path: fact(region) for path, region in regions.items()}
             counts = Counter(facts.values())
             if not counts:
-                return
+                break
             report.facts[name] = dict(counts.most_common(10))
-            usual = self._usual_sizes(facts) if name == "size" else dict.fromkeys(facts, counts.most_common(1)[0][0])
-            for row, found in facts.items():
-                if found != usual[row]:
-                    text = f"{regions[row].path}: {name} {found}, others have {usual[row]}"
-                    sink.add(f"mixed {name}", f"{report.problems.where(row)}: {text}", row)
+            usual = counts.most_common(1)[0][0]
+            if sink is None or (name == "bands" and chosen):
+                continue
+            for path, found in facts.items():
+                if found != usual:
+                    text = f"{path}: {name} {found}, others have {usual}"
+                    sink.add(f"mixed {name}", f"{report.problems.where(first[path])}: {text}", first[path])
+                    odd |= {path} if sink is report.problems else set()
+        return odd
 
-    def _usual_sizes(self, sizes: dict[int, str]) -> dict[int, str]:
-        """The size that each image should have: that of its region's first frame, or of all where it is the tile."""
-        names = region_names(self.table).cat.codes.to_numpy()
-        group = {row: int(names[row]) if "xmin" in self.table else 0 for row in sizes}
-        first: dict[int, str] = {}
-        for row, size in sizes.items():
-            first.setdefault(group[row], size)
-        return {row: first[group[row]] for row in sizes}
+    def _open(self, rows: Int64s, wanted: Frames) -> None:
+        """Open the samples that seem sound, as a user would, and note what else is wrong with them."""
+        keep = rows
+        if wanted.labels is not None:
+            tiles = pd.factorize(self.table["tile_id"])[0]
+            keep = np.flatnonzero(np.isin(tiles, tiles[rows]))
+        table = self.table if len(keep) == len(self.table) else self.table.iloc[keep].reset_index(drop=True)
+        options = self.given | {"where": None, "verify": None, "frames": "each" if wanted.each else wanted.labels}
+        if wanted.labels is not None and not wanted.timed:
+            options["frames"] = wanted.labels[0]
+        try:
+            opened = open_tiles(Inspected(table, self._opened), self.folder, **options)  # type: ignore[arg-type]
+        except (LazyTilesError, ValueError) as error:
+            self.report.problems.add("cannot be opened", str(error))
+            return
+        said: dict[str, NDArray[np.bool_]] = {}
+        untested = set(self.damaged)
+        for array in (opened, opened.labels):
+            if isinstance(array, MultiSourceArray):
+                for source, mine in _by_source(array, rows):
+                    self._note_faults(source, mine, said)
+                    self._note_damage(source, untested)
+        for name in untested:
+            self.report.problems.add("unreadable image", self.damaged[name])
+
+    def _opened(self, path: str, **options: Any) -> Region:
+        return self.regions[path] if path in self.regions else open_region(path, **options)
+
+    def _note_faults(self, source: Any, rows: Int64s, said: dict[str, NDArray[np.bool_]]) -> None:
+        faults = list(source.faults())
+        outside = any(kind == "window outside" for kind, _, _ in faults)
+        for kind, bad, cause in faults:
+            if kind == "frames differ" and outside:  # one cause is said once
+                continue
+            known = said.setdefault(kind, np.zeros(len(self.table), np.bool_))
+            new = rows[bad & ~known[rows]]
+            known[rows[bad]] = True
+            if kind != "window outside":  # one for all windows of a region
+                new = new[:1]
+            self.report.problems.add_rows(kind, new, lambda row, said=cause: f"{tile_at(self.report, row)}{said}")  # type: ignore[misc]
+
+    def _note_damage(self, source: Any, untested: set[str]) -> None:
+        """Damaged segments matter where a window needs them."""
+        openers = getattr(source, "regions", None) or (source.opener,)
+        for frame, opener in enumerate(openers):
+            name = opener.args[0] if isinstance(opener, partial) and opener.args else None
+            if not isinstance(name, str) or name not in untested:
+                continue
+            untested.discard(name)
+            timed = getattr(source, "timed", False)
+            if any(_fails(source, (k, frame) if timed else k) for k in range(len(source))):
+                self.report.problems.add("unreadable image", self.damaged[name])
+            else:
+                self.report.warnings.add("damage outside windows", f"{self.damaged[name]}, under no window")
 
 
-def _size(region: Region) -> str:
-    return f"{region.inner_shape[0]} x {region.inner_shape[1]}"
+def _fails(source: Any, key: Any) -> bool:
+    try:
+        source[key]
+    except LazyTilesError:
+        return True
+    return False
+
+
+def _by_source(array: MultiSourceArray, rows: Int64s) -> Iterator[tuple[Any, Int64s]]:
+    """Each source of an array, and the rows of the table that its samples come from, in its own order."""
+    pairs = array.index_pairs
+    order = np.lexsort((pairs[:, 1], pairs[:, 0]))
+    ends = np.cumsum([len(source) for source in array.sources])
+    for source, stop in zip(array.sources, ends.tolist(), strict=True):
+        yield source, rows[order[stop - len(source) : stop]]

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lazytiles.columns import column_hashes, count_distinct, first_rows
+from lazytiles.frames import Frames
 from lazytiles.manifest import BOX_2D, BOX_3D
 from lazytiles.overlap import overlapping_pairs
 from lazytiles.paths import region_names
@@ -91,7 +92,7 @@ def tile_at(report: Report, row: int) -> str:
 
 
 def check_windows(report: Report, min_size: int | tuple[int, int] | None) -> None:
-    """Windows of several sizes, and below the least size; rows whose box is none are left out."""
+    """The sizes of windows, and those below the least size; rows whose box is none are left out."""
     table = report.table
     if table is None or "xmin" not in table:
         return
@@ -100,11 +101,6 @@ def check_windows(report: Report, min_size: int | tuple[int, int] | None) -> Non
     joint = pd.Series(heights[is_box].astype(np.int64) << 32 | widths[is_box]).value_counts()
     usual = zip(joint.index[:10].to_numpy(np.int64).tolist(), joint[:10].to_list(), strict=True)
     report.facts["sizes"] = {f"{code >> 32} x {code & 0xFFFFFFFF}": count for code, count in usual}
-    if len(joint) > 1:
-        report.warnings.add(
-            "window sizes",
-            f"windows have {len(joint)} different sizes: open them with size=(height, width)",
-        )
     if min_size is not None:
         high, wide = np.broadcast_to(np.array(min_size), 2).tolist()
         report.problems.add_rows(
@@ -120,10 +116,15 @@ def check_targets(report: Report, columns: Sequence[str]) -> None:
     for name in columns:
         if table is None or name not in table or not len(table):
             continue
+        if isinstance(table[name].dtype, pd.CategoricalDtype):
+            _check_names(report, name, table[name])
+            continue
         values = table[name].to_numpy()
         finite = np.isfinite(values)
         values = values if finite.all() else values[finite]
         if not len(values):
+            if table[name].isna().all():
+                report.warnings.add("no labels", f"nothing is written in {name}: the tiles are for prediction alone")
             continue
         facts: dict[str, Any] = {
             "min": float(values.min()),
@@ -142,6 +143,23 @@ def check_targets(report: Report, columns: Sequence[str]) -> None:
         if facts["min"] == facts["max"]:
             report.warnings.add("class balance", f"{name} is {facts['min']:g} in every row")
         report.facts.setdefault("targets", {})[name] = facts
+
+
+def _check_names(report: Report, name: str, column: pd.Series) -> None:
+    """The balance of classes that have names."""
+    counts = {str(key): int(n) for key, n in column.value_counts(sort=False).items()}
+    total, there = sum(counts.values()), {key: n for key, n in counts.items() if n}
+    if not there:
+        return
+    report.facts.setdefault("targets", {})[name] = {"classes": counts}
+    rare = min(there, key=lambda key: there[key])
+    if len(there) == 1:
+        report.warnings.add("class balance", f"{name} is {rare} in every row")
+    elif there[rare] < 0.01 * total:
+        report.warnings.add("class balance", f"{name}: class {rare} is {there[rare]} of {total} rows")
+    absent = [key for key, n in counts.items() if not n]
+    if absent:
+        report.warnings.add("class balance", f"{name}: no row is of class {', '.join(absent[:10])}")
 
 
 def _classes(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
@@ -177,27 +195,33 @@ def check_leaks(report: Report, split: str) -> None:
     )
 
 
-def check_frames(report: Report, frames: Sequence[object] | None) -> None:
-    """Each tile has a row for every frame: the last, of which targets and boxes are taken, must be there."""
+def check_frames(report: Report, frames: Frames) -> NDArray[np.bool_]:
+    """Each tile has a row for every frame: the last, of which targets and boxes are taken, must be there.
+
+    Returns
+    -------
+    the mask of the rows of tiles that lack their last frame
+    """
     table = report.table
-    if table is None or "label_id" not in table:
-        return
+    assert table is not None
+    lost = np.zeros(len(table), bool)
+    wanted = frames.labels
+    if "label_id" not in table or wanted is None:
+        return lost
     labels = table["label_id"].cat.codes.to_numpy()
     known = list(table["label_id"].cat.categories)
-    wanted = [str(frame) for frame in frames] if frames is not None else [name for name in known if name]
-    if len(wanted) < 2 or (frames is None and report.facts["tiles"] == len(table)):
-        return  # labels of which no tile has two are no frames
     chosen = np.isin(labels, [known.index(name) for name in wanted if name in known])
+    if len(wanted) < 2 or wanted[-1] not in known:
+        return lost
     first = first_rows(column_hashes(table["tile_id"]))
     pairs = first[chosen].astype(np.int64) * len(known) + labels[chosen]
     pairs.sort()
     pairs = pairs[np.diff(pairs, prepend=-1) > 0] // len(known)
     have = np.bincount(pairs, minlength=len(table)).astype(np.int16)
     short = (have > 0) & (have < len(wanted))
-    lost = np.zeros(len(table), bool)
-    if frames is not None and short.any():
+    if short.any():
         has_last = np.zeros(len(table), bool)
-        has_last[first[labels == (known.index(wanted[-1]) if wanted[-1] in known else -1)]] = True
+        has_last[first[labels == known.index(wanted[-1])]] = True
         lost = short & ~has_last
     said = f"of the {len(wanted)} frames {', '.join(wanted[:6])}"
     report.problems.add_rows(
@@ -211,3 +235,4 @@ def check_frames(report: Report, frames: Sequence[object] | None) -> None:
     report.warnings.add_rows(
         "missing frames", short & ~lost, lambda row: f"{tile_at(report, row)} has rows for {have[row]} {said}"
     )
+    return lost[first]

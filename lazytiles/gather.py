@@ -18,7 +18,7 @@ from lazytiles.errors import LazyTilesError
 from lazytiles.page import Page
 from lazytiles.plan import Plan, Windows, plan
 from lazytiles.reader import check_limit, read
-from lazytiles.region import to_gray
+from lazytiles.region import to_gray, to_rgb
 from lazytiles.resample import resize
 
 Int64s: TypeAlias = NDArray[np.int64]
@@ -37,9 +37,9 @@ class TileForm:
     ----------
     size : (height, width), pixels, of a tile
     samples : bands of a tile
-    image_samples : bands of the images that the tiles are cut from
+    asked : which bands were asked for, as `bands_read` takes them
     dtype : of a tile
-    bands : which samples of the image; None for all
+    bands : which samples of the images are read; None for all
     gray : whether they become one luminance band
     pad : a NumPy pad mode for windows that leave their region, or None to refuse them
     resample : how windows of another size are brought to `size`; None where none has one
@@ -47,12 +47,17 @@ class TileForm:
 
     size: tuple[int, int]
     samples: int
-    image_samples: int
+    asked: tuple[int, ...] | str | None
     dtype: np.dtype[Any]
     bands: tuple[int, ...] | None = None
     gray: bool = False
     pad: str | None = None
     resample: str | None = None
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether bands are made of all samples of an image, which images may have in different numbers."""
+        return self.gray or self.asked == "rgb"
 
 
 @dataclass(slots=True, eq=False)
@@ -93,7 +98,7 @@ class Gather:
     @property
     def bands(self) -> tuple[int, ...] | None:
         """Which samples of the images are read."""
-        if self.form.gray:
+        if self.form.is_mixed:
             return None
         low, high = (0, self.form.samples) if self._band_origins() else self.box[2]
         if (low, high) == (0, self.form.samples):
@@ -112,7 +117,7 @@ class Gather:
         number = self._numbers.setdefault(id(page), len(self.pages))
         if number == len(self.pages):
             self.pages.append(page)
-        if not straight or self.form.gray or self._band_origins():
+        if not straight or self.form.is_mixed or self._band_origins():
             for k in np.flatnonzero(~self._straight(page, windows)).tolist():
                 self._whole[self._count + k] = _needed(page, windows[k], self.form.pad)
         self._page.append(number)
@@ -121,7 +126,7 @@ class Gather:
         self._count += len(slots)
 
     def _straight(self, page: Page, windows: Int64s) -> NDArray[np.bool_]:
-        if self.form.gray or self._band_origins():
+        if self.form.is_mixed or self._band_origins():
             return np.zeros(len(windows), dtype=np.bool_)
         return is_straight(windows, self.form.size, page.shape[:2])
 
@@ -289,15 +294,15 @@ class _Filling:
         pixels = self.target(window)
         if whole.rows is not None and whole.columns is not None:
             pixels = _spread(pixels, whole.rows, whole.columns, form.pad)
-        if form.gray:
-            pixels = to_gray(pixels)
+        if form.is_mixed:
+            pixels = to_gray(pixels) if form.gray else to_rgb(pixels)
         if pixels.shape[:2] != form.size:
             pixels = resize(pixels, form.size, form.resample or "nearest")
         starts = [start for start, _ in gather.box]
         if gather.origins is not None:
             starts = (gather.origins[self.slots[window]] + starts).tolist()
         cut = tuple(slice(s, s + b - a) for s, (a, b) in zip(starts, gather.box, strict=True))
-        cut = cut if form.gray or gather._band_origins() else cut[:2]
+        cut = cut if form.is_mixed or gather._band_origins() else cut[:2]
         self.row(window)[...] = pixels[cut]
         whole.pixels = None
 

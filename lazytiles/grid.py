@@ -65,6 +65,8 @@ def cuts(length: int, size: int | None, stride: int | None = None, edge: Edge = 
 
 
 def _per_axis(value: Any, axes: int, name: str) -> list[Any]:
+    if any(type(part) is bool for part in (value if isinstance(value, Sequence) else [value])):
+        raise ValueError(f"{name} is numbers of pixels, not {value!r}")
     if value is None or isinstance(value, int | np.integer | str):
         return [value] * axes
     if len(value) != axes:

@@ -7,7 +7,7 @@ import math
 import os
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import imagecodecs
@@ -295,7 +295,8 @@ def _picture(key: FileKey, data: bytes, image: Image.Image, format: str, frame: 
         raise RegionError(f"{key.path}: JPEG 2000 colours of more than 8 bits are cut by Pillow; refused")
     shape = (image.height, image.width, samples)
     codec = Picture(format, frame, shape, dtype, deep)
-    return one_page(key, str(frame), shape, dtype, codec=codec, samples_axis=samples > 1)
+    page = one_page(key, str(frame), shape, dtype, codec=codec, samples_axis=samples > 1)
+    return replace(page, palette=image.mode in ("P", "PA"))
 
 
 def opened_picture(file: Any, format: str) -> Image.Image:  # noqa: A002

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
+from string import Formatter
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,9 +18,14 @@ from numpy.typing import NDArray
 from lazytiles.columns import (
     Growing,
     as_text,
+    check_classes,
     hash_text,
     integers,
+    is_blank,
+    is_like_number,
+    is_numeric,
     is_text,
+    label_column,
     mask,
     names_of,
     number_fault,
@@ -28,12 +36,12 @@ from lazytiles.columns import (
 )
 from lazytiles.conflicts import conflicts
 from lazytiles.errors import ManifestError
+from lazytiles.paths import IDS, template_columns
 from lazytiles.problems import Problems
 from lazytiles.table import Pieces, open_table
 
 BOX_2D = ("xmin", "ymin", "xmax", "ymax")
 BOX_3D = ("xmin", "ymin", "zmin", "xmax", "ymax", "zmax")
-IDS = ("tile_id", "region_id", "label_id")
 
 _BAD_ID = r"[/\\\x00-\x1f\x7f]|^\.\.?$|^ *$"
 _LARGEST = 2**31 - 1
@@ -51,7 +59,9 @@ def read_manifest(
     frames: Sequence[object] | None = None,
     optional: Sequence[str] = (),
     text: Sequence[str] = (),
+    file: str | None = None,
     allow_outside: bool = False,
+    classes: Sequence[Any] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> pd.DataFrame:
     """The manifest as one normalised table, or one error that lists everything wrong with it.
@@ -61,21 +71,26 @@ def read_manifest(
     Parameters
     ----------
     manifest : DataFrame, or path of a CSV (UTF-8, commas) or Parquet file, with the columns `tile_id`,
-        `region_id` (or `path`, a file below the image folder), optionally `label_id`, and boxes in half-open
-        pixels: `region_coordinates` as ``"(xmin, ymin, xmax, ymax)"``, or four columns `xmin, ymin, xmax, ymax`
-        (six with `zmin`, `zmax`), or none, for whole images, which need no `region_id` where `text` names others
-    target, tabular : the columns that must be finite numbers
-    optional : further such columns, if the table has them
+        `region_id` (or `path`, a file below the image folder, or those of `file`), optionally `label_id`, and boxes in
+        half-open pixels: `region_coordinates` as ``"(xmin, ymin, xmax, ymax)"``, or four columns `xmin, ymin, xmax,
+        ymax` (six with `zmin`, `zmax`), or none, for whole images, which need no `region_id` where `text` names others
+    target : the label columns: finite numbers, or in one of them the names of classes, or nothing in any row
+    tabular : the columns that must be finite numbers
+    optional : further label columns, if the table has them
     frames : the label ids in use; targets are then checked in the rows of the last one only
     text : further columns that stay text, such as those named in a path template
+    file : the template of the images' paths, for tables of files: without `tile_id` and `label_id` each file is a tile
+        of its own, named after it, and must be there once
     allow_outside : accept boxes that begin before pixel 0 (they are padded later)
+    classes : the names of the classes in the order of their numbers; default those of the column, a categorical
+        column's own or else sorted
     progress : called with the number of rows read so far
 
     Returns
     -------
     DataFrame, one row per row of the manifest, in its order: `tile_id` text, `region_id` and `label_id`
-    categories of text, the box columns int32, every other column as it was (from CSV: numbers where all
-    cells are plain numbers, else text)
+    categories of text, the box columns int32, a label column of names categories in the order of the classes,
+    every other column as it was (from CSV: numbers where all cells are plain numbers, else text)
 
     Raises
     ------
@@ -96,7 +111,9 @@ def read_manifest(
         frames=frames,
         optional=optional,
         text=text,
+        file=file,
         allow_outside=allow_outside,
+        classes=classes,
         progress=progress,
     )
     problems.raise_any()
@@ -111,7 +128,9 @@ def inspect_manifest(
     frames: Sequence[object] | None = None,
     optional: Sequence[str] = (),
     text: Sequence[str] = (),
+    file: str | None = None,
     allow_outside: bool = False,
+    classes: Sequence[Any] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[pd.DataFrame, Problems]:
     """As `read_manifest`, but what is wrong is given back beside the table.
@@ -127,13 +146,48 @@ def inspect_manifest(
     problems = Problems("the manifest")
     source = open_table(manifest, problems)
     problems.name, problems.where = source.name, source.where
-    numbers = [*names_of(target), *names_of(tabular), *(name for name in optional if name in source.columns)]
+    source, is_of_files = _with_file(source, file)
+    targets = [*names_of(target), *(name for name in optional if name in source.columns)]
+    numbers = [*targets, *names_of(tabular)]
     kept = _check_columns(source, numbers, {*text} - {"path"})
-    reading = _Reading(source, problems, kept, {*text} & {*kept})
+    reading = _Reading(source, problems, kept, {*text} & {*kept}, targets, is_of_files=is_of_files)
     reading.run(allow_outside, progress)
-    table = reading.finish(numbers, frames)
+    table = reading.finish(numbers, frames, check_classes(classes))
     pa.default_memory_pool().release_unused()
     return table, problems
+
+
+def _with_file(source: Pieces, template: str | None) -> tuple[Pieces, bool]:
+    """A table with what the files in it stand for, and whether they are the ids of its tiles.
+
+    Without `tile_id` each row's file is its tile; without `region_id` it is what boxes are cut from, a `path`.
+    """
+    have = source.columns
+    is_of_files = "tile_id" not in have and "label_id" not in have and (template is not None or "path" in have)
+    boxes = "region_coordinates" in have or "xmin" in have
+    cut_from = template is not None and not {"region_id", "path"} & {*have} and (boxes or is_of_files)
+    new = ["tile_id"] * is_of_files + ["path"] * cut_from
+    if not new:
+        return source, False
+    template = template or "{path}"
+    absent = [name for name in template_columns(template) if name not in have]
+    if absent:
+        raise ManifestError(f"path template {template!r}: there is no column {absent[0]}; there are {', '.join(have)}")
+
+    def named(piece: pa.Table) -> pa.Table:
+        parts: list[Any] = []
+        for literal, name, _, _ in Formatter().parse(template):
+            try:
+                column = None if name is None else pc.fill_null(as_text(piece.column(name)), "")
+            except TypeError as error:
+                raise ManifestError(f"{source.name}: the column {name}, which names files: {error}") from None
+            parts += [pa.scalar(literal)] + ([] if column is None else [column])
+        files = pc.binary_join_element_wise(*parts, "")
+        for name in new:
+            piece = piece.append_column(name, files)
+        return piece
+
+    return replace(source, columns=[*have, *new], pieces=(named(piece) for piece in source.pieces)), is_of_files
 
 
 def _check_columns(source: Pieces, numbers: Sequence[str], text: Collection[str]) -> list[str]:
@@ -150,6 +204,8 @@ def _check_columns(source: Pieces, numbers: Sequence[str], text: Collection[str]
     if missing:
         near = [name for name in have if name.strip().lower() in missing and name not in missing]
         hint = f"; is {near[0]!r} meant? Names have no spaces and small letters" if near else ""
+        if not hint and "tile_id" in missing and not {*IDS} & {*have}:
+            hint = f'; of a table of files say which column holds them, such as path="{{{have[0]}}}"'
         raise ManifestError(
             f"{source.name}: line 1: the column {', '.join(missing)} is missing; there are {', '.join(have)}{hint}"
         )
@@ -159,8 +215,20 @@ def _check_columns(source: Pieces, numbers: Sequence[str], text: Collection[str]
 class _Reading:
     """The columns of a manifest while its pieces come in."""
 
-    def __init__(self, source: Pieces, problems: Problems, kept: list[str], text: set[str]) -> None:
+    def __init__(
+        self,
+        source: Pieces,
+        problems: Problems,
+        kept: list[str],
+        text: set[str],
+        targets: list[str],
+        *,
+        is_of_files: bool,
+    ) -> None:
+        self.is_of_files = is_of_files
         self.source, self.problems, self.kept, self.text = source, problems, kept, text
+        self.targets = targets
+        self.own_classes: dict[str, list[Any]] = {}  # of categorical columns, in their own order
         self.ids = [name for name in IDS if name in source.columns]
         self.box_names: tuple[str, ...] = tuple(name for name in BOX_3D if name in source.columns)
         if not self.box_names and "region_coordinates" in source.columns:
@@ -184,6 +252,10 @@ class _Reading:
                 self._take_ids(name, piece.column(name), skip)
             for name in self.kept:
                 column = piece.column(name)
+                if name in self.targets and pa.types.is_dictionary(column.type):
+                    own = self.own_classes.setdefault(name, [])
+                    own += [value for chunk in column.chunks for value in chunk.dictionary.to_pylist()]
+                    self.own_classes[name] = list(dict.fromkeys(own))
                 self.columns[name] += (as_text(column) if name in self.text else column).chunks
             if self.box_names:
                 columns = self._take_boxes(piece, skip, allow_outside)
@@ -231,7 +303,7 @@ class _Reading:
                 "read the table with dtype=str, so that 001 stays 001 and 1 does not become 1.0"
             ) from None
         if name == "tile_id":
-            bad = mask(pc.match_substring_regex(text, _BAD_ID))
+            bad = mask(pc.match_substring_regex(text, _BAD_ID)) & (not self.is_of_files)
             self.columns[name].append(text)
             self.hashes.extend(hash_text(text))
         else:
@@ -245,15 +317,27 @@ class _Reading:
     def _take_boxes(self, piece: pa.Table, skip: NDArray[np.bool_], allow_outside: bool) -> list[NDArray[np.int32]]:
         if "region_coordinates" in self.source.columns:
             text = as_text(piece.column("region_coordinates"))
-            boxes, bad = parse_boxes(text, len(self.box_names) if self.length else None)
+            named = [name for name in BOX_3D if name in self.source.columns]
+            boxes, bad = parse_boxes(text, len(self.box_names) if self.length or named else None)
             self.box_names = BOX_2D if boxes.shape[1] == 4 else BOX_3D
+            if named:
+                again, wrong = self._boxes_of_columns(piece)
+                differ = ~bad & ~skip & (wrong | (again != boxes).any(axis=1))
+                self.note("boxes disagree", differ, self._disagreement, self.length)
         else:
-            columns = [integers(piece.column(name)) for name in self.box_names]
-            boxes = np.stack([values for values, _ in columns], axis=1)
-            bad = np.logical_or.reduce([wrong for _, wrong in columns])
+            boxes, bad = self._boxes_of_columns(piece)
         self._note_boxes(boxes, bad, skip, allow_outside)
         boxes = np.where((bad | skip)[:, None], 0, np.clip(boxes, -_LARGEST, _LARGEST))
         return [boxes[:, k].astype(np.int32) for k in range(len(self.box_names))]
+
+    def _boxes_of_columns(self, piece: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        columns = [integers(piece.column(name)) for name in self.box_names]
+        return np.stack([values for values, _ in columns], axis=1), np.logical_or.reduce([bad for _, bad in columns])
+
+    def _disagreement(self, row: int) -> str:
+        box = ", ".join(str(self.piece.column(name)[row].as_py()) for name in self.box_names)
+        names = ", ".join(self.box_names)
+        return f"{self._tile(row)}, but the columns {names} say ({box}); leave one of the two out, or correct it"
 
     def _note_boxes(
         self, boxes: NDArray[np.int64], bad: NDArray[np.bool_], skip: NDArray[np.bool_], allow_outside: bool
@@ -264,12 +348,14 @@ class _Reading:
         good = ~(bad | skip)
         huge = good & ((boxes > _LARGEST) | (boxes < -_LARGEST)).any(axis=1)
         good &= ~huge
-        negative = good & (low < 0).any(axis=1) & (not allow_outside)
         empty = good & (high <= low).any(axis=1)
+        apart = good & ~empty & (high <= 0).any(axis=1)
+        negative = good & (low < 0).any(axis=1) & (not allow_outside) & ~apart
         for kind, rows, cause in (
             ("not a box", bad & ~skip, f"is not ({names}): {2 * half} whole numbers in brackets"),
             ("box too large", huge, f"holds a number beyond {_LARGEST}"),
             ("box outside", negative & ~empty, 'begins before pixel 0; correct it, or pass pad="reflect"'),
+            ("box outside", apart, "ends before pixel 0 and does not meet its image; correct it"),
             ("empty box", empty, f"is empty or inverted; it is ({names}), half-open, in pixels"),
         ):
             self.note(kind, rows, partial(self._box_message, cause=cause), self.length)
@@ -299,7 +385,9 @@ class _Reading:
         said = f"{name} {value!r}: {cause}" if value.strip() else f"the {name} is empty"
         return f"{self._tile(row)}: {said}"
 
-    def finish(self, numbers: Sequence[str], frames: Sequence[object] | None) -> pd.DataFrame:
+    def finish(
+        self, numbers: Sequence[str], frames: Sequence[object] | None, classes: list[Any] | None
+    ) -> pd.DataFrame:
         """The table, its rows checked against each other and its targets against arithmetic."""
         if not self.length:
             self.problems.add("empty", "the table has no rows")
@@ -309,14 +397,53 @@ class _Reading:
         rows_of_tiles = np.ones(len(table), bool)
         rows_of_tiles[self.headers] = False
         hashes, self.hashes = self.hashes.values(), Growing(np.uint64)
+        hint = "; the table has no tile_id, so each file is one tile: add a column tile_id" * self.is_of_files
         for kind, rows, text in conflicts(table, self.source.where, hashes):
-            self.problems.add_rows(kind, rows & rows_of_tiles, text)
+            self.problems.add_rows(kind, rows & rows_of_tiles, lambda row, text=text: text(row) + hint)  # type: ignore[misc]
         used = rows_of_tiles
         if frames is not None and len(frames) and "label_id" in table:
             used = used & (table["label_id"] == str(frames[-1])).to_numpy()
+        if not self._is_unlabelled(table, rows_of_tiles):
+            self._check_targets(table, used, classes)
         for name in numbers:
-            self._check_numbers(table, name, used)
+            if name not in self.targets:
+                self._check_numbers(table, name, used)
         return table
+
+    def _is_unlabelled(self, table: pd.DataFrame, rows: NDArray[np.bool_]) -> bool:
+        """Whether no label column holds anything; they then hold NaN."""
+        for most in (1000, None):  # few rows tell it of nearly every table
+            if not self.targets or not all(is_blank(table[name][rows][:most]).all() for name in self.targets):
+                return False
+        for name in self.targets:
+            table[name] = np.full(len(table), np.nan)
+        return True
+
+    def _check_targets(self, table: pd.DataFrame, used: NDArray[np.bool_], classes: list[Any] | None) -> None:
+        """Label columns as numbers, and one of them, where it holds names, as categories in the classes' order."""
+        alone, named = len(self.targets) == 1, []
+        for name in self.targets:
+            given = table[name]
+            asked = classes if alone or not is_numeric(given) else None
+            labels, faults = label_column(given, used, self.own_classes.get(name), asked, alone=alone)
+            if labels is None:
+                self._check_numbers(table, name, used)
+                continue
+            table[name] = labels
+            named += [name] if isinstance(labels, pd.Categorical) else []
+            for kind, rows, said in faults:
+                self.problems.add_rows(f"{name} {kind}", rows, partial(self._label_message, table, name, given, said))
+        if len(named) > 1:
+            columns = ", ".join(named)
+            self.problems.add("several columns of names", f"the columns {columns} hold names: classes are those of one")
+        if classes is not None and self.targets and not named:
+            columns = ", ".join(self.targets)
+            self.problems.add("no names", f"classes= is given, but of the label columns {columns} none holds names")
+
+    def _label_message(self, table: pd.DataFrame, name: str, given: pd.Series, said: str, row: int) -> str:
+        value = given.iloc[row]
+        cell = "" if is_blank(given.iloc[row : row + 1]).all() else f" {shortened(str(value))!r}"
+        return f"{self.source.where(row)}: tile {table['tile_id'].iloc[row]}: {name}{cell} {said}"
 
     def _assemble(self, numbers: Sequence[str]) -> pd.DataFrame:
         data: dict[str, object] = {}
@@ -338,13 +465,14 @@ class _Reading:
         given = table[name]
         values = to_numbers(given)
         table[name] = values
-        self.problems.add_rows(
-            f"{name} not a number",
-            used & ~np.isfinite(values),
-            lambda row: (
-                f"{self.source.where(row)}: tile {table['tile_id'].iloc[row]}: {name} {number_fault(given.iloc[row])}"
-            ),
-        )
+
+        def describe(row: int) -> str:
+            cell = given.iloc[row]
+            is_name = name in self.targets and isinstance(cell, str) and not is_like_number(cell)
+            hint = "; if all cells are names of classes, say so by classes=[...]" if is_name else ""
+            return f"{self.source.where(row)}: tile {table['tile_id'].iloc[row]}: {name} {number_fault(cell)}{hint}"
+
+        self.problems.add_rows(f"{name} not a number", used & ~np.isfinite(values), describe)
 
 
 def _blanked(piece: pa.Table, rows: NDArray[np.bool_]) -> pa.Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -11,8 +12,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lazytiles.agreement import agreement, chosen, labels_of, limited, positions_of, table_of
+from lazytiles.agreement import agreement, chosen, joined_tables, labels_of, limited, listed, positions_of, table_of
 from lazytiles.blocks import by_source, positions, read_blocks, read_each, read_parts
+from lazytiles.boxlabels import Boxes
 from lazytiles.doors import TileDoors
 from lazytiles.errors import ManifestError
 from lazytiles.gather import Done, TileForm
@@ -41,19 +43,21 @@ class MultiSourceArray(TileDoors, Travels, LazyArray):
     Parameters
     ----------
     sources : array-likes of one sample shape and dtype: NumPy arrays, memory maps, HDF5 datasets, Zarr arrays,
-        regions, views, other arrays of this class
+        regions, views, other arrays of this class (as they are now: reordering them later changes nothing)
     labels : one value per source (default 0, 1, 2, … by source), or one array per source (a label per sample),
-        or one array or lazy source in step with all samples, such as mask tiles
+        or one array or lazy source in step with all samples, such as mask tiles. Text becomes class numbers, see
+        `classes`. Sources that are labelled arrays of this class keep their labels, classes and tables by default
     shuffle : whether to start in a shuffled order
     maxlen : at most so many samples of each source: the first ones, or with `shuffle` a random choice
     seed : of that order and choice: int, or a NumPy `Generator` or `RandomState` that one is drawn from; None draws a
         fresh one
     table : a DataFrame with one row per sample, or None
     dtype : what to cast every source to; by default they must agree
+    classes : the classes in the order of their numbers; by default the names sorted, where labels are text
 
     Raises
     ------
-    ValueError : sources that disagree, labels or a table of another length
+    ValueError : sources that disagree, labels or a table of another length, a label that is none of the classes
 
     Notes
     -----
@@ -79,22 +83,28 @@ class MultiSourceArray(TileDoors, Travels, LazyArray):
         seed: Seed = None,
         table: pd.DataFrame | None = None,
         dtype: Any = None,
+        classes: Sequence[Any] | None = None,
     ) -> None:
-        self.sources: tuple[Any, ...] = tuple(map(held, sources))
-        if not self.sources:
-            raise ValueError("an array of many sources needs at least one source")
+        self.sources: tuple[Any, ...] = tuple(map(held, listed(sources)))
         inner, self.dtype = agreement(self.sources, dtype)
         lengths = np.array([source.shape[0] for source in self.sources], dtype=np.int64)
         self._starts = np.concatenate([[0], np.cumsum(lengths)])
         total = int(self._starts[-1])
         self.seed: int | None = None
-        self._labels = labels_of(labels, lengths, total)
+        self.tabular_columns: tuple[str, ...] | None = None
+        self._valid: NDArray[np.bool_] | None = None
+        self._boxes: Boxes | None = None  # what the labels are, where they are boxes
+        self._note = ""  # why there are no labels
+        self._classes: list[Any] | None = None
+        own = self._of_sources() if labels is None and classes is None else None
+        self._is_by_source = labels is None and own is None  # nobody gave these labels
+        self._labels, self._classes = labels_of(labels, lengths, total, classes) if own is None else own
         if not isinstance(self._labels, np.ndarray):
             lazy = isinstance(self._labels, MultiSourceArray)
             self._labels = self._labels.copy() if lazy else MultiSourceArray([self._labels])
+        if own is not None and table is None:
+            table = joined_tables([source.table for source in self.sources])
         self._table = table_of(table, total)
-        self.tabular_columns: tuple[str, ...] | None = None
-        self._valid: NDArray[np.bool_] | None = None
         self._segment: tuple[int, int] | None = None  # of the images, as far as is known
         self._rows = np.arange(total, dtype=np.int64)
         self._order: Int64s | None = None
@@ -105,8 +115,41 @@ class MultiSourceArray(TileDoors, Travels, LazyArray):
         if maxlen is not None:
             self.seed = seed_of(seed)
             self._keep(limited(lengths, maxlen, self.seed if shuffle else None))
+        self._is_fresh_choice = False
         if shuffle:
             self.shuffle(seed if self.seed is None else self.seed)
+            self._is_fresh_choice = seed is None and len(self) < total
+
+    def _of_sources(self) -> tuple[Any, list[Any] | None] | None:
+        """The labels and classes that labelled sources bring; None where none does."""
+        arrays = [source for source in self.sources if isinstance(source, MultiSourceArray)]
+        kinds = {type(source._labels) for source in arrays}
+        if kinds <= {type(None)}:
+            return None
+        first = arrays[0]
+        if len(arrays) < len(self.sources) or len(kinds) > 1:
+            if all(source._is_by_source or source._labels is None for source in arrays):
+                return None
+            raise ValueError("some sources have labels, or mask tiles, and others have none: pass labels=")
+        for name in ("classes", "boxes", "tabular_columns"):
+            for k, source in enumerate(arrays):
+                if getattr(source, name) != getattr(first, name):
+                    raise ValueError(
+                        f"the {name} of source {k}, {getattr(source, name)}, are not those of source 0, "
+                        f"{getattr(first, name)}; open both in the same way, or pass labels="
+                    )
+        labels = [source.labels for source in arrays]
+        if len({part.shape[1:] for part in labels}) > 1:
+            raise ValueError(f"the sources have labels of different shapes: {[part.shape for part in labels]}")
+        self._boxes, self.tabular_columns = first._boxes, first.tabular_columns
+        valid = [source.valid for source in arrays]
+        frames = next((part.shape[1] for part in valid if part is not None), None)
+        if frames is not None:
+            every = [np.ones((len(source), frames), np.bool_) for source in arrays]
+            self._valid = np.concatenate([e if v is None else v for e, v in zip(every, valid, strict=True)])
+        if isinstance(labels[0], MultiSourceArray):
+            return (labels[0] if len(labels) == 1 else MultiSourceArray(labels)), first._classes
+        return np.concatenate(labels), first._classes
 
     def _keep(self, positions: Int64s) -> None:
         """Keep only some samples, by their place in the unshuffled array."""
@@ -129,6 +172,16 @@ class MultiSourceArray(TileDoors, Travels, LazyArray):
         if isinstance(self._labels, MultiSourceArray):
             return self._labels.copy() if self._order is None else self._labels.select(self._order)
         return None if self._labels is None else self._ordered(self._labels)
+
+    @property
+    def classes(self) -> list[Any] | None:
+        """The names of the classes, of which the labels are the numbers (the places in this list), or None."""
+        return None if self._classes is None else list(self._classes)
+
+    @property
+    def boxes(self) -> Boxes | None:
+        """Which columns of the labels are boxes, and how they are written; None where none is known to be."""
+        return self._boxes
 
     def get_labels(self) -> Any:
         """The labels in the current order; the older name of `labels`."""
@@ -196,6 +249,12 @@ class MultiSourceArray(TileDoors, Travels, LazyArray):
             `RandomState` an int is drawn, None draws a fresh one; it is kept in `seed`
         window : shuffle sources, then samples within groups of so many sources, so that a batch touches few files
         """
+        if seed is not None and self._is_fresh_choice:
+            warnings.warn(
+                "the samples that maxlen keeps were chosen by a fresh seed: another array that is shuffled by this one "
+                "holds others in the same places; pass seed= when the arrays are made",
+                stacklevel=2,
+            )
         seed = seed_of(seed)
         groups = None
         if window is not None:
@@ -367,7 +426,7 @@ class MultiSourceArray(TileDoors, Travels, LazyArray):
         sources = [self.sources[k] for k in np.unique(self.index_pairs[:, 0]).tolist()]
         open_ahead([(source, self._rows[:0], ()) for source in sources if isinstance(source, RegionTiles)])
         for source in sources:
-            if isinstance(source, RegionTiles | MultiSourceArray):
+            if hasattr(source, "verify"):
                 problems += source.verify() or []
         if isinstance(self._labels, MultiSourceArray):
             self._labels.verify()
@@ -386,5 +445,6 @@ class MultiSourceArray(TileDoors, Travels, LazyArray):
 
     def __repr__(self) -> str:
         kind = {type(None): "no labels", np.ndarray: "labels"}.get(type(self._labels), "mask tiles")
+        kind += f" ({self._note})" if self._note else f" of {len(self._classes)} classes" if self._classes else ""
         order = "in order" if self._order is None else f"shuffled, seed {self.seed}"
         return f"<MultiSourceArray: {self.shape} {self.dtype} from {len(self.sources)} sources, with {kind}, {order}>"

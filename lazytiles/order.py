@@ -214,7 +214,7 @@ def shard_batches(n: int, batch_size: int, shard: tuple[int, int] = (0, 1), *, d
     >>> shard_batches(100, 32), shard_batches(100, 32, drop_last=True), shard_batches(100, 32, (0, 2))
     (4, 3, 1)
     """
-    if batch_size < 1:
+    if type(batch_size) is bool or batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
     try:
         index, count = map(operator.index, shard)

@@ -26,6 +26,7 @@ from lazytiles.files import FileKey, pool
 MOST_SAMPLES = 1024
 MOST_SEGMENTS = 2**26
 _INTEGER_TYPES = {1, 3, 4, 13, 16, 18}  # BYTE, SHORT, LONG, IFD, LONG8, IFD8
+_PLACE_TAGS = (33550, 33922, 34264)  # ModelPixelScale, ModelTiepoint, ModelTransformation
 _WHOLE_BYTES = {8, 16, 32, 64, 128}
 
 
@@ -48,6 +49,8 @@ class Page:
     raw_offsets : bytes, one per plane, when the page is one uncompressed block per plane; else None
     stored_dtype : dtype with the byte order of the file
     samples_axis : whether users see a samples axis
+    palette : whether samples are places in a table of colours
+    placed : whether the file says where on the ground its pixels are
     """
 
     file: FileKey
@@ -63,6 +66,8 @@ class Page:
     raw_offsets: tuple[int, ...] | None
     stored_dtype: np.dtype[Any]
     samples_axis: bool
+    palette: bool = False
+    placed: bool = False
 
     @property
     def key(self) -> tuple[FileKey, str]:
@@ -83,6 +88,13 @@ class Page:
     def segment_bytes(self) -> int:
         """Bytes of one whole segment, decoded."""
         return self.segment[0] * self.segment[1] * self.segment_samples * self.dtype.itemsize
+
+    @property
+    def is_cut(self) -> NDArray[np.bool_]:
+        """Which segments lie outside the file, by its tags, and so are damaged or cut off."""
+        counts = np.minimum(self.counts, self.segment_bytes) if self.raw_offsets is not None else self.counts
+        cut: NDArray[np.bool_] = (self.offsets < 0) | ((counts > 0) & (self.offsets + counts > self.file.size))
+        return cut
 
     @property
     def geometry(self) -> tuple[int, int, int, int, int, int, int, int]:
@@ -201,6 +213,8 @@ def facts(key: FileKey, page: tifffile.TiffPage, number: str) -> Page:
         raw_offsets=raw,
         stored_dtype=dtype.newbyteorder(page.parent.byteorder),
         samples_axis=len(page.shape) == 3,
+        palette=page.photometric == 3,
+        placed=any(code in page.tags for code in _PLACE_TAGS),
     )
 
 

@@ -16,7 +16,7 @@ from lazytiles.errors import LazyTilesError
 from lazytiles.findings import Report
 from lazytiles.manifest import BOX_2D
 from lazytiles.paths import region_names
-from lazytiles.pictures import colours, png, stretched, thumbnail
+from lazytiles.pictures import coloured_by, colours, png, stretched, thumbnail
 from lazytiles.problems import plural
 from lazytiles.region import open_region
 
@@ -112,7 +112,7 @@ def preview_page(
     Parameters
     ----------
     table : a manifest from `read_manifest`
-    codes, images : the image of each row, from `resolve_paths`
+    codes, images : the image of each row, from `resolve_paths`; -1 is none
     title : of the page
     target : the column that colours the tiles
     bands : which bands are shown, three or one
@@ -147,20 +147,27 @@ def preview_page(
     return page(title, body)
 
 
-def _numeric(table: pd.DataFrame, target: str) -> bool:
-    return target in table and table[target].dtype.kind in "iuf"
-
-
 def _tile_colours(table: pd.DataFrame, target: str) -> list[str]:
-    if not _numeric(table, target):
-        return ["#ffcc00"] * len(table)
-    return colours(table[target].to_numpy())
+    found = coloured_by(table, target)
+    return ["#ffcc00"] * len(table) if found is None else colours(found[0])
 
 
 def _legend(table: pd.DataFrame, target: str) -> str:
-    if not _numeric(table, target) or not len(table):
+    found = coloured_by(table, target)
+    if found is None or not len(table):
         return ""
-    low, high = table[target].min(), table[target].max()
+    numbers, names = found
+    if names:
+        there = np.unique(numbers)
+        shown = [
+            f'<b style="color:{colour};background:#000;padding:0 .3em">{escape(names[int(k)])}</b>'
+            for k, colour in zip(there, colours(there), strict=True)
+            if k >= 0
+        ]
+        return f" {escape(target)}: {', '.join(shown)}."
+    if np.isnan(numbers).all():
+        return ""
+    low, high = np.nanmin(numbers), np.nanmax(numbers)
     dark, bright = colours([0, 1])
     return (
         f' {escape(target)} from <b style="color:{dark};background:#fff;padding:0 .3em">{low:.4g}</b> (dark) '
@@ -178,7 +185,7 @@ def _frames(
     bands: Sequence[int] | None,
 ) -> Iterator[str]:
     """Each image of a region with the tiles of its rows over it."""
-    for code in dict.fromkeys(codes[rows].tolist()):
+    for code in dict.fromkeys(codes[rows][codes[rows] >= 0].tolist()):
         mine = rows[codes[rows] == code]
         label = str(table["label_id"].iloc[mine[0]]) if "label_id" in table else ""
         try:
@@ -271,7 +278,7 @@ def _worst(report: Report) -> str:
         return ""
     table, cards = report.table, []
     rows = list(dict.fromkeys(row for numbers in report.problems.rows.values() for row in numbers))
-    for row in [row for row in rows if report.images[int(report.paths[row])]][:_MOST_WORST]:
+    for row in [row for row in rows if report.paths[row] >= 0][:_MOST_WORST]:
         code = int(report.paths[row])
         frames = "".join(
             _frames(table, np.array([row]), report.paths, report.images, "target", lambda _: "#ff3333", None)
@@ -301,7 +308,8 @@ def _bars(facts: dict[str, Any]) -> str:
         )
         if len(counts) <= 12 or k % (len(counts) // 6) == 0:
             marks.append(f'<text x="{k * width + 2:.1f}" y="132">{escape(str(name))}</text>')
-    said = f"from {facts['min']:.6g} to {facts['max']:.6g}, mean {facts['mean']:.6g}; highest bar {most:,} rows"
+    span = f"from {facts['min']:.6g} to {facts['max']:.6g}, mean {facts['mean']:.6g}; " if "min" in facts else ""
+    said = f"{span}highest bar {most:,} rows"
     kind = "classes" if "classes" in facts else "values"
     return (
         f'<p class="small">{kind} {said}</p><svg class="bars" viewBox="0 0 600 140" role="img" '

@@ -19,6 +19,8 @@ from lazytiles.errors import ManifestError
 from lazytiles.kinds import split_name
 from lazytiles.problems import Problems
 
+IDS = ("tile_id", "region_id", "label_id")
+
 _SEPARATOR = re.compile(r"[/\\\x00-\x1f\x7f]")
 
 
@@ -93,6 +95,7 @@ def resolve_paths(
     problems: Problems | None = None,
     rows: NDArray[np.int64] | None = None,
     name_row: Callable[[int], str] | None = None,
+    may_lack: bool = False,
 ) -> tuple[NDArray[np.int64], list[str]]:
     """The image of every row: an index into the list of the different paths, and that list.
 
@@ -107,11 +110,12 @@ def resolve_paths(
         noted again
     rows : shape (n,), the numbers of the rows, where the table is a part of another
     name_row : the words for a row, by its number; by default its tile
+    may_lack : whether images may be missing
 
     Returns
     -------
     int64 array, shape (n,), and the paths in the order in which the table first names them; with `problems`,
-    a path that leaves the folder is empty
+    a path that is refused is empty
 
     Raises
     ------
@@ -124,17 +128,12 @@ def resolve_paths(
     >>> codes.tolist(), paths
     ([0, 1, 0], ['s3://x/b.tif', 's3://x/a.tif'])
     """
-    columns = template_columns(template)
-    absent = [name for name in columns if name not in table]
-    if absent:
-        raise ManifestError(
-            f"path template {template!r}: there is no column {absent[0]}; there are {', '.join(table.columns)}"
-        )
+    columns = checked_columns(table, template)
     codes, values = _different(table, columns)
     found = problems if problems is not None else Problems("the manifest")
     first = first_of(codes, len(values))
     first = first if rows is None else rows[first]
-    named = name_row or partial(_owner, table)
+    named = name_row or partial(row_words, table)
     unsafe = _check_components(columns, values, found, lambda k: (int(first[k]), named(int(first[k]))))
     # A path that leaves the folder has no place in it, whoever goes on with the others.
     names = [
@@ -146,16 +145,29 @@ def resolve_paths(
     if "://" in folder:
         start = folder if folder.endswith("/") else f"{folder}/"
         return codes, [name and f"{start}{name}" for name in names]
-    look = _Folder(folder, follow_symlinks)
-    for kind, bad in look.check(names).items():
+    for kind, bad in _Folder(folder, follow_symlinks).check(names).items():
+        if kind == "missing image" and may_lack:
+            continue
         for k, text in bad.items():
             found.add(kind, f"{named(int(first[k]))}{text}", int(first[k]))
+            names[k] = names[k] if kind == "missing image" else ""
     if problems is None:
         found.raise_any()
     return codes, [name and os.path.join(folder, name) for name in names]
 
 
-def _owner(table: pd.DataFrame, row: int) -> str:
+def checked_columns(table: pd.DataFrame, template: str) -> list[str]:
+    """The columns that a path template names, each of which the table must have."""
+    columns = template_columns(template)
+    absent = [name for name in columns if name not in table]
+    if absent:
+        raise ManifestError(
+            f"path template {template!r}: there is no column {absent[0]}; there are {', '.join(table.columns)}"
+        )
+    return columns
+
+
+def row_words(table: pd.DataFrame, row: int) -> str:
     """The words for the tile of a row and its box, as far as the table has them, to stand before what is wrong."""
     tile = f"tile {table['tile_id'].iloc[row]}: " if "tile_id" in table else ""
     box = [str(table[name].iloc[row]) for name in ("xmin", "ymin", "zmin", "xmax", "ymax", "zmax") if name in table]
@@ -206,9 +218,9 @@ def _check_components(
 ) -> set[str]:
     """Note the values that could lead out of the folder, and give them back."""
     unsafe: set[str] = set()
-    for name, column in zip(columns, zip(*values, strict=True), strict=True):
+    for name, column in zip(columns, zip(*values, strict=True), strict=True) if values else ():
         for k, value in enumerate(column):
-            parts = value.split("/") if name == "path" else [value]  # the column of whole paths may name folders
+            parts = [value] if name in IDS else value.split("/")  # a column of files may name folders
             if value in unsafe or all(map(is_component, parts)):
                 continue
             unsafe.add(value)

@@ -10,7 +10,7 @@ import numpy as np
 from lazytiles.errors import ManifestError
 
 SHOWN = 20
-"""How many problems of one kind are written out; the rest are counted."""
+"""How many problems of one kind are written out by default; the rest are counted."""
 
 
 def plural(count: int, word: str) -> str:
@@ -30,6 +30,7 @@ class Problems:
     ----------
     name : what is being checked, such as the manifest's path
     where : a row number to how the user finds it, such as ``"line 3"``
+    shown : how many of one kind are written out; with 1, each kind is one line with its count
 
     >>> found = Problems("tiles.csv")
     >>> found.add("duplicate", "line 3: tile t0 is already on line 2")
@@ -42,12 +43,13 @@ class Problems:
     counts: dict[str, int] = field(default_factory=dict)
     rows: dict[str, list[int]] = field(default_factory=dict)
     where: Callable[[int], str] = "row {}".format
+    shown: int = SHOWN
 
     def add(self, kind: str, text: str, row: int | None = None) -> None:
         """Note one problem of a kind, and the row that it lies in, if it is one row's."""
         self.counts[kind] = self.counts.get(kind, 0) + 1
         shown = self.texts.setdefault(kind, [])
-        if len(shown) < SHOWN:
+        if len(shown) < self.shown:
             shown.append(text)
             if row is not None:
                 self.rows.setdefault(kind, []).append(row)
@@ -64,7 +66,7 @@ class Problems:
         if not len(numbers):
             return
         shown = self.texts.setdefault(kind, [])
-        for row in numbers[: SHOWN - len(shown)].tolist():
+        for row in numbers[: self.shown - len(shown)].tolist():
             shown.append(describe(row))
             self.rows.setdefault(kind, []).append(row)
         self.counts[kind] = self.counts.get(kind, 0) + len(numbers)
@@ -86,9 +88,13 @@ class Problems:
         """The texts, and after those of each kind how many more there are."""
         lines = []
         for kind, texts in self.texts.items():
+            more = self.counts[kind] - len(texts)
+            if self.shown == 1:
+                lines.append(f"  {kind}: {texts[0]}" + (f" (and {more:,} more)" if more else ""))
+                continue
             lines += [f"  {text}" for text in texts]
-            if self.counts[kind] > len(texts):
-                lines.append(f"  and {self.counts[kind] - len(texts)} more of this kind ({kind})")
+            if more:
+                lines.append(f"  and {more} more of this kind ({kind})")
         return lines
 
     def raise_any(self) -> None:

@@ -24,6 +24,7 @@ from lazytiles.reader import check_limit, read
 from lazytiles.resample import to_integers
 
 Int64s = NDArray[np.int64]
+Bands = Sequence[int] | str | None
 Where = tuple[str | None, int | str, int]  # dataset, page, level
 
 LUMA = (299, 587, 114)  # thousandths of red, green and blue: ITU-R BT.601, as Pillow and OpenCV weigh them
@@ -61,7 +62,7 @@ class Region(RegionDoors, LazyArray):
         first = self.pages[0]
         height, width, samples = first.shape
         wanted = 1 if gray else samples if bands is None else len(bands)
-        self._has_samples = first.samples_axis and not gray
+        self._has_samples = (first.samples_axis or wanted > 1) and not gray
         self._inner = (height, width, wanted)
         self.dtype = first.dtype
         pages_axis = (len(self.pages),) if stacked else ()
@@ -189,7 +190,7 @@ def to_gray(block: NDArray[Any]) -> NDArray[Any]:
 
     Parameters
     ----------
-    block : array (..., samples) of a page that `check_gray` lets pass; a fourth sample, opacity, is left out
+    block : array (..., samples) of a page that `bands_read` lets pass; a fourth sample, opacity, is left out
     """
     if block.shape[-1] == 1:
         return block
@@ -205,15 +206,52 @@ def to_gray(block: NDArray[Any]) -> NDArray[Any]:
     return gray[..., None]
 
 
-def check_gray(page: Page) -> None:
-    """Refuse a page that has no luminance."""
+def bands_read(page: Page, bands: tuple[int, ...] | str | None, gray: bool) -> tuple[int, ...]:
+    """Which samples of a page become bands, in their order; images of one array must agree in them.
+
+    Parameters
+    ----------
+    page : of an image
+    bands : as `asked_bands` gives them: negative ones from the last; ``"rgb"`` for red, green and blue; None for all
+    gray : whether they become one luminance band, which is 0
+
+    Raises
+    ------
+    RegionError : the page has no such samples; the message says what it has
+    """
     samples = page.shape[2]
-    if samples not in (1, 3, 4):
-        raise RegionError(
-            f"{page}: gray=True needs images of 1, 3 or 4 samples, not {samples}; choose one by bands=[k]"
-        )
-    if samples > 1 and page.dtype.kind not in "uif":
-        raise RegionError(f"{page}: gray=True makes no sense of {page.dtype} samples; choose one by bands=[k]")
+    if gray or bands == "rgb":
+        asked = "gray=True" if gray else 'bands="rgb"'
+        if page.palette:
+            raise RegionError(f"{page}: {asked} makes no sense of a palette's indices; convert it to colours")
+        if samples not in (1, 3, 4):
+            raise RegionError(f"{page}: {asked} needs images of 1, 3 or 4 samples, not {samples}; choose by bands=[k]")
+        if gray and samples > 1 and page.dtype.kind not in "uif":
+            raise RegionError(f"{page}: gray=True makes no sense of {page.dtype} samples; choose one by bands=[k]")
+        return (0,) if gray else (0, 1, 2)
+    if bands is None or isinstance(bands, str):
+        return tuple(range(samples))
+    if not bands or any(not -samples <= band < samples for band in bands):
+        raise RegionError(f"{page}: bands {list(bands)} asked for; it has bands 0 to {samples - 1}")
+    return tuple(band % samples for band in bands)
+
+
+def check_resample(page: Page, method: str | None) -> None:
+    """Refuse a page whose samples a method of resampling would mix up.
+
+    Raises
+    ------
+    RegionError : a palette's indices, booleans or complex numbers, and a method that is not ``"nearest"``
+    """
+    if method in (None, "nearest") or (page.dtype.kind in "uif" and not page.palette):
+        return
+    what = "a palette's indices" if page.palette else f"{page.dtype} samples"
+    raise RegionError(f"{page}: {method} resampling of {what} makes no sense; pass resample='nearest'")
+
+
+def to_rgb(block: NDArray[Any]) -> NDArray[Any]:
+    """Red, green and blue of pixels that `bands_read` lets pass: gray repeated, a fourth sample left out."""
+    return block.repeat(3, axis=-1) if block.shape[-1] == 1 else block[..., :3]
 
 
 def open_region(
@@ -221,7 +259,7 @@ def open_region(
     *,
     page: int | str = 0,
     level: int = 0,
-    bands: Sequence[int] | None = None,
+    bands: Bands = None,
     gray: bool = False,
 ) -> Region:
     """One image file as a lazy array; its tags are read and checked, no pixel is decoded.
@@ -231,7 +269,8 @@ def open_region(
     path : the file: a TIFF, PNG, JPEG and the like, ``.npy``, a Zarr array, or ``file.h5::dataset``
     page : which image of the file, or ``"all"`` to stack images of one shape along a leading axis
     level : which resolution of the pyramid that the page heads; 0 is full resolution
-    bands : which samples, in this order; default all
+    bands : which samples, in this order; default all; or ``"rgb"``: red, green and blue of an image of one, three or
+        four samples, gray repeated and opacity left out
     gray : whether red, green and blue become one luminance band
 
     Returns
@@ -245,7 +284,7 @@ def open_region(
     """
     name = os.fspath(path)
     where = page if page == "all" else _from_zero("page", page, " or 'all'"), _from_zero("level", level, "")
-    chosen = None if bands is None else band_numbers(bands)
+    chosen = asked_bands(bands)
     key, inner = identify(name)
     return _region(key, (inner, *where), chosen, gray)
 
@@ -256,26 +295,32 @@ def _from_zero(name: str, value: Any, others: str) -> int:
     return int(value)
 
 
-def band_numbers(bands: Sequence[int]) -> tuple[int, ...]:
-    """The given bands as plain integers, or `ValueError`."""
+def asked_bands(bands: Any) -> tuple[int, ...] | str | None:
+    """The given bands as plain integers, ``"rgb"`` or None; True and False are no numbers of bands.
+
+    Raises
+    ------
+    ValueError : they are something else
+    """
+    if bands is None or (isinstance(bands, str) and bands == "rgb"):
+        return bands
     try:
-        return tuple(operator.index(band) for band in bands)
+        if not any(isinstance(band, bool | np.bool_) for band in bands):
+            return tuple(operator.index(band) for band in bands)
     except TypeError:
-        raise ValueError(f"bands are a list of integers, such as [0, 2], not {bands!r}") from None
+        pass
+    raise ValueError(f'bands are a list of integers, such as [0, 2], not {bands!r}; or "rgb"')
 
 
-def _region(key: FileKey, where: Where, bands: tuple[int, ...] | None, gray: bool) -> Region:
+def _region(key: FileKey, where: Where, bands: tuple[int, ...] | str | None, gray: bool) -> Region:
     pages, stacked = _open_pages(key, *where)
-    samples = pages[0].shape[2]
-    if bands is not None:
-        if gray:
-            raise ValueError("pass bands= or gray=True, not both")
-        if not bands or any(not -samples <= band < samples for band in bands):
-            raise RegionError(f"{pages[0]}: bands {list(bands)} asked for; it has bands 0 to {samples - 1}")
-        bands = tuple(band % samples for band in bands)
-    if gray:
-        check_gray(pages[0])
-    return Region(pages, stacked=stacked, bands=bands, gray=gray, reopen=(key, *where))
+    if bands is not None and gray:
+        raise ValueError("pass bands= or gray=True, not both")
+    read = bands_read(pages[0], bands, gray)
+    if bands == "rgb" and pages[0].shape[2] == 1:
+        read = (0, 0, 0)
+    chosen = None if bands is None else read
+    return Region(pages, stacked=stacked, bands=chosen, gray=gray, reopen=(key, *where))
 
 
 def _open_pages(key: FileKey, inner: str | None, page: int | str, level: int) -> tuple[list[Page], bool]:

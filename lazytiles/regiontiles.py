@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import astuple
@@ -23,11 +23,12 @@ from lazytiles.lazy import LazyArray, token
 from lazytiles.page import Page
 from lazytiles.raw import cut_windows, slice_page
 from lazytiles.reader import check_limit
-from lazytiles.region import Region
+from lazytiles.region import Region, bands_read, check_resample
 from lazytiles.remote import is_remote
 
 Int64s: TypeAlias = NDArray[np.int64]
 Box: TypeAlias = tuple[tuple[int, int], ...]
+Fault: TypeAlias = tuple[str, NDArray[np.bool_], str]
 
 
 class RegionTiles(LazyArray):
@@ -63,6 +64,7 @@ class RegionTiles(LazyArray):
         self.whole = whole
         self.name = name
         self.tile_name = tile_name
+        self.partner: RegionTiles | None = None  # the masks of these tiles, or the tiles of these masks
         self._pages: list[Page | None] = [None] * len(self.regions)
         self._sound = False
         self._straight = False
@@ -85,27 +87,24 @@ class RegionTiles(LazyArray):
                 page = self._pages[frame]
                 if page is None:
                     page = self._pages[frame] = self._open(opener)
-                    self._sound = self._is_sound()
-                    self._straight = self._sound and self._is_straight()
-                    self._sliced = self._is_sliced()
+            # Outside the lock: a mask looks at its image, and the image at its mask.
+            sound = self._is_sound()
+            self._straight = sound and self._is_straight()
+            self._sliced = self._is_sliced()
+            self._sound = sound
         return page
 
     def _is_sound(self) -> bool:
         if len(self.opened) + self.regions.count(None) < len(self.regions):
             return False
-        try:
-            for page in self.opened:
-                self.check(page, np.arange(len(self), dtype=np.int64))
-        except ManifestError:
-            return False
-        return True
+        return not any(True for page in self.opened for _ in self._faults_of(page))
 
     def _is_straight(self) -> bool:
         return all(is_straight(self.windows, self.form.size, page.shape[:2]).all() for page in self.opened)
 
     def _is_sliced(self) -> bool:
         local = all(p is not None and p.raw_offsets is not None and not p.file.is_remote for p in self._pages)
-        return local and self._straight and not self.form.gray
+        return local and self._straight and not self.form.is_mixed
 
     @property
     def opened(self) -> list[Page]:
@@ -144,12 +143,20 @@ class RegionTiles(LazyArray):
         page = region.pages[0]
         if len(region.pages) > 1:
             raise RegionError(f"{region.path}: is a volume of {len(region.pages)} slices; use open_volumes")
-        samples, wanted = page.shape[2], self.form.image_samples
-        if page.dtype != self.form.dtype or samples != wanted:
+        form = self.form
+        read = bands_read(page, form.asked, form.gray)
+        if page.dtype != form.dtype or (form.asked is None and not form.gray and len(read) != form.samples):
             raise RegionError(
-                f"{page}: holds {samples} bands of {page.dtype}, the other regions hold {wanted} of "
-                f"{self.form.dtype}; regions of one array must agree: convert it, or choose bands=[...]"
+                f"{page}: holds {page.shape[2]} bands of {page.dtype}, the other regions hold {form.samples} of "
+                f"{form.dtype}; regions of one array must agree: convert it, or choose bands=[...]"
+                + (', bands="rgb" or gray=True' if page.shape[2] in (1, 3, 4) and form.samples in (1, 3, 4) else "")
             )
+        if form.bands is not None and read != form.bands:
+            raise RegionError(
+                f"{page}: has {page.shape[2]} bands, of which bands={list(form.asked or ())} are {list(read)}, but "
+                f"{list(form.bands)} of the other regions; count the bands from the first, 0"
+            )
+        check_resample(page, form.resample)
         if self.whole:
             self.windows = np.broadcast_to(np.array([0, 0, *page.shape[:2]], dtype=np.int64), self.windows.shape)
         return page
@@ -162,41 +169,91 @@ class RegionTiles(LazyArray):
         return f"{self.tile_name(row)} with box ({x0}, {y0}, {x1}, {y1}) of region {self.name}"
 
     def check(self, page: Page, rows: Int64s) -> None:
-        """Refuse windows that leave the region unless they are padded."""
-        windows = self.windows[rows]
-        if self.form.pad is not None and not self.whole:
-            return
-        if self.whole and self.form.resample is None and page.shape[:2] != self.form.size:
-            raise ManifestError(
-                f"{self.tile_name(int(rows[0]))}: {page} is {page.shape[0]} x {page.shape[1]} pixels, the first image "
-                f"is {self.form.size[0]} x {self.form.size[1]}; pass size=(height, width) to resample them to one size"
-            )
-        outside = (windows[:, :2] < 0).any(axis=1) | (windows[:, 2:] > page.shape[:2]).any(axis=1)
-        if outside.any():
-            row = int(rows[np.flatnonzero(outside)[0]])
-            raise ManifestError(self.outside(row, page))
+        """Refuse windows that cannot be read from a page: those that leave it, and all if it fits nothing beside it."""
+        for _, bad, cause in self._faults_of(page, rows):
+            raise ManifestError(self._words(int(rows[np.flatnonzero(bad)[0]]), cause))
+
+    def _words(self, row: int, cause: str) -> str:
+        if self.whole:
+            return f"{self.tile_name(row)}{cause}"
+        y0, x0, y1, x1 = self.windows[row].tolist()
+        return f"{self.tile_name(row)}: box ({x0}, {y0}, {x1}, {y1}){cause}"
 
     def outside(self, row: int, page: Page) -> str:
         """The words for a window that leaves its region."""
-        y0, x0, y1, x1 = self.windows[row].tolist()
-        return (
-            f"{self.tile_name(row)}: box ({x0}, {y0}, {x1}, {y1}) leaves region {self.name} ({page.file.path}, "
-            f'{page.shape[0]} x {page.shape[1]}); pass pad="reflect" or correct the box'
-        )
+        return self._words(row, self._leaves(page))
 
-    def verify(self) -> list[str]:
-        """Everything that would fail when tiles of this region are read, as messages; opens every frame."""
-        problems = []
+    def _leaves(self, page: Page) -> str:
+        size = f"{page.shape[0]} x {page.shape[1]}"
+        return f' leaves region {self.name} ({page.file.path}, {size}); pass pad="reflect" or correct the box'
+
+    def _faults_of(self, page: Page, rows: Int64s | None = None) -> Iterator[Fault]:
+        """What is wrong with all or some windows of a page that is open, by its tags."""
+        windows = self.windows if rows is None else self.windows[rows]
+        every = np.ones(len(windows), np.bool_)
+        if not len(windows):
+            return
+        size = f"{page.shape[0]} x {page.shape[1]}"
+        is_resized = self.whole and self.form.resample is not None
+        others = (one for one in self.opened if one.shape[:2] != page.shape[:2] and not (one.placed and page.placed))
+        other, beside = next(others, None), self._beside()
+        if other is not None and not is_resized:
+            cause = f": {page.file.path} is {size} pixels, {_sized(other)}; the frames of a tile are cut by one box, "
+            yield "frames differ", every, cause + "so they have one extent: bring them to one size and place"
+        if beside is not None and beside.shape[:2] != page.shape[:2]:
+            cause = f": {page.file.path} is {size} pixels, {_sized(beside)}; an image and its mask are cut by one box, "
+            yield "mask differs", every, cause + "so they have one extent"
+        if self.whole:
+            if not is_resized and page.shape[:2] != self.form.size:
+                height, width = self.form.size
+                cause = f": {page} is {size} pixels, the first image is {height} x {width}; pass size=(height, width) "
+                yield "mixed size", every, cause + "to resample them to one size"
+            return
+        low, high = windows[:, :2], windows[:, 2:]
+        if self.form.pad is None:
+            outside = np.asarray(((low < 0) | (high > page.shape[:2])).any(axis=1))
+            cause = self._leaves(page)
+        else:
+            outside = np.asarray(((high <= 0) | (low >= page.shape[:2])).any(axis=1))
+            cause = f" does not meet region {self.name} ({page.file.path}, {size}): there is nothing to pad; correct it"
+        if outside.any():
+            yield "window outside", outside, cause
+
+    def _beside(self) -> Page | None:
+        """The page of the mask or of the image of these tiles, the last that is there."""
+        if self.partner is not None:
+            with suppress(LazyTilesError):  # what cannot be opened says so when it is read
+                frames = reversed(range(len(self.partner.regions)))
+                return next((page for page in map(self.partner.page, frames) if page is not None), None)
+        return None
+
+    def faults(self) -> Iterator[Fault]:
+        """Everything that would fail when tiles of this region are read, by its tags; opens every frame.
+
+        Yields
+        ------
+        the kind of fault, the mask of the tiles that have it, and the cause, to stand behind the words for a tile
+        """
+        said: dict[str, NDArray[np.bool_]] = {}
         for frame in range(len(self.regions)):
             try:
                 page = self.page(frame)
-                if page is not None:
-                    self.check(page, np.arange(len(self), dtype=np.int64))
-            except ManifestError as error:
-                problems.append(str(error))
             except LazyTilesError as error:
-                problems.append(f"{self.describe(0)}: {error}")
-        return problems
+                yield "unreadable image", np.arange(len(self)) == 0, f": {error}"
+                continue
+            for kind, bad, cause in self._faults_of(page) if page is not None else ():
+                new = bad & ~said.get(kind, np.zeros(len(self), np.bool_))
+                said[kind] = bad | said.get(kind, bad)
+                if new.any():
+                    yield kind, new, cause
+
+    def verify(self) -> list[str]:
+        """`faults` as messages, of each kind the first."""
+        found = ((kind, int(np.flatnonzero(bad)[0]), cause) for kind, bad, cause in self.faults())
+        return [
+            f"{self.describe(row)}{cause}" if kind == "unreadable image" else self._words(row, cause)
+            for kind, row, cause in found
+        ]
 
     def add_to(self, gather: Gather, rows: Int64s, frames: Int64s, slots: Int64s, absent: list[Int64s]) -> None:
         """Put some of its tiles on the way; `absent` collects the slots of missing frames."""
@@ -241,6 +298,10 @@ class RegionTiles(LazyArray):
 
     def __repr__(self) -> str:
         return f"<RegionTiles of {self.name!r}: {self.shape} {self.dtype}>"
+
+
+def _sized(page: Page) -> str:
+    return f"{page.file.path} is {page.shape[0]} x {page.shape[1]}"
 
 
 def stamp(path: str) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import numpy as np
 from lazytiles.errors import LazyTilesError, require
 from lazytiles.manifest import read_manifest
 from lazytiles.paths import region_names
-from lazytiles.pictures import CHEAP_BYTES, png, side_by_side, stretched, thumbnail
+from lazytiles.pictures import CHEAP_BYTES, coloured_by, colours, png, side_by_side, stretched, thumbnail
 from lazytiles.region import Region
 from lazytiles.view import DelayedView
 
@@ -85,7 +85,7 @@ def plot_region(
     tiles : an array of `open_tiles`, or a manifest: a DataFrame, or a CSV or Parquet path; its tiles of this region
         are drawn. None draws none
     bands : which bands are shown, three or one
-    target : the column that colours the windows
+    target : the column that colours the windows, of numbers or of class names
     ax : matplotlib axes to draw on; default new ones
 
     Returns
@@ -117,7 +117,11 @@ def _label_texts(tiles: Any, n: int) -> list[str]:
     names = [] if table is None else table["tile_id"].iloc[:n].astype(str).to_list()
     labels = getattr(tiles, "labels", None)
     if isinstance(labels, np.ndarray) and labels.ndim <= 2 and len(labels) >= n:
-        values = [" ".join(f"{value:.4g}" for value in np.atleast_1d(label)) for label in labels[:n]]
+        classes = getattr(tiles, "classes", None)
+        if classes is not None and labels.ndim == 1:
+            values = [str(classes[label]) for label in labels[:n]]
+        else:
+            values = [" ".join(f"{value:.4g}" for value in np.atleast_1d(label)) for label in labels[:n]]
         return [f"{name}\n{value}" for name, value in zip(names, values, strict=True)] if names else values
     return names or [str(k) for k in range(n)]
 
@@ -145,13 +149,21 @@ def _draw_windows(ax: Any, region: Region, table: Any, target: str) -> None:
         patches.Rectangle(tuple(start), *side) for start, side in zip(starts.tolist(), sides.tolist(), strict=True)
     ]
     drawn = collections.PatchCollection(boxes, facecolor="none", linewidth=1.8)
-    if target in mine and mine[target].dtype.kind in "iuf":
-        drawn.set_array(mine[target].to_numpy())
+    found = coloured_by(mine, target)
+    if found is None:
+        drawn.set_edgecolor("#ffcc00")
+    elif found[1]:
+        drawn.set_edgecolor(colours(found[0]))
+        there = np.unique(found[0])
+        keys = [
+            patches.Patch(color=colour, label=found[1][int(k)]) for k, colour in zip(there, colours(there), strict=True)
+        ]
+        ax.legend(handles=keys, title=target, loc="upper left", bbox_to_anchor=(1, 1))
+    else:
+        drawn.set_array(found[0])
         drawn.set_cmap("viridis")
         drawn.set_facecolor("none")
         ax.figure.colorbar(drawn, ax=ax, label=target, shrink=0.8)
-    else:
-        drawn.set_edgecolor("#ffcc00")
     ax.add_collection(drawn)
 
 

@@ -11,15 +11,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lazytiles.catalog import filtered
+from lazytiles.columns import labels_of_table, names_of
 from lazytiles.digest import verify_digests
 from lazytiles.errors import ManifestError
+from lazytiles.frames import Frames
 from lazytiles.gather import PAD_MODES
 from lazytiles.kinds import split_name
 from lazytiles.manifest import BOX_3D, read_manifest
 from lazytiles.multisource import MultiSourceArray
 from lazytiles.paths import default_template, folder_of, region_column, resolve_paths, template_columns
-from lazytiles.region import open_region
+from lazytiles.region import Bands, open_region
 from lazytiles.volumes import VolumeTiles
 
 Int64s = NDArray[np.int64]
@@ -34,9 +35,11 @@ def open_volumes(
     target: str | Sequence[str] | None = "target",
     tabular: str | Sequence[str] | None = None,
     masks: str | Mapping[str, Any] | None = None,
+    frames: Any = None,
     pad: str | None = None,
     context: int | None = None,
-    bands: Sequence[int] | None = None,
+    bands: Bands = None,
+    classes: Sequence[Any] | None = None,
     where: Mapping[str, Any] | None = None,
     follow_symlinks: bool = True,
     verify: str | os.PathLike[str] | None = None,
@@ -52,14 +55,15 @@ def open_volumes(
         maps, HDF5, Zarr, regions, `stack_regions`
     path : where a volume lies in its folder, as a template over the columns; default ``"{region_id}.tif"``, or
         with a `label_id` column ``"{label_id}/{region_id}.tif"``. All pages of a TIFF are slices
-    target : the column of the labels, a list of columns, or None
+    target, classes : the column of the labels, a list of columns, or None; and its classes, as in `open_tiles`
     tabular : columns given to the model as a second input
     masks : a path template or a mapping; the labels are then boxes of the masks (the middle slice, with
         `context`)
+    frames : one label id, whose rows are read, or ``"each"``: every row is a sample of its own
     pad : a NumPy pad mode for boxes that leave their volume; None refuses them
     context : boxes of one slice get so many neighbouring slices on either side as bands; at the ends of the
         volume the last slice is repeated, or `pad` says what is there
-    bands : which samples of volumes in files
+    bands : which samples of volumes in files, or ``"rgb"``
     where : keeps the boxes whose table has these values, as in `open_tiles`
     follow_symlinks, verify : as in `open_tiles`, of volumes in files
 
@@ -82,6 +86,9 @@ def open_volumes(
     """
     if pad not in (None, *PAD_MODES):
         raise ValueError(f"pad is None or one of {', '.join(PAD_MODES)}, not {pad!r}")
+    wanted = Frames.of(frames)
+    if wanted.timed:
+        raise ManifestError(f'frames={list(frames)}: volumes have no time axis; name one label id, or "each"')
     by_default = target == "target"
     templates = [name for name in (path, masks) if isinstance(name, str)]
     table = read_manifest(
@@ -89,30 +96,48 @@ def open_volumes(
         target=None if by_default else target,
         optional=["target"] if by_default else (),
         tabular=tabular,
+        frames=wanted.labels,
         text=[*(column for template in templates for column in template_columns(template)), "path"],
+        file=path,
         allow_outside=pad is not None,
+        classes=classes,
     )
+    folder = folder_of(manifest) if volumes is None else volumes
+    table = table.iloc[wanted.samples(table, where)].reset_index(drop=True)
+    if not len(table):
+        raise ManifestError("the manifest has no rows")
     windows = _windows_of(table)
-    folder = volumes
-    folder = folder_of(manifest) if folder is None else folder
-    files = _files(table, folder, path, follow_symlinks)
+    codes, openers = _openers(table, folder, path, bands, follow_symlinks)
     if verify is not None and not isinstance(folder, Mapping):
-        verify_digests(verify, folder, images=files).raise_any()
-    array = _assembled(table, windows, folder, path, pad=pad, context=context, bands=bands)
+        verify_digests(verify, folder, images=[split_name(one.args[0])[0] for one in openers]).raise_any()
+    joint, masked = codes, None
     if masks is not None:
         place, template = (folder, masks) if isinstance(masks, str) else (masks, None)
-        _files(table, place, template, follow_symlinks)
-        array._labels = _assembled(table, windows, place, template, pad=pad, context=context and 0)
+        masked = _openers(table, place, template, None, follow_symlinks)
+        joint = pd.factorize(codes * (len(masked[1]) + 1) + masked[0])[0].astype(np.int64)
+    array = _assembled(table, windows, joint, codes, openers, pad=pad, context=context)
+    if masked is not None:
+        labels = _assembled(table, windows, joint, *masked, pad=pad, context=context and 0)
+        for tiles, mask in zip(array.sources, labels.sources, strict=True):
+            tiles.partner, mask.partner = mask, tiles
+        set_labels(array, table, None, tabular)
+        array._labels = labels
     else:
-        array._labels = _labels(table, target)
-    array.tabular_columns = None if tabular is None else tuple([tabular] if isinstance(tabular, str) else tabular)
-    return array if where is None else filtered(array, where)
+        set_labels(array, table, target, tabular)
+    return array
 
 
-def _labels(table: pd.DataFrame, target: str | Sequence[str] | None) -> Any:
-    if target is None or (target == "target" and "target" not in table):
-        return None
-    return table[target if isinstance(target, str) else list(target)].to_numpy()
+def set_labels(
+    array: MultiSourceArray,
+    table: pd.DataFrame,
+    target: str | Sequence[str] | None,
+    tabular: str | Sequence[str] | None,
+) -> None:
+    """Give an array the labels and the tabular columns of its table, in the order of the array's samples."""
+    array.tabular_columns = None if tabular is None else tuple(names_of(tabular))
+    array._labels, array._classes = labels_of_table(table, target)
+    columns = [name for name in names_of(target) if name in table]
+    array._note = f"nothing in {', '.join(columns)}" if columns and array._labels is None else ""
 
 
 def _windows_of(table: pd.DataFrame) -> Int64s | None:
@@ -135,8 +160,8 @@ def _windows_of(table: pd.DataFrame) -> Int64s | None:
 
 
 def _openers(
-    table: pd.DataFrame, where: Any, path: str | None, bands: Sequence[int] | None
-) -> tuple[Int64s, list[Callable[[], Any]]]:
+    table: pd.DataFrame, where: Any, path: str | None, bands: Bands, follow_symlinks: bool
+) -> tuple[Int64s, list[partial[Any]]]:
     """The volume of every row as an index into a list, and how each is opened."""
     if isinstance(where, Mapping):
         codes, names = pd.factorize(table[region_column(table)].astype(str))
@@ -144,16 +169,9 @@ def _openers(
         if absent:
             raise ManifestError(f"there is no volume for region {absent[0]} ({len(absent)} of {len(names)} lack one)")
         return codes.astype(np.int64), [partial(_given, where[name]) for name in names]
-    places, paths = resolve_paths(table, path or default_template(table), where)
+    template = path or default_template(table)
+    places, paths = resolve_paths(table, template, where, follow_symlinks=follow_symlinks)
     return places, [partial(open_region, one, page="all", bands=bands) for one in paths]
-
-
-def _files(table: pd.DataFrame, where: Any, path: str | None, follow_symlinks: bool) -> list[str]:
-    """The files of the volumes, refused where they are links that must not be followed."""
-    if isinstance(where, Mapping):
-        return []
-    paths = resolve_paths(table, path or default_template(table), where, follow_symlinks=follow_symlinks)[1]
-    return [split_name(name)[0] for name in paths]
 
 
 def _given(volume: Any) -> Any:
@@ -163,25 +181,22 @@ def _given(volume: Any) -> Any:
 def _assembled(
     table: pd.DataFrame,
     windows: Int64s | None,
-    where: Any,
-    path: str | None,
+    groups: Int64s,
+    codes: Int64s,
+    openers: Sequence[Callable[[], Any]],
     *,
     pad: str | None,
     context: int | None,
-    bands: Sequence[int] | None = None,
 ) -> MultiSourceArray:
-    """One source per volume, and the samples in the order of the table."""
-    if not len(table):
-        raise ManifestError("the manifest has no rows")
-    codes, openers = _openers(table, where, path, bands)
-    first = openers[0]()
+    """One source per volume (and mask), and the samples in the order of the table."""
+    first = openers[int(codes[0])]()
     if len(first.shape) not in (3, 4):
         raise ManifestError(f"a volume is (Z, H, W) or (Z, H, W, S); the first is {tuple(first.shape)}")
     boxes = np.tile([0, 0, 0, *first.shape[:3]], (len(table), 1)) if windows is None else windows
-    by_volume = np.argsort(codes, kind="stable")
+    by_volume = np.argsort(groups, kind="stable")
     names = table[region_column(table)]
     sources = []
-    for rows in np.split(by_volume, np.flatnonzero(np.diff(codes[by_volume])) + 1):
+    for rows in np.split(by_volume, np.flatnonzero(np.diff(groups[by_volume])) + 1):
         source = VolumeTiles(
             openers[int(codes[rows[0]])],
             boxes[rows],

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lazytiles.augment import with_boxes
 from lazytiles.errors import LazyTilesError
 from lazytiles.order import balanced_weights, draw, permutation, shard_batches, shard_slice
 from lazytiles.ranks import Shard, own_shard
@@ -208,7 +209,7 @@ readahead_bytes, threads, processes : as for `BatchFlow`
         )
         if seed is None and self.schedule.is_random and self.schedule.shard[1] > 1:
             raise ValueError("shards of a random order need one seed; pass the same seed= to each of them")
-        self.stage = None if transform is None else Stage(transform, processes=processes)
+        self.stage = None if transform is None else Stage(with_boxes(transform, self.tandem.data), processes=processes)
         self.output = output
 
     @property
@@ -346,5 +347,7 @@ def check_budgets(*, prefetch: int, readahead_bytes: int, threads: int | None, p
         "processes": processes,
     }
     for name, value in given.items():
-        if value is not None and (not isinstance(value, int | np.integer) or value < least[name]):
+        if value is not None and (
+            type(value) is bool or not isinstance(value, int | np.integer) or value < least[name]
+        ):
             raise ValueError(f"{name} must be an integer of at least {least[name]}, not {value!r}")

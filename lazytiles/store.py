@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -199,7 +199,7 @@ def persist(
     positions = np.argsort(order, kind="stable")
     beside = Beside.of(array, positions)
     if unsorted:
-        beside = Beside(beside.labels, beside.table, beside.tabular, beside.valid, order=order, seed=array.seed)
+        beside = replace(beside, order=order, seed=array.seed)
     job = Job(array, positions, beside, threads, overwrite, resume, sync, options)
     return job.into_memory(progress) if path is None else job.run(Path(path), chunk, progress, client)
 
@@ -227,8 +227,7 @@ class Job:
                 report(start + len(rows), len(tiles))
         beside = self.beside
         if isinstance(beside.labels, MultiSourceArray):
-            labels = persist(beside.labels, threads=self.threads)
-            beside = Beside(labels, beside.table, beside.tabular, beside.valid, beside.order, beside.seed)
+            beside = replace(beside, labels=persist(beside.labels, threads=self.threads))
         return beside.join(data)
 
     def run(self, path: Path, chunk: int | None, progress: bool | Report, client: Any = None) -> MultiSourceArray:

@@ -96,7 +96,7 @@ def make_grid(
     [['a_0_0', 0, 64], ['a_0_32', 32, 96]]
     """
     sizes = [size, size] if isinstance(size, int | np.integer) else list(size)
-    if len(sizes) not in (2, 3):
+    if len(sizes) not in (2, 3) or any(type(length) is bool for length in sizes):
         raise ValueError(f"size {tuple(sizes)}: (height, width) or (depth, height, width)")
     sites = find_sites(regions, len(sizes))
     windows = _windows(sites, sizes, stride, edge)

@@ -12,21 +12,19 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lazytiles.boxlabels import scaled_boxes
-from lazytiles.catalog import by_name, filtered
-from lazytiles.digest import verify_digests
+from lazytiles.boxlabels import Boxes, scaled_boxes
+from lazytiles.catalog import by_name
+from lazytiles.columns import names_of
 from lazytiles.errors import ManifestError
-from lazytiles.frames import Frames
+from lazytiles.frames import Frames, Images
 from lazytiles.gather import LINE_MODES, PAD_MODES, TileForm
-from lazytiles.kinds import split_name
 from lazytiles.manifest import BOX_2D, read_manifest
 from lazytiles.multisource import MultiSourceArray
-from lazytiles.paths import default_template, folder_of, region_column, resolve_paths, template_columns
-from lazytiles.problems import Problems
-from lazytiles.region import Region, band_numbers, check_gray, open_region
+from lazytiles.paths import default_template, folder_of, region_column, template_columns
+from lazytiles.region import Bands, Region, asked_bands, bands_read, check_resample, open_region
 from lazytiles.regiontiles import RegionTiles
 from lazytiles.resample import METHODS
-from lazytiles.scenes import open_volumes
+from lazytiles.scenes import open_volumes, set_labels
 
 Int64s: TypeAlias = NDArray[np.int64]
 
@@ -44,11 +42,13 @@ def open_tiles(
     size: tuple[int, int] | None = None,
     resample: str = "bilinear",
     pad: str | None = None,
-    bands: Sequence[int] | None = None,
+    bands: Bands = None,
     gray: bool = False,
     level: int = 0,
     missing: str = "raise",
     scale_boxes: Sequence[str] = (),
+    box_format: str = "xyxy",
+    classes: Sequence[Any] | None = None,
     where: Mapping[str, Any] | None = None,
     follow_symlinks: bool = True,
     verify: str | os.PathLike[str] | None = None,
@@ -62,26 +62,36 @@ def open_tiles(
         of six numbers, and files that hold an array of slices and have no box, are volumes, as `open_volumes`
         opens them
     image_dir : the folder of the images; default the manifest's own. Of volumes also a mapping from ids to arrays
-    frames : a list of label ids gives a time axis in that order; one label id gives its rows alone
+    frames : a list of label ids gives a time axis in that order, one label id its rows alone; ``"each"`` makes every
+        row a sample of its own (split those by ``"tile_id"``). None is for tables of one row a tile
     path : where an image lies, relative to `image_dir`, as a template over the manifest's columns; default
         ``"{path}"`` where there is a column of that name, ``"{label_id}/{region_id}.tif"`` where there is a
-        `label_id`, else ``"{region_id}.tif"``
-    target : the column of the labels, a list of columns (labels of shape (N, k)), or None
+        `label_id`, else ``"{region_id}.tif"``. Each frame's image is named by that frame's own row, a mask by the last
+    target : the column of the labels, a list of columns (labels of shape (N, k)), or None. A column of names, of
+        categories or of True and False gives class numbers, see `classes`; of several columns one may. In a column
+        where nothing is written the tiles have no labels and are for prediction
     tabular : columns given to the model as a second input
-    masks : a path template; the labels are then mask tiles cut with the same windows. Of volumes also a mapping
+    masks : a path template; the labels are then mask tiles cut with the same windows, of masks of the same extent as
+        their image. Of volumes also a mapping
     size : (height, width), pixels, to which every window is resampled; without it all windows have one size
     resample : ``"nearest"``, ``"bilinear"``, ``"bicubic"`` or ``"area"``; masks are always nearest
     pad : NumPy's ``"constant"``, ``"edge"``, ``"reflect"``, ``"symmetric"`` or ``"wrap"`` for windows that leave
         their region; None refuses them. NumPy's ``"maximum"``, ``"mean"``, ``"median"``, ``"minimum"`` and
         ``"linear_ramp"`` read the whole lines of the region that such a window crosses
-    bands : which samples of the images, in this order
+    bands : which samples of the images, in this order; or ``"rgb"``: red, green and blue of images of one, three or
+        four bands, gray ones repeated and opacity left out
     gray : whether red, green and blue become one luminance band
     level : resolution of each pyramid; boxes are in pixels of that level
-    missing : ``"raise"``, or ``"fill"`` to give zeros for a frame whose image is missing (see `valid`)
-    scale_boxes : label columns that are places in the image, x and y in turn, such as the corners of boxes; they
-        become places in the tile, scaled as it is by `size` (the tags of every image are read)
+    missing : ``"raise"``, or ``"fill"`` to give zeros for a frame whose image or row is missing (see `valid`)
+    scale_boxes : label columns that are boxes in pixels of the image, four to a box; they become boxes in pixels of
+        the tile, scaled as it is by `size` (the tags of every image are read), and `Augment` moves them
+    box_format : what the four numbers of a box are: ``"xyxy"`` its corners, ``"xywh"`` or ``"xyhw"`` its first
+        corner, then width and height in that order, ``"cxcywh"`` its centre, width and height; ``"xy"`` are points,
+        two numbers each, as are columns in ``"xyxy"`` that are not four to a box
+    classes : the names of the classes in the order of their numbers, so that they are the same for every table; an
+        unknown name is an error. Default the column's names sorted, or a categorical column's own order
     where : keeps the tiles whose table has these values: for each column a value, a collection of values, or a
-        function from the column to a mask
+        function from the column to a mask; no image of the others is looked for
     follow_symlinks : whether links inside `image_dir` may lead elsewhere; False refuses them
     verify : a file of digests, as ``lazytiles check --digest`` writes it: each image is read whole now, and refused
         where it is no longer the bytes it was
@@ -96,52 +106,122 @@ def open_tiles(
     ManifestError : the table is damaged or contradicts itself, an image is missing or lies outside `image_dir`
     RegionError : the first image cannot be opened
     """
-    _check_options(size, resample, pad, missing)
+    check_options(size, resample, pad, missing)
     wanted = Frames.of(frames)
-    templates = [template for template in (path, masks) if isinstance(template, str)]
-    table = _table_of(manifest, target, tabular, wanted.labels, templates, outside=pad is not None)
+    table = _table_of(manifest, target, tabular, wanted.labels, path, masks, classes, outside=pad is not None)
+    opener = partial(manifest.opener if isinstance(manifest, Inspected) else open_region, level=level)
     image_dir = folder_of(manifest) if image_dir is None else image_dir
-    table = wanted.rows(table)
     flat = {"frames": wanted.timed, "size": size, "gray": gray, "level": level, "missing": missing}
-    given: dict[str, Any] = {"path": path, "target": target, "tabular": tabular, "masks": masks}
+    given: dict[str, Any] = {
+        "classes": classes,
+        "path": path,
+        "target": target,
+        "tabular": tabular,
+        "masks": masks,
+        "frames": frames,
+    }
     given |= {"pad": pad, "bands": bands, "where": where, "follow_symlinks": follow_symlinks, "verify": verify}
     as_volumes = partial(_volumes, flat | {"scale_boxes": scale_boxes}, given, table, image_dir)
     if "zmin" in table or isinstance(image_dir, Mapping):
         return as_volumes(f"{'boxes of six numbers lie in' if 'zmin' in table else 'a mapping holds'} volumes")
+    rows = wanted.samples(table, where)
+    images = partial(Images.of, table, rows, image_dir=image_dir, opener=opener, follow_symlinks=follow_symlinks)
+    found = images(path or default_template(table), frames=wanted, missing=missing)
+    found.verify(verify, image_dir)
+    first = found.first()
+    table = table if len(rows) == len(table) else table.iloc[rows].reset_index(drop=True)
     windows = _windows_of(table)
-    opener = partial(open_region, level=level)
-    images = _Images.of(table, path, image_dir, wanted, missing, opener, follow_symlinks)
-    images.verify(verify, image_dir)
-    first = images.first()
     if windows is None and first.axes.startswith("P"):
         return as_volumes(f"{first.path} is a volume")
     form = _form(first, windows, table, size=size, resample=resample, pad=pad, bands=bands, gray=gray)
-    array = _assembled(table, windows, images, form, timed=wanted.timed)
+    masked = None if masks is None else images(_mask_template(masks), frames=Frames(None, False))
+    groups = found.groups(masked)
+    array = _assembled(table, windows, found, groups, form, timed=wanted.timed)
     array._segment = first.pages[0].segment
-    array._valid = images.valid(array) if missing == "fill" else None
-    array._labels = _labels(array, target, scale_boxes)
+    array._valid = found.valid() if missing == "fill" else None
+    masks_ = None if masked is None else _mask_tiles(table, windows, masked, groups, form)
+    _label(array, table, target, tabular, scale_boxes, box_format, masks_)
+    return array
+
+
+def _label(
+    array: MultiSourceArray,
+    table: pd.DataFrame,
+    target: Any,
+    tabular: Any,
+    scale_boxes: Sequence[str],
+    box_format: str,
+    masks: MultiSourceArray | None,
+) -> None:
+    """Give an array its labels: mask tiles, or those of its table, boxes scaled as their tiles are."""
+    set_labels(array, table, None if masks is not None else target, tabular)
     if masks is not None:
-        array._labels = _mask_tiles(table, windows, masks, image_dir, opener, form, follow_symlinks)
-    array.tabular_columns = _names(tabular)
-    return array if where is None else filtered(array, where)
+        array._labels = masks
+        for tiles, mask in zip(array.sources, masks.sources, strict=True):
+            tiles.partner, mask.partner = mask, tiles
+    elif len(scale_boxes):
+        boxes = Boxes.of(box_format, scale_boxes, names_of(target))
+        if array._labels is not None:
+            array._labels, array._boxes = scaled_boxes(array, array._labels, boxes), boxes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inspected:
+    """What `check` hands to `open_tiles`: the rows of a manifest that it found sound, and images it has opened.
+
+    Parameters
+    ----------
+    table : from `inspect_manifest`
+    opener : serves for `open_region`
+    """
+
+    table: pd.DataFrame
+    opener: Any
 
 
 def _table_of(
-    manifest: Any, target: Any, tabular: Any, frames: list[str] | None, templates: list[str], *, outside: bool
+    manifest: Any,
+    target: Any,
+    tabular: Any,
+    frames: list[str] | None,
+    path: str | None,
+    masks: Any,
+    classes: Sequence[Any] | None,
+    *,
+    outside: bool,
 ) -> pd.DataFrame:
-    by_default = target == "target"
-    return read_manifest(
-        manifest,
-        target=None if by_default else target,
-        tabular=tabular,
-        frames=frames,
-        optional=["target"] if by_default else (),
-        text=[*(column for template in templates for column in template_columns(template)), "path"],
-        allow_outside=outside,
-    )
+    if isinstance(manifest, Inspected):
+        return manifest.table
+    return read_manifest(manifest, **reading(target, tabular, frames, path, masks, classes, outside=outside))
 
 
-def _check_options(size: Any, resample: str, pad: str | None, missing: str) -> None:
+def reading(
+    target: Any,
+    tabular: Any,
+    frames: list[str] | None,
+    path: str | None,
+    masks: Any,
+    classes: Sequence[Any] | None,
+    *,
+    outside: bool,
+) -> dict[str, Any]:
+    """The options of `read_manifest` for those of `open_tiles`."""
+    by_default = isinstance(target, str) and target == "target"
+    templates = [template for template in (path, masks) if isinstance(template, str)]
+    return {
+        "target": None if by_default else target,
+        "tabular": tabular,
+        "frames": frames,
+        "optional": ["target"] if by_default else (),
+        "text": [*(column for template in templates for column in template_columns(template)), "path"],
+        "file": path,
+        "classes": classes,
+        "allow_outside": outside,
+    }
+
+
+def check_options(size: Any, resample: str, pad: str | None, missing: str) -> None:
+    """Refuse values that no manifest could be opened with."""
     if size is not None and not _is_size(size):
         raise ValueError(f"size is (height, width) in pixels, not {size!r}")
     for name, value, allowed in (
@@ -169,17 +249,6 @@ def _volumes(
     return open_volumes(table, folder, **given)
 
 
-def _names(columns: str | Sequence[str] | None) -> tuple[str, ...] | None:
-    return None if columns is None else (columns,) if isinstance(columns, str) else tuple(columns)
-
-
-def _target_columns(table: pd.DataFrame, target: str | Sequence[str] | None) -> list[str]:
-    """The label columns; the default name is left out where the table has no such column."""
-    if target is None or (target == "target" and "target" not in table):
-        return []
-    return [target] if isinstance(target, str) else list(target)
-
-
 def _windows_of(table: pd.DataFrame) -> Int64s | None:
     """(y0, x0, y1, x1) of each row; None where tiles are whole images."""
     if "xmin" not in table:
@@ -190,80 +259,6 @@ def _windows_of(table: pd.DataFrame) -> Int64s | None:
     return windows
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Images:
-    """For each frame which image each row lies in, and how to open it."""
-
-    codes: list[Int64s]
-    paths: list[list[str]]
-    there: list[NDArray[np.bool_]]
-    opener: Any
-
-    @classmethod
-    def of(
-        cls,
-        table: pd.DataFrame,
-        path: str | None,
-        image_dir: str | os.PathLike[str],
-        frames: Frames,
-        missing: str,
-        opener: Any,
-        follow_symlinks: bool,
-    ) -> _Images:
-        template = path or default_template(table)
-        codes, paths, there = [], [], []
-        problems = Problems("the manifest")
-        absent = Problems("the manifest")
-        for label in frames.labels if frames.labels is not None else (None,):
-            of = table if label is None else table.assign(label_id=pd.Categorical([label]).repeat(len(table)))
-            noted = absent if missing == "fill" else problems
-            code, names = resolve_paths(of, template, image_dir, follow_symlinks=follow_symlinks, problems=noted)
-            codes.append(code)
-            paths.append(names)
-            there.append(
-                np.array(["://" in name or os.path.exists(split_name(name)[0]) for name in names], dtype=np.bool_)
-            )
-        problems.raise_any()
-        if set(absent.counts) - {"missing image"} or not any(part.any() for part in there):
-            absent.raise_any()
-        return cls(codes, paths, there, opener)
-
-    def first(self) -> Region:
-        """The one image that tells dtype and bands of all."""
-        for codes, paths, there in reversed(list(zip(self.codes, self.paths, self.there, strict=True))):
-            present = np.flatnonzero(there[codes])
-            if len(present):
-                region: Region = self.opener(paths[int(codes[present[0]])])
-                return region
-        raise ManifestError("the manifest has no rows, or none of its images is there")
-
-    def verify(self, digests: str | os.PathLike[str] | None, image_dir: str | os.PathLike[str]) -> None:
-        """Compare the images that are there with a file of digests, if one is given."""
-        if digests is not None:
-            pairs = (pair for two in zip(self.paths, self.there, strict=True) for pair in zip(*two, strict=True))
-            files = [split_name(name)[0] for name, there in pairs if there]
-            verify_digests(digests, image_dir, images=files).raise_any()
-
-    def openers(self, row: int) -> list[Any]:
-        """For each frame what opens the image of a row, or None where it is missing."""
-        found = []
-        for codes, paths, there in zip(self.codes, self.paths, self.there, strict=True):
-            code = int(codes[row])
-            found.append(partial(self.opener, paths[code]) if there[code] else None)
-        return found
-
-    def groups(self) -> Int64s:
-        """Rows that share the images of all frames have one number, by first appearance."""
-        joint = np.zeros(len(self.codes[0]), dtype=np.int64)
-        for codes in self.codes:
-            joint = pd.factorize(joint * (int(codes.max(initial=0)) + 1) + codes)[0].astype(np.int64)
-        return joint
-
-    def valid(self, array: MultiSourceArray) -> NDArray[np.bool_]:
-        """Which frames of which samples are there, (n, frames)."""
-        return np.stack([there[codes] for codes, there in zip(self.codes, self.there, strict=True)], axis=1)
-
-
 def _form(
     first: Region,
     windows: Int64s | None,
@@ -272,28 +267,22 @@ def _form(
     size: tuple[int, int] | None,
     resample: str,
     pad: str | None,
-    bands: Sequence[int] | None,
+    bands: Bands,
     gray: bool,
 ) -> TileForm:
-    samples = first.inner_shape[2]
-    chosen = None
-    if bands is not None:
-        if gray:
-            raise ValueError("pass bands= or gray=True, not both")
-        bands = band_numbers(bands)
-        if not bands or any(not -samples <= band < samples for band in bands):
-            raise ManifestError(f"bands {list(bands)} asked for; {first.path} has bands 0 to {samples - 1}")
-        chosen = tuple(band % samples for band in bands)
-    if gray:
-        check_gray(first.pages[0])
+    page = first.pages[0]
+    if bands is not None and gray:
+        raise ValueError("pass bands= or gray=True, not both")
+    asked = asked_bands(bands)
+    read = bands_read(page, asked, gray)
     if size is None:
         size, resampled = _common_size(first, windows, table), None
     else:
         size, resampled = (int(size[0]), int(size[1])), resample
-        if resample != "nearest" and first.dtype.kind not in "uif":
-            raise ValueError(f"{resample} resampling of {first.dtype} images makes no sense; pass resample='nearest'")
-    wanted = 1 if gray else samples if chosen is None else len(chosen)
-    return TileForm(size, wanted, samples, first.dtype, chosen, gray, pad, resampled)
+        check_resample(page, resample)
+    return TileForm(
+        size, len(read), asked, first.dtype, read if isinstance(asked, tuple) else None, gray, pad, resampled
+    )
 
 
 def _common_size(first: Region, windows: Int64s | None, table: pd.DataFrame) -> tuple[int, int]:
@@ -331,10 +320,9 @@ class _Names:
 
 
 def _assembled(
-    table: pd.DataFrame, windows: Int64s | None, images: _Images, form: TileForm, *, timed: bool
+    table: pd.DataFrame, windows: Int64s | None, images: Images, groups: Int64s, form: TileForm, *, timed: bool
 ) -> MultiSourceArray:
     """One source per region, and the samples in the order of the table."""
-    groups = images.groups()
     lengths = np.bincount(groups)
     mixed = bool((groups[1:] < groups[:-1]).any())  # else ten million rows are neither sorted nor copied
     by_region = np.argsort(groups, kind="stable") if mixed else np.arange(len(table), dtype=np.int64)
@@ -360,32 +348,18 @@ def _assembled(
     return array
 
 
-def _labels(array: MultiSourceArray, target: str | Sequence[str] | None, places: Sequence[str]) -> Any:
-    assert array.table is not None
-    columns = _target_columns(array.table, target)
-    if not columns:
-        return None
-    labels = array.table[columns].to_numpy()
-    if places:
-        labels = scaled_boxes(array, labels, columns, places)
-    return labels[:, 0] if isinstance(target, str) else labels
+def _mask_template(masks: Any) -> str:
+    if not isinstance(masks, str):
+        raise ManifestError("masks= is a path template, such as 'masks/{region_id}.tif'; of volumes also a mapping")
+    return masks
 
 
 def _mask_tiles(
-    table: pd.DataFrame,
-    windows: Int64s | None,
-    template: str | Mapping[str, Any],
-    image_dir: str | os.PathLike[str],
-    opener: Any,
-    form: TileForm,
-    follow_symlinks: bool,
+    table: pd.DataFrame, windows: Int64s | None, images: Images, groups: Int64s, form: TileForm
 ) -> MultiSourceArray:
     """Tiles of the masks under the same windows, nearest neighbour where they are resampled."""
-    if not isinstance(template, str):
-        raise ManifestError("masks= is a path template, such as 'masks/{region_id}.tif'; of volumes also a mapping")
-    images = _Images.of(table, template, image_dir, Frames(None, False), "raise", opener, follow_symlinks)
     first = images.first()
     samples = first.inner_shape[2]
     resample = "nearest" if form.resample else None
-    mask_form = TileForm(form.size, samples, samples, first.dtype, pad=form.pad, resample=resample)
-    return _assembled(table, windows, images, mask_form, timed=False)
+    mask_form = TileForm(form.size, samples, None, first.dtype, pad=form.pad, resample=resample)
+    return _assembled(table, windows, images, groups, mask_form, timed=False)

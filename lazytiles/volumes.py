@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.errors import ManifestError, RegionError
+from lazytiles.errors import LazyTilesError, ManifestError, RegionError
 from lazytiles.indexing import request
 from lazytiles.lazy import LazyArray
 from lazytiles.plan import Windows
@@ -19,6 +21,7 @@ from lazytiles.region import Region, open_region, read_windows
 
 Int64s = NDArray[np.int64]
 Box = tuple[tuple[int, int], ...]
+Fault = tuple[str, NDArray[np.bool_], str]
 
 
 class RegionStack(LazyArray):
@@ -36,6 +39,11 @@ class RegionStack(LazyArray):
     def __init__(self, slices: Sequence[Region], axis: int) -> None:
         first = slices[0]
         for k, other in enumerate(slices):
+            if other.bands != first.bands:
+                raise RegionError(
+                    f"slice {k} ({other.path}) gives its bands {other.bands}, slice 0 ({first.path}) {first.bands}; "
+                    "convert the slices to one number of bands"
+                )
             if (other.shape, other.dtype) != (first.shape, first.dtype):
                 raise RegionError(
                     f"slice {k} ({other.path}) is {other.shape} {other.dtype}, slice 0 ({first.path}) is "
@@ -80,12 +88,13 @@ class RegionStack(LazyArray):
         return f"<RegionStack of {len(self.slices)} files in {self.path!r}: {self.shape} {self.dtype}>"
 
 
-def stack_regions(paths: Iterable[Any], *, axis: int = 0, **options: Any) -> RegionStack:
+def stack_regions(paths: str | os.PathLike[str] | Iterable[Any], *, axis: int = 0, **options: Any) -> RegionStack:
     """Slices in separate files as one lazy volume; tags are read, no pixel is decoded.
 
     Parameters
     ----------
-    paths : of the slices, in their order, or regions
+    paths : a folder, all files of which are slices, in natural order: ``slice_2`` before ``slice_10`` (hidden files
+        and folders in it are left out); or the paths of the slices in their order, or regions
     axis : where the slices are: 0 gives `(Z, H, W[, S])`, 2 gives `(H, W, Z[, S])`
     options : of `open_region`
 
@@ -95,20 +104,22 @@ def stack_regions(paths: Iterable[Any], *, axis: int = 0, **options: Any) -> Reg
 
     Raises
     ------
-    RegionError : no slices, or slices that differ in shape or dtype
+    RegionError : no slices, or slices that differ in shape or dtype, or a file that is no image
 
     Examples
     --------
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
-    ...     for k in range(3):
-    ...         np.save(f"{folder}/{k}.npy", np.full((4, 5), k))
-    ...     volume = stack_regions([f"{folder}/{k}.npy" for k in range(3)])
+    ...     for k in (9, 10, 11):
+    ...         np.save(f"{folder}/slice_{k}.npy", np.full((4, 5), k))
+    ...     volume = stack_regions(folder)
     ...     print(volume.shape, volume[:, 0, 0])
-    (3, 4, 5) [0 1 2]
+    (3, 4, 5) [ 9 10 11]
     """
     if isinstance(paths, str | os.PathLike):
-        raise TypeError(f"stack_regions takes the paths of the slices, a list, not one path ({paths})")
+        paths = _files_of(os.fspath(paths))
+    if isinstance(axis, bool):
+        raise ValueError(f"axis is a number, not {axis}")
     slices = [p if isinstance(p, Region) else open_region(p, **options) for p in paths]
     if not slices:
         raise RegionError("a volume needs at least one slice")
@@ -116,6 +127,27 @@ def stack_regions(paths: Iterable[Any], *, axis: int = 0, **options: Any) -> Reg
     if stacked is not None:
         raise RegionError(f"{stacked.path} holds several slices itself; stack images of one page")
     return RegionStack(slices, axis)
+
+
+def _files_of(folder: str) -> list[str]:
+    """The files of a folder in natural order: numbers in their names by their value."""
+    if not os.path.isdir(folder):
+        raise TypeError(f"stack_regions takes a folder of slices or their paths, a list, not one path ({folder})")
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")]
+    if not names:
+        raise RegionError(f"{folder} holds no files; a volume needs at least one slice")
+    return [os.path.join(folder, name) for name in sorted(names, key=natural)]
+
+
+def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """What names are sorted by so that numbers in them count: ``a2`` before ``a10``.
+
+    >>> sorted(["a10", "a2", "a1b"], key=natural)
+    ['a1b', 'a2', 'a10']
+    """
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts], name
 
 
 class VolumeTiles(LazyArray):
@@ -150,10 +182,11 @@ class VolumeTiles(LazyArray):
         self.opener, self.windows, self.pad, self.context = opener, windows, pad, context
         self.name, self.tile_name, self.samples, self._is_whole = name, tile_name, samples, whole
         self.dtype = np.dtype(dtype).newbyteorder("=")
+        self.partner: VolumeTiles | None = None  # the masks of these tiles, or the tiles of these masks
         self._volume: Any = None
         self._lock = threading.Lock()
         self._extent = tuple((windows[0, 3:] - windows[0, :3]).tolist())
-        if context is not None and context < 0:
+        if context is not None and (isinstance(context, bool) or context < 0):
             raise ValueError(f"context={context}: how many neighbouring slices on either side, 0 or more")
         if context is not None and self._extent[0] != 1:
             raise ManifestError(f"context={context} needs boxes of one slice, not of {self._extent[0]}")
@@ -206,6 +239,8 @@ class VolumeTiles(LazyArray):
 
     def _fill(self, rows: Int64s, out: NDArray[Any]) -> None:
         volume, wide = self.volume(), self.windows[rows].copy()
+        for _, bad, cause in self._faults_of(volume, rows):
+            raise ManifestError(self._words(int(rows[np.flatnonzero(bad)[0]]), cause))
         wide[:, 0] -= self.context or 0
         wide[:, 3] += self.context or 0
         inside = (wide[:, :3] >= 0).all(axis=1) & (wide[:, 3:] <= volume.shape[:3]).all(axis=1)
@@ -214,18 +249,17 @@ class VolumeTiles(LazyArray):
             for k, block in zip(whole, _cuts(volume, wide[whole], self.samples), strict=True):
                 out[k] = self._shaped(block)
         for k in np.flatnonzero(~inside):
-            out[k] = self._shaped(self._padded(volume, wide[k], int(rows[k])))
+            out[k] = self._shaped(self._padded(volume, wide[k]))
 
     def _shaped(self, block: NDArray[Any]) -> NDArray[Any]:
         if self.context is None:
             return block
         return np.moveaxis(block, 0, 2).reshape(*block.shape[1:3], -1)
 
-    def _padded(self, volume: Any, window: Int64s, row: int) -> NDArray[Any]:
+    def _padded(self, volume: Any, window: Int64s) -> NDArray[Any]:
         modes = [self.pad] * 3
         if self.context is not None and self.pad is None:
             modes[0] = "edge"
-        self._check(volume, row, modes)
         shape = volume.shape[:3]
         places = [
             _places(int(a), int(b), n, mode or "edge")
@@ -242,15 +276,52 @@ class VolumeTiles(LazyArray):
         block[there] = near[from_near]
         return block
 
-    def _check(self, volume: Any, row: int, modes: list[str | None]) -> None:
-        window = self.windows[row]
-        out = (window[:3] < 0) | (window[3:] > volume.shape[:3])
-        if self.pad is None and out[1 if modes[0] else 0 :].any():
-            z0, y0, x0, z1, y1, x1 = window.tolist()
-            raise ManifestError(
-                f"{self.tile_name(row)}: box ({x0}, {y0}, {z0}, {x1}, {y1}, {z1}) leaves region {self.name} "
-                f'({" x ".join(map(str, volume.shape[:3]))}); pass pad="reflect" or correct the box'
-            )
+    def _words(self, row: int, cause: str) -> str:
+        z0, y0, x0, z1, y1, x1 = self.windows[row].tolist()
+        return f"{self.tile_name(row)}: box ({x0}, {y0}, {z0}, {x1}, {y1}, {z1}){cause}"
+
+    def _faults_of(self, volume: Any, rows: Int64s | None = None) -> Iterator[Fault]:
+        """What is wrong with all or some boxes of the open volume."""
+        windows = self.windows if rows is None else self.windows[rows]
+        if not len(windows):
+            return
+        space = tuple(volume.shape[:3])
+        other = None
+        with suppress(LazyTilesError):  # what cannot be opened says so when it is read
+            other = None if self.partner is None else self.partner.volume()
+        if other is not None and tuple(other.shape[:3]) != space:
+            cause = f": {self._named(volume)}, {self._named(other)}; a volume and its mask are cut by one box, "
+            yield "mask differs", np.ones(len(windows), np.bool_), cause + "so they have one extent"
+        first = 0 if self.context is None else 1  # neighbouring slices are repeated at the ends
+        low, high = windows[:, first:3], windows[:, 3 + first :]
+        outside = np.asarray(((low < 0) | (high > space[first:])).any(axis=1))
+        if self.pad is not None:
+            outside[:] = False
+        elif outside.any():
+            yield "window outside", outside, f' leaves {self._sized(space)}; pass pad="reflect" or correct the box'
+        apart = np.asarray(((windows[:, 3:] <= 0) | (windows[:, :3] >= space)).any(axis=1) & ~outside)
+        if apart.any():
+            yield "window outside", apart, f" does not meet {self._sized(space)}: there is nothing to pad; correct it"
+
+    def _sized(self, space: tuple[int, ...]) -> str:
+        return f"region {self.name} ({' x '.join(map(str, space))})"
+
+    def _named(self, volume: Any) -> str:
+        size = " x ".join(map(str, volume.shape[:3]))
+        return f"{getattr(volume, 'path', None) or f'an array of region {self.name}'} is {size} voxels"
+
+    def faults(self) -> Iterator[Fault]:
+        """Everything that would fail when boxes of this volume are read, by its tags; see `RegionTiles.faults`."""
+        try:
+            volume = self.volume()
+        except LazyTilesError as error:
+            yield "unreadable image", np.arange(len(self)) == 0, f": {error}"
+            return
+        yield from self._faults_of(volume)
+
+    def verify(self) -> list[str]:
+        """`faults` as messages, of each kind the first."""
+        return [self._words(int(np.flatnonzero(bad)[0]), cause) for _, bad, cause in self.faults()]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_lock": None, "_volume": None}

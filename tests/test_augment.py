@@ -525,7 +525,7 @@ def test_augment_has_the_parameters_and_defaults_of_random_transform() -> None:
     ours = inspect.signature(Augment).parameters
     shared = [name for name in theirs if name not in ("x", "y", "rng")]
     assert [theirs[n].default for n in shared] == [ours[n].default for n in shared]
-    assert set(ours) - set(shared) == {"images", "masks"}
+    assert set(ours) - set(shared) == {"images", "masks", "boxes"}
     assert inspect.signature(Recipe.of).parameters.keys() == set(shared) - {"channel_axis"}
 
 

@@ -20,6 +20,8 @@ from lazytiles.errors import ManifestError
 from lazytiles.region import open_region
 from lazytiles.tiles import open_tiles
 
+FRAMES = ["2017", "2018"]
+
 
 @pytest.fixture
 def desk(tmp_path: Path) -> tuple[pd.DataFrame, Path]:
@@ -45,7 +47,7 @@ def write(path: Path, dtype: str = "uint8", shape: tuple[int, ...] = (64, 64), c
 def test_a_sound_table_is_sound(desk: tuple[pd.DataFrame, Path]) -> None:
     table, folder = desk
     stages: list[tuple[str, int, int]] = []
-    report = check(table, folder, split="fold", read=True, progress=lambda *stage: stages.append(stage))
+    report = check(table, folder, frames=FRAMES, split="fold", read=True, progress=lambda *stage: stages.append(stage))
     assert report.is_sound
     assert not len(report.warnings)
     assert report.facts["tiles"] == 8
@@ -76,7 +78,11 @@ FAULTS: dict[str, tuple[Callable[[pd.DataFrame, Path], pd.DataFrame | None], str
         r"row 5: tile a1 with box \(32, 0, 64, 32\) leaves region a \(.*2018/a.tif, 64 x 60\); pass pad=",
     ),
     "duplicate": (lambda t, f: pd.concat([t, t[:1]]), "duplicate", "row 16: tile a0 .label 2017. is already on row 0"),
-    "nan": (lambda t, f: t.assign(target=[np.nan, *t.target[1:]]), "target not a number", "row 0: tile a0: target"),
+    "nan": (
+        lambda t, f: t.assign(target=[*t.target[:4], np.nan, *t.target[5:]]),
+        "target not a number",
+        "row 4: tile a0: target",
+    ),
     "box": (
         lambda t, f: t.assign(region_coordinates=["eval(1)", *t.region_coordinates[1:]]),
         "not a box",
@@ -108,7 +114,7 @@ def test_a_fault_is_found_and_named(fault: str, desk: tuple[pd.DataFrame, Path])
     plant, kind, message = FAULTS[fault]
     planted = plant(table, folder)
     table = planted if isinstance(planted, pd.DataFrame) else table
-    report = check(table, folder, split="fold" if fault == "leak" else None, read=True)
+    report = check(table, folder, frames=FRAMES, split="fold" if fault == "leak" else None, read=True)
     assert not report.is_sound
     assert set(report.problems.counts) == {kind}
     with pytest.raises(ManifestError, match=message):
@@ -120,11 +126,15 @@ def test_oddities_are_warnings(desk: tuple[pd.DataFrame, Path]) -> None:
     write(folder / "2018/a.tif", codec="lzw")
     odd = table.drop(index=0).assign(target=1)
     odd.loc[1, "region_coordinates"] = odd.loc[5, "region_coordinates"] = "(0, 0, 16, 16)"
-    report = check(odd, folder)
+    report = check(odd, folder, frames=FRAMES, size=(32, 32))
     assert report.is_sound
-    assert set(report.warnings.counts) == {"window sizes", "class balance", "mixed codec", "missing frames"}
+    assert set(report.warnings.counts) == {"class balance", "mixed codec", "missing frames"}
     assert "row 3: tile a0 with box (0, 0, 32, 32) has rows for 1 of the 2 frames" in str(report.warnings)
-    small = check(odd, folder, min_size=(32, 8))
+    sizes = check(odd, folder, frames=FRAMES)
+    assert sizes.problems.counts == {"window sizes": 1}
+    with pytest.raises(ManifestError, match=r"2 different sizes, such as 32 x 32 and 16 x 16 \(row .*; pass size="):
+        sizes.problems.raise_any()
+    small = check(odd, folder, frames=FRAMES, size=(32, 32), min_size=(32, 8))
     assert small.problems.counts == {"window too small": 2}
     assert "row 0: tile a1 with box (0, 0, 16, 16) is 16 x 16, less than 32 x 8" in str(small.problems)
 
@@ -160,7 +170,7 @@ def test_every_hostile_manifest_is_judged_right(hostile_dir: Path) -> None:
 
 def test_digests_are_sha256sums(desk: tuple[pd.DataFrame, Path], tmp_path: Path) -> None:
     table, folder = desk
-    report = check(table, folder, digest=True)
+    report = check(table, folder, frames=FRAMES, digest=True)
     path = tmp_path / "tiles.sha256"
     write_digests(report.digests, path, folder)
     done = subprocess.run(["sha256sum", "--check", path], cwd=folder, capture_output=True, text=True, check=True)
@@ -183,8 +193,10 @@ def test_nothing_outside_is_looked_at(
     table, folder = desk
     write(tmp_path / "outside" / "secret.tif")
     opened: list[str] = []
-    monkeypatch.setattr("lazytiles.doctor.open_region", lambda path: opened.append(path) or open_region(path))
-    report = check(table.assign(region_id=[bad, *table.region_id[1:]]), folder, read=True)
+    monkeypatch.setattr(
+        "lazytiles.doctor.open_region", lambda path, **options: opened.append(path) or open_region(path, **options)
+    )
+    report = check(table.assign(region_id=[bad, *table.region_id[1:]]), folder, frames=FRAMES, read=True)
     assert report.problems.counts == {"bad region_id": 1, "frames disagree": 1}  # once, not as a path again
     assert len(opened) == 4
     assert all(Path(path).is_relative_to(folder) and ".." not in path for path in opened)
@@ -204,7 +216,7 @@ def test_a_frame_that_a_region_lacks(desk: tuple[pd.DataFrame, Path]) -> None:
     table, folder = desk
     (folder / "2017/b.tif").unlink()
     lacking = table[~((table.label_id == "2017") & (table.region_id == "b"))]
-    report = check(lacking, folder)
+    report = check(lacking, folder, frames=FRAMES)
     assert report.problems.counts == {"missing image": 1}
     assert "row 8: tile b0: " in str(report.problems)
     assert "2017/b.tif is missing" in str(report.problems)
@@ -239,7 +251,7 @@ def test_a_header_in_the_middle_is_one_problem(desk: tuple[pd.DataFrame, Path], 
     table, folder = desk
     lines = table.to_csv(index=False).splitlines()
     (tmp_path / "twice.csv").write_text("\n".join([*lines, lines[0], lines[0]]))
-    report = check(tmp_path / "twice.csv", folder, min_size=8, split="fold")
+    report = check(tmp_path / "twice.csv", folder, frames=FRAMES, min_size=8, split="fold")
     assert report.problems.counts == {"repeated header": 2}
     assert report.warnings.counts == {}
     assert report.facts["sizes"] == {"32 x 32": 16}
@@ -258,12 +270,12 @@ def test_any_image_file_is_checked(name: str, stored: str, tmp_path: Path) -> No
 
 def test_volumes_are_checked_along_all_axes(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "v.tif", np.zeros((5, 16, 24), np.uint8))
-    boxes = ["(0, 0, 0, 8, 8, 2)", "(0, 0, 2, 8, 8, 4)", "(0, 0, 3, 8, 8, 6)"]
+    boxes = ["(0, 0, 0, 8, 8, 2)", "(0, 0, 2, 8, 8, 4)", "(0, 0, 4, 8, 8, 6)"]
     table = pd.DataFrame({"tile_id": [*"abc"], "region_id": "v", "fold": [0, 1, 1], "region_coordinates": boxes})
     report = check(table, tmp_path, split="fold", read=True)
     assert report.problems.counts == {"window outside": 1}
-    assert "(0, 0, 3, 8, 8, 6) leaves region v" in str(report.problems)
-    assert "v.tif, 5 x 16 x 24" in str(report.problems)
+    assert "(0, 0, 4, 8, 8, 6) leaves region v" in str(report.problems)
+    assert "(5 x 16 x 24)" in str(report.problems)
 
 
 def test_frames_of_one_region_have_one_size(desk: tuple[pd.DataFrame, Path]) -> None:
@@ -271,26 +283,34 @@ def test_frames_of_one_region_have_one_size(desk: tuple[pd.DataFrame, Path]) -> 
     write(folder / "2018/a.tif", shape=(96, 64))
     write(folder / "2017/b.tif", shape=(128, 64))
     write(folder / "2018/b.tif", shape=(128, 64))
-    report = check(table, folder)
-    assert report.warnings.counts == {"mixed size": 1}
-    assert "row 4: " in str(report.warnings)
-    assert "2018/a.tif: size 96 x 64, others have 64 x 64" in str(report.warnings)
+    report = check(table, folder, frames=FRAMES)
+    assert report.problems.counts == {"frames differ": 1}
+    said = r"row 4: tile a0 .*: .*2018/a.tif is 96 x 64 pixels, .*2017/a.tif is 64 x 64; the frames of a tile"
+    with pytest.raises(ManifestError, match=said):
+        report.problems.raise_any()
+    tiles = open_tiles(table, folder, frames=FRAMES)
+    assert tiles[4:].shape == (4, 2, 32, 32, 1)
+    for read in (lambda: tiles[0], lambda: tiles[::-1], tiles.verify):
+        with pytest.raises(ManifestError, match=r"2018/a\.tif is 96 x 64"):
+            read()
     whole = table.drop(columns="region_coordinates")
-    assert check(whole, folder).warnings.counts == {"mixed size": 3}
+    assert check(whole, folder, frames=FRAMES, size=(32, 32)).is_sound
+    assert open_tiles(whole, folder, frames=FRAMES, size=(32, 32))[:].shape == (8, 2, 32, 32, 1)
+    assert not check(whole, folder, frames=FRAMES).is_sound
 
 
 def test_images_are_compared_with_their_digests(desk: tuple[pd.DataFrame, Path], tmp_path: Path) -> None:
     table, folder = desk
     digests = tmp_path / "tiles.sha256"
-    write_digests(check(table, folder, digest=True).digests, digests, folder)
-    assert check(table, folder, verify=digests).is_sound
-    assert open_tiles(table, folder, verify=digests).shape == (16, 32, 32, 1)
+    write_digests(check(table, folder, frames=FRAMES, digest=True).digests, digests, folder)
+    assert check(table, folder, frames=FRAMES, verify=digests).is_sound
+    assert open_tiles(table, folder, frames="each", verify=digests).shape == (16, 32, 32, 1)
     write(folder / "2019/a.tif")
     more = pd.concat([table, table[:1].assign(label_id="2019")])
     with pytest.raises(ManifestError, match=r"2019/a\.tif has no digest in this file"):
-        open_tiles(more, folder, verify=digests)
+        open_tiles(more, folder, frames="each", verify=digests)
     damage(folder / "2018/a.tif")
-    report = check(table, folder, verify=digests)
+    report = check(table, folder, frames=FRAMES, verify=digests)
     assert report.problems.counts == {"changed image": 1}
     with pytest.raises(ManifestError, match=r"2018/a\.tif has changed since its digest was taken"):
         open_tiles(table, folder, frames=[2017, 2018], verify=digests)
@@ -301,10 +321,14 @@ def test_links_are_the_owners_choice(desk: tuple[pd.DataFrame, Path], tmp_path: 
     table, folder = desk
     (folder / "2018/a.tif").rename(tmp_path / "elsewhere.tif")
     (folder / "2018/a.tif").symlink_to(tmp_path / "elsewhere.tif")
-    assert check(table, folder).is_sound
-    assert open_tiles(table, folder)[0].shape == (32, 32, 1)
-    report = check(table, folder, follow_symlinks=False)
+    assert check(table, folder, frames=FRAMES).is_sound
+    assert open_tiles(table, folder, frames="each")[0].shape == (32, 32, 1)
+    report = check(table, folder, frames=FRAMES, follow_symlinks=False)
     assert report.problems.counts == {"link": 1}
-    for options in ({}, {"masks": "{label_id}/{region_id}.tif"}, {"frames": ["2017", "2018"], "missing": "fill"}):
+    for options in (
+        {"frames": "each"},
+        {"frames": "each", "masks": "{label_id}/{region_id}.tif"},
+        {"frames": ["2017", "2018"], "missing": "fill"},
+    ):
         with pytest.raises(ManifestError, match=r"2018/a\.tif goes through a link"):
             open_tiles(table, folder, follow_symlinks=False, **options)

@@ -64,6 +64,7 @@ def run(*words: str) -> Result:
 
 
 TILES = ("tiles.csv", "--images", "Images")
+FRAMES = ("--frames", "2017,2018")
 
 
 def is_store(desk: Path, said: str) -> bool:
@@ -94,20 +95,20 @@ def has_costs(desk: Path, said: str) -> bool:
 
 
 def has_statistics(desk: Path, said: str) -> bool:
-    whole = np.asarray(open_tiles(desk / "tiles.csv", desk / "Images")).astype(np.float64)
+    whole = np.asarray(open_tiles(desk / "tiles.csv", desk / "Images", frames="each")).astype(np.float64)
     found = load_statistics(desk / "s.json")
     return np.allclose(found.mean, whole.mean(axis=(0, 1, 2))) and "24 tiles; band: mean" in said
 
 
 RUNS: dict[str, tuple[tuple[str, ...], Callable[[Path, str], bool]]] = {
-    "check": (("check", *TILES, "--read", "--digest", "--html", "r.html"), has_digests),
-    "export": (("export", "tiles.csv", "-o", "tiles.npy", "--images", "Images", "--frames", "2017,2018"), is_store),
+    "check": (("check", *TILES, *FRAMES, "--read", "--digest", "--html", "r.html"), has_digests),
+    "export": (("export", "tiles.csv", "-o", "tiles.npy", "--images", "Images", *FRAMES), is_store),
     "grid": (("grid", "Images", "--size", "32", "--edge", "partial", "-o", "grid.csv"), is_grid),
-    "info": (("info", *TILES, "--frames", "2017,2018", "--batch-size", "4"), has_costs),
+    "info": (("info", *TILES, *FRAMES, "--batch-size", "4"), has_costs),
     "info of an image": (("info", "Images/2017/a.tif"), lambda _, said: "LZW, strips of 96 x 64" in said),
     "preview page": (("preview", *TILES, "-o", "p.html"), is_page),
-    "preview picture": (("preview", *TILES, "-n", "6", "--seed", "1", "-o", "p.png"), is_picture),
-    "stats": (("stats", *TILES, "-o", "s.json"), has_statistics),
+    "preview picture": (("preview", *TILES, *FRAMES, "-n", "6", "--seed", "1", "-o", "p.png"), is_picture),
+    "stats": (("stats", *TILES, "--frames", "each", "-o", "s.json"), has_statistics),
     "version": (("--version",), lambda _, said: lazytiles.__version__ in said),
 }
 
@@ -124,8 +125,8 @@ def test_commands_do_what_they_say(name: str, desk: Path) -> None:
 ERRORS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "check": (("check", "bad.csv", "--images", "Images"), 1, "the column region_id is missing"),
     "demo": (("demo", "--images", "Images"), 1, "needs both --images FOLDER and --manifest CSV"),
-    "export": (("export", "tiles.csv", "-o", "tiles.xyz", "--images", "Images"), 1, "xyz"),
-    "export again": (("export", "tiles.csv", "-o", "bad.npy", "--images", "Images"), 1, "bad.npy"),
+    "export": (("export", *TILES, *FRAMES, "-o", "tiles.xyz"), 1, "xyz"),
+    "export again": (("export", *TILES, *FRAMES, "-o", "bad.npy"), 1, "bad.npy"),
     "grid": (("grid", "Images", "--size", "99", "-o", "g.csv"), 1, "a window of 99 pixels cannot be shifted"),
     "grid again": (("grid", "Images", "--size", "32", "-o", "tiles.csv"), 1, "pass --overwrite"),
     "grid output": (("grid", "Images", "--size", "32", "-o", "g.xlsx"), 2, "a .csv or a .parquet file"),
@@ -134,7 +135,7 @@ ERRORS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "info": (("info", "bad.tif"), 1, "bad.tif"),
     "preview": (("preview", *TILES, "-o", "p.doc"), 2, "an .html page or a .png picture"),
     "preview images": (("preview", "tiles.csv", "--images", "none"), 1, "there is no such image folder"),
-    "stats": (("stats", "tiles.csv", "--images", "Images", "--path", "{region_id}.tif"), 1, "is missing"),
+    "stats": (("stats", *TILES, *FRAMES, "--path", "{region_id}.tif"), 1, "is missing"),
     "bands": (("stats", *TILES, "--bands", "x"), 2, "is not a list of bands"),
     "verify": (("verify", "bad.sha256"), 1, "line 1: a SHA-256 and a path"),
     "verify store": (("verify", "bad.npy"), 1, "bad.npy"),
@@ -169,7 +170,7 @@ def test_every_command_has_a_run_an_error_and_help() -> None:
 def test_a_fault_makes_check_fail_and_json_tell(desk: Path) -> None:
     text = (desk / "tiles.csv").read_text().replace("(0, 0, 32, 32)", "(0, 0, 32, 99)")
     (desk / "tiles.csv").write_text(text)
-    done = entry("check", *TILES, "--json", cwd=desk)
+    done = entry("check", *TILES, "--frames", "each", "--size", "32", "--json", cwd=desk)
     assert done.returncode == 1
     found = json.loads(done.stdout)
     assert not found["ok"]
@@ -178,7 +179,7 @@ def test_a_fault_makes_check_fail_and_json_tell(desk: Path) -> None:
 
 
 def test_verify_tells_what_changed(desk: Path) -> None:
-    assert run("check", *TILES, "--digest").exit_code == 0
+    assert run("check", *TILES, *FRAMES, "--digest").exit_code == 0
     good = entry("verify", "tiles.csv.sha256", "--images", "Images", cwd=desk)
     assert (good.returncode, good.stdout) == (0, "tiles.csv.sha256: every image is as it was\n")
     (desk / "Images/2017/a.tif").write_bytes(b"other")
@@ -234,7 +235,7 @@ def test_costs_are_the_plans(desk: Path) -> None:
     assert together.amplification == 1
     assert any("readahead_bytes is worth it" in said for said in cost.advice)
     assert str(cost).startswith("12 tiles of 2 regions; a batch of 6: ")
-    assert json.loads(run("info", *TILES, "--json").output)["orders"][0]["order"] == "as in the table"
+    assert json.loads(run("info", *TILES, *FRAMES, "--json").output)["orders"][0]["order"] == "as in the table"
 
 
 def test_an_epoch_is_planned_in_the_order_given(desk: Path) -> None:

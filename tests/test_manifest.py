@@ -145,7 +145,7 @@ DAMAGED = {
     "nan target": (HEADER + ROW.replace("0.5", "nan"), "tile t0: target 'nan' is not a finite number"),
     "infinite target": (HEADER + ROW.replace("0.5", "inf"), "target 'inf' is not a finite number"),
     "huge target": (HEADER + ROW.replace("0.5", "1e400"), "is not a finite number"),
-    "no target": (HEADER + ROW.replace("0.5", ""), "line 2: tile t0: target is empty"),
+    "no target": (HEADER + ROW.replace("0.5", "") + ROW.replace("t0", "t1"), "line 2: tile t0: target is empty"),
     "inverted": (
         HEADER + ROW.replace("(0, 0", "(40, 0"),
         "tile t0: box .40, 0, 32, 32. of region r0 is empty or inverted",
@@ -281,7 +281,6 @@ NUMBERS: dict[str, Callable[[], pd.Series]] = {
     "float64": lambda: pd.Series([0.5, 2]),
     "float32": lambda: pd.Series([0.5, 2], dtype=np.float32),
     "int16": lambda: pd.Series([0, 2], dtype=np.int16),
-    "bool": lambda: pd.Series([False, True]),
     "nullable": lambda: pd.Series([1, 2], dtype="Int64"),
     "nullable float": lambda: pd.Series([0.5, 2], dtype="Float64"),
     "arrow": lambda: pd.Series([0.5, 2], dtype=pd.ArrowDtype(pa.float32())),

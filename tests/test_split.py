@@ -295,7 +295,7 @@ def test_an_array_splits_by_source_with_its_labels():
     assert not set(first.labels) & set(second.labels)
     assert len(first) + len(second) == 25
     assert all(
-        np.asarray(part)[i, 0] == {"a": 5, "b": 9, "c": 4, "d": 7}[label]
+        np.asarray(part)[i, 0] == {"a": 5, "b": 9, "c": 4, "d": 7}[part.classes[label]]
         for part in (first, second)
         for i, label in enumerate(part.labels)
     )

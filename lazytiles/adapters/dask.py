@@ -369,9 +369,9 @@ def read_tiles_of(opener: partial[Region], head: str, data: bytes) -> NDArray[An
     LazyTilesError : a tile cannot be read; the message names it and its file
     """
     form, timed = json.loads(head)
-    size, samples, image_samples, dtype, bands, *rest = form
-    bands = None if bands is None else tuple(bands)
-    tile_form = TileForm(tuple(size), samples, image_samples, np.dtype(dtype), bands, *rest)
+    size, samples, asked, dtype, bands, *rest = form
+    asked, bands = (tuple(given) if isinstance(given, list) else given for given in (asked, bands))
+    tile_form = TileForm(tuple(size), samples, asked, np.dtype(dtype), bands, *rest)
     text, _, raw = zlib.decompress(data).partition(b"\0")
     kind, lengths, images, names = json.loads(text)
     windows = np.frombuffer(raw, kind).reshape(4, -1).T.astype(np.int64)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lazytiles.adapters.portable import Output, differences, parts_of, scale_of
+from lazytiles.adapters.portable import Output, class_count, differences, parts_of, scale_of
 from lazytiles.adapters.resume import EpochCallback, ResumeCallback
 from lazytiles.adapters.serving import Owner, Server
 from lazytiles.errors import LazyTilesError, require
@@ -56,7 +56,7 @@ class KerasAdapter(keras.utils.PyDataset):
     transform : as in `BatchFlow`, on ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)`` before normalising
     normalize : True for 0..1 by the range of the dtype, ``(mean, std)`` per band, or an object or dict
         with both
-    num_classes : make the target one-hot
+    num_classes : make the target one-hot, of so many classes; True takes the classes of `x` (see `MultiSourceArray`)
     prefetch, readahead_bytes, threads, processes : as in `BatchFlow`
 
     Raises
@@ -95,14 +95,14 @@ class KerasAdapter(keras.utils.PyDataset):
         shard: Shard = (0, 1),
         transform: Transform | None = None,
         normalize: Any = False,
-        num_classes: int | None = None,
+        num_classes: int | bool | None = None,
         prefetch: int = 2,
         readahead_bytes: int = READAHEAD_BYTES,
         threads: int | None = None,
         processes: int = 0,
     ) -> None:
         super().__init__(workers=1, use_multiprocessing=False)
-        data = parts_of(x, y, sample_weight)
+        data, num_classes = parts_of(x, y, sample_weight), class_count(num_classes, x, y)
         output = Output(scale_of(normalize), num_classes)
         feed = Feed(
             *(data, batch_size),

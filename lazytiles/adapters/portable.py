@@ -163,6 +163,40 @@ class Output:
             raise TypeError(_TOO_WIDE)
 
 
+def class_count(given: Any, x: Structure, y: Structure) -> int | None:
+    """How many classes ``KerasAdapter(num_classes=)`` means: that number, or with True those that the data name.
+
+    Parameters
+    ----------
+    given : a number, True, or None or False for no classes
+    x, y : as `KerasAdapter` takes them; the `classes` of `y` count, or of the arrays in `x` whose labels `y` is
+
+    Raises
+    ------
+    ValueError : True, and no classes or different ones; or something that is no number
+
+    >>> class_count(3, np.zeros(2), None), class_count(None, np.zeros(2), None)
+    (3, None)
+    """
+    if given is None or given is False:
+        return None
+    if given is not True:
+        if not isinstance(given, int | np.integer) or given < 1:
+            raise ValueError(f"num_classes is a number of classes, or True for the classes of the tiles, not {given!r}")
+        return int(given)
+    arrays = [leaf for leaf in [*leaves(x), *leaves(y)] if getattr(leaf, "classes", None)]
+    if y is not None:
+        arrays = [leaf for leaf in arrays if leaf is y or np.array_equal(leaf.labels, y)]
+    named = [leaf.classes for leaf in arrays]
+    if not named or any(classes != named[0] for classes in named):
+        what = "different classes" if named else "no classes"
+        raise ValueError(
+            f"num_classes=True takes the classes that the data name, but there are {what}; pass a number, such as "
+            "num_classes=len(tiles.classes)"
+        )
+    return len(named[0])
+
+
 def parts_of(x: Structure, y: Structure = None, sample_weight: Structure = None) -> tuple[Structure, ...]:
     """The sources as ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)``.
 

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from lazytiles.augment.batch import Augment, ImageFunction, as_transform
+from lazytiles.augment.batch import Augment, ImageFunction, as_transform, with_boxes
 from lazytiles.augment.recipe import Recipe
 from lazytiles.augment.transform import random_transform, random_transform_stack
 
-__all__ = ["Augment", "ImageFunction", "Recipe", "as_transform", "random_transform", "random_transform_stack"]
+__all__ = [
+    "Augment",
+    "ImageFunction",
+    "Recipe",
+    "as_transform",
+    "random_transform",
+    "random_transform_stack",
+    "with_boxes",
+]

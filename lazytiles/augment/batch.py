@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from html import escape
 from typing import Any
 
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from lazytiles.augment.geometry import Placement, move_image, move_mask
 from lazytiles.augment.recipe import Amount, PerAxis, Recipe
-from lazytiles.augment.structure import Leaf, Names, find_leaves, rebuilt
+from lazytiles.augment.structure import Leaf, Names, Path, find_boxes, find_leaves, rebuilt, walk
 from lazytiles.augment.transform import mask_axes_of, spatial_axes
+from lazytiles.boxlabels import Boxes
 from lazytiles.seeds import samples_of, seed_of
 
 # Functions that carry their own random state are seeded and called one at a time.
@@ -43,10 +44,16 @@ class Augment:
         None
     images, masks : keys in a dict and positions in a tuple, of the batch or of its inputs; all others then
         stay as they are
+    boxes : labels that are boxes in pixels of the image, and move with it: ``"xyxy"``, ``"xywh"``, ``"cxcywh"``,
+        ``"xyhw"``, or ``"xy"`` for points, of all numbers of the labels (N, k) or (N, boxes, 4); or a mapping from keys
+        and positions to formats. Known without it of tiles with `scale_boxes` and their labels in one flow; () says
+        that no labels are boxes. A turned box becomes the bounds of its corners; boxes are cut at the edges of the
+        image, and one that leaves it becomes 0, 0, 0, 0; a point may lie outside
 
     Raises
     ------
-    ValueError : at birth, a parameter out of its range; when called, an array that is neither label nor mask
+    ValueError : at birth, a parameter out of its range; when called, an array that is neither label nor mask, or labels
+        that are no boxes of the format; points under a warp
 
     Notes
     -----
@@ -73,18 +80,21 @@ class Augment:
     channel_axis: int | None = -1
     images: Names = None
     masks: Names = None
+    boxes: Any = None
     recipe: Recipe = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         for f in fields(self):
             if f.init:
                 object.__setattr__(self, f.name, _plain(getattr(self, f.name)))
+        self._boxes()  # refuses a format that is none
         parameters = {f.name: getattr(self, f.name) for f in fields(self)[:10]}
         object.__setattr__(self, "recipe", Recipe.of(**parameters))
 
     def __call__(self, batch: Any, rng: np.random.Generator) -> Any:
         """The batch, in the same structure, with its images and masks transformed."""
-        leaves = find_leaves(batch, self.channel_axis, self.images, self.masks)
+        boxes = find_boxes(batch, self._boxes())
+        leaves = find_leaves(batch, self.channel_axis, self.images, self.masks, boxes)
         images = [leaf for leaf in leaves if leaf.is_image]
         first = images[0].array.shape[1:]
         axes = spatial_axes(len(first), self.channel_axis)
@@ -92,7 +102,23 @@ class Augment:
         own = samples_of(rng, len(images[0].array))
         places = [self.recipe.place(random.random(self.recipe.draws), size) for random in own]
         moved = {leaf.path: self._move(leaf, first, places) for leaf in leaves}
+        for path, array in walk(batch):
+            if path in boxes:
+                moved[path] = boxes[path].moved(np.asarray(array), [_mover(boxes[path], place) for place in places])
         return rebuilt(batch, moved)
+
+    @property
+    def is_geometric(self) -> bool:
+        """Whether it moves anything, or only changes values."""
+        r = self.recipe
+        spans = (r.rotation, *r.shift, *r.shear)
+        still = all(span == (0, 0) for span in spans) and all(span == (1, 1) for span in r.zoom)
+        return not still or any(r.flip) or bool(r.jitter) or r.crop is not None
+
+    def _boxes(self) -> Mapping[Any, Boxes] | Boxes | None:
+        if self.boxes is None or isinstance(self.boxes, str):
+            return None if self.boxes is None else Boxes(self.boxes)
+        return {key: form if isinstance(form, Boxes) else Boxes(form) for key, form in self.boxes}
 
     def _move(self, leaf: Leaf, image: tuple[int, ...], places: list[Placement]) -> NDArray[Any]:
         shape = leaf.array.shape[1:]
@@ -189,8 +215,59 @@ class ImageFunction:
             return self.fn(**given)
 
 
+def _mover(boxes: Boxes, place: Placement) -> Callable[[NDArray[np.float64]], NDArray[np.float64]] | None:
+    """How boxes of a sample move with its image; None where it stays."""
+    if place.is_still:
+        return None
+    if boxes.format != "xy":
+        return place.moved_boxes
+    if place.warp is not None:
+        raise ValueError("a warp does not move points; leave warp= away, or the labels that are points")
+    return place.moved_points
+
+
+def with_boxes(transform: Any, data: Any) -> Any:
+    """The transform of the batches of some data, told which of their arrays are boxes.
+
+    Tiles whose labels are boxes know it (`MultiSourceArray.boxes`); the array among the data that holds their labels is
+    found by its values.
+
+    Parameters
+    ----------
+    transform : any; one that is no `Augment`, or was told, is given back
+    data : sources, in tuples, lists and dicts
+
+    Raises
+    ------
+    ValueError : tiles with boxes, a geometric `Augment`, and labels that are not those of the tiles but could be boxes
+    """
+    if not isinstance(transform, Augment) or transform.boxes is not None or not transform.is_geometric:
+        return transform
+    leaves = [(path, source) for path, source in walk(data) if source is not None]
+    found: dict[Path, Boxes] = {}
+    for _, tiles in leaves:
+        boxes = getattr(tiles, "boxes", None)
+        if not isinstance(boxes, Boxes):
+            continue
+        labels = np.asarray(tiles.labels)
+        for path, other in leaves:
+            shape = tuple(getattr(other, "shape", ()))
+            if other is tiles or len(shape) not in (2, 3) or path[:1] in ((0,), ("x",)) or shape[-1] < boxes.count:
+                continue
+            if shape == labels.shape and np.array_equal(np.asarray(other), labels.astype(other.dtype)):
+                found[path] = boxes
+            elif np.dtype(other.dtype).kind in "iuf":
+                raise ValueError(
+                    f"the tiles' labels are boxes, but {'/'.join(map(str, path))}, of shape {shape}, is not those; "
+                    "say which numbers are boxes by Augment(boxes=...), boxes=() for none"
+                )
+    return replace(transform, boxes=tuple(found.items())) if found else transform
+
+
 def _plain(value: Any) -> Any:
-    """Lists and arrays as tuples, so that an `Augment` can be compared, hashed and shown."""
+    """Lists, arrays and mappings as tuples, so that an `Augment` can be compared, hashed and shown."""
+    if isinstance(value, Mapping):
+        return tuple((key, _plain(form)) for key, form in value.items())
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value

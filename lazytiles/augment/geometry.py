@@ -60,6 +60,73 @@ class Placement:
             y, x = self._coordinates(top, bottom)
             yield slice(top * width, bottom * width), y.ravel(), x.ravel()
 
+    def moved_points(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Where points of the input lie in the output, in pixels from the corner of the first pixel.
+
+        Parameters
+        ----------
+        points : (x, y), shape (k, 2), pixels; not for a placement with a warp
+
+        Returns
+        -------
+        float64 array, shape (k, 2); they may lie outside
+
+        >>> flip = Placement((2, 4), (2, 4), (0, 0), (1.0, 0.0, 0.0, -1.0), (0.0, 3.0), None, 0.0)
+        >>> flip.moved_points(np.array([[0.0, 0.5]]))
+        array([[4. , 0.5]])
+        """
+        a, b, c, d = self.linear
+        # Pixels are numbered at their centres, half a pixel from their corners.
+        y, x = points[:, 1] - 0.5 - self.offset[0], points[:, 0] - 0.5 - self.offset[1]
+        area = a * d - b * c
+        rows, columns = (d * y - b * x) / area, (a * x - c * y) / area
+        return np.stack([columns - self.origin[1], rows - self.origin[0]], axis=1) + 0.5
+
+    def moved_boxes(self, corners: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Boxes of the input in the output: the bounds of their four corners, cut at the edges of the output.
+
+        Under a warp it is the bounds of the pixels that show something of the box. What leaves the output, or has no
+        pixel, becomes 0, 0, 0, 0; a box without pixels stays what it is.
+
+        Parameters
+        ----------
+        corners : (x0, y0, x1, y1), shape (k, 4), pixels, half-open
+
+        Returns
+        -------
+        float64 array, shape (k, 4)
+        """
+        given = (corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1])
+        result = corners.copy()
+        if self.warp is None:
+            four = corners[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2)
+            places = self.moved_points(four).reshape(-1, 4, 2)
+            bounds = np.concatenate([places.min(axis=1), places.max(axis=1)], axis=1)
+            limits = np.array([self.size[1], self.size[0]] * 2, np.float64)
+            bounds = np.clip(bounds, 0, limits)
+        else:
+            bounds = self._bounds_of_pixels(corners)
+        there = (bounds[:, 2] > bounds[:, 0]) & (bounds[:, 3] > bounds[:, 1])
+        result[given] = np.where(there[:, None], bounds, 0)[given]
+        return result
+
+    def _bounds_of_pixels(self, corners: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The bounds of the output's pixels whose centres come from inside a box, shape (k, 4)."""
+        y, x = self._coordinates(0, self.size[0])
+        bounds = np.zeros(corners.shape)
+        for k, (x0, y0, x1, y1) in enumerate((corners - 0.5).tolist()):
+            shown = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+            rows, columns = np.flatnonzero(shown.any(axis=1)), np.flatnonzero(shown.any(axis=0))
+            if len(rows):
+                bounds[k] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+        return bounds
+
+    @property
+    def is_still(self) -> bool:
+        """Whether every pixel stays where it is."""
+        still = self.linear == (1.0, 0.0, 0.0, 1.0) and self.offset == (0.0, 0.0) and self.origin == (0, 0)
+        return still and self.warp is None and self.size == self.frame
+
     def _coordinates(self, top: int, bottom: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         a, b, c, d = self.linear
         rows = np.arange(top + self.origin[0], bottom + self.origin[0], dtype=np.float64)[:, None]

@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.augment.transform import mask_readings, spatial_axes
+from lazytiles.boxlabels import Boxes
 
 Path: TypeAlias = tuple[Any, ...]
 Names: TypeAlias = Collection[str | int] | None
 
 IMAGE_NAMES = ("x", "image", "images")
+BOX_NAMES = ("boxes", "bboxes")
 TARGET_NAMES = ("y", "mask", "masks", "w", "sample_weight")
 
 
@@ -27,14 +29,20 @@ class Leaf:
     is_image: bool
 
 
-def find_leaves(batch: Any, channel_axis: int | None, images: Names, masks: Names) -> list[Leaf]:
+def find_leaves(
+    batch: Any, channel_axis: int | None, images: Names, masks: Names, boxes: Collection[Path] = ()
+) -> list[Leaf]:
     """The images and masks of a batch, images first, with the paths at which they stand in its structure.
+
+    Parameters
+    ----------
+    boxes : paths of arrays that are boxes, and neither image nor mask
 
     Raises
     ------
     ValueError : there is no image, images differ in number or size, or an array may be label or mask
     """
-    arrays = [(path, np.asarray(item)) for path, item in walk(batch) if item is not None]
+    arrays = [(path, np.asarray(item)) for path, item in walk(batch) if item is not None and path not in boxes]
     found = [Leaf(path, a, True) for path, a in arrays if a.ndim >= 3 and _is_image(path, batch, images, masks)]
     if not found:
         raise ValueError(f"no images in the batch of {describe(arrays)}; name them with images=")
@@ -44,6 +52,39 @@ def find_leaves(batch: Any, channel_axis: int | None, images: Names, masks: Name
         raise ValueError(f"images of one batch must agree in number, height and width, but are {describe(arrays)}")
     rest = [(path, a) for path, a in arrays if path not in {leaf.path for leaf in found}]
     return found + [Leaf(path, a, False) for path, a in rest if _is_mask(path, a, first, channel_axis, images, masks)]
+
+
+def find_boxes(batch: Any, boxes: Mapping[Any, Boxes] | Boxes | None) -> dict[Path, Boxes]:
+    """The arrays of a batch that are boxes, by their paths.
+
+    Parameters
+    ----------
+    boxes : by name, position in the batch or whole path; or of the labels: what is called "boxes" or "bboxes",
+        else item 1 of a tuple or "y" of a dict
+
+    Raises
+    ------
+    ValueError : there is no such array, or the labels are several
+    """
+    if boxes is None:
+        return {}
+    arrays = [path for path, item in walk(batch) if item is not None]
+    if isinstance(boxes, Boxes):
+        named = [path for path in arrays if any(key in BOX_NAMES for key in path)]
+        found = named or [path for path in arrays if path and path[0] in (1, "y")]
+        if len(found) != 1:
+            raise ValueError(
+                f"boxes={boxes.format!r} are the labels of a batch (x, y), of which there are {len(found)} arrays; "
+                "name the array of boxes: boxes={'name': format}"
+            )
+        return {found[0]: boxes}
+    chosen: dict[Path, Boxes] = {}
+    for key, form in boxes.items():
+        of = [path for path in arrays if path == key or path[:1] == (key,) or (isinstance(key, str) and key in path)]
+        if len(of) != 1:
+            raise ValueError(f"boxes={{{key!r}: ...}}: the batch has {len(of)} such arrays, not one")
+        chosen[of[0]] = form
+    return chosen
 
 
 def walk(item: Any, path: Path = ()) -> list[tuple[Path, Any]]:
