@@ -23,7 +23,7 @@ FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 LCMAP = CORPUS / "files" / "fsspec+kerchunk" / "tests"
 
 # The one module that needs torch to be imported; .ci/run runs its examples where torch is installed.
-collect_ignore = [] if importlib.util.find_spec("torch") else ["lazytiles/adapters/torch.py"]
+collect_ignore = [] if importlib.util.find_spec("torch") else ["lazytiles/training/torch.py"]
 
 
 def _run_commands(example: Example) -> None:
@@ -32,7 +32,7 @@ def _run_commands(example: Example) -> None:
     Lines without a prompt are what the command prints: each must appear, in this order; ``...`` stands
     for anything.
     """
-    from lazytiles.cli import main
+    from lazytiles.cli.commands import main
 
     printed: list[str] = []
     for line in str(example.parsed).splitlines():
@@ -64,7 +64,7 @@ def _enter(namespace: dict[str, object]) -> None:
     folder = Path(tempfile.mkdtemp(prefix="lazytiles-page-"))
     namespace["_left"], namespace["_folder"] = os.getcwd(), folder
     os.chdir(folder)
-    from lazytiles import demo
+    from lazytiles.cli import demo
 
     demo.make_data(folder, seed=0, regions=6, size=256, tile=32)
     if LCMAP.is_dir():

@@ -19,9 +19,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from lazytiles.multisource import MultiSourceArray
-from lazytiles.store import open_store, persist, verify_store
-from lazytiles.write import Blosc2Writer, HDF5Writer, NpyWriter, StoreWriter, ZarrWriter
+from lazytiles.arrays.multisource import MultiSourceArray
+from lazytiles.stores.saving import open_store, persist, verify_store
+from lazytiles.stores.writers import Blosc2Writer, HDF5Writer, NpyWriter, StoreWriter, ZarrWriter
 
 BATCH = 32
 WRITERS: dict[str, type[StoreWriter]] = {

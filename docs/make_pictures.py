@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 
 import lazytiles as lt
-from lazytiles import demo
-from lazytiles.pages import check_page, preview_page
-from lazytiles.paths import resolve_paths
-from lazytiles.report import plot_region, plot_tiles
+from lazytiles.cli import demo
+from lazytiles.manifests.paths import resolve_paths
+from lazytiles.reports.html import check_page, preview_page
+from lazytiles.reports.plots import plot_region, plot_tiles
 
 IMAGES = Path(__file__).parent / "images"
 FLAGS = [

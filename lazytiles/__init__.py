@@ -15,92 +15,92 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import lazytiles.augment as augment  # noqa: F401  # the form of re-export that mypy takes for a submodule
-    from lazytiles.adapters.keras import KerasAdapter as KerasAdapter
-    from lazytiles.cache import clear_cache as clear_cache
-    from lazytiles.catalog import open_registered as open_registered
-    from lazytiles.catalog import register as register
+    from lazytiles.arrays.multisource import MultiSourceArray as MultiSourceArray
+    from lazytiles.arrays.patches import PatchGenerator as PatchGenerator
+    from lazytiles.arrays.patches import create_dataset as create_dataset
+    from lazytiles.arrays.view import DelayedView as DelayedView
+    from lazytiles.arrays.volumes import stack_regions as stack_regions
     from lazytiles.config import configure as configure
     from lazytiles.config import counters as counters
     from lazytiles.config import settings as settings
-    from lazytiles.doctor import check as check
     from lazytiles.errors import LazyTilesError as LazyTilesError
     from lazytiles.errors import LimitError as LimitError
     from lazytiles.errors import ManifestError as ManifestError
     from lazytiles.errors import RegionError as RegionError
     from lazytiles.errors import SegmentError as SegmentError
     from lazytiles.errors import StoreError as StoreError
-    from lazytiles.flow import BatchFlow as BatchFlow
-    from lazytiles.manifest import read_manifest as read_manifest
-    from lazytiles.multisource import MultiSourceArray as MultiSourceArray
-    from lazytiles.order import mixing as mixing
-    from lazytiles.patches import PatchGenerator as PatchGenerator
-    from lazytiles.patches import create_dataset as create_dataset
-    from lazytiles.region import Region as Region
-    from lazytiles.region import open_region as open_region
-    from lazytiles.scans import predict as predict
-    from lazytiles.scenes import open_volumes as open_volumes
-    from lazytiles.split import leakage as leakage
-    from lazytiles.stitch import Canvas as Canvas
-    from lazytiles.store import export as export
-    from lazytiles.store import open_store as open_store
-    from lazytiles.store import persist as persist
-    from lazytiles.store import verify_store as verify_store
-    from lazytiles.stored import StoreArray as StoreArray
-    from lazytiles.survey import make_grid as make_grid
-    from lazytiles.tiles import open_tiles as open_tiles
-    from lazytiles.view import DelayedView as DelayedView
-    from lazytiles.volumes import stack_regions as stack_regions
-    from lazytiles.write import Blosc2Writer as Blosc2Writer
-    from lazytiles.write import BufferedWriter as BufferedWriter
-    from lazytiles.write import HDF5Writer as HDF5Writer
-    from lazytiles.write import NpyWriter as NpyWriter
-    from lazytiles.write import ZarrWriter as ZarrWriter
+    from lazytiles.images.cache import clear_cache as clear_cache
+    from lazytiles.images.region import Region as Region
+    from lazytiles.images.region import open_region as open_region
+    from lazytiles.indexing.orders import mixing as mixing
+    from lazytiles.indexing.splits import leakage as leakage
+    from lazytiles.manifests.catalog import open_registered as open_registered
+    from lazytiles.manifests.catalog import register as register
+    from lazytiles.manifests.checks import check as check
+    from lazytiles.manifests.grids import make_grid as make_grid
+    from lazytiles.manifests.manifest import read_manifest as read_manifest
+    from lazytiles.manifests.tiles import open_tiles as open_tiles
+    from lazytiles.manifests.volumes import open_volumes as open_volumes
+    from lazytiles.predictions.canvas import Canvas as Canvas
+    from lazytiles.predictions.regions import predict as predict
+    from lazytiles.stores.saving import export as export
+    from lazytiles.stores.saving import open_store as open_store
+    from lazytiles.stores.saving import persist as persist
+    from lazytiles.stores.saving import verify_store as verify_store
+    from lazytiles.stores.store_array import StoreArray as StoreArray
+    from lazytiles.stores.writers import Blosc2Writer as Blosc2Writer
+    from lazytiles.stores.writers import BufferedWriter as BufferedWriter
+    from lazytiles.stores.writers import HDF5Writer as HDF5Writer
+    from lazytiles.stores.writers import NpyWriter as NpyWriter
+    from lazytiles.stores.writers import ZarrWriter as ZarrWriter
+    from lazytiles.training.flow import BatchFlow as BatchFlow
+    from lazytiles.training.keras import KerasAdapter as KerasAdapter
 
 __version__ = "0.1.0"
 
 # The one public list: name -> module that has it, or "" where the name is itself a module.
 _PUBLIC = {
-    "BatchFlow": "flow",
-    "Blosc2Writer": "write",
-    "BufferedWriter": "write",
-    "Canvas": "stitch",
-    "DelayedView": "view",
-    "HDF5Writer": "write",
-    "KerasAdapter": "adapters.keras",
+    "BatchFlow": "training.flow",
+    "Blosc2Writer": "stores.writers",
+    "BufferedWriter": "stores.writers",
+    "Canvas": "predictions.canvas",
+    "DelayedView": "arrays.view",
+    "HDF5Writer": "stores.writers",
+    "KerasAdapter": "training.keras",
     "LazyTilesError": "errors",
     "LimitError": "errors",
     "ManifestError": "errors",
-    "MultiSourceArray": "multisource",
-    "NpyWriter": "write",
-    "PatchGenerator": "patches",
-    "Region": "region",
+    "MultiSourceArray": "arrays.multisource",
+    "NpyWriter": "stores.writers",
+    "PatchGenerator": "arrays.patches",
+    "Region": "images.region",
     "RegionError": "errors",
     "SegmentError": "errors",
-    "StoreArray": "stored",
+    "StoreArray": "stores.store_array",
     "StoreError": "errors",
-    "ZarrWriter": "write",
+    "ZarrWriter": "stores.writers",
     "augment": "",
-    "check": "doctor",
-    "clear_cache": "cache",
+    "check": "manifests.checks",
+    "clear_cache": "images.cache",
     "configure": "config",
     "counters": "config",
-    "create_dataset": "patches",
-    "export": "store",
-    "leakage": "split",
-    "make_grid": "survey",
-    "mixing": "order",
-    "open_region": "region",
-    "open_registered": "catalog",
-    "open_store": "store",
-    "open_tiles": "tiles",
-    "open_volumes": "scenes",
-    "persist": "store",
-    "predict": "scans",
-    "read_manifest": "manifest",
-    "register": "catalog",
+    "create_dataset": "arrays.patches",
+    "export": "stores.saving",
+    "leakage": "indexing.splits",
+    "make_grid": "manifests.grids",
+    "mixing": "indexing.orders",
+    "open_region": "images.region",
+    "open_registered": "manifests.catalog",
+    "open_store": "stores.saving",
+    "open_tiles": "manifests.tiles",
+    "open_volumes": "manifests.volumes",
+    "persist": "stores.saving",
+    "predict": "predictions.regions",
+    "read_manifest": "manifests.manifest",
+    "register": "manifests.catalog",
     "settings": "config",
-    "stack_regions": "volumes",
-    "verify_store": "store",
+    "stack_regions": "arrays.volumes",
+    "verify_store": "stores.saving",
 }
 __all__ = list(_PUBLIC)
 

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     import dask.array as da
 
-    from lazytiles.cost import Cost
-    from lazytiles.multisource import MultiSourceArray
-    from lazytiles.statistics import Statistics
+    from lazytiles.arrays.cost import Cost
+    from lazytiles.arrays.multisource import MultiSourceArray
+    from lazytiles.reports.statistics import Statistics
 
 
 class RegionDoors:
@@ -29,15 +29,15 @@ class RegionDoors:
         ----------
         chunks : as dask takes them; by default whole segments, joined to some 16 MiB
         """
-        from lazytiles.adapters.dask import region_to_dask
+        from lazytiles.arrays.graphs import region_to_dask
 
         return region_to_dask(self, chunks)
 
     def plot(
         self: Any, tiles: Any = None, *, bands: Sequence[int] | None = None, target: str = "target", ax: Any = None
     ) -> Any:
-        """A thumbnail, with the windows of some tiles drawn over it; see `lazytiles.report.plot_region`."""
-        from lazytiles.report import plot_region
+        """A thumbnail, with the windows of some tiles drawn over it; see `lazytiles.reports.plots.plot_region`."""
+        from lazytiles.reports.plots import plot_region
 
         return plot_region(self, tiles, bands=bands, target=target, ax=ax)
 
@@ -55,20 +55,20 @@ class TileDoors:
         ----------
         chunks : samples in a chunk, or as dask takes them; by default some 16 MiB
         """
-        from lazytiles.adapters.dask import tiles_to_dask
+        from lazytiles.arrays.graphs import tiles_to_dask
 
         tiles: Any = self
         return tiles_to_dask(tiles, chunks)
 
     def to_torch(self, y: Any = None, **options: Any) -> Any:
-        """A map-style torch dataset whose batches are planned reads; see `lazytiles.adapters.torch.to_torch`."""
-        from lazytiles.adapters.torch import to_torch
+        """A map-style torch dataset whose batches are planned reads; see `lazytiles.training.torch.to_torch`."""
+        from lazytiles.training.torch import to_torch
 
         return to_torch(self, y, **options)
 
     def plot(self, n: int = 16, **options: Any) -> Any:
-        """A montage of the first n tiles with their labels; see `lazytiles.report.plot_tiles`."""
-        from lazytiles.report import plot_tiles
+        """A montage of the first n tiles with their labels; see `lazytiles.reports.plots.plot_tiles`."""
+        from lazytiles.reports.plots import plot_tiles
 
         return plot_tiles(self, n, **options)
 
@@ -81,20 +81,20 @@ class TileDoors:
         limits: tuple[float, float] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Statistics:
-        """Mean, deviation, extremes and histogram by band and frame, exact; see `lazytiles.statistics.statistics`."""
-        from lazytiles.statistics import statistics
+        """Mean, deviation, extremes and histogram by band and frame, exact; see `lazytiles.reports.statistics.statistics`."""
+        from lazytiles.reports.statistics import statistics
 
         cluster = {"client": client, "scheduler": scheduler}
         return statistics(self, **cluster, threads=threads, limits=limits, progress=progress)
 
     def cost(self, *, batch_size: int = 32, readahead_bytes: int = 256 * 2**20) -> Cost:
-        """What an epoch in batches would read and decode, by order, from tags alone; see `lazytiles.cost`."""
-        from lazytiles.cost import reading_cost
+        """What an epoch in batches would read and decode, by order, from tags alone; see `lazytiles.arrays.cost`."""
+        from lazytiles.arrays.cost import reading_cost
 
         return reading_cost(self, batch_size=batch_size, readahead_bytes=readahead_bytes)
 
     def persist(self, path: str | os.PathLike[str] | None = None, **options: Any) -> MultiSourceArray:
-        """The same array over tiles written once, to memory or a store; see `lazytiles.store.persist`."""
-        from lazytiles.store import persist
+        """The same array over tiles written once, to memory or a store; see `lazytiles.stores.saving.persist`."""
+        from lazytiles.stores.saving import persist
 
         return persist(self, path, **options)

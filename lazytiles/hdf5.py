@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.errors import StoreError, require
-from lazytiles.files import open_plain
-from lazytiles.formats import Layout, crcs_of
-from lazytiles.kinds import split_name
-from lazytiles.reader import check_chunk
+from lazytiles.images.files import open_plain
+from lazytiles.images.pictures import split_name
+from lazytiles.images.reader import check_chunk
+from lazytiles.stores.formats.base import Layout, crcs_of
 
 _WORD = 2**32 - 1
 _SUPERBLOCK = 48  # bytes, of its version 3 with addresses of 8

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lazytiles.arrays.view import held
 from lazytiles.augment import with_boxes
 from lazytiles.errors import LazyTilesError
-from lazytiles.order import balanced_weights, draw, permutation, shard_batches, shard_slice
-from lazytiles.ranks import Shard, own_shard
-from lazytiles.readahead import Key, ReadAhead, Work
-from lazytiles.seeds import Seed, seed_of
-from lazytiles.stage import Stage, Transform
-from lazytiles.tandem import Rows, Structure, Tandem
-from lazytiles.view import held
+from lazytiles.indexing.orders import balanced_weights, draw, permutation, shard_batches, shard_slice
+from lazytiles.indexing.seeds import Seed, seed_of
+from lazytiles.training.readahead import Key, ReadAhead, Work
+from lazytiles.training.shards import Shard, own_shard
+from lazytiles.training.tandem import Rows, Structure, Tandem
+from lazytiles.training.transforms import Stage, Transform
 
 STATE_VERSION = 2
 READAHEAD_BYTES = 256 * 2**20
@@ -318,7 +318,7 @@ def _weights_of(weights: Any, labels: Any, tandem: Tandem) -> ArrayLike | None:
     if weights != "balanced" or labels is None:
         raise ValueError(
             f"weights are one number a sample, or 'balanced' over a source with labels; not {weights!r}; "
-            "of labels in an array of their own, lazytiles.order.balanced_weights(labels) gives them"
+            "of labels in an array of their own, lazytiles.indexing.orders.balanced_weights(labels) gives them"
         )
     if len(labels.shape) > 2:
         raise ValueError(

@@ -94,7 +94,7 @@ def _children() -> Counter[str]:
 
 def _close_shared_files() -> None:
     """Empty the library's pool of descriptors, which is bounded and outlives a read on purpose."""
-    files = sys.modules.get("lazytiles.files")
+    files = sys.modules.get("lazytiles.images.files")
     if files is not None:
         files.pool.clear()
 

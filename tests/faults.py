@@ -34,15 +34,16 @@ from typing import Any
 import numpy as np
 
 import lazytiles as lt
-from lazytiles import sink, store
+from lazytiles.arrays.multisource import MultiSourceArray
+from lazytiles.arrays.patches import create_dataset
 from lazytiles.errors import LazyTilesError, StoreError
-from lazytiles.flow import BatchFlow
-from lazytiles.journal import StoreLock
-from lazytiles.multisource import MultiSourceArray
-from lazytiles.patches import create_dataset
-from lazytiles.scans import predict
-from lazytiles.stored import StoreArray
-from lazytiles.write import StoreWriter
+from lazytiles.predictions.regions import predict
+from lazytiles.stores import saving as store
+from lazytiles.stores import sink
+from lazytiles.stores.journal import StoreLock
+from lazytiles.stores.store_array import StoreArray
+from lazytiles.stores.writers import StoreWriter
+from lazytiles.training.flow import BatchFlow
 
 PACKAGE = str(Path(lt.__file__).parent)
 LIBRARIES = {"h5": "h5py", "zarr": "zarr", "b2nd": "blosc2", "npy": "numpy", "tfrecord": "google_crc32c"}

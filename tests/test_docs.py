@@ -38,7 +38,7 @@ def test_the_reference_has_no_other_name() -> None:
 
 
 def test_every_command_is_in_the_pages() -> None:
-    cli = pytest.importorskip("lazytiles.cli")
+    cli = pytest.importorskip("lazytiles.cli.commands")
     text = "\n".join(page.read_text() for page in PAGES)
     for name in cli.main.commands:
         assert re.search(rf"lazytiles {name}\b", text), f"no page shows `lazytiles {name}`"

@@ -184,10 +184,10 @@ def test_rooms_are_small(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "code", "says"),
     [
-        ("grid", "from lazytiles.reader import read", r"grid:1 \(floor 0\) imports reader \(floor 1\)"),
-        ("decode", "import lazytiles.page", r"decode:1 \(floor 1\) imports page \(floor 1\)"),
+        ("grid", "from lazytiles.images.reader import read", r"grid:1 \(floor 0\) imports reader \(floor 1\)"),
+        ("decode", "import lazytiles.images.page", r"decode:1 \(floor 1\) imports page \(floor 1\)"),
         ("view", "from lazytiles import tiles", r"view:1 \(floor 3\) imports tiles \(floor 4\)"),
-        ("flow", "require('lazytiles.adapters.keras', extra='keras')", "flow:1 .* imports adapters.keras"),
+        ("flow", "require('lazytiles.training.keras', extra='keras')", "flow:1 .* imports adapters.keras"),
         ("oven", "", "oven stands on no floor"),
     ],
 )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import lazytiles as lt
-from lazytiles.memory import Shelf, shelf
+from lazytiles.buffers import Shelf, shelf
 
 BYTE = np.dtype(np.uint8)
 MIB = 2**20

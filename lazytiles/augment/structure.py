@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.augment.transform import mask_readings, spatial_axes
-from lazytiles.boxlabels import Boxes
+from lazytiles.manifests.box_labels import Boxes
 
 Path: TypeAlias = tuple[Any, ...]
 Names: TypeAlias = Collection[str | int] | None

@@ -19,13 +19,13 @@ import tifffile
 distributed = pytest.importorskip("distributed")
 pytest.importorskip("zarr")
 
-from lazytiles.doctor import check  # noqa: E402
+from lazytiles.arrays.multisource import MultiSourceArray  # noqa: E402
 from lazytiles.errors import LazyTilesError  # noqa: E402
-from lazytiles.multisource import MultiSourceArray  # noqa: E402
-from lazytiles.scans import predict  # noqa: E402
-from lazytiles.statistics import statistics  # noqa: E402
-from lazytiles.store import export, open_store, persist, verify_store  # noqa: E402
-from lazytiles.tiles import open_tiles  # noqa: E402
+from lazytiles.manifests.checks import check  # noqa: E402
+from lazytiles.manifests.tiles import open_tiles  # noqa: E402
+from lazytiles.predictions.regions import predict  # noqa: E402
+from lazytiles.reports.statistics import statistics  # noqa: E402
+from lazytiles.stores.saving import export, open_store, persist, verify_store  # noqa: E402
 
 pytestmark = [
     pytest.mark.leaks("a cluster keeps loops, sockets and processes until its fixture ends"),
@@ -146,7 +146,7 @@ def test_an_export_is_that_of_one_machine(client: Any, tmp_path: Path, shuffled:
 
 
 def test_many_small_steps_with_a_death(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lazytiles.cluster.STEP_BYTES", 1)
+    monkeypatch.setattr("lazytiles.arrays.cluster.STEP_BYTES", 1)
     tiles = made(tmp_path)
     with one_dies(client, 40):
         store = persist(tiles.shuffle(5), tmp_path / "out.zarr", chunk=4, client=client)
@@ -157,7 +157,7 @@ def test_many_small_steps_with_a_death(client: Any, tmp_path: Path, monkeypatch:
 def test_a_broken_export_names_its_tile_and_goes_on_later(
     client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lazytiles.cluster.STEP_BYTES", 1)
+    monkeypatch.setattr("lazytiles.arrays.cluster.STEP_BYTES", 1)
     tiles = made(tmp_path)
     path = tmp_path / "3.tif"
     good = path.read_bytes()
@@ -273,7 +273,7 @@ def test_a_region_that_cannot_be_read_ends_the_statistics(client: Any, tmp_path:
 
 
 def test_the_command_line_exports_on_it(client: Any, tmp_path: Path) -> None:
-    from lazytiles.cli import main
+    from lazytiles.cli.commands import main
 
     tiles = made(tmp_path, regions=2)
     assert tiles.table is not None

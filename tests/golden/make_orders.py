@@ -72,7 +72,7 @@ def draw(n: int, k: int, seed: int, epoch: int | None = None, weights=None, repl
 
 
 def cases() -> list[dict]:
-    """The arguments of every order in the file, by the names that lazytiles.order uses."""
+    """The arguments of every order in the file, by the names that lazytiles.indexing.orders uses."""
     groups = [i * 7 % 12 for i in range(50)]
     weights = [1.0 + i % 7 * 0.3 for i in range(40)]
     return [

@@ -1,1 +1,0 @@
-"""One module for each framework; each is imported only when it is used."""

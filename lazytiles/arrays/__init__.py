@@ -1,0 +1,1 @@
+"""Many windows, regions and sources as one lazy array."""

@@ -1,0 +1,338 @@
+"""Tiles of many regions on their way into batches: one plan, resized and padded where they need it.
+
+`RegionTiles` says where its windows lie; `Gather` collects those that some batches want, from any
+number of regions and frames, and reads them together.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lazytiles.errors import LazyTilesError
+from lazytiles.images.page import Page
+from lazytiles.images.plan import Plan, Windows, plan
+from lazytiles.images.reader import check_limit, read
+from lazytiles.images.region import to_gray, to_rgb
+from lazytiles.images.resample import resize
+
+Int64s: TypeAlias = NDArray[np.int64]
+Box: TypeAlias = tuple[tuple[int, int], ...]
+Done: TypeAlias = Callable[[int, "NDArray[Any] | LazyTilesError"], None]
+
+PAD_MODES = ("constant", "edge", "reflect", "symmetric", "wrap")
+LINE_MODES = ("linear_ramp", "maximum", "mean", "median", "minimum")  # worked out from whole lines of an image
+
+
+@dataclass(frozen=True, slots=True)
+class TileForm:
+    """What every tile of an array looks like.
+
+    Parameters
+    ----------
+    size : (height, width), pixels, of a tile
+    samples : bands of a tile
+    asked : which bands were asked for, as `bands_read` takes them
+    dtype : of a tile
+    bands : which samples of the images are read; None for all
+    gray : whether they become one luminance band
+    pad : a NumPy pad mode for windows that leave their region, or None to refuse them
+    resample : how windows of another size are brought to `size`; None where none has one
+    """
+
+    size: tuple[int, int]
+    samples: int
+    asked: tuple[int, ...] | str | None
+    dtype: np.dtype[Any]
+    bands: tuple[int, ...] | None = None
+    gray: bool = False
+    pad: str | None = None
+    resample: str | None = None
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether bands are made of all samples of an image, which images may have in different numbers."""
+        return self.gray or self.asked == "rgb"
+
+
+@dataclass(slots=True, eq=False)
+class _Whole:
+    """A window that cannot be read straight into its place: the box of its pixels first, then what is made of them."""
+
+    box: Int64s
+    page: Page
+    rows: Int64s | None = None
+    columns: Int64s | None = None
+    pixels: NDArray[Any] | None = None
+
+
+class Gather:
+    """Windows for a number of blocks, each `(n, height, width, bands)`, to be read as one plan.
+
+    Parameters
+    ----------
+    form : what the tiles look like
+    box : the extents (y, x, band) of a tile that are wanted, the same for all
+    origins : int64, shape (total, 3), added to the starts of `box`, or None
+    name : the words that an error calls a row by
+    """
+
+    def __init__(self, form: TileForm, box: Box, origins: Int64s | None, name: Callable[[int], str]) -> None:
+        self.form = form
+        self.box = box
+        self.origins = origins
+        self.name = name
+        self.pages: list[Page] = []
+        self._numbers: dict[int, int] = {}
+        self._page: list[int] = []
+        self._windows: list[Int64s] = []
+        self._slots: list[Int64s] = []
+        self._whole: dict[int, _Whole] = {}
+        self._count = 0
+
+    @property
+    def bands(self) -> tuple[int, ...] | None:
+        """Which samples of the images are read."""
+        if self.form.is_mixed:
+            return None
+        low, high = (0, self.form.samples) if self._band_origins() else self.box[2]
+        if (low, high) == (0, self.form.samples):
+            return self.form.bands
+        every = range(self.form.samples) if self.form.bands is None else self.form.bands
+        return tuple(every)[low:high]
+
+    def _band_origins(self) -> bool:
+        return self.origins is not None and bool(self.origins[:, 2].any())
+
+    def add(self, page: Page, windows: Int64s, slots: Int64s, *, straight: bool = False) -> None:
+        """Windows (y0, x0, y1, x1) of a page, any size, maybe leaving it, and the rows of the blocks they fill.
+
+        With `straight` all have a tile's size and lie inside the page.
+        """
+        number = self._numbers.setdefault(id(page), len(self.pages))
+        if number == len(self.pages):
+            self.pages.append(page)
+        if not straight or self.form.is_mixed or self._band_origins():
+            for k in np.flatnonzero(~self._straight(page, windows)).tolist():
+                self._whole[self._count + k] = _needed(page, windows[k], self.form.pad)
+        self._page.append(number)
+        self._windows.append(windows)
+        self._slots.append(slots)
+        self._count += len(slots)
+
+    def _straight(self, page: Page, windows: Int64s) -> NDArray[np.bool_]:
+        if self.form.is_mixed or self._band_origins():
+            return np.zeros(len(windows), dtype=np.bool_)
+        return is_straight(windows, self.form.size, page.shape[:2])
+
+    def windows(self) -> Windows:
+        """What has been collected."""
+        if not self._count:
+            return Windows((), np.empty(0, np.int64), np.empty((0, 4), np.int64), self.bands)
+        (y0, y1), (x0, x1) = self.box[:2]
+        boxes = np.concatenate(self._windows)[:, [0, 1, 0, 1]] + np.array([y0, x0, y1, x1], dtype=np.int64)
+        if self.origins is not None:
+            boxes += self.origins[np.concatenate(self._slots)][:, [0, 1, 0, 1]]
+        for k, whole in self._whole.items():
+            boxes[k] = whole.box
+        page = np.repeat(np.array(self._page, dtype=np.int64), [len(slots) for slots in self._slots])
+        return Windows(self.pages, page, boxes, self.bands)
+
+    def plan(self) -> Plan:
+        """What will be read for it."""
+        return plan(self.windows())
+
+    def read(
+        self,
+        blocks: Sequence[NDArray[Any]],
+        done: Done,
+        *,
+        threads: int | None = None,
+        stop: threading.Event | None = None,
+        aside: bool = False,
+    ) -> None:
+        """Fill the blocks, whose rows are the slots one after the other; `done` is called once for each.
+
+        `threads`, `stop` and `aside` are those of `lazytiles.images.reader.read`.
+        """
+        filling = _Filling(self, blocks, done)
+        filling.finish_empty()
+        made = plan(filling.windows, np.array(filling.group) if len(blocks) > 1 else None)
+        target = filling.target if self._whole else filling.row
+        read(made, target, filling.complete, filling.failed, threads=threads, stop=stop, aside=aside)
+
+
+def is_straight(windows: Int64s, size: tuple[int, int], shape: Sequence[int]) -> NDArray[np.bool_]:
+    """Which windows have a tile's size and lie inside a page of that shape: their pixels are the tile's."""
+    sized = (windows[:, 2:] - windows[:, :2] == size).all(axis=1)
+    inside = (windows[:, :2] >= 0).all(axis=1) & (windows[:, 2:] <= shape).all(axis=1)
+    straight: NDArray[np.bool_] = sized & inside
+    return straight
+
+
+def _needed(page: Page, window: Int64s, pad: str | None) -> _Whole:
+    """The box inside the page that a window needs, and how its pixels are spread over the window."""
+    y0, x0, y1, x1 = window.tolist()
+    height, width, _ = page.shape
+    if y0 >= 0 and x0 >= 0 and y1 <= height and x1 <= width:
+        return _Whole(window, page)
+    if pad in LINE_MODES:
+        (top, bottom), (left, right) = _line_extent(y0, y1, height), _line_extent(x0, x1, width)
+        check_limit((bottom - top) * (right - left) * page.shape[2] * page.dtype.itemsize, "pad={!r} of {}", pad, page)
+        lines = np.array([top, left, bottom, right], dtype=np.int64)
+        return _Whole(lines, page, np.arange(y0 - top, y1 - top), np.arange(x0 - left, x1 - left))
+    rows = _source_pixels(y0, y1, height, pad or "constant")
+    columns = _source_pixels(x0, x1, width, pad or "constant")
+    top, bottom = _extent(rows)
+    left, right = _extent(columns)
+    box = np.array([top, left, bottom, right], dtype=np.int64)
+    return _Whole(box, page, np.where(rows < 0, -1, rows - top), np.where(columns < 0, -1, columns - left))
+
+
+def _source_pixels(start: int, stop: int, length: int, mode: str) -> Int64s:
+    """Which pixel of an axis stands at each place of a window that leaves it; -1 where nothing does."""
+    inside = np.arange(length, dtype=np.int64)
+    before, after = max(0, -start), max(0, stop - length)
+    if mode == "constant":
+        padded = np.pad(inside, (before, after), constant_values=-1)
+    else:
+        padded = np.pad(inside, (before, after), mode=mode)  # type: ignore[call-overload]  # checked mode
+    pixels: Int64s = padded[start + before : stop + before]
+    return pixels
+
+
+def _line_extent(start: int, stop: int, length: int) -> tuple[int, int]:
+    return (start, stop) if start >= 0 and stop <= length else (0, length)
+
+
+def _extent(pixels: Int64s) -> tuple[int, int]:
+    there = pixels[pixels >= 0]
+    return (int(there.min()), int(there.max()) + 1) if len(there) else (0, 0)
+
+
+class _Filling:
+    """Blocks while their rows come in."""
+
+    def __init__(self, gather: Gather, blocks: Sequence[NDArray[Any]], done: Done) -> None:
+        self.gather = gather
+        self.done = done
+        self.lock = threading.Lock()
+        lengths = [len(block) for block in blocks]
+        self.blocks: list[NDArray[Any] | None] = list(blocks)
+        self.rows: list[list[NDArray[Any]] | None] = [list(block) for block in blocks]
+        slots = np.concatenate(gather._slots) if gather._slots else np.empty(0, np.int64)
+        self.slots: list[int] = slots.tolist()
+        # Of each window its block and the row in that; of each block how many rows are to come.
+        self.group: list[int] = [0] * len(slots)
+        self.place, self.missing = self.slots, [len(slots)]
+        if len(blocks) != 1:
+            starts = np.concatenate([[0], np.cumsum(lengths)])
+            group = np.repeat(np.arange(len(blocks)), lengths)[slots]
+            self.group, self.place = group.tolist(), (slots - starts[group]).tolist()
+            self.missing = np.bincount(group, minlength=len(blocks)).tolist()
+        self.windows = gather.windows()
+
+    def finish_empty(self) -> None:
+        """Hand out the blocks into which nothing is read."""
+        for number, missing in enumerate(self.missing):
+            if not missing:
+                self._finish(number)
+
+    def target(self, window: int) -> NDArray[Any]:
+        """Where the pixels of a window are read to."""
+        whole = self.gather._whole.get(window)
+        if whole is None:
+            return self.row(window)
+        with self.lock:
+            if whole.pixels is None:
+                whole.pixels = self._pixels(window, whole.page)
+            return whole.pixels
+
+    def row(self, window: int) -> NDArray[Any]:
+        """Where the tile of a window belongs."""
+        rows = self.rows[self.group[window]]
+        if rows is not None:
+            own: NDArray[Any] = rows[self.place[window]]
+            return own
+        # Its block has failed already; write where nobody looks.
+        nowhere: NDArray[Any] = np.empty([stop - start for start, stop in self.gather.box], self.gather.form.dtype)
+        return nowhere
+
+    def _pixels(self, window: int, page: Page) -> NDArray[Any]:
+        y0, x0, y1, x1 = self.windows.boxes[window].tolist()
+        bands = self.gather.bands
+        return np.empty((y1 - y0, x1 - x0, page.shape[2] if bands is None else len(bands)), page.dtype)
+
+    def complete(self, windows: Sequence[int]) -> None:
+        made = []
+        for window in windows if self.gather._whole else ():
+            whole = self.gather._whole.get(window)
+            if whole is not None:
+                try:
+                    self._make(window, whole)
+                except LazyTilesError as error:
+                    self.failed([window], error)
+                    continue
+            made.append(window)
+        numbers = [self.group[window] for window in (made if self.gather._whole else windows)]
+        finished = []
+        with self.lock:
+            for number in numbers:
+                self.missing[number] -= 1
+                if not self.missing[number]:
+                    finished.append(number)
+        for number in finished:
+            self._finish(number)
+
+    def _make(self, window: int, whole: _Whole) -> None:
+        gather, form = self.gather, self.gather.form
+        pixels = self.target(window)
+        if whole.rows is not None and whole.columns is not None:
+            pixels = _spread(pixels, whole.rows, whole.columns, form.pad)
+        if form.is_mixed:
+            pixels = to_gray(pixels) if form.gray else to_rgb(pixels)
+        if pixels.shape[:2] != form.size:
+            pixels = resize(pixels, form.size, form.resample or "nearest")
+        starts = [start for start, _ in gather.box]
+        if gather.origins is not None:
+            starts = (gather.origins[self.slots[window]] + starts).tolist()
+        cut = tuple(slice(s, s + b - a) for s, (a, b) in zip(starts, gather.box, strict=True))
+        cut = cut if form.is_mixed or gather._band_origins() else cut[:2]
+        self.row(window)[...] = pixels[cut]
+        whole.pixels = None
+
+    def _finish(self, number: int) -> None:
+        block, self.blocks[number], self.rows[number] = self.blocks[number], None, None
+        if block is not None:
+            self.done(number, block)
+
+    def failed(self, windows: Sequence[int], error: LazyTilesError) -> None:
+        for window in windows:
+            number = self.group[window]
+            with self.lock:
+                block, self.blocks[number], self.rows[number] = self.blocks[number], None, None
+            if block is not None:
+                named = type(error)(f"{self.gather.name(self.slots[window])}: {error}")
+                named.__cause__ = error
+                self.done(number, named)
+
+
+def _spread(pixels: NDArray[Any], rows: Int64s, columns: Int64s, mode: str | None) -> NDArray[Any]:
+    """Pixels where a padded window wants them; zero where it wants none."""
+    if mode in LINE_MODES:
+        beyond = [
+            (max(0, -int(line[0])), max(0, int(line[-1]) + 1 - length))
+            for line, length in zip((rows, columns), pixels.shape[:2], strict=True)
+        ]
+        padded: NDArray[Any] = np.pad(pixels, [*beyond, (0, 0)], mode=mode)  # type: ignore[call-overload]
+        return padded[rows[0] + beyond[0][0] :, columns[0] + beyond[1][0] :][: len(rows), : len(columns)]
+    out = np.zeros((len(rows), len(columns), pixels.shape[2]), pixels.dtype)
+    down, across = np.flatnonzero(rows >= 0), np.flatnonzero(columns >= 0)
+    if len(down) and len(across):
+        out[np.ix_(down, across)] = pixels[np.ix_(rows[down], columns[across])]
+    return out

@@ -1,0 +1,407 @@
+"""Regions and tiles as dask arrays: graphs made from tags and tables alone, pixels read where the tasks run.
+
+A task carries what it reads (paths, their sizes and times, windows) in under 2 kB, and no open file. The
+process that runs it opens each region once and reads through its own cache and descriptors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import itertools
+import json
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lazytiles.arrays.gather import TileForm
+from lazytiles.arrays.multisource import MultiSourceArray
+from lazytiles.arrays.region_tiles import RegionTiles, stamp
+from lazytiles.errors import LazyTilesError, RegionError
+from lazytiles.images.page import Page
+from lazytiles.images.region import Region, open_region
+
+if TYPE_CHECKING:
+    import dask.array as da
+
+Int64s: TypeAlias = NDArray[np.int64]
+
+CHUNK_BYTES = 16 * 2**20
+TASK_BYTES = 1500  # of the packed windows of a task; the rest of 2 kB is dask's
+FEW_SAMPLES = 8  # a region, below which a chunk takes several regions
+MOST_OPEN = 1024  # regions whose tags a worker keeps
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A region as a task carries it: what to open, and how to tell that it is still the same file.
+
+    The device and inode are left out: each host numbers those of a shared file system in its own way.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    page: int | str
+    level: int
+    bands: tuple[int, ...] | None
+    gray: bool
+
+    @classmethod
+    def of(cls, region: Region) -> Stored:
+        """What opens a region again."""
+        key, inner, page, level = region._reopen
+        path = key.path if inner is None else f"{key.path}::{inner}"
+        return cls(path, key.size, key.mtime_ns, page, level, region.bands, region.gray)
+
+    def open(self) -> Region:
+        """The region, opened once in a process.
+
+        Raises
+        ------
+        RegionError : it cannot be opened, or has changed since the graph was built
+        """
+        return _opened(self)
+
+
+@lru_cache(MOST_OPEN)
+def _opened(stored: Stored) -> Region:
+    region = open_region(stored.path, page=stored.page, level=stored.level, bands=stored.bands, gray=stored.gray)
+    key = region.pages[0].file
+    if (key.size, key.mtime_ns) != (stored.size, stored.mtime_ns):
+        raise key.changed()
+    return region
+
+
+def region_to_dask(region: Any, chunks: Any = None) -> da.Array:
+    """A region as a dask array whose chunks are whole segments; no pixel is read.
+
+    Parameters
+    ----------
+    region : `Region`, or another lazy array of images
+    chunks : as dask takes them; by default segments joined to some 16 MiB
+
+    Returns
+    -------
+    dask array of the region's shape and dtype; its name is a function of file and view, so two of one region
+    share their tasks
+
+    Examples
+    --------
+    >>> from lazytiles.cli.demo import make_data
+    >>> make_data("made", regions=1, size=64, tile=32)
+    >>> array = open_region("made/Images/2016/1225.tif").to_dask(chunks=(32, 64, 3))
+    >>> array.numblocks, bool((array == np.asarray(open_region("made/Images/2016/1225.tif"))).all().compute())
+    ((2, 1, 1), True)
+    """
+    array = importlib.import_module("dask.array")
+    if chunks is None:
+        chunks = _whole_segments(region)
+    chunks = _normal(array, chunks, region, tuple((step,) for step in region.chunks))
+    if not isinstance(region, Region) or not region._reopen:
+        return array.from_array(region, chunks=chunks, meta=_meta(region), asarray=False)
+    stored = Stored.of(region)
+    name = f"lazytiles-region-{_digest([repr((stored, chunks)).encode()])}"
+    starts = [np.cumsum([0, *sizes]).tolist() for sizes in chunks]
+    graph = {}
+    for block in np.ndindex(*map(len, chunks)):
+        key = tuple(slice(at[k], at[k + 1]) for at, k in zip(starts, block, strict=True))
+        graph[(name, *block)] = (read_part, stored, key)
+    return array.Array(graph, name, chunks, dtype=region.dtype, meta=_meta(region))
+
+
+def _whole_segments(region: Any) -> tuple[int, ...]:
+    """How many whole segments along each axis make some 16 MiB, rows of them first."""
+    page = region.pages[0] if isinstance(region, Region) else None
+    steps = list(region.chunks)
+    if page is not None and page.raw_offsets is not None:
+        steps[region.axes.index("Y")] = 1  # uncompressed rows are read one by one
+    room = CHUNK_BYTES // max(1, math.prod(steps) * region.dtype.itemsize)
+    for axis in sorted(range(len(steps)), key=lambda k: "SXYP".index(region.axes[k])):
+        times = max(1, min(room, -(-region.shape[axis] // steps[axis])))
+        steps[axis] = min(region.shape[axis], steps[axis] * times)
+        room //= times
+    return tuple(steps)
+
+
+def _normal(array: Any, chunks: Any, source: Any, previous: Any = None) -> tuple[tuple[int, ...], ...]:
+    """Chunks as dask writes them; a text such as "1 MiB" says bytes, "auto" means some 16 MiB."""
+    limit = CHUNK_BYTES if not isinstance(chunks, str) or chunks == "auto" else None
+    try:
+        found: tuple[tuple[int, ...], ...] = array.core.normalize_chunks(
+            chunks, source.shape, limit, source.dtype, previous
+        )
+    except ZeroDivisionError:
+        raise ValueError(f"chunks={chunks!r} do not fit the shape {tuple(source.shape)}: a size is 0") from None
+    return found
+
+
+def _meta(source: Any) -> NDArray[Any]:
+    return np.empty((0,) * len(source.shape), source.dtype)
+
+
+def _digest(parts: Sequence[bytes]) -> str:
+    state = hashlib.sha256()
+    for part in parts:
+        state.update(part)
+    return state.hexdigest()[:32]
+
+
+def read_part(stored: Stored, key: tuple[slice, ...]) -> NDArray[Any]:
+    """A block of a region, in the process that wants it."""
+    try:
+        part: NDArray[Any] = stored.open()[key]
+    except RegionError:
+        _opened.cache_clear()  # what was opened may have been replaced
+        raise
+    return part
+
+
+def tiles_to_dask(tiles: MultiSourceArray, chunks: Any = None) -> da.Array:
+    """The samples as a dask array in their current order; no pixel is read and no image is opened.
+
+    Where the order follows the regions, each chunk holds tiles of one region, or of a few small ones. Where it
+    does not (the array is shuffled, or the table mixes its regions) the chunks lie by region underneath and
+    `dask.array.take` puts the samples into their order on top. That is right, but every chunk of the result may
+    depend on every chunk underneath: call ``reset_order()`` first where the order does not matter.
+
+    Parameters
+    ----------
+    tiles : the array
+    chunks : samples of a chunk, or as dask takes them for all axes; by default some 16 MiB, of one region, and
+        few enough that a task stays under 2 kB
+
+    Returns
+    -------
+    dask array of the same shape and dtype; chunks that hold the same tiles have the same names
+
+    Raises
+    ------
+    ValueError : chunks that do not fit the shape
+    """
+    array = importlib.import_module("dask.array")
+    pairs = tiles.index_pairs
+    sources = int(np.count_nonzero(np.diff(pairs[:, 0]))) + 1
+    if not len(tiles):
+        return array.empty(tiles.shape, dtype=tiles.dtype, chunks=tiles.shape)
+    follows = sources <= 2 * len(np.unique(pairs[:, 0]))
+    sizes = None
+    if chunks is not None:
+        chunks = _normal(array, _all_axes(chunks, tiles), tiles)
+        sizes = chunks[0] if follows else None
+    order = np.arange(len(tiles)) if follows else np.lexsort((pairs[:, 1], pairs[:, 0]))
+    base = _in_order(array, tiles, order, pairs[order], sizes)
+    if not follows:
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        base = array.take(base, back, axis=0)
+    return base if chunks is None else base.rechunk(chunks)
+
+
+def _all_axes(chunks: Any, tiles: MultiSourceArray) -> Any:
+    return (chunks, *tiles.shape[1:]) if isinstance(chunks, int | np.integer) and chunks > 0 else chunks
+
+
+def _in_order(
+    array: Any, tiles: MultiSourceArray, order: Int64s, pairs: Int64s, sizes: Sequence[int] | None
+) -> da.Array:
+    """The samples `pairs`, which stand at the positions `order`, as one dask array."""
+    if tiles._form is None or not all(_is_plain(source) for source in tiles.sources):
+        return _joined(array, tiles, pairs)
+    packer = _Packer(tiles, order, pairs)
+    cuts = _cuts(pairs[:, 0], tiles.nbytes // len(tiles)) if sizes is None else _spans(sizes)
+    parts = [part for cut in cuts for part in packer.packed(*cut, split=sizes is None)]
+    opener, form = packer.opener, astuple(tiles._form)
+    head = json.dumps([(*form[:3], tiles.dtype.str, *form[4:]), len(tiles.shape) == 5], separators=(",", ":"))
+    by = opener.func.__module__, opener.func.__qualname__, opener.args, sorted(opener.keywords.items())
+    name = f"lazytiles-tiles-{_digest([repr((by, head)).encode(), *(data for _, data in parts)])}"
+    tail = (0,) * (len(tiles.shape) - 1)
+    graph = {(name, k, *tail): (read_tiles_of, opener, head, data) for k, (_, data) in enumerate(parts)}
+    chunks = (tuple(length for length, _ in parts), *((n,) for n in tiles.shape[1:]))
+    return array.Array(graph, name, chunks, dtype=tiles.dtype, meta=_meta(tiles))
+
+
+def _is_plain(source: Any) -> bool:
+    """Whether a source is windows of images, each opened by its path."""
+    openers = getattr(source, "regions", ())
+    return isinstance(source, RegionTiles) and all(
+        opener is None or (isinstance(opener, partial) and isinstance(opener.args[0], str)) for opener in openers
+    )
+
+
+def _joined(array: Any, tiles: MultiSourceArray, pairs: Int64s) -> da.Array:
+    """Samples of other sources: each run of one source by its own dask array."""
+    made: dict[int, Any] = {}
+    runs = np.flatnonzero(np.diff(pairs[:, 0], prepend=-1))
+    parts = []
+    for start, stop in zip(runs.tolist(), [*runs[1:].tolist(), len(pairs)], strict=True):
+        number, rows = int(pairs[start, 0]), pairs[start:stop, 1]
+        if number not in made:
+            source = tiles.sources[number]
+            own = getattr(source, "to_dask", None)
+            made[number] = array.from_array(source, asarray=False) if own is None else own()
+        whole = np.array_equal(rows, np.arange(len(made[number])))
+        parts.append(made[number] if whole else array.take(made[number], rows, axis=0))
+    joined = array.concatenate(parts, axis=0)
+    return joined if joined.dtype == tiles.dtype else joined.astype(tiles.dtype)
+
+
+def _spans(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    stops = np.cumsum(sizes).tolist()
+    return [(stop - size, stop) for size, stop in zip(sizes, stops, strict=True) if size]
+
+
+def _cuts(source: Int64s, sample_bytes: int) -> list[tuple[int, int]]:
+    """Parts of at most some 16 MiB, (start, stop), each of one region; of several where regions hold few samples."""
+    most = max(1, CHUNK_BYTES // max(1, sample_bytes))
+    runs = np.flatnonzero(np.diff(source, prepend=-1)).tolist()
+    joins = len(source) < FEW_SAMPLES * len(runs)
+    cuts: list[tuple[int, int]] = []
+    begin = 0
+    for start, stop in itertools.pairwise([*runs, len(source)]):
+        if start > begin and (stop - begin > most or not joins):
+            cuts.append((begin, start))
+            begin = start
+        if stop - begin > most:
+            edges = np.linspace(begin, stop, -(-(stop - begin) // most) + 1).astype(int).tolist()
+            cuts += itertools.pairwise(edges)
+            begin = stop
+    return cuts if begin == len(source) else [*cuts, (begin, len(source))]
+
+
+class _Packer:
+    """Turns samples into what a task carries: images, windows and names as a few compressed bytes."""
+
+    def __init__(self, tiles: MultiSourceArray, order: Int64s, pairs: Int64s) -> None:
+        self.tiles, self.pairs = tiles, pairs
+        table = tiles.table
+        self.names = None if table is None or "tile_id" not in table else table["tile_id"].iloc[order].array
+        first = next(opener for source in tiles.sources for opener in source.regions if opener is not None)
+        self.opener = partial(first.func, *first.args[1:], **first.keywords)
+        self.images: dict[int, Any] = {}
+        self.each = 0.0  # bytes of a sample, of those packed last
+
+    def packed(self, start: int, stop: int, *, split: bool) -> Iterator[tuple[int, bytes]]:
+        """(samples, bytes) of the samples start..stop, halved until a task stays small if it may be `split`."""
+        if split and stop - start > 1:
+            # What would be too large, if it packs as what came before, is not tried.
+            data = None if (stop - start) * self.each > TASK_BYTES else self._pack(start, stop)
+            if data is not None:
+                self.each = 0.9 * len(data) / (stop - start)
+            if data is None or len(data) > TASK_BYTES:
+                middle = (start + stop) // 2
+                yield from self.packed(start, middle, split=True)
+                yield from self.packed(middle, stop, split=True)
+                return
+            yield stop - start, data
+            return
+        yield stop - start, self._pack(start, stop)
+
+    def _pack(self, start: int, stop: int) -> bytes:
+        pairs = self.pairs[start:stop]
+        begins = np.flatnonzero(np.diff(pairs[:, 0], prepend=-1))
+        lengths = np.diff(np.append(begins, len(pairs))).tolist()
+        numbers = pairs[begins, 0].tolist()
+        windows = np.concatenate(
+            [
+                self.tiles.sources[number].windows[pairs[begin : begin + length, 1]]
+                for number, begin, length in zip(numbers, begins.tolist(), lengths, strict=True)
+            ]
+        )
+        windows[:, 2:] -= windows[:, :2]
+        small = next(kind for kind in ("i1", "<i2", "<i4", "<i8") if _fits(windows, kind))
+        head = [small, lengths, [self._image(number) for number in numbers]]
+        names = "" if self.names is None else "\n".join(np.asarray(self.names[start:stop], dtype=object))
+        text = json.dumps([*head, names], separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
+        return zlib.compress(text + b"\0" + np.ascontiguousarray(windows.T, small).tobytes(), 4)
+
+    def _image(self, number: int) -> Any:
+        found = self.images.get(number)
+        if found is None:
+            source = self.tiles.sources[number]
+            found = [source.name, source.whole, _stamped(source)]
+            if source.partner is not None:  # the mask, or the image, whose extent must be the same
+                found.append(_stamped(source.partner))
+            self.images[number] = found
+        return found
+
+
+def _stamped(source: RegionTiles) -> list[list[Any] | None]:
+    paths = [None if opener is None else opener.args[0] for opener in source.regions]  # type: ignore[attr-defined]
+    return [None if path is None else [path, *stamp(path)] for path in paths]
+
+
+def _fits(values: Int64s, kind: str) -> bool:
+    limits = np.iinfo(kind)
+    return bool(not values.size or (values.min() >= limits.min and values.max() <= limits.max))
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """The words for the samples of a task."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, number: int) -> str:
+        return f"tile {self.names[number]}" if self.names else f"sample {number}"
+
+
+@lru_cache(MOST_OPEN)
+def _image(opener: tuple[Any, ...], path: str, size: int, mtime_ns: int) -> Region:
+    function, args, keywords = opener
+    region: Region = function(path, *args, **dict(keywords))
+    key = region.pages[0].file
+    if size and (key.size, key.mtime_ns) != (size, mtime_ns):
+        raise key.changed()
+    return region
+
+
+def _last_page(known: tuple[Any, ...], frames: Sequence[Any]) -> Page | None:
+    """The page of the last frame that is there."""
+    return next((_image(known, *frame).pages[0] for frame in reversed(frames) if frame is not None), None)
+
+
+def read_tiles_of(opener: partial[Region], head: str, data: bytes) -> NDArray[Any]:
+    """The tiles of one task, in the process that wants them.
+
+    Parameters
+    ----------
+    opener : what opens an image by its path
+    head : the form of the tiles
+    data : images, windows and names, as packed
+
+    Raises
+    ------
+    LazyTilesError : a tile cannot be read; the message names it and its file
+    """
+    form, timed = json.loads(head)
+    size, samples, asked, dtype, bands, *rest = form
+    asked, bands = (tuple(given) if isinstance(given, list) else given for given in (asked, bands))
+    tile_form = TileForm(tuple(size), samples, asked, np.dtype(dtype), bands, *rest)
+    text, _, raw = zlib.decompress(data).partition(b"\0")
+    kind, lengths, images, names = json.loads(text)
+    windows = np.frombuffer(raw, kind).reshape(4, -1).T.astype(np.int64)
+    windows[:, 2:] += windows[:, :2]
+    words = names.split("\n") if names else []
+    known = opener.func, opener.args, tuple(sorted(opener.keywords.items()))
+    sources, start = [], 0
+    for length, (name, whole, frames, *partner) in zip(lengths, images, strict=True):
+        part = slice(start, start + length)
+        start += length
+        openers = [None if frame is None else partial(_image, known, *frame) for frame in frames]
+        tile_name = _Names(tuple(words[part]))
+        tiles = RegionTiles(openers, windows[part], tile_form, timed=timed, name=name, tile_name=tile_name, whole=whole)
+        if partner:
+            tiles.beside = partial(_last_page, known, partner[0])
+        sources.append(tiles)
+    try:
+        return MultiSourceArray(sources).take(np.arange(start), threads=1)
+    except LazyTilesError:
+        _image.cache_clear()  # what was opened may have been replaced
+        raise

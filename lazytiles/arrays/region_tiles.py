@@ -1,0 +1,423 @@
+"""The tiles of one region as a source, and how tiles of several regions are read as one plan."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import astuple
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lazytiles.arrays.gather import Gather, TileForm, is_straight
+from lazytiles.config import count
+from lazytiles.errors import LazyTilesError, ManifestError, RegionError
+from lazytiles.images.mapped import cut_windows, slice_page
+from lazytiles.images.page import Page
+from lazytiles.images.reader import check_limit
+from lazytiles.images.region import Region, bands_read, check_resample
+from lazytiles.images.remote import is_remote
+from lazytiles.indexing.lazy import LazyArray, token
+from lazytiles.indexing.requests import Request, request
+
+Int64s: TypeAlias = NDArray[np.int64]
+Box: TypeAlias = tuple[tuple[int, int], ...]
+Fault: TypeAlias = tuple[str, NDArray[np.bool_], str]
+
+
+class RegionTiles(LazyArray):
+    """Windows of one region, in one or several frames, as a source `(n, [frames,] height, width, bands)`.
+
+    Parameters
+    ----------
+    regions : for each frame the function that opens its region (called when a tile of it is first read), or None
+        for a frame that is missing and filled with zeros
+    windows : int64, shape (n, 4), (y0, x0, y1, x1), pixels
+    form : what every tile looks like
+    timed : whether the frames are an axis of the samples
+    name : of the region, for messages
+    tile_name : the words for one of its windows, by its number
+    whole : whether each window is the whole image, whatever its size; `windows` are then set when it is opened
+    """
+
+    def __init__(
+        self,
+        regions: Sequence[Callable[[], Region] | None],
+        windows: Int64s,
+        form: TileForm,
+        *,
+        timed: bool,
+        name: str,
+        tile_name: Callable[[int], str],
+        whole: bool = False,
+    ) -> None:
+        self.regions = tuple(regions)
+        self.windows = windows
+        self.form = form
+        self.timed = timed
+        self.whole = whole
+        self.name = name
+        self.tile_name = tile_name
+        self.partner: RegionTiles | None = None  # the masks of these tiles, or the tiles of these masks
+        self.beside: Callable[[], Page | None] | None = None  # gives its page, which must have the same extent
+        self._pages: list[Page | None] = [None] * len(self.regions)
+        self._sound = False
+        self._straight = False
+        self._sliced = False
+        self._lock = threading.Lock()
+        frames = (len(self.regions),) if timed else ()
+        self.shape: tuple[int, ...] = (len(windows), *frames, *form.size, form.samples)
+        self.dtype = form.dtype
+
+    def __getitem__(self, key: Any) -> Any:
+        asked = request(key, self.shape, row_axes=1 + self.timed)
+        return asked.finish(read_tiles([(self, np.arange(asked.n), asked.rows)], asked, self.form))
+
+    def page(self, frame: int) -> Page | None:
+        """The page of a frame, opened now if it was not yet; None for a missing frame."""
+        page = self._pages[frame]
+        opener = self.regions[frame]
+        if page is None and opener is not None:
+            with self._lock:
+                page = self._pages[frame]
+                if page is None:
+                    page = self._pages[frame] = self._open(opener)
+            # Outside the lock: a mask looks at its image, and the image at its mask.
+            sound = self._is_sound()
+            self._straight = sound and self._is_straight()
+            self._sliced = self._is_sliced()
+            self._sound = sound
+        return page
+
+    def _is_sound(self) -> bool:
+        if len(self.opened) + self.regions.count(None) < len(self.regions):
+            return False
+        return not any(True for page in self.opened for _ in self._faults_of(page))
+
+    def _is_straight(self) -> bool:
+        return all(is_straight(self.windows, self.form.size, page.shape[:2]).all() for page in self.opened)
+
+    def _is_sliced(self) -> bool:
+        local = all(p is not None and p.raw_offsets is not None and not p.file.is_remote for p in self._pages)
+        return local and self._straight and not self.form.is_mixed
+
+    @property
+    def opened(self) -> list[Page]:
+        """The pages of the frames that have been opened."""
+        return [page for page in self._pages if page is not None]
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether every frame has been opened and no window leaves its region."""
+        return self._sound
+
+    @property
+    def is_sliced(self) -> bool:
+        """Whether every tile is nothing but a slice of an uncompressed page on this machine; known once opened."""
+        return self._sliced
+
+    def sliced(self, box: Box, places: tuple[Int64s, ...]) -> NDArray[Any] | None:
+        """Tiles, cut by a box of rows and columns, as one new array; None where it takes `slice_into`."""
+        page = self._pages[0]
+        if len(self._pages) > 1 or page is None or self.form.bands is not None:
+            return None
+        return cut_windows(page, self.windows.take(places[0], axis=0), box)
+
+    def slice_into(self, block: NDArray[Any], box: Box, slots: Int64s, places: tuple[Int64s, ...]) -> None:
+        """Write tiles, cut by a box of rows and columns, into some rows of a block; only where `is_sliced`."""
+        (y0, y1), (x0, x1) = box
+        boxes = self.windows[places[0]][:, [0, 1, 0, 1]] + np.array([y0, x0, y1, x1], dtype=np.int64)
+        for frame, page in enumerate(self._pages):
+            assert page is not None
+            chosen = np.flatnonzero(places[1] == frame) if len(self._pages) > 1 else slice(None)
+            targets = (block[slot] for slot in slots[chosen].tolist())
+            slice_page(page, boxes[chosen], self.form.bands, targets)
+
+    def _open(self, opener: Callable[[], Region]) -> Page:
+        region = opener()
+        page = region.pages[0]
+        if len(region.pages) > 1:
+            raise RegionError(f"{region.path}: is a volume of {len(region.pages)} slices; use open_volumes")
+        form = self.form
+        read = bands_read(page, form.asked, form.gray)
+        if page.dtype != form.dtype or (form.asked is None and not form.gray and len(read) != form.samples):
+            raise RegionError(
+                f"{page}: holds {page.shape[2]} bands of {page.dtype}, the other regions hold {form.samples} of "
+                f"{form.dtype}; regions of one array must agree: convert it, or choose bands=[...]"
+                + (', bands="rgb" or gray=True' if page.shape[2] in (1, 3, 4) and form.samples in (1, 3, 4) else "")
+            )
+        if form.bands is not None and read != form.bands:
+            raise RegionError(
+                f"{page}: has {page.shape[2]} bands, of which bands={list(form.asked or ())} are {list(read)}, but "
+                f"{list(form.bands)} of the other regions; count the bands from the first, 0"
+            )
+        check_resample(page, form.resample)
+        if self.whole:
+            self.windows = np.broadcast_to(np.array([0, 0, *page.shape[:2]], dtype=np.int64), self.windows.shape)
+        return page
+
+    def describe(self, row: int) -> str:
+        """The words for one of its windows, with its box as users write it."""
+        if self.whole:
+            return f"{self.tile_name(row)}, the whole of region {self.name}"
+        y0, x0, y1, x1 = self.windows[row].tolist()
+        return f"{self.tile_name(row)} with box ({x0}, {y0}, {x1}, {y1}) of region {self.name}"
+
+    def check(self, page: Page, rows: Int64s) -> None:
+        """Refuse windows that cannot be read from a page: those that leave it, and all if it fits nothing beside it."""
+        for _, bad, cause in self._faults_of(page, rows):
+            raise ManifestError(self._words(int(rows[np.flatnonzero(bad)[0]]), cause))
+
+    def _words(self, row: int, cause: str) -> str:
+        if self.whole:
+            return f"{self.tile_name(row)}{cause}"
+        y0, x0, y1, x1 = self.windows[row].tolist()
+        return f"{self.tile_name(row)}: box ({x0}, {y0}, {x1}, {y1}){cause}"
+
+    def outside(self, row: int, page: Page) -> str:
+        """The words for a window that leaves its region."""
+        return self._words(row, self._leaves(page))
+
+    def _leaves(self, page: Page) -> str:
+        size = f"{page.shape[0]} x {page.shape[1]}"
+        return f' leaves region {self.name} ({page.file.path}, {size}); pass pad="reflect" or correct the box'
+
+    def _faults_of(self, page: Page, rows: Int64s | None = None) -> Iterator[Fault]:
+        """What is wrong with all or some windows of a page that is open, by its tags."""
+        windows = self.windows if rows is None else self.windows[rows]
+        every = np.ones(len(windows), np.bool_)
+        if not len(windows):
+            return
+        size = f"{page.shape[0]} x {page.shape[1]}"
+        is_resized = self.whole and self.form.resample is not None
+        others = (one for one in self.opened if one.shape[:2] != page.shape[:2] and not (one.placed and page.placed))
+        other, beside = next(others, None), None
+        with suppress(LazyTilesError):  # what cannot be opened says so when it is read
+            beside = None if self.beside is None else self.beside()
+        if other is not None and not is_resized:
+            cause = f": {page.file.path} is {size} pixels, {_sized(other)}; the frames of a tile are cut by one box, "
+            yield "frames differ", every, cause + "so they have one extent: bring them to one size and place"
+        if beside is not None and beside.shape[:2] != page.shape[:2]:
+            cause = f": {page.file.path} is {size} pixels, {_sized(beside)}; an image and its mask are cut by one box, "
+            yield "mask differs", every, cause + "so they have one extent"
+        if self.whole:
+            if not is_resized and page.shape[:2] != self.form.size:
+                height, width = self.form.size
+                cause = f": {page} is {size} pixels, the first image is {height} x {width}; pass size=(height, width) "
+                yield "mixed size", every, cause + "to resample them to one size"
+            return
+        low, high = windows[:, :2], windows[:, 2:]
+        if self.form.pad is None:
+            outside = np.asarray(((low < 0) | (high > page.shape[:2])).any(axis=1))
+            cause = self._leaves(page)
+        else:
+            outside = np.asarray(((high <= 0) | (low >= page.shape[:2])).any(axis=1))
+            cause = f" does not meet region {self.name} ({page.file.path}, {size}): there is nothing to pad; correct it"
+        if outside.any():
+            yield "window outside", outside, cause
+
+    def pair(self, masks: RegionTiles) -> None:
+        """Let tiles and the masks of the same windows see that they have one extent."""
+        self.partner, masks.partner = masks, self
+        self.beside, masks.beside = masks.last_page, self.last_page
+
+    def last_page(self) -> Page | None:
+        """The page of the last frame that is there."""
+        frames = reversed(range(len(self.regions)))
+        return next((page for page in map(self.page, frames) if page is not None), None)
+
+    def faults(self) -> Iterator[Fault]:
+        """Everything that would fail when tiles of this region are read, by its tags; opens every frame.
+
+        Yields
+        ------
+        the kind of fault, the mask of the tiles that have it, and the cause, to stand behind the words for a tile
+        """
+        said: dict[str, NDArray[np.bool_]] = {}
+        for frame in range(len(self.regions)):
+            try:
+                page = self.page(frame)
+            except LazyTilesError as error:
+                yield "unreadable image", np.arange(len(self)) == 0, f": {error}"
+                continue
+            for kind, bad, cause in self._faults_of(page) if page is not None else ():
+                new = bad & ~said.get(kind, np.zeros(len(self), np.bool_))
+                said[kind] = bad | said.get(kind, bad)
+                if new.any():
+                    yield kind, new, cause
+
+    def verify(self) -> list[str]:
+        """`faults` as messages, of each kind the first."""
+        found = ((kind, int(np.flatnonzero(bad)[0]), cause) for kind, bad, cause in self.faults())
+        return [
+            f"{self.describe(row)}{cause}" if kind == "unreadable image" else self._words(row, cause)
+            for kind, row, cause in found
+        ]
+
+    def add_to(self, gather: Gather, rows: Int64s, frames: Int64s, slots: Int64s, absent: list[Int64s]) -> None:
+        """Put some of its tiles on the way; `absent` collects the slots of missing frames."""
+        single = len(self.regions) == 1
+        for frame in range(len(self.regions)) if not single else (0,):
+            chosen = slice(None) if single else np.flatnonzero(frames == frame)
+            wanted = rows[chosen]
+            if not len(wanted):
+                continue
+            page = self._named_page(frame, int(wanted[0]))
+            if page is None:
+                absent.append(slots[chosen])
+                continue
+            if not self._sound:
+                self.check(page, wanted)
+            gather.add(page, self.windows[wanted], slots[chosen], straight=self._straight)
+
+    def _named_page(self, frame: int, row: int) -> Page | None:
+        page = self._pages[frame]
+        if page is not None:
+            return page
+        try:
+            return self.page(frame)
+        except LazyTilesError as error:
+            raise type(error)(f"{self.describe(row)}: {error}") from error
+
+    def __dask_tokenize__(self) -> Any:
+        paths = [o.args[0] if isinstance(o, partial) else None for o in self.regions]
+        openers = [(o, stamp(p) if isinstance(p, str) else None) for o, p in zip(self.regions, paths, strict=True)]
+        return token("lazytiles.RegionTiles", openers, self.windows, astuple(self.form), self.timed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        del state["_lock"]
+        state["_pages"] = [None] * len(self.regions)
+        state["_sound"] = state["_straight"] = state["_sliced"] = False
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<RegionTiles of {self.name!r}: {self.shape} {self.dtype}>"
+
+
+def _sized(page: Page) -> str:
+    return f"{page.file.path} is {page.shape[0]} x {page.shape[1]}"
+
+
+def stamp(path: str) -> tuple[int, int]:
+    """(size, time of change in ns) of a file, by which another process knows it again; zeros if it is not local."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
+
+
+Parts: TypeAlias = "Sequence[tuple[RegionTiles, Int64s, tuple[Int64s, ...]]]"
+
+
+def gathered(parts: Parts, box: Box, origins: Int64s | None, form: TileForm) -> tuple[Gather, list[Int64s]]:
+    """Tiles of some regions on their way into blocks, and the slots of missing frames.
+
+    Parameters
+    ----------
+    parts : for each region its tiles, the slots that they fill, and their rows (and frames) in the region
+    box, origins : what is wanted of each tile, as in `Request`
+    """
+    where: list[tuple[RegionTiles, Int64s, Int64s]] = []
+
+    def name(slot: int) -> str:
+        for tiles, slots, rows in where:
+            hit = np.flatnonzero(slots == slot)
+            if len(hit):
+                return tiles.describe(int(rows[hit[0]]))
+        return "tile"
+
+    open_ahead(parts)
+    gather = Gather(form, box, origins, name)
+    absent: list[Int64s] = []
+    for tiles, slots, places in parts:
+        frames = places[1] if tiles.timed else np.zeros(len(slots), dtype=np.int64)
+        where.append((tiles, slots, places[0]))
+        tiles.add_to(gather, places[0], frames, slots, absent)
+    return gather, absent
+
+
+def open_ahead(parts: Parts) -> None:
+    """Open together the regions behind addresses that some tiles need; what fails says so when it is read."""
+    waiting = [
+        (tiles, frame)
+        for tiles, _, _ in parts
+        if not tiles.is_sound
+        for frame, opener in enumerate(tiles.regions)
+        if isinstance(opener, partial) and opener.args and is_remote(str(opener.args[0]))
+    ]
+    if len(waiting) > 1:
+        with ThreadPoolExecutor(min(32, len(waiting)), thread_name_prefix="lazytiles-open") as threads:
+            for opened in [threads.submit(tiles.page, frame) for tiles, frame in waiting]:
+                with suppress(LazyTilesError):
+                    opened.result()
+
+
+def read_tiles(
+    parts: Parts,
+    asked: Request,
+    form: TileForm,
+    *,
+    out: NDArray[Any] | None = None,
+    threads: int | None = None,
+) -> NDArray[Any]:
+    """The block of a request over the tiles of some regions; the first error met is raised."""
+    shape = asked.block_shape
+    check_limit(math.prod(shape) * form.dtype.itemsize, "a read of {}", shape)
+    if all(shape):
+        short = _slices(parts, asked, form, shape, out)
+        if short is not None:
+            return short
+    block = np.empty(shape, form.dtype) if out is None else out.reshape(shape)
+    gather, absent = gathered(parts, asked.box, asked.origins, form)
+    for slots in absent:
+        block[slots] = 0
+    stop = threading.Event()
+    results: list[NDArray[Any] | LazyTilesError] = []
+
+    def done(_: int, result: NDArray[Any] | LazyTilesError) -> None:
+        results.append(result)
+        if isinstance(result, LazyTilesError):
+            stop.set()
+
+    if all(shape):
+        gather.read([block], done, threads=threads, stop=stop)
+        for result in results:
+            if isinstance(result, LazyTilesError):
+                raise result
+    return block
+
+
+def _slices(
+    parts: Parts, asked: Request, form: TileForm, shape: tuple[int, ...], out: NDArray[Any] | None
+) -> NDArray[Any] | None:
+    """The block by the short way of uncompressed pages, where there is nothing to plan; None: take the long one.
+
+    The long way is also for what fails here: it says which tile it was.
+    """
+    if asked.origins is not None or asked.box[2] != (0, form.samples):
+        return None
+    for tiles, _, _ in parts:
+        if not tiles.is_sliced:
+            return None
+    try:
+        block = parts[0][0].sliced(asked.box[:2], parts[0][2]) if len(parts) == 1 and out is None else None
+        if block is None:
+            block = np.empty(shape, form.dtype) if out is None else out.reshape(shape)
+            for tiles, slots, places in parts:
+                tiles.slice_into(block, asked.box[:2], slots, places)
+    except LazyTilesError:
+        return None
+    count("bytes_read", block.nbytes)
+    return block

@@ -1,0 +1,190 @@
+"""How a `MultiSourceArray` reads: several batches of tiles as one plan, or other sources one by one.
+
+A region that cannot be opened, or a segment that cannot be decoded, fails only the batches that need it.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lazytiles.arrays.gather import Done, Gather, TileForm
+from lazytiles.arrays.region_tiles import RegionTiles, gathered, open_ahead
+from lazytiles.arrays.view import read_box
+from lazytiles.buffers import shelf
+from lazytiles.errors import LazyTilesError, LimitError
+from lazytiles.images.reader import check_limit
+from lazytiles.indexing.requests import Request
+
+Int64s: TypeAlias = NDArray[np.int64]
+Box: TypeAlias = tuple[tuple[int, int], ...]
+Part: TypeAlias = tuple[RegionTiles, Int64s, tuple[Int64s, ...]]
+
+
+def by_source(
+    sources: Sequence[Any], starts: Int64s, rows: Int64s, others: tuple[Int64s, ...]
+) -> list[tuple[Any, Int64s, tuple[Int64s, ...]]]:
+    """For each source that some samples lie in: the slots of the block they fill, and where they lie in it.
+
+    Parameters
+    ----------
+    sources : one after the other, source k being the rows ``starts[k]:starts[k + 1]``
+    rows : int64, shape (n,), the row of each slot
+    others : places of each slot on the axes after the first, such as its frame
+    """
+    if len(sources) == 1 and len(rows):
+        return [(sources[0], np.arange(len(rows)), (rows, *others))]
+    number = np.searchsorted(starts, rows, side="right") - 1
+    if len(number) and (number == number[0]).all():
+        first = int(number[0])
+        return [(sources[first], np.arange(len(rows)), (rows - starts[first], *others))]
+    order = np.argsort(number, kind="stable")
+    parts = []
+    for slots in np.split(order, np.flatnonzero(np.diff(number[order])) + 1):
+        if len(slots):
+            k = int(number[slots[0]])
+            parts.append((sources[k], slots, (rows[slots] - starts[k], *(place[slots] for place in others))))
+    return parts
+
+
+def read_blocks(
+    places: Sequence[Request],
+    inner: tuple[int, ...],
+    form: TileForm,
+    parts_of: Callable[[tuple[Int64s, ...]], list[Part]],
+    done: Done,
+    *,
+    threads: int | None = None,
+    stop: threading.Event | None = None,
+) -> None:
+    """Read batches of whole tiles together.
+
+    Parameters
+    ----------
+    places : the rows of each batch
+    inner : shape of a sample, ([frames,] height, width, bands)
+    form : what the tiles look like
+    parts_of : which regions some rows lie in, as in `gathered`
+    done : called once for each batch with its new array (n, *inner) or its error, from any thread
+    threads, stop : as in `lazytiles.images.reader.read`
+    """
+    box = places[0].box
+    lengths = [place.n for place in places]
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    frames = math.prod(inner[:-3])
+    shape = (max(lengths) // max(frames, 1), *inner)
+    try:
+        check_limit(math.prod(shape) * form.dtype.itemsize, "a batch of {}", shape)
+    except LimitError as refusal:
+        for number in range(len(lengths)):
+            done(number, refusal)
+        return
+    rows = tuple(np.concatenate(column) for column in zip(*(place.rows for place in places), strict=True))
+    gather, absent, failed = _collected(parts_of(rows), box, form, starts)
+    blocks = [shelf.empty((length, *inner[-3:]), form.dtype) for length in lengths]
+    for slots in absent:
+        for slot in slots.tolist():
+            number = int(np.searchsorted(starts, slot, side="right")) - 1
+            blocks[number][slot - starts[number]] = 0
+    for number, error in failed.items():
+        done(number, error)
+
+    def hand_out(number: int, result: NDArray[Any] | LazyTilesError) -> None:
+        if number in failed:
+            return
+        if not isinstance(result, LazyTilesError):
+            result = result.reshape(lengths[number] // frames, *inner)
+        done(number, result)
+
+    gather.read(blocks, hand_out, threads=threads, stop=stop, aside=True)
+
+
+def _collected(
+    parts: Sequence[Part], box: Box, form: TileForm, starts: Int64s
+) -> tuple[Gather, list[Int64s], dict[int, LazyTilesError]]:
+    """The tiles on their way, the slots of missing frames, and the batches that have failed already."""
+    open_ahead(parts)
+    failed: dict[int, LazyTilesError] = {}
+    good: list[Part] = []
+    for part in parts:
+        if _opens(part, box, form) is None:
+            good.append(part)
+        else:
+            good += _by_batch(part, box, form, starts, failed)
+    gather, absent = gathered(good, box, None, form)
+    return gather, absent, failed
+
+
+def _opens(part: Part, box: Box, form: TileForm) -> LazyTilesError | None:
+    """Why some tiles of a region cannot be read; None if nothing is known against them."""
+    if part[0].is_sound:
+        return None
+    try:
+        gathered([part], box, None, form)
+    except LazyTilesError as error:
+        return error
+    return None
+
+
+def _by_batch(part: Part, box: Box, form: TileForm, starts: Int64s, failed: dict[int, LazyTilesError]) -> list[Part]:
+    tiles, slots, places = part
+    numbers = np.searchsorted(starts, slots, side="right") - 1
+    good = []
+    for number in np.unique(numbers).tolist():
+        chosen = np.flatnonzero(numbers == number)
+        piece = (tiles, slots[chosen], tuple(place[chosen] for place in places))
+        error = _opens(piece, box, form)
+        if error is None:
+            good.append(piece)
+        else:
+            failed.setdefault(number, error)
+    return good
+
+
+def read_each(
+    batches: Sequence[Int64s], take: Callable[[Int64s], NDArray[Any]], done: Done, *, stop: threading.Event | None
+) -> None:
+    """Read batches of sources that have no segments one after the other; arguments as for `read_blocks`."""
+    for number, batch in enumerate(batches):
+        if stop is not None and stop.is_set():
+            return
+        try:
+            result: NDArray[Any] | LazyTilesError = take(batch)
+        except LazyTilesError as error:
+            result = error
+        done(number, result)
+
+
+def read_parts(
+    parts: Sequence[tuple[Any, Int64s, tuple[Int64s, ...]]],
+    asked: Request,
+    dtype: np.dtype[Any],
+    *,
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any]:
+    """The block of a request over sources of any kind, each asked once."""
+    shape = asked.block_shape
+    check_limit(math.prod(shape) * dtype.itemsize, "a read of {}", shape)
+    if len(parts) == 1 and out is None and np.dtype(parts[0][0].dtype).newbyteorder("=") == dtype:
+        # One source fills every slot in order: its own block is the result.
+        return read_box(parts[0][0], parts[0][2][0], asked.box, asked.origins)
+    block = np.empty(shape, dtype) if out is None else out.reshape(shape)
+    for source, slots, (rows,) in parts:
+        origins = None if asked.origins is None else asked.origins[slots]
+        block[slots] = read_box(source, rows, asked.box, origins)
+    return block
+
+
+def positions(indices: Any) -> Int64s:
+    """Positions as an int64 array of one axis, or `IndexError`."""
+    given = np.asarray(indices)
+    if given.size == 0 and given.ndim == 1:
+        return given.astype(np.int64)
+    if given.ndim != 1 or given.dtype.kind not in "iu":
+        raise IndexError(f"positions are integers of shape (n,), not {given.dtype} of shape {given.shape}")
+    return given.astype(np.int64)

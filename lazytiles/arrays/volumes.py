@@ -1,0 +1,362 @@
+"""Volumes: slices in separate files as one, and the tiles of volumes as samples."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lazytiles.errors import LazyTilesError, ManifestError, RegionError
+from lazytiles.images.plan import Windows
+from lazytiles.images.reader import check_limit
+from lazytiles.images.region import Region, open_region, read_windows
+from lazytiles.indexing.lazy import LazyArray
+from lazytiles.indexing.requests import request
+
+Int64s = NDArray[np.int64]
+Box = tuple[tuple[int, int], ...]
+Fault = tuple[str, NDArray[np.bool_], str]
+
+
+class RegionStack(LazyArray):
+    """Images in separate files as one lazy volume; made by `stack_regions`.
+
+    Attributes
+    ----------
+    shape : with the slices along `axis`
+    dtype : of a sample
+    pages : of all slices, in their order
+    axis : where the slices are
+    axes : a letter an axis: ``Z`` slices, ``Y`` rows, ``X`` columns, ``S`` samples
+    """
+
+    def __init__(self, slices: Sequence[Region], axis: int) -> None:
+        first = slices[0]
+        for k, other in enumerate(slices):
+            if other.bands != first.bands:
+                raise RegionError(
+                    f"slice {k} ({other.path}) gives its bands {other.bands}, slice 0 ({first.path}) {first.bands}; "
+                    "convert the slices to one number of bands"
+                )
+            if (other.shape, other.dtype) != (first.shape, first.dtype):
+                raise RegionError(
+                    f"slice {k} ({other.path}) is {other.shape} {other.dtype}, slice 0 ({first.path}) is "
+                    f"{first.shape} {first.dtype}; only images of one shape and dtype are stacked"
+                )
+        if not -first.ndim - 1 <= axis <= first.ndim:
+            raise ValueError(f"axis={axis} for slices of {first.ndim} axes; it is 0 to {first.ndim}")
+        self.axis = axis % (first.ndim + 1)
+        self.slices = tuple(slices)
+        self.pages = tuple(page for one in slices for page in one.pages)
+        self.bands = first.bands
+        self.dtype = first.dtype
+        self._volume = Region(self.pages, stacked=True, bands=first.bands, gray=first.gray, reopen=())
+        shape = list(first.shape)
+        shape.insert(self.axis, len(slices))
+        self.shape: tuple[int, ...] = tuple(shape)
+        self.path = os.path.dirname(first.path)
+        self.axes = f"{first.axes[: self.axis]}Z{first.axes[self.axis :]}"
+
+    @property
+    def inner_shape(self) -> tuple[int, int, int]:
+        """(height, width, samples) of one slice."""
+        return self._volume.inner_shape
+
+    def __getitem__(self, key: Any) -> Any:
+        if not self.axis:
+            return self._volume[key]
+        asked = request(key, self.shape, row_axes=0)
+        origins = [None] if asked.origins is None else list(asked.origins)
+        return asked.finish(np.stack([self._cut(asked.box, origin) for origin in origins]))
+
+    def _cut(self, box: Box, origin: Any) -> NDArray[Any]:
+        moved = box if origin is None else [(a + o, b + o) for (a, b), o in zip(box, origin, strict=True)]
+        cut = [slice(int(a), int(b)) for a, b in moved]
+        cut.insert(0, cut.pop(self.axis))
+        return np.moveaxis(self._volume[tuple(cut)], 0, self.axis)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RegionStack, (self.slices, self.axis)
+
+    def __repr__(self) -> str:
+        return f"<RegionStack of {len(self.slices)} files in {self.path!r}: {self.shape} {self.dtype}>"
+
+
+def stack_regions(paths: str | os.PathLike[str] | Iterable[Any], *, axis: int = 0, **options: Any) -> RegionStack:
+    """Slices in separate files as one lazy volume; tags are read, no pixel is decoded.
+
+    Parameters
+    ----------
+    paths : a folder, all files of which are slices, in natural order: ``slice_2`` before ``slice_10`` (hidden files
+        and folders in it are left out); or the paths of the slices in their order, or regions
+    axis : where the slices are: 0 gives `(Z, H, W[, S])`, 2 gives `(H, W, Z[, S])`
+    options : of `open_region`
+
+    Returns
+    -------
+    RegionStack, which takes NumPy's keys
+
+    Raises
+    ------
+    RegionError : no slices, or slices that differ in shape or dtype, or a file that is no image
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     for k in (9, 10, 11):
+    ...         np.save(f"{folder}/slice_{k}.npy", np.full((4, 5), k))
+    ...     volume = stack_regions(folder)
+    ...     print(volume.shape, volume[:, 0, 0])
+    (3, 4, 5) [ 9 10 11]
+    """
+    if isinstance(paths, str | os.PathLike):
+        paths = _files_of(os.fspath(paths))
+    if isinstance(axis, bool):
+        raise ValueError(f"axis is a number, not {axis}")
+    slices = [p if isinstance(p, Region) else open_region(p, **options) for p in paths]
+    if not slices:
+        raise RegionError("a volume needs at least one slice")
+    stacked = next((one for one in slices if one.axes.startswith("P")), None)
+    if stacked is not None:
+        raise RegionError(f"{stacked.path} holds several slices itself; stack images of one page")
+    return RegionStack(slices, axis)
+
+
+def _files_of(folder: str) -> list[str]:
+    """The files of a folder in natural order: numbers in their names by their value."""
+    if not os.path.isdir(folder):
+        raise TypeError(f"stack_regions takes a folder of slices or their paths, a list, not one path ({folder})")
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")]
+    if not names:
+        raise RegionError(f"{folder} holds no files; a volume needs at least one slice")
+    return [os.path.join(folder, name) for name in sorted(names, key=natural)]
+
+
+def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """What names are sorted by so that numbers in them count: ``a2`` before ``a10``.
+
+    >>> sorted(["a10", "a2", "a1b"], key=natural)
+    ['a1b', 'a2', 'a10']
+    """
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts], name
+
+
+class VolumeTiles(LazyArray):
+    """Boxes of one volume as a source `(n, depth, height, width, bands)`.
+
+    Parameters
+    ----------
+    opener : gives the volume, an array-like `(Z, H, W[, S])`, when its first tile is read
+    windows : int64, shape (n, 6), (z0, y0, x0, z1, y1, x1), pixels, of one extent
+    samples, dtype : bands and dtype of the volume
+    pad : a NumPy pad mode for boxes that leave the volume, or None to refuse them
+    context : neighbouring slices on either side that are added as bands, repeated at the ends; tiles are then
+        `(height, width, (2 context + 1) bands)`
+    name : of the region, for messages
+    tile_name : the words for one of its boxes, by its number
+    whole : whether each box is the whole volume, which then must have its extent
+    """
+
+    def __init__(
+        self,
+        opener: Callable[[], Any],
+        windows: Int64s,
+        samples: int,
+        dtype: Any,
+        *,
+        pad: str | None = None,
+        context: int | None = None,
+        name: str = "",
+        tile_name: Callable[[int], str] = "tile {}".format,
+        whole: bool = False,
+    ) -> None:
+        self.opener, self.windows, self.pad, self.context = opener, windows, pad, context
+        self.name, self.tile_name, self.samples, self._is_whole = name, tile_name, samples, whole
+        self.dtype = np.dtype(dtype).newbyteorder("=")
+        self.partner: VolumeTiles | None = None  # the masks of these tiles, or the tiles of these masks
+        self._volume: Any = None
+        self._lock = threading.Lock()
+        self._extent = tuple((windows[0, 3:] - windows[0, :3]).tolist())
+        if context is not None and (isinstance(context, bool) or context < 0):
+            raise ValueError(f"context={context}: how many neighbouring slices on either side, 0 or more")
+        if context is not None and self._extent[0] != 1:
+            raise ManifestError(f"context={context} needs boxes of one slice, not of {self._extent[0]}")
+        height, width = self._extent[1:]
+        inner = (*self._extent, samples) if context is None else (height, width, (2 * context + 1) * samples)
+        self.shape: tuple[int, ...] = (len(windows), *inner)
+
+    @property
+    def flat(self) -> bool:
+        """Whether samples have no axis of slices."""
+        return self.context is not None
+
+    @property
+    def space(self) -> tuple[int, ...]:
+        """(depth, height, width) of the volume, which is opened for it."""
+        return tuple(self.volume().shape[:3])
+
+    def volume(self) -> Any:
+        """The volume, opened now if it was not yet."""
+        with self._lock:
+            if self._volume is None:
+                volume = self.opener()
+                bands = (*volume.shape, 1)[3] if 3 <= len(volume.shape) <= 4 else None
+                if bands != self.samples or np.dtype(volume.dtype).newbyteorder("=") != self.dtype:
+                    raise RegionError(
+                        f"region {self.name}: is {tuple(volume.shape)} {volume.dtype}; volumes of (Z, H, W) with "
+                        f"{self.samples} bands of {self.dtype} are expected, as the first is"
+                    )
+                if self._is_whole and tuple(volume.shape[:3]) != self._extent:
+                    raise RegionError(
+                        f"region {self.name}: is {tuple(volume.shape)}, the first is {self._extent}; without boxes "
+                        "all volumes have one extent"
+                    )
+                self._volume = volume
+            return self._volume
+
+    def __getitem__(self, key: Any) -> Any:
+        asked = request(key, self.shape, row_axes=1)
+        return asked.finish(self.read_box(asked.rows[0], asked.box, asked.origins))
+
+    def read_box(self, rows: Int64s, box: Box, origins: Int64s | None) -> NDArray[Any]:
+        """See `lazytiles.arrays.view.read_box`."""
+        out = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        check_limit(out.nbytes, "a read of {} from region {}", out.shape, self.name)
+        self._fill(rows, out)
+        if origins is None:
+            return out[(slice(None), *(slice(a, b) for a, b in box))]
+        cuts = [tuple(slice(a + o, b + o) for (a, b), o in zip(box, origin, strict=True)) for origin in origins]
+        return np.stack([tile[cut] for tile, cut in zip(out, cuts, strict=True)])
+
+    def _fill(self, rows: Int64s, out: NDArray[Any]) -> None:
+        volume, wide = self.volume(), self.windows[rows].copy()
+        for _, bad, cause in self._faults_of(volume, rows):
+            raise ManifestError(self._words(int(rows[np.flatnonzero(bad)[0]]), cause))
+        wide[:, 0] -= self.context or 0
+        wide[:, 3] += self.context or 0
+        inside = (wide[:, :3] >= 0).all(axis=1) & (wide[:, 3:] <= volume.shape[:3]).all(axis=1)
+        whole = np.flatnonzero(inside)
+        if len(whole):
+            for k, block in zip(whole, _cuts(volume, wide[whole], self.samples), strict=True):
+                out[k] = self._shaped(block)
+        for k in np.flatnonzero(~inside):
+            out[k] = self._shaped(self._padded(volume, wide[k]))
+
+    def _shaped(self, block: NDArray[Any]) -> NDArray[Any]:
+        if self.context is None:
+            return block
+        return np.moveaxis(block, 0, 2).reshape(*block.shape[1:3], -1)
+
+    def _padded(self, volume: Any, window: Int64s) -> NDArray[Any]:
+        modes = [self.pad] * 3
+        if self.context is not None and self.pad is None:
+            modes[0] = "edge"
+        shape = volume.shape[:3]
+        places = [
+            _places(int(a), int(b), n, mode or "edge")
+            for a, b, n, mode in zip(window[:3], window[3:], shape, modes, strict=True)
+        ]
+        bounds = [(int(at[at >= 0].min(initial=n)), int(at.max()) + 1) for at, n in zip(places, shape, strict=True)]
+        block = np.zeros([len(at) for at in places] + [self.samples], self.dtype)
+        if any(stop <= start for start, stop in bounds):
+            return block
+        read = np.array([[start for start, _ in bounds] + [stop for _, stop in bounds]])
+        (near,) = _cuts(volume, read, self.samples)
+        there = np.ix_(*(np.flatnonzero(at >= 0) for at in places))
+        from_near = np.ix_(*(at[at >= 0] - start for at, (start, _) in zip(places, bounds, strict=True)))
+        block[there] = near[from_near]
+        return block
+
+    def _words(self, row: int, cause: str) -> str:
+        z0, y0, x0, z1, y1, x1 = self.windows[row].tolist()
+        return f"{self.tile_name(row)}: box ({x0}, {y0}, {z0}, {x1}, {y1}, {z1}){cause}"
+
+    def _faults_of(self, volume: Any, rows: Int64s | None = None) -> Iterator[Fault]:
+        """What is wrong with all or some boxes of the open volume."""
+        windows = self.windows if rows is None else self.windows[rows]
+        if not len(windows):
+            return
+        space = tuple(volume.shape[:3])
+        other = None
+        with suppress(LazyTilesError):  # what cannot be opened says so when it is read
+            other = None if self.partner is None else self.partner.volume()
+        if other is not None and tuple(other.shape[:3]) != space:
+            cause = f": {self._named(volume)}, {self._named(other)}; a volume and its mask are cut by one box, "
+            yield "mask differs", np.ones(len(windows), np.bool_), cause + "so they have one extent"
+        first = 0 if self.context is None else 1  # neighbouring slices are repeated at the ends
+        low, high = windows[:, first:3], windows[:, 3 + first :]
+        outside = np.asarray(((low < 0) | (high > space[first:])).any(axis=1))
+        if self.pad is not None:
+            outside[:] = False
+        elif outside.any():
+            yield "window outside", outside, f' leaves {self._sized(space)}; pass pad="reflect" or correct the box'
+        apart = np.asarray(((windows[:, 3:] <= 0) | (windows[:, :3] >= space)).any(axis=1) & ~outside)
+        if apart.any():
+            yield "window outside", apart, f" does not meet {self._sized(space)}: there is nothing to pad; correct it"
+
+    def _sized(self, space: tuple[int, ...]) -> str:
+        return f"region {self.name} ({' x '.join(map(str, space))})"
+
+    def _named(self, volume: Any) -> str:
+        size = " x ".join(map(str, volume.shape[:3]))
+        return f"{getattr(volume, 'path', None) or f'an array of region {self.name}'} is {size} voxels"
+
+    def faults(self) -> Iterator[Fault]:
+        """Everything that would fail when boxes of this volume are read, by its tags; see `RegionTiles.faults`."""
+        try:
+            volume = self.volume()
+        except LazyTilesError as error:
+            yield "unreadable image", np.arange(len(self)) == 0, f": {error}"
+            return
+        yield from self._faults_of(volume)
+
+    def verify(self) -> list[str]:
+        """`faults` as messages, of each kind the first."""
+        return [self._words(int(np.flatnonzero(bad)[0]), cause) for _, bad, cause in self.faults()]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lock": None, "_volume": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    def __repr__(self) -> str:
+        return f"<VolumeTiles of {self.name!r}: {self.shape} {self.dtype}>"
+
+
+def _places(start: int, stop: int, length: int, mode: str) -> Int64s:
+    """For each place of a window along one axis the index of the pixel that it shows, -1 for none.
+
+    >>> _places(-2, 5, 4, "reflect").tolist(), _places(-1, 3, 2, "constant").tolist()
+    ([2, 1, 0, 1, 2, 3, 2], [-1, 0, 1, -1])
+    """
+    if mode == "constant":
+        places = np.arange(start, stop)
+        return np.where((places >= 0) & (places < length), places, -1)
+    before, after = max(0, -start), max(0, stop - length)
+    # NumPy itself says what each mode shows, also where a window is larger than the axis.
+    padded = np.pad(np.arange(length), (before, after), mode=mode)  # type: ignore[call-overload]
+    shown: Int64s = padded[start + before : stop + before]
+    return shown
+
+
+def _cuts(volume: Any, windows: Int64s, samples: int) -> NDArray[Any] | list[NDArray[Any]]:
+    """Boxes inside a volume, `(n, depth, height, width, samples)`; those of files as one plan."""
+    pages = getattr(volume, "pages", None)
+    if pages is None or len(pages) != volume.shape[0] or getattr(volume, "gray", False):
+        blocks = [np.asarray(volume[z0:z1, y0:y1, x0:x1]) for z0, y0, x0, z1, y1, x1 in windows.tolist()]
+        return [block.reshape(*block.shape[:3], samples) for block in blocks]
+    depth, height, width = (windows[0, 3:] - windows[0, :3]).tolist()
+    slices = (windows[:, :1] + np.arange(depth)).ravel()
+    boxes = np.repeat(windows[:, [1, 2, 4, 5]], depth, axis=0)
+    found = read_windows(Windows(pages, slices, boxes, volume.bands), (height, width, samples), volume.dtype)
+    return found.reshape(len(windows), depth, height, width, samples)

@@ -1,0 +1,5 @@
+"""The command line."""
+
+from lazytiles.cli.commands import main as main
+
+__all__ = ["main"]

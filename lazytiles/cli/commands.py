@@ -1,0 +1,413 @@
+"""The command line: what a person does before and around training."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lazytiles import __version__
+from lazytiles.arrays.cluster import connected
+from lazytiles.arrays.cost import codec_name, mebibytes
+from lazytiles.cli import demo
+from lazytiles.cli.options import (
+    Desk,
+    bar,
+    chosen,
+    open_named,
+    opening,
+    parse_size,
+    two_numbers,
+)
+from lazytiles.errors import ManifestError, require
+from lazytiles.images.region import open_region
+from lazytiles.indexing.tilings import EDGES, Edge, cover
+from lazytiles.manifests.checks import check as check_manifest
+from lazytiles.manifests.digest import verify_digests, write_digests
+from lazytiles.manifests.findings import Report
+from lazytiles.manifests.grids import Site, find_sites, make_grid
+from lazytiles.manifests.manifest import read_manifest
+from lazytiles.manifests.paths import default_template
+from lazytiles.manifests.problems import plural
+from lazytiles.manifests.samples import Frames, Images
+from lazytiles.manifests.tiles import reading
+from lazytiles.reports.html import check_page, preview_page
+from lazytiles.reports.plots import plot_tiles
+from lazytiles.reports.statistics import statistics
+from lazytiles.stores.saving import export as export_tiles
+from lazytiles.stores.saving import open_store, verify_store
+
+_STORES = (".zarr", ".h5", ".hdf5", ".b2nd", ".tfrecord")
+
+
+@click.group(cls=Desk, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="lazytiles")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def main(debug: bool) -> None:
+    """Windows of big TIFFs as one lazy array: manifests, pictures, costs and stores.
+
+    Exit codes: 0 all is well, 1 something is wrong with the data or refused, 2 wrong usage, 3 not foreseen.
+    """
+
+
+@main.command("demo")
+@click.option("--dir", "directory", type=click.Path(file_okay=False), help="Where the made data and demo.png go.")
+@click.option("--images", type=click.Path(exists=True, file_okay=False), help="Your own folder of images.")
+@click.option("--manifest", type=click.Path(exists=True, dir_okay=False), help="Your own table of tiles.")
+@click.option("--seed", default=0, show_default=True, help="Of the data, the split and the model.")
+@click.option("--epochs", default=8, show_default=True, type=click.IntRange(min=1), help="Passes over the tiles.")
+def run_demo(directory: str | None, images: str | None, manifest: str | None, seed: int, epochs: int) -> None:
+    """Make a small data set, train a model on it, and draw what it predicts.
+
+    Examples:
+      lazytiles demo
+      lazytiles demo --dir demo-data --seed 7
+      lazytiles demo --images Images --manifest tiles.csv
+    """
+    demo.run(directory=directory, images=images, manifest=manifest, seed=seed, epochs=epochs, say=click.echo)
+
+
+@main.command("info")
+@opening
+@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1), help="Tiles of a batch.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def info(manifest: str, batch_size: int, as_json: bool, **options: Any) -> None:
+    """Say what an image or a store is, or what reading the tiles of a manifest will cost, from tags alone.
+
+    Examples:
+      lazytiles info Images/2018/1225.tif
+      lazytiles info tiles.csv --images Images --frames 2016,2017,2018
+      lazytiles info tiles.csv --images Images --batch-size 64 --json
+    """
+    if not manifest.lower().endswith((".csv", ".parquet", ".pq", ".txt")):
+        is_store = os.path.isdir(manifest) or manifest.lower().endswith(_STORES)
+        facts = _store_facts(manifest) if is_store else _image_facts(manifest)
+        click.echo(json.dumps(facts)) if as_json else _print_facts(manifest, facts)
+        return
+    tiles = open_named(manifest, **options)
+    try:
+        with bar("planning batches"):
+            cost = tiles.plan(batch_size=batch_size)
+    except TypeError as error:
+        raise ManifestError(f"{manifest}: {tiles!r}: {error}") from error
+    if as_json:
+        click.echo(json.dumps({"shape": list(tiles.shape), "dtype": str(tiles.dtype), **cost.to_dict()}))
+        return
+    click.echo(f"{tiles!r}\n{cost.tiles:,} tiles of {cost.regions:,} regions")
+    click.echo(
+        f"a batch of {cost.batch_size}: {mebibytes(cost.batch_bytes)}; memory: about {mebibytes(cost.memory_bytes)}"
+    )
+    for name, count in cost.stored.items():
+        click.echo(f"{count:,} images looked at are {name}")
+    table = Table("order", *("segments", "read", "decoded", "delivered", "times"), title="per batch")
+    for order in cost.orders:
+        amounts = [mebibytes(n) for n in (order.bytes_read, order.bytes_decoded, order.bytes_delivered)]
+        table.add_row(Text(order.order), f"{order.segments:.1f}", *amounts, f"{order.amplification:.2f}")
+    Console().print(table)
+    for said in cost.advice:
+        click.echo(f"- {said}")
+
+
+def _store_facts(path: str) -> dict[str, Any]:
+    tiles = open_store(path)
+    table = [] if tiles.table is None else list(tiles.table.columns)
+    return {
+        "shape": list(tiles.shape),
+        "dtype": str(tiles.dtype),
+        "bytes in memory": tiles.nbytes,
+        "labels": tiles.labels is not None,
+        "table": ", ".join(map(str, table)),
+    }
+
+
+def _image_facts(path: str) -> dict[str, Any]:
+    region = open_region(path)
+    return {
+        "shape": list(region.shape),
+        "axes": region.axes,
+        "dtype": str(region.dtype),
+        "stored as": codec_name(region),
+        "segments": int(np.prod(region.pages[0].grid)) * region.pages[0].planes,
+        "levels": [list(shape) for shape in region.levels],
+        "bytes in memory": region.nbytes,
+        "bytes on disk": os.path.getsize(path),
+    }
+
+
+def _print_facts(title: str, facts: dict[str, Any]) -> None:
+    table = Table(title=Text(title), show_header=False)
+    for name, value in facts.items():
+        table.add_row(Text(name.replace("_", " ")), Text(f"{value:,}" if isinstance(value, int) else str(value)))
+    Console().print(table)
+
+
+@main.command("check")
+@opening
+@click.option("--min-size", callback=parse_size, help="Fewest pixels of a window, HEIGHTxWIDTH.")
+@click.option("--split", help="Column whose different values must not share pixels, such as fold.")
+@click.option("--read", is_flag=True, help="Decode every segment of every image.")
+@click.option("--digest", is_flag=True, help="Write MANIFEST.sha256 with the SHA-256 of every image.")
+@click.option("--overwrite", is_flag=True, help="Replace MANIFEST.sha256 if it is there.")
+@click.option("--verify", type=click.Path(exists=True, dir_okay=False), help="Compare images with this .sha256 file.")
+@click.option("--html", "html", type=click.Path(dir_okay=False), help="Write the findings as one page.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@click.option("--scheduler", help="Address of a dask scheduler whose workers look at the images.")
+def check(
+    manifest: str,
+    images: str | None,
+    target: list[str] | None,
+    digest: bool,
+    overwrite: bool,
+    html: str | None,
+    as_json: bool,
+    scheduler: str | None,
+    **options: Any,
+) -> None:
+    """Find everything that is wrong with a manifest and its images; exits with 1 if anything is.
+
+    Examples:
+      lazytiles check tiles.csv --images Images --frames 2016,2017,2018
+      lazytiles check tiles.csv --images Images --masks 'masks/{region_id}.tif' --read --html report.html
+      lazytiles check tiles.csv --images Images --digest && lazytiles verify tiles.csv.sha256 --images Images
+    """
+    folder = images or os.path.dirname(manifest) or "."
+    if digest and os.path.exists(f"{manifest}.sha256") and not overwrite:
+        raise ManifestError(f"{manifest}.sha256 is there already; pass --overwrite to replace it")
+    with connected(scheduler) as client, bar("reading rows") as tell:
+        report = check_manifest(
+            manifest, folder, digest=digest, progress=tell, client=client, **chosen(target, options)
+        )
+    if html:
+        Path(html).write_text(check_page(report), encoding="utf-8")
+    if digest and report.digests:
+        write_digests(report.digests, f"{manifest}.sha256", folder)
+    if as_json:
+        click.echo(json.dumps(report.to_dict()))
+    else:
+        _print_report(report)
+        for name in [html] * bool(html) + [f"{manifest}.sha256"] * bool(digest and report.digests):
+            click.echo(f"wrote {name}")
+    if not report.is_sound:
+        raise click.exceptions.Exit(1)
+
+
+def _print_report(report: Report) -> None:
+    facts = {name: value for name, value in report.facts.items() if name != "targets"}
+    said = {
+        name: ", ".join(f"{k}: {n:,}" for k, n in value.items()) if isinstance(value, dict) else value
+        for name, value in facts.items()
+    }
+    _print_facts(report.name, said)
+    for title, found in (("problem", report.problems), ("warning", report.warnings)):
+        if len(found):
+            table = Table(title, "count")
+            for kind in found.texts:
+                table.add_row(Text(kind), f"{found.counts[kind]:,}")
+            Console().print(table)
+            click.echo("\n".join(found.lines()))
+    verdict = "nothing stops training" if report.is_sound else plural(len(report.problems), "problem")
+    click.echo(f"{verdict}, {plural(len(report.warnings), 'warning')}")
+
+
+@main.command("grid")
+@click.argument("images", type=click.Path(exists=True))
+@click.option("--size", required=True, callback=parse_size, help="HEIGHTxWIDTH of a tile, or one number, pixels.")
+@click.option("--stride", callback=parse_size, help="From one tile to the next [default: the size].")
+@click.option("--edge", type=click.Choice(EDGES), default="shift", show_default=True, help="Tiles that end outside.")
+@click.option("--keep", help="Which tiles stay, such as 'nodata<0.5 and std>2'.")
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="CSV or Parquet file.")
+@click.option("--overwrite", is_flag=True, help="Replace the output if it is there.")
+def grid(
+    images: str,
+    size: tuple[int, int],
+    stride: tuple[int, int] | None,
+    edge: Edge,
+    keep: str | None,
+    output: str,
+    overwrite: bool,
+) -> None:
+    """Write a manifest of regular tiles over a folder of images; yearly subfolders become frames.
+
+    Examples:
+      lazytiles grid Images --size 224 -o tiles.csv
+      lazytiles grid Images --size 224 --stride 112 --edge pad -o tiles.parquet
+      lazytiles grid Images --size 256 --keep "nodata<0.5" -o tiles.csv
+    """
+    if not output.lower().endswith((".csv", ".txt", ".parquet", ".pq")):
+        raise click.BadParameter(f"{output!r}: a manifest is a .csv or a .parquet file", param_hint="--output")
+    if os.path.exists(output) and not overwrite:
+        raise ManifestError(f"{output} is there already; pass --overwrite to replace it")
+    with bar("dividing images") as tell:
+        sites = find_sites(images, 2)
+        steps = two_numbers(tell, "dividing images")
+        table = make_grid(sites, size, stride=stride, edge=edge, keep=keep, progress=steps)
+    if output.lower().endswith((".parquet", ".pq")):
+        table.to_parquet(output, index=False)
+    else:
+        table.to_csv(output, index=False)
+    regions = table["region_id"].nunique()
+    click.echo(f"{table['tile_id'].nunique():,} tiles of {regions:,} regions, {len(table):,} rows")
+    _say_coverage(table, sites)
+    click.echo(f"wrote {output}")
+
+
+def _say_coverage(table: pd.DataFrame, sites: Sequence[Site]) -> None:
+    """How often the pixels of the regions lie in tiles."""
+    shapes = {site.region_id: site.shape for site in sites}
+    tiles = table.drop_duplicates("tile_id")
+    boxes = tiles[["ymin", "xmin", "ymax", "xmax"]].to_numpy(np.int64)
+    rows = tiles.groupby("region_id", observed=True).indices
+    found = [cover(boxes[rows.get(region, [])], shape) for region, shape in shapes.items()]
+    fewest, most = min(one.fewest for one in found), max(one.most for one in found)
+    whole = sum(one.fraction * math.prod(shape) for one, shape in zip(found, shapes.values(), strict=True))
+    fraction = whole / sum(math.prod(shape) for shape in shapes.values())
+    click.echo(f"each pixel lies in {fewest} to {most} tiles; {fraction:.1%} of the pixels are covered")
+
+
+@main.command("preview")
+@opening
+@click.option("-n", "count", default=24, show_default=True, type=click.IntRange(min=1), help="Tiles of a picture.")
+@click.option("--seed", type=int, help="Shuffle the tiles of a picture first.")
+@click.option("-o", "--output", default="preview.html", show_default=True, help="An .html page or a .png picture.")
+def preview(
+    manifest: str, images: str | None, path: str | None, count: int, seed: int | None, output: str, **options: Any
+) -> None:
+    """Look at the tiles: a page of all regions with their tiles over them, or a picture of some tiles.
+
+    Examples:
+      lazytiles preview tiles.csv --images Images
+      lazytiles preview tiles.csv --images Images --frames 2016,2017 -n 16 -o tiles.png
+    """
+    if not output.lower().endswith((".html", ".htm", ".png")):
+        raise click.BadParameter(f"{output!r}: the preview is an .html page or a .png picture", param_hint="--output")
+    if output.lower().endswith(".png"):
+        tiles = open_named(manifest, images, path=path, **options)
+        if seed is not None:
+            tiles.shuffle(seed)
+        require("matplotlib", extra="plot").use("Agg")
+        with bar("reading tiles"):
+            plot_tiles(tiles, count).figure.savefig(output, dpi=110)
+    else:
+        with bar("drawing regions") as tell:
+            html = _preview_html(manifest, images, path, two_numbers(tell, "drawing regions"), **options)
+        Path(output).write_text(html, encoding="utf-8")
+    click.echo(f"wrote {output}")
+
+
+def _preview_html(
+    manifest: str,
+    images: str | None,
+    path: str | None,
+    progress: Callable[[int, int], None],
+    *,
+    target: list[str] | None,
+    frames: Sequence[str] | str | None,
+    bands: list[int] | str | None,
+    pad: str | None,
+    missing: str,
+    where: dict[str, list[Any]] | None,
+    follow_symlinks: bool,
+    **_: Any,
+) -> str:
+    table = read_manifest(manifest, **reading(None, None, None, path, None, None, outside=pad is not None))
+    wanted, folder = Frames.of(frames), images or os.path.dirname(manifest) or "."
+    rows = (Frames.of("each") if frames is None else wanted).samples(table, where)
+    found = Images.of(
+        table,
+        rows,
+        path or default_template(table),
+        folder,
+        wanted,
+        None,
+        missing=missing,
+        follow_symlinks=follow_symlinks,
+    )
+    codes, names = found.by_row(len(table))
+    shown = np.flatnonzero(codes >= 0)
+    table, codes = table.iloc[shown].reset_index(drop=True), codes[shown]
+    title, column = os.path.basename(manifest), target[0] if target else "target"
+    return preview_page(
+        table,
+        codes,
+        names,
+        title=title,
+        target=column,
+        bands=None if isinstance(bands, str) else bands,
+        progress=progress,
+    )
+
+
+@main.command("stats")
+@opening
+@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write JSON for KerasAdapter(normalize=...).")
+@click.option("--scheduler", help="Address of a dask scheduler, such as tcp://host:8786.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def stats(output: str | None, scheduler: str | None, as_json: bool, **options: Any) -> None:
+    """Mean, deviation, extremes and histogram of every band and frame, exactly, in one pass.
+
+    Examples:
+      lazytiles stats tiles.csv --images Images -o stats.json
+      lazytiles stats tiles.csv --images Images --frames 2016,2017 --json
+    """
+    tiles = open_named(**options)
+    with connected(scheduler) as client, bar("reading tiles") as tell:
+        found = statistics(tiles, client=client, progress=two_numbers(tell, "reading tiles"))
+    if output:
+        found.save(output)
+    click.echo(json.dumps(found.to_dict()) if as_json else str(found))
+    if output and not as_json:
+        click.echo(f"wrote {output}")
+
+
+@main.command("export")
+@opening
+@click.option("-o", "--out", "store", required=True, type=click.Path(), help="The store; its ending says the format.")
+@click.option("--chunk", type=click.IntRange(min=1), help="Tiles of a chunk.")
+@click.option("--overwrite", is_flag=True, help="Replace the store if it is there.")
+@click.option("--resume", is_flag=True, help="Go on where an export of the same tiles stopped.")
+@click.option("--scheduler", help="Address of a dask scheduler whose workers write the chunks of a .zarr store.")
+def export(store: str, chunk: int | None, overwrite: bool, resume: bool, scheduler: str | None, **options: Any) -> None:
+    """Write the tiles with their labels and table to a store: .zarr, .h5, .b2nd, .npy or .tfrecord.
+
+    Examples:
+      lazytiles export tiles.csv --images Images -o tiles.zarr
+      lazytiles export tiles.csv --images Images --frames 2016,2017 --size 128 -o tiles.h5
+    """
+    tiles = open_named(**options)
+    with connected(scheduler) as client, bar("writing tiles") as tell:
+        told = two_numbers(tell, "writing tiles")
+        export_tiles(tiles, store, chunk=chunk, overwrite=overwrite, resume=resume, progress=told, client=client)
+    click.echo(f"wrote {store}: {tiles.shape} {tiles.dtype}")
+
+
+@main.command("verify")
+@click.argument("path", type=click.Path())
+@click.option(
+    "--images", type=click.Path(exists=True, file_okay=False), help="Folder of the images [default: the file's]."
+)
+def verify(path: str, images: str | None) -> None:
+    """Compare images with the digests that check --digest wrote, or a store with its checksums.
+
+    Examples:
+      lazytiles verify tiles.csv.sha256 --images Images
+      lazytiles verify tiles.zarr
+    """
+    if path.endswith(".sha256"):
+        with bar("verifying") as tell:
+            problems = verify_digests(path, images or os.path.dirname(path) or ".", progress=tell)
+        problems.raise_any()
+        click.echo(f"{path}: every image is as it was")
+    else:
+        with bar("verifying"):
+            said = verify_store(path)
+        click.echo(f"{path}: {said}")

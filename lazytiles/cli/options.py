@@ -1,0 +1,177 @@
+"""What the commands share: options, progress bars, and errors that are one message."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import click
+import pandas as pd
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lazytiles.errors import LazyTilesError
+from lazytiles.images.resample import METHODS
+from lazytiles.manifests.tiles import open_tiles
+
+_EXPECTED = (LazyTilesError, ValueError, OSError, ImportError)
+
+
+class _Command(click.Command):
+    """A command whose examples stand in its help as they are typed."""
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Wrap what the command does; leave its examples alone."""
+        said, _, examples = (self.help or "").partition("Examples:\n")
+        formatter.write_paragraph()
+        with formatter.indentation():
+            formatter.write_text(said.strip())
+        if examples:
+            formatter.write_paragraph()
+            shown = textwrap.indent(textwrap.dedent(examples).rstrip(), "  ")
+            formatter.write(f"Examples:\n{shown}\n")
+
+
+class Desk(click.Group):
+    """Commands whose errors are one message and an exit code; ``--debug`` shows the traceback."""
+
+    command_class = _Command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take ``--debug`` wherever it stands, before the command or behind it."""
+        rest = [word for word in args if word != "--debug"]
+        return super().parse_args(ctx, ["--debug"] * (len(rest) < len(args)) + rest)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what it raises becomes its message and exit code."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            if ctx.params.get("debug"):
+                raise
+            expected = isinstance(error, _EXPECTED)
+            said = str(error) if expected else f"{type(error).__name__}: {error}"
+            click.echo(f"Error: {said}", err=True)
+            if not expected:
+                click.echo("This was not foreseen; lazytiles --debug shows where it happened.", err=True)
+            ctx.exit(1 if expected else 3)
+
+
+@contextmanager
+def bar(stage: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on standard error, gone when it is done; nothing where that is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda name, done, total: None
+        return
+    with Progress(*columns, console=console, transient=True) as progress:
+        tasks: dict[str, Any] = {}
+
+        def tell(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = progress.add_task(name, total=total or None)
+            progress.update(tasks[name], completed=done, total=total or None)
+
+        tell(stage, 0, 0)
+        yield tell
+
+
+def two_numbers(tell: Callable[[str, int, int], None], stage: str) -> Callable[[int, int], None]:
+    """A bar for what reports only how much is done and of how much."""
+    return lambda done, total: tell(stage, done, total)
+
+
+def parse_size(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """``"224"`` or ``"224x256"`` (height first) as (height, width)."""
+    if value is None:
+        return None
+    parts = value.lower().split("x")
+    if len(parts) > 2 or not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+        raise click.BadParameter(f"{value!r} is not HEIGHTxWIDTH or one number, in pixels")
+    return int(parts[0]), int(parts[-1])
+
+
+def parse_list(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[str] | None:
+    """``"a,b"`` as its parts."""
+    return None if value is None else [part.strip() for part in value.split(",") if part.strip()]
+
+
+def parse_bands(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[int] | str | None:
+    """``"3,2,1"`` as numbers, ``"rgb"`` as it is."""
+    if value == "rgb":
+        return value
+    parts = parse_list(ctx, parameter, value)
+    if parts is None:
+        return None
+    try:
+        return [int(part) for part in parts]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of bands such as 3,2,1") from None
+
+
+def parse_where(ctx: click.Context, parameter: click.Parameter, values: Sequence[str]) -> dict[str, Any] | None:
+    """``("fold=1,2", "kind=oak")`` as columns and what keeps their rows."""
+    found: dict[str, Any] = {}
+    for value in values:
+        column, mark, wanted = value.partition("=")
+        if not mark or not column.strip():
+            raise click.BadParameter(f"{value!r} is not COLUMN=VALUE or COLUMN=VALUE,VALUE")
+        found[column.strip()] = partial(_is_one_of, [part.strip() for part in wanted.split(",")])
+    return found or None
+
+
+def _is_one_of(values: Sequence[str], column: pd.Series) -> Any:
+    """The mask of the cells that are one of the values, as text or as numbers."""
+    if pd.api.types.is_numeric_dtype(column):
+        return column.isin(pd.to_numeric(pd.Series(values), errors="coerce").dropna())
+    return column.astype(str).isin(values)
+
+
+def parse_frames(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | list[str] | None:
+    """``"2016,2017"`` as its parts; one frame, which makes no time axis, and ``"each"`` as they are."""
+    parts = parse_list(ctx, parameter, value)
+    return parts[0] if parts and len(parts) == 1 else parts
+
+
+def opening(function: Any) -> Any:
+    """The options of `open_tiles`."""
+    for option in (
+        click.option("--where", multiple=True, callback=parse_where, help="Only tiles of these values: fold=1,2."),
+        click.option(
+            "--no-links", "follow_symlinks", is_flag=True, flag_value=False, default=True, help="Refuse links."
+        ),
+        click.option("--missing", type=click.Choice(["raise", "fill"]), default="raise", help="Frames without image."),
+        click.option("--resample", type=click.Choice(list(METHODS)), default="bilinear", help="How --size resamples."),
+        click.option("--level", type=click.IntRange(min=0), default=0, help="Resolution of each pyramid; 0 is full."),
+        click.option("--gray", is_flag=True, help="Colours as one luminance band."),
+        click.option("--bands", callback=parse_bands, help="Bands to read, such as 3,2,1, or rgb."),
+        click.option("--pad", help="What windows get that leave their image: reflect, edge, constant, ..."),
+        click.option("--size", callback=parse_size, help="Resample every tile to HEIGHTxWIDTH pixels."),
+        click.option("--masks", help="Where a tile's mask lies in the folder, such as 'masks/{region_id}.tif'."),
+        click.option("--tabular", callback=parse_list, help="Columns of numbers given to the model beside the image."),
+        click.option("--target", callback=parse_list, help="Columns of the targets [default: target, if there]."),
+        click.option("--classes", callback=parse_list, help="Names in a target column, in the order of their numbers."),
+        click.option("--frames", callback=parse_frames, help="Label ids of the time steps, in order: 2016,2017,2018."),
+        click.option("--path", help="Where an image lies in the folder, such as '{label_id}/{region_id}.tif'."),
+        click.option("--images", help="Folder or address of the images [default: the manifest's folder]."),
+        click.argument("manifest", type=click.Path(exists=True)),
+    ):
+        function = option(function)
+    return function
+
+
+def chosen(target: list[str] | None, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of `open_tiles` from those of the command line."""
+    return options | {"target": "target" if not target else target[0] if len(target) == 1 else target}
+
+
+def open_named(manifest: str, images: str | None, target: list[str] | None, **options: Any) -> Any:
+    """`open_tiles` with what was named on the command line."""
+    with bar("reading the manifest"):
+        return open_tiles(manifest, images, **chosen(target, options))

@@ -1,0 +1,186 @@
+"""Pixels for the eye: contrast stretched, small, and as PNG text; no plotting library."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from lazytiles.images.region import Region, open_region
+
+MOST_CLASSES = 50
+CHEAP_BYTES = 16 * 2**20
+_VIRIDIS = np.array(
+    [
+        (68, 1, 84), (72, 40, 120), (62, 74, 137), (49, 104, 142), (38, 130, 142),
+        (31, 158, 137), (53, 183, 121), (109, 205, 89), (180, 222, 44), (253, 231, 37),
+    ]
+)  # fmt: skip
+
+
+def stretched(
+    pixels: ArrayLike,
+    *,
+    bands: Sequence[int] | None = None,
+    limits: tuple[float, float] | None = None,
+) -> NDArray[np.uint8]:
+    """Pixels of any dtype as red, green and blue that show their contrast.
+
+    Parameters
+    ----------
+    pixels : shape (..., H, W) of one band or (..., H, W, C)
+    bands : which bands are shown, three or one; default the first three, or the first of fewer
+    limits : values shown as black and white; default the 2nd and 98th percentile of each band
+
+    Returns
+    -------
+    uint8 array, shape (..., H, W, 3)
+
+    Examples
+    --------
+    >>> stretched(np.array([[[0.0], [1.0]]]), limits=(0, 1)).tolist()
+    [[[0, 0, 0], [255, 255, 255]]]
+    """
+    array = np.asarray(pixels)
+    chosen = list(bands) if bands is not None else list(range(3 if array.shape[-1] >= 3 else 1))
+    if len(chosen) not in (1, 3):
+        raise ValueError(f"bands {chosen}: one band, or three as red, green and blue")
+    values = np.real(array[..., chosen]).astype(np.float64)
+    finite = np.isfinite(values)
+    # Quartered, so that the range of the largest floats, and a step within it, are floats too.
+    values = np.where(finite, values, 0) / 4
+    limits = None if limits is None else (limits[0] / 4, limits[1] / 4)
+    shown = np.zeros(values.shape, np.uint8)
+    for k in range(len(chosen)):
+        known = values[..., k][finite[..., k]]
+        if not known.size:
+            continue
+        low, high = np.percentile(known, [2, 98]) if limits is None else limits
+        if high <= low:
+            low, high = float(known.min()), float(known.max())
+        scaled = (values[..., k] - low) / (high - low if high > low else 1)
+        shown[..., k] = np.where(finite[..., k], np.clip(scaled, 0, 1) * 255, 0).astype(np.uint8)
+    return np.repeat(shown, 3, axis=-1) if len(chosen) == 1 else shown
+
+
+def thumbnail(region: Region, *, longest: int = 512, most_bytes: int | None = None) -> NDArray[Any] | None:
+    """A small version of an image, from an overview where it has one.
+
+    Parameters
+    ----------
+    region : the image; of a stack, its first page
+    longest : pixels of the longer side, at most
+    most_bytes : give None back instead of decoding more than this
+
+    Returns
+    -------
+    array, shape (h, w, C)
+    """
+    source = region
+    if region.axes.startswith("YX"):
+        levels = region.levels
+        fitting = [k for k, shape in enumerate(levels) if max(shape[:2]) >= longest]
+        level = fitting[-1] if fitting else len(levels) - 1
+        if level > 0 and not _is_chosen(region):
+            source = open_region(region.path, level=level)
+    if most_bytes is not None and source.nbytes > most_bytes:
+        return None
+    first: tuple[int, ...] = () if source.axes.startswith("YX") else (0,)
+    height, width = source.inner_shape[:2]
+    step = max(1, -(-max(height, width) // longest))
+    rows = max(step, (8 * 2**20 // max(1, source.nbytes // max(1, height))) // step * step)
+    rows = max(rows, -(-source.chunks[len(first)] // step) * step)
+    parts = [source[(*first, slice(y, y + rows))][::step, ::step] for y in range(0, height, rows)]
+    small = np.concatenate(parts)
+    return small if small.ndim == 3 else small[..., None]
+
+
+def _is_chosen(region: Region) -> bool:
+    """Whether the region is not simply the first page of its file."""
+    return region.bands is not None or region.gray or region.pages[0].number != "0"
+
+
+def png(pixels: NDArray[np.uint8]) -> str:
+    """An image as the text of a data address, to stand inside a page."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def colours(values: ArrayLike) -> list[str]:
+    """A colour for each number, from dark for the least to bright for the most; grey for NaN.
+
+    Examples
+    --------
+    >>> colours([0, 1, float("nan")])
+    ['#440154', '#fde725', '#888888']
+    """
+    numbers = np.asarray(values, np.float64)
+    finite = np.isfinite(numbers)
+    low, high = (numbers[finite].min(), numbers[finite].max()) if finite.any() else (0.0, 1.0)
+    place = np.clip(np.where(finite, numbers - low, 0) / (high - low if high > low else 1), 0, 1)
+    stops = np.linspace(0, 1, len(_VIRIDIS))
+    mixed = np.stack([np.interp(place, stops, _VIRIDIS[:, k]) for k in range(3)], axis=-1).round().astype(int)
+    return [
+        "#{:02x}{:02x}{:02x}".format(*rgb) if known else "#888888"
+        for rgb, known in zip(mixed.tolist(), finite.tolist(), strict=True)
+    ]
+
+
+def coloured_by(table: pd.DataFrame, column: str) -> tuple[NDArray[Any], list[str]] | None:
+    """The number that gives each row its colour, by a column of numbers or of class names.
+
+    Returns
+    -------
+    the numbers, shape (rows,), and the names of the classes, none where the column holds numbers; None where there is
+    no such column, or its names are too many to be told apart
+
+    Examples
+    --------
+    >>> coloured_by(pd.DataFrame({"target": ["dog", "cat"]}), "target")
+    (array([1, 0]), ['cat', 'dog'])
+    """
+    if column not in table:
+        return None
+    values = table[column]
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        return values.cat.codes.to_numpy(np.int64), [str(name) for name in values.cat.categories]
+    if pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype):
+        return values.to_numpy(np.float64, na_value=np.nan), []
+    codes, names = pd.factorize(values.astype(str), sort=True)
+    return (codes, [str(name) for name in names]) if len(names) <= MOST_CLASSES else None
+
+
+def side_by_side(samples: NDArray[Any], columns: int, gap: int = 2) -> tuple[NDArray[Any], list[tuple[int, int]]]:
+    """Samples on one sheet, the frames of each beside each other.
+
+    Parameters
+    ----------
+    samples : uint8, shape (n, H, W, 3) or (n, T, H, W, 3)
+    columns : samples in a row
+    gap : pixels between samples
+
+    Returns
+    -------
+    uint8 array, shape (h, w, 3), white between the samples; and (top, left) of each
+    """
+    if samples.ndim == 4:
+        samples = samples[:, None]
+    n, frames, height, width, _ = samples.shape
+    wide = frames * width + gap * (frames - 1)
+    rows = -(-n // columns)
+    sheet = np.full((rows * (height + 4 * gap), columns * (wide + 4 * gap), 3), 255, np.uint8)
+    places = []
+    for k, sample in enumerate(samples):
+        top, left = k // columns * (height + 4 * gap) + 2 * gap, k % columns * (wide + 4 * gap) + 2 * gap
+        places.append((top, left))
+        for frame, pixels in enumerate(sample):
+            start = left + frame * (width + gap)
+            sheet[top : top + height, start : start + width] = pixels
+    return sheet, places

@@ -1,0 +1,312 @@
+"""One segment's bytes to an array: decoded, and compared with what the page promises.
+
+tifffile's decoders do the work. Beside them stand the checks that they leave out (an image codec's
+own header before it is decoded, the end of a JPEG stream) and libtiff's LZW decoder, which is faster.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from tifffile.tifffile import jpeg_decode_colorspace
+
+from lazytiles.images.jpeg import check_jpeg, decode_jpeg
+
+JPEG = frozenset({6, 7, 34892, 33007})
+CCITT = frozenset({2, 3, 4})
+DEFLATE = frozenset({8, 32946})
+LZW = 5
+_MOST_CODECS = 256
+# What imagecodecs imports at its first use, beside what tifffile's decoder of a page asks for when it is made.
+_LATE = {LZW: ("tiff_decode", "bitorder_decode"), **dict.fromkeys(JPEG, ("jpeg8_decode", "ljpeg_decode"))}
+
+Decoder = Callable[..., tuple[Any, tuple[int, ...], tuple[int, ...]]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Codec:
+    """How the segments of a page are decoded.
+
+    Parameters
+    ----------
+    compression : TIFF's number
+    segment : (height, width, samples) of a whole segment
+    image : (height, width) of the page, pixels
+    tiled : whether segments overhang the page (tiles) or end with it (strips)
+    dtype : of a decoded sample
+    decode : tifffile's decoder of one segment
+    tables, header : JPEG tables and header shared by the segments
+    colors : color space of a JPEG stream and of its pixels
+    lzw : predictor and byte order for libtiff's LZW decoder, or None
+    stored_row : bytes of a row as it is stored, and the fill order, for LZW streams that libtiff cannot decode alone
+    """
+
+    compression: int
+    segment: tuple[int, int, int]
+    image: tuple[int, int]
+    tiled: bool
+    dtype: np.dtype[Any]
+    decode: Decoder
+    tables: bytes | None
+    header: bytes | None
+    colors: tuple[int | str | None, int | str | None]
+    lzw: tuple[int, str] | None
+    stored_row: tuple[int, int]
+
+    def extent(self, row: int, column: int) -> tuple[int, int]:
+        """(height, width) in pixels of the part of a segment that lies inside the page."""
+        return (
+            min(self.segment[0], self.image[0] - row * self.segment[0]),
+            min(self.segment[1], self.image[1] - column * self.segment[1]),
+        )
+
+    def __call__(self, data: bytes | memoryview, index: int, row: int, column: int) -> NDArray[Any]:
+        """One segment as an array (height, width, samples) that covers its part of the page; not for `lzw`.
+
+        Parameters
+        ----------
+        data : the stored bytes
+        index : number of the segment in the page
+        row, column : its place in the grid
+
+        Raises
+        ------
+        ValueError : whatever is wrong with the bytes, in words
+        """
+        needed = self.extent(row, column)
+        if self.compression in JPEG:
+            array = self._jpeg(bytes(data), index, needed)
+        else:
+            array = self._decoded(bytes(data), index, needed)
+        if self.compression in CCITT:
+            array = array.astype(np.bool_)
+        if array.dtype != self.dtype:
+            raise ValueError(f"holds {array.dtype} samples, the page says {self.dtype}")
+        if array.ndim != 3 or array.shape[2] != self.segment[2]:
+            raise ValueError(f"holds an array of shape {array.shape}, the page says {self.segment}")
+        if array.shape[0] < needed[0] or array.shape[1] < needed[1]:
+            raise ValueError(f"holds {array.shape[:2]} pixels, {needed} are needed")
+        return array
+
+    def _decoded(self, data: bytes, index: int, needed: tuple[int, int]) -> NDArray[Any]:
+        if self.compression in tifffile.TIFF.IMAGE_COMPRESSIONS and self.compression not in JPEG:
+            return self._image(data, needed)
+        if self.compression == LZW:
+            data = self._sound_lzw(data, needed)
+        try:
+            array = self.decode(data, index)[0]
+        except Exception:
+            if self.compression not in DEFLATE:
+                raise
+            limit = self.segment[0] * self.segment[1] * self.segment[2] * self.dtype.itemsize
+            plain = zlib.decompressobj().decompress(data, limit)
+            array = self.decode(zlib.compress(plain, 0), index)[0]
+        decoded: NDArray[Any] = array[0]
+        return decoded
+
+    def _sound_lzw(self, data: bytes, needed: tuple[int, int]) -> bytes:
+        """The same rows as a stream that is safe: imagecodecs follows codes that were never defined, and crashes."""
+        width, fill_order = self.stored_row
+        shape = (self.segment[0] if self.tiled else needed[0], width, 1)
+        data = data if fill_order == 1 else bytes(imagecodecs.bitorder_decode(data))
+        plain = imagecodecs.tiff_decode(wrap_lzw([data], [len(data)], shape, shape[0], np.dtype(np.uint8), 1, "<"))
+        sound = bytes(imagecodecs.lzw_encode(plain.tobytes()))
+        return sound if fill_order == 1 else bytes(imagecodecs.bitorder_encode(sound))
+
+    def _jpeg(self, data: bytes, index: int, needed: tuple[int, int]) -> NDArray[Any]:
+        frame = check_jpeg(data, needed, self.segment)
+        if frame is not None and frame[3] == b"RGB":  # the stream itself says so, whatever the page's tags say
+            return decode_jpeg(data, frame[:3], self.dtype, self.tables, ("rgb", "rgb"))
+        if frame is not None and frame[:3] == self.segment and self.header is None:
+            with suppress(Exception):  # tifffile, below, knows other kinds of streams, or says what is wrong
+                return decode_jpeg(data, frame[:3], self.dtype, self.tables, self.colors)
+        decoded: NDArray[Any] = self.decode(data, index, jpegtables=self.tables, jpegheader=self.header)[0][0]
+        return decoded
+
+    def _image(self, data: bytes, needed: tuple[int, int]) -> NDArray[Any]:
+        """An image codec, held to the extent that the tags give: it refuses before it allocates."""
+        decompress = tifffile.TIFF.DECOMPRESSORS[self.compression]
+        options = {"hasalpha": True} if self.compression == 50001 and self.segment[2] == 4 else {}
+        extents = {self.segment[:2], needed, (needed[0], self.segment[1])}
+        reason: Exception = ValueError("no extent fits")
+        for height, width in sorted(extents, reverse=True):
+            out = np.empty((height, width, self.segment[2]), self.dtype)
+            try:
+                decompress(data, out=out if self.segment[2] > 1 else out[..., 0], **options)
+            except ValueError as error:
+                reason = error
+            else:
+                return out
+        raise reason
+
+    def decode_run(
+        self, datas: Sequence[bytes | memoryview], sizes: Sequence[int], row: int, rows: int
+    ) -> NDArray[Any]:
+        """Neighbouring LZW segments of one column as one array, by one call of libtiff.
+
+        Parameters
+        ----------
+        datas : their stored bytes, in any division
+        sizes : bytes of each
+        row : the place of the first in the grid
+        rows : how many from the top are wanted; it ends there
+
+        Returns
+        -------
+        array (rows, width, samples)
+        """
+        assert self.lzw is not None
+        height, width, samples = self.segment
+        rows = min(rows, height * len(sizes))
+        if not self.tiled:
+            rows = min(rows, self.image[0] - row * height)
+        wrapped = wrap_lzw(datas, sizes, (rows, width, samples), height, self.dtype, *self.lzw)
+        array: NDArray[Any] = imagecodecs.tiff_decode(wrapped)
+        return array.reshape(rows, width, samples)
+
+
+def codec_of(page: tifffile.TiffPage, dtype: np.dtype[Any]) -> Codec:
+    """The codec of a parsed page; pages of one layout share tifffile's decoder.
+
+    All that will decode it is imported now: an import that failed in a read would look like damage.
+    """
+    for name in _LATE.get(int(page.compression), ("bitorder_decode",)):
+        getattr(imagecodecs, name)
+    samples = 1 if page.planarconfig == 2 else page.samplesperpixel
+    tiled = bool(page.is_tiled)
+    height = page.tilelength if tiled else min(page.rowsperstrip or page.imagelength, page.imagelength)
+    segment = (height, page.tilewidth if tiled else page.imagewidth, samples)
+    return Codec(
+        compression=int(page.compression),
+        segment=segment,
+        image=(page.imagelength, page.imagewidth),
+        tiled=tiled,
+        dtype=dtype,
+        decode=_shared_decoder(page),
+        tables=page.jpegtables,
+        header=page.jpegheader,
+        colors=jpeg_decode_colorspace(page.photometric, page.planarconfig, page.extrasamples, page.is_jfif),
+        lzw=_lzw_form(page, dtype),
+        stored_row=(-(-segment[1] * samples * _bits(page) // 8), int(page.fillorder)),
+    )
+
+
+def _bits(page: tifffile.TiffPage) -> int:
+    return page.bitspersample if isinstance(page.bitspersample, int) else 0
+
+
+def _lzw_form(page: tifffile.TiffPage, dtype: np.dtype[Any]) -> tuple[int, str] | None:
+    whole = page.bitspersample in {8, 16, 32, 64} and page.bitspersample == dtype.itemsize * 8
+    fits = page.predictor in {1, 2, 3} and page.fillorder == 1 and page.sampleformat in {1, 2, 3}
+    if page.compression != LZW or not whole or not fits or page.is_subsampled:
+        return None
+    return int(page.predictor), page.parent.byteorder
+
+
+_decoders: OrderedDict[tuple[Any, ...], Decoder] = OrderedDict()
+_decoders_lock = threading.Lock()
+
+
+def _shared_decoder(page: tifffile.TiffPage) -> Decoder:
+    key = (
+        (
+            page.shaped,
+            page.is_tiled,
+            page.tilelength,
+            page.tilewidth,
+            page.rowsperstrip,
+            page.samplesperpixel,
+        ),
+        (page.parent.byteorder, page.bitspersample, int(page.sampleformat), page.fillorder, page.predictor),
+        (page.compression, page.extrasamples, page.photometric, page.planarconfig, page.subsampling),
+        (repr(page.nodata), page.is_jfif, page.tags.valueof(292)),
+    )
+    with _decoders_lock:
+        decoder = _decoders.get(key)
+        if decoder is None:
+            decoder = _decoders[key] = page.decode
+            while len(_decoders) > _MOST_CODECS:
+                _decoders.popitem(last=False)
+        _decoders.move_to_end(key)
+    return decoder
+
+
+def wrap_lzw(
+    datas: Sequence[bytes | memoryview],
+    sizes: Sequence[int],
+    shape: tuple[int, int, int],
+    strip_rows: int,
+    dtype: np.dtype[Any],
+    predictor: int,
+    byteorder: str,
+) -> bytes:
+    """LZW segments as the strips of a TIFF in memory (TIFF 6.0 sections 2 and 13).
+
+    Parameters
+    ----------
+    datas : stored bytes, from top to bottom, in any division
+    sizes : bytes of each strip
+    shape : (rows, width, samples) of all of them together
+    strip_rows : rows of each but the last
+    """
+    before, after = _lzw_head(shape, strip_rows, dtype.kind, dtype.itemsize, predictor, byteorder, len(sizes))
+    if len(sizes) > 1:
+        counts = np.array(sizes, dtype=np.int64)
+        offsets = len(before) + 8 * len(sizes) + np.cumsum(counts) - counts
+        table = np.concatenate([offsets, counts]).astype(byteorder + "u4").tobytes()
+    else:
+        table = struct.pack(byteorder + "I", sizes[0])
+    return b"".join([before, table, after, *datas])
+
+
+@lru_cache(maxsize=4096)
+def _lzw_head(
+    shape: tuple[int, int, int], strip_rows: int, kind: str, itemsize: int, predictor: int, byteorder: str, n: int
+) -> tuple[bytes, bytes]:
+    """What stands before and after the table of n strips in `wrap_lzw`: header, directory, sample formats.
+
+    The table (offsets, then sizes) stands behind the directory; of a single strip it is the size alone, inside it.
+    """
+    rows, width, samples = shape
+    words = [itemsize * 8] * samples, [{"u": 1, "i": 2, "f": 3}[kind]] * samples
+    bits, formats = (struct.pack(f"{byteorder}{samples}H", *each) for each in words)
+    directory = 8
+    arrays = directory + 2 + 11 * 12 + 4
+    end = arrays + 4 * samples
+
+    def entry(code: int, kind: int, count: int, value: int | bytes) -> bytes:
+        field = value if isinstance(value, bytes) else struct.pack(byteorder + ("I" if kind == 4 else "H"), value)
+        return struct.pack(byteorder + "HHI", code, kind, count) + field.ljust(4, b"\0")
+
+    def shorts(code: int, values: bytes, place: int) -> bytes:
+        return entry(code, 3, samples, values if samples <= 2 else struct.pack(byteorder + "I", place))
+
+    entries = [
+        entry(256, 4, 1, width),
+        entry(257, 4, 1, rows),
+        shorts(258, bits, arrays),
+        entry(259, 3, 1, LZW),
+        entry(262, 3, 1, 1),
+        entry(273, 4, n, end),
+        entry(277, 3, 1, samples),
+        entry(278, 4, 1, strip_rows),
+        entry(279, 4, n, end + 4 * n),
+        entry(317, 3, 1, predictor),
+        shorts(339, formats, arrays + 2 * samples),
+    ]
+    mark = b"II*\0" if byteorder == "<" else b"MM\0*"
+    head = mark + struct.pack(byteorder + "IH", directory, len(entries)) + b"".join(entries) + bytes(4) + bits + formats
+    cut = directory + 2 + 8 * 12 + 8 if n == 1 else len(head)
+    return head[:cut], head[cut + 4 :]

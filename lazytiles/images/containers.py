@@ -1,0 +1,354 @@
+"""HDF5 and Zarr arrays as pages: each chunk is a segment, read through the library that wrote it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lazytiles.errors import LazyTilesError, RegionError, require, unreadable
+from lazytiles.images.cache import cache
+from lazytiles.images.files import FileKey, open_plain, pool
+from lazytiles.images.page import Page
+from lazytiles.images.pictures import (
+    PICTURES,
+    Pages,
+    head_of,
+    is_stack,
+    npy_header,
+    one_page,
+    pages_of_array,
+    picture_format,
+    picture_pages,
+    plain_dtype,
+    split_name,
+    split_shape,
+)
+from lazytiles.images.reader import check_chunk
+
+_ZARR = ("zarr.json", ".zarray")
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_NPY = b"\x93NUMPY"
+_WHOLE = 512  # segments of an array without chunks, pixels
+_BLOSC = (b"\x01", b"\x02", b"\x03", b"\x04", b"\x05")  # versions of its format, the first byte of a chunk
+_SLACK = 4  # times a chunk's own bytes, by which codecs in a row may make them more
+
+
+def identify(name: str) -> tuple[FileKey, str | None]:
+    """The file that a name means, opened and known, and the dataset in it.
+
+    A Zarr array is known by its metadata file, and ``store.zarr::inner`` names an array in a group.
+
+    Raises
+    ------
+    RegionError : missing, or neither a regular file nor a Zarr array
+    """
+    path, inner = split_name(name)
+    folder = path if inner is None else os.path.join(path, inner)
+    if not os.path.isdir(path):
+        return pool.identify(path), inner
+    if inner is not None and not os.path.realpath(folder).startswith(os.path.realpath(path) + os.sep):
+        raise RegionError(f"{name}: the array does not lie in {path}")
+    for metadata in _ZARR:
+        if os.path.isfile(os.path.join(folder, metadata)):
+            return pool.identify(os.path.join(folder, metadata)), inner
+    return pool.identify(folder), inner
+
+
+def other_pages(key: FileKey, inner: str | None, page: int | str) -> Pages | None:
+    """The pages of a file that is not a TIFF, and whether they are stacked; None for a TIFF.
+
+    Parameters
+    ----------
+    key, inner : what `identify` gave
+    page : which picture of the file, or ``"all"``; arrays have one, whose slices are always stacked
+
+    Raises
+    ------
+    RegionError : damaged, or of no kind that is read
+    """
+    head = pool.read(key, 0, min(key.size, 16))
+    if os.path.basename(key.path) in _ZARR:
+        return _only(zarr_pages(key), key, page)
+    if head.startswith(_HDF5):
+        return _only(hdf5_pages(key, inner), key, page)
+    if inner is not None:
+        raise RegionError(f"{key.path}: is no HDF5 file, so there is no dataset {inner!r} in it")
+    if head.startswith(_NPY):
+        return _only(npy_pages(key), key, page)
+    picture = picture_format(head)
+    if picture is not None:
+        return picture_pages(key, head_of(key), picture, page)
+    if head[:2] not in (b"II", b"MM"):
+        begins = f"begins with {head[:8]!r}" if head else "is empty"
+        raise RegionError(f"{key.path}: {begins}; TIFF, {', '.join(PICTURES)}, .npy, HDF5 and Zarr are read")
+    return None
+
+
+def _only(pages: Pages, key: FileKey, page: int | str) -> Pages:
+    if page not in (0, "all"):
+        raise RegionError(f"{key.path}: holds one array, no page {page}; slices are taken by an index")
+    return pages
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """Decodes segments by reading an array through its library; decoded chunks are shared by its slices.
+
+    Parameters
+    ----------
+    key : the file
+    inner : the dataset in it
+    slices : the slice that the page is, and how many slices lie in one chunk; None where all is one image
+    shape : (height, width, samples) of the page
+    segment : (height, width), pixels
+    dtype : native
+    """
+
+    key: FileKey
+    inner: str | None
+    slices: tuple[int, int] | None
+    shape: tuple[int, int, int]
+    segment: tuple[int, int]
+    dtype: np.dtype[Any]
+    lzw: None = None
+
+    def __call__(self, data: bytes | memoryview, index: int, row: int, column: int) -> NDArray[Any]:
+        """The segment as an array (height, width, samples)."""
+        if self.slices is None:
+            return self._read((), row, column)
+        at, depth = self.slices
+        chunk = self._slab(at, row, column) if depth == 1 else self._shared(at, depth, index, row, column)
+        slab: NDArray[Any] = chunk[at % depth if len(chunk) > 1 else 0]
+        return slab
+
+    def _slab(self, at: int, row: int, column: int) -> NDArray[Any]:
+        return self._read((slice(at, at + 1),), row, column)
+
+    def _shared(self, at: int, depth: int, index: int, row: int, column: int) -> NDArray[Any]:
+        name = (self.key, f"{self.inner} chunk {at // depth}", index)
+        lead = (slice(at // depth * depth, (at // depth + 1) * depth),)
+        return cache.once(name, lambda: self._read(lead, row, column))
+
+    def _read(self, lead: tuple[slice, ...], row: int, column: int) -> NDArray[Any]:
+        y, x = row * self.segment[0], column * self.segment[1]
+        box = (*lead, slice(y, y + self.segment[0]), slice(x, x + self.segment[1]))
+        with opened(self.key, self.inner) as array:
+            block = np.asarray(array[box])
+            # Of a mapped file a copy is kept, never the map.
+            block = block.astype(self.dtype, copy=isinstance(array, np.memmap))
+        height, width = min(self.segment[0], self.shape[0] - y), min(self.segment[1], self.shape[1] - x)
+        return block.reshape(*block.shape[: len(lead)], height, width, self.shape[2])
+
+
+@contextmanager
+def opened(key: FileKey, inner: str | None) -> Iterator[Any]:
+    """The array of a file, open for as long as the block lasts.
+
+    Raises
+    ------
+    RegionError : no such array, or one that lies in another file
+    """
+    if os.path.basename(key.path) in _ZARR:
+        yield _open_zarr(key)
+        return
+    if pool.read(key, 0, len(_NPY)) == _NPY:
+        yield np.load(key.path, mmap_mode="r", allow_pickle=False)
+        return
+    h5py = require("h5py", extra="hdf5")
+    with _readable(key, "HDF5 file"):
+        file = h5py.File(key.path, "r")
+    with file:
+        with _readable(key, "HDF5 file"):
+            array = _dataset(h5py, key, file, inner)
+        yield array
+
+
+@contextmanager
+def _readable(key: FileKey, kind: str) -> Iterator[None]:
+    """Turns what another library raises over a damaged file into `RegionError`."""
+    try:
+        yield
+    except (LazyTilesError, ImportError):
+        raise
+    except (Exception, RecursionError) as error:
+        raise RegionError(unreadable(key.path, kind, error)) from error
+
+
+def _open_zarr(key: FileKey) -> Any:
+    with _readable(key, "Zarr array"):
+        return open_zarr(os.path.dirname(key.path))
+
+
+def open_zarr(folder: str | os.PathLike[str], **options: Any) -> Any:
+    """The Zarr array in a folder, to be read; of its files only regular ones inside the folder are opened.
+
+    Raises
+    ------
+    RegionError : the array, or later one of its chunks, is a link, no regular file, or packed by a codec that
+        runs what it finds
+    LimitError : one of its chunks, decoded, exceeds `max_segment_bytes`
+    """
+    zarr = require("zarr", extra="zarr")
+    store = _inside()(os.fspath(folder), read_only=True)
+    array = zarr.open_array(store=store, mode="r", **options)
+    facts = array.metadata.to_dict()
+    if "pickle" in str([facts.get(name) for name in ("codecs", "filters", "compressor", "compressors")]):
+        raise RegionError(f"{folder}: is packed by a codec that runs what it finds (pickle); refused")
+    check_chunk(folder, array.chunks, np.dtype(array.dtype))
+    packed = [codec for codec in facts.get("codecs", [facts.get("compressor")]) if codec and "crc32c" not in str(codec)]
+    if packed and not array.shards and {"blosc", "zstd"} & {packed[-1].get("name"), packed[-1].get("id")}:
+        store.most = math.prod(array.chunks) * np.dtype(array.dtype).itemsize
+    return array
+
+
+@lru_cache(maxsize=1)
+def _inside() -> Any:
+    """A Zarr store that opens only regular files in its folder, and no chunk that says it unpacks to more than one."""
+    local = require("zarr.storage", extra="zarr").LocalStore
+
+    class Inside(local):  # type: ignore[misc,valid-type]
+        most: int | None = None  # bytes of a whole chunk, of which a packed one tells by its head
+
+        async def get(self, key: str, *args: Any, **options: Any) -> Any:
+            path = os.path.join(self.root, key)
+            if os.path.lexists(path) and not os.path.isdir(path):
+                _check_member(path, os.fspath(self.root), self.most)
+            return await super().get(key, *args, **options)
+
+        async def get_partial_values(self, prototype: Any, key_ranges: Any) -> Any:
+            return [await self.get(key, prototype, span) for key, span in key_ranges]
+
+    return Inside
+
+
+def _check_member(path: str, folder: str, most: int | None) -> None:
+    """Refuse what a Zarr array has no business to be: a link, a FIFO, a chunk that claims more bytes than it has."""
+    if os.path.realpath(path) != os.path.join(os.path.realpath(folder), os.path.relpath(path, folder)):
+        raise RegionError(f"{path}: goes through a link, which may lead anywhere; refused")
+    try:
+        fd = open_plain(path, links=False)
+    except OSError as error:
+        raise RegionError(f"{path}: cannot be opened: {error}") from error
+    try:
+        claimed = unpacked(os.pread(fd, 32, 0)) if most is not None else 0
+        if claimed > _SLACK * max(most or 0, 2**16):
+            raise RegionError(f"{path}: is damaged: a chunk of {most} bytes claims to unpack to {claimed}")
+    finally:
+        os.close(fd)
+
+
+def unpacked(head: bytes) -> int:
+    r"""How many bytes a chunk says that it unpacks to, by its first 32 bytes: of Zstandard and Blosc; else 0.
+
+    RFC 8878 section 3.1.1.1; C-Blosc2, `README_CHUNK_FORMAT.rst`.
+
+    >>> unpacked(b"\x28\xb5\x2f\xfd\xa0\x00\x00\x01\x00"), unpacked(b"\x02\x01\x21\x01\x00\x10\x00\x00")
+    (65536, 4096)
+    """
+    if head[:4] == b"\x28\xb5\x2f\xfd" and len(head) > 4:
+        flags = head[4]
+        at = 5 + (0 if flags & 32 else 1) + (0, 1, 2, 4)[flags & 3]
+        size = (1 if flags & 32 else 0, 2, 4, 8)[flags >> 6]
+        return int.from_bytes(head[at : at + size], "little") + (256 if size == 2 else 0)
+    return int.from_bytes(head[4:8], "little") if head[:1] in _BLOSC and len(head) >= 8 else 0
+
+
+def _dataset(h5py: Any, key: FileKey, file: Any, inner: str | None) -> Any:
+    at = file
+    for part in (inner or "").strip("/").split("/"):
+        link = at.get(part, getlink=True) if isinstance(at, h5py.Group) and part else None
+        if isinstance(link, h5py.ExternalLink):
+            raise RegionError(f"{key.path}: dataset {inner!r} lies in another file, {link.filename}; refused")
+        if isinstance(link, h5py.SoftLink):
+            raise RegionError(f"{key.path}: {part!r} is a link to {link.path}; name that dataset itself")
+        at = None if link is None else at[part]
+    if not isinstance(at, h5py.Dataset):
+        found: list[str] = []
+        file.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
+        there = ", ".join(found[:8]) or "none"
+        raise RegionError(
+            f"{key.path}: has no dataset {inner!r}; it has {there}: name one, as in {os.path.basename(key.path)}::NAME"
+        )
+    if at.is_virtual or at.external:
+        raise RegionError(f"{key.path}: dataset {inner!r} lies in other files; refused")
+    return at
+
+
+def npy_pages(key: FileKey) -> Pages:
+    """The slices of a `.npy` file, mapped; where it is stored column by column, gathered block by block.
+
+    Raises
+    ------
+    RegionError : damaged, cut short, of objects, or column by column behind an address
+    """
+    shape, fortran, stored, offset = npy_header(key, head_of(key))
+    dtype = stored.newbyteorder("=")
+    if not fortran:
+        return pages_of_array(key, "", shape, dtype, offset, stored=stored)
+    if key.is_remote:
+        raise RegionError(
+            f"{key.path}: is stored column by column (Fortran order), which is read from local files only; save "
+            "np.ascontiguousarray of it instead"
+        )
+    return _chunked(key, None, shape, dtype, _one_chunk(shape))
+
+
+def hdf5_pages(key: FileKey, inner: str | None) -> Pages:
+    """The slices of an HDF5 dataset; one that is stored in one piece is mapped."""
+    with opened(key, inner) as array, _readable(key, "HDF5 file"):
+        where = f"{key.path}::{inner}"
+        dtype, shape, offset = plain_dtype(where, array.dtype), array.shape, array.id.get_offset()
+        if array.chunks is None and offset is not None and dtype.kind != "b":
+            return pages_of_array(key, f"::{inner}", shape, dtype, offset, stored=array.dtype)
+        return _chunked(key, inner, shape, dtype, array.chunks or _one_chunk(shape))
+
+
+def zarr_pages(key: FileKey) -> Pages:
+    """The slices of a Zarr array."""
+    array = _open_zarr(key)
+    with _readable(key, "Zarr array"):
+        dtype = plain_dtype(key.path, np.dtype(array.dtype))
+        return _chunked(key, None, tuple(array.shape), dtype, tuple(array.chunks))
+
+
+def _one_chunk(shape: tuple[int, ...]) -> tuple[int, ...]:
+    lead = int(is_stack(shape))
+    return (1,) * lead + tuple(min(n, _WHOLE) for n in shape[lead : lead + 2]) + shape[lead + 2 :]
+
+
+def _chunked(
+    key: FileKey, inner: str | None, shape: tuple[int, ...], dtype: np.dtype[Any], chunks: tuple[int, ...]
+) -> Pages:
+    where = key.path if inner is None else f"{key.path}::{inner}"
+    lead, page_shape = split_shape(where, shape)
+    stacked = is_stack(shape)
+    depth = chunks[0] if stacked else 1
+    segment = (min(chunks[stacked], page_shape[0]), min(chunks[stacked + 1], page_shape[1]))
+
+    def page(k: int) -> Page:
+        slices = (k, depth) if stacked else None
+        codec = Chunks(key, inner, slices, page_shape, segment, dtype)
+        name = "" if inner is None else f"::{inner}"
+        return one_page(
+            key,
+            f"{name}[{k}]" if stacked else name,
+            page_shape,
+            dtype,
+            codec=codec,
+            samples_axis=len(shape) - stacked == 3,
+            segment=segment,
+            size=1,
+        )
+
+    # Chunks that are too large with all their slices are refused as large ones of one slice are.
+    deep = (segment[0] * depth, segment[1])
+    one_page(key, where, page_shape, dtype, codec=None, samples_axis=False, segment=deep, size=1)
+    return [page(k) for k in range(lead)], stacked

@@ -1,0 +1,159 @@
+"""Uncompressed pages: slices of a memory map, or rows read one by one; nothing is decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lazytiles.config import settings
+from lazytiles.errors import LazyTilesError, SegmentError
+from lazytiles.images.files import pool
+from lazytiles.images.page import Page
+from lazytiles.images.plan import Failed, Int64s, Target, Windows
+
+_SMALL_SPAN = 2**16  # bytes of a row-wise read below which what lies between the rows is read along
+
+
+def slice_windows(windows: Windows, numbers: Sequence[int], target: Target, failed: Failed) -> list[int]:
+    """Write windows of uncompressed pages into their targets; the numbers of those that were written.
+
+    Parameters
+    ----------
+    windows : on whatever pages
+    numbers : which of them; their pages are uncompressed
+    target : the array (height, width, bands) of a window, by its number
+    failed : told which windows could not be read, and why
+    """
+    pages, bands = windows.pages, windows.bands
+    maps: dict[int, list[NDArray[Any]] | None] = {}
+    most_maps = max(1, pool.limit() // 2)  # each holds a descriptor of its own
+    finished: list[int] = []
+    boxes, places = windows.boxes.tolist(), windows.page.tolist()
+    for number in numbers:
+        at = places[number]
+        try:
+            if at not in maps:
+                if len(maps) >= most_maps:
+                    maps.clear()
+                maps[at] = _mapped_planes(pages[at])
+            _slice(pages[at], maps[at], boxes[number], bands, target(number))
+        except LazyTilesError as error:
+            failed([number], error)
+            continue
+        finished.append(number)
+    return finished
+
+
+def slice_page(page: Page, boxes: Int64s, bands: tuple[int, ...] | None, targets: Iterable[NDArray[Any]]) -> None:
+    """Write windows (y0, x0, y1, x1) of one uncompressed page into their targets, or raise what stands against it."""
+    planes = _mapped_planes(page)
+    if planes is None:
+        pool.check(page.file)
+    if planes is not None and len(planes) == 1 and bands is None and len(planes[0]) == page.shape[0]:
+        plane = planes[0]  # the loop of most reads: nothing but slices
+        for target, (y0, x0, y1, x1) in zip(targets, boxes.tolist(), strict=True):
+            target[...] = plane[y0:y1, x0:x1]
+    else:
+        for target, box in zip(targets, boxes.tolist(), strict=True):
+            _slice(page, planes, box, bands, target)
+
+
+def cut_windows(page: Page, windows: Int64s, box: Sequence[tuple[int, int]]) -> NDArray[Any] | None:
+    """A box of each of some windows as one new array (n, height, width, samples), by one call; None if it takes more.
+
+    Parameters
+    ----------
+    page : uncompressed, on this machine
+    windows : int64, shape (n, 4), (y0, x0, y1, x1), inside the page
+    box : (start, stop) of rows and columns, inside every window
+    """
+    assert page.raw_offsets is not None
+    (height, width, samples), itemsize = page.shape, page.dtype.itemsize
+    pixel, row, first = samples * itemsize, width * samples * itemsize, page.raw_offsets[0]
+    is_whole = len(page.raw_offsets) == 1 and first + height * row <= page.file.size
+    if not is_whole or not page.stored_dtype.isnative or not settings().mmap:
+        return None
+    (y0, y1), (x0, x1) = box
+    shape = (height - y1 + 1, width - x1 + 1, y1 - y0, x1 - x0, samples)
+    begin, strides = first + y0 * row + x0 * pixel, (row, pixel, row, pixel, itemsize)
+    every = np.ndarray(shape, page.stored_dtype, pool.map(page.file), begin, strides)
+    cut: NDArray[Any] = every[windows[:, 0], windows[:, 1]]
+    return cut
+
+
+def _slice(
+    page: Page,
+    planes: list[NDArray[Any]] | None,
+    box: list[int],
+    bands: tuple[int, ...] | None,
+    target: NDArray[Any],
+) -> None:
+    """One window into its target, from the map or, without one, read row by row."""
+    y0, x0, y1, x1 = box
+    parts = _row_planes(page, y0, y1, x0, x1) if planes is None else [plane[y0:y1, x0:x1] for plane in planes]
+    if len(parts[0]) < y1 - y0:
+        raise _cut_short(page, y1)
+    if len(parts) == 1:
+        target[...] = parts[0] if bands is None else parts[0][..., list(bands)]
+    else:
+        for k, band in enumerate(range(len(parts)) if bands is None else bands):
+            target[..., k] = parts[band][..., 0]
+
+
+def _cut_short(page: Page, row: int) -> SegmentError:
+    return SegmentError(
+        f"{page}: its rows end before row {row}: the file of {page.file.size} bytes is cut short; restore it or "
+        "leave its windows out"
+    )
+
+
+def _mapped_planes(page: Page) -> list[NDArray[Any]] | None:
+    """Each plane as an array over the file's map, as many rows of all as the file holds; None where none is wanted."""
+    assert page.raw_offsets is not None
+    if page.file.is_remote or not settings().mmap:
+        return None
+    view = pool.map(page.file)
+    height, width, _ = page.shape
+    samples = page.segment_samples
+    row_bytes = width * samples * page.dtype.itemsize
+    rows = min(height, max(0, page.file.size - max(page.raw_offsets)) // row_bytes)
+    shape = (rows, width, samples)
+    if not rows:
+        return [np.empty(shape, page.stored_dtype) for _ in page.raw_offsets]
+    return [np.ndarray(shape, page.stored_dtype, view, offset) for offset in page.raw_offsets]
+
+
+def row_ranges(page: Page, box: Sequence[int]) -> list[tuple[str, int, int]]:
+    """The (path, first byte, end) of each row that a window (y0, x0, y1, x1) takes of an uncompressed page."""
+    assert page.raw_offsets is not None
+    y0, x0, y1, x1 = box
+    pixel = page.segment_samples * page.dtype.itemsize
+    starts = [o + (y * page.shape[1] + x0) * pixel for o in page.raw_offsets for y in range(y0, y1)]
+    size = (x1 - x0) * pixel
+    return [(page.file.path, start, start + size) for start in starts if start + size <= page.file.size]
+
+
+def _row_planes(page: Page, y0: int, y1: int, x0: int, x1: int) -> list[NDArray[Any]]:
+    """The rows of one window of each plane, read without a map."""
+    assert page.raw_offsets is not None
+    pixel = page.segment_samples * page.dtype.itemsize
+    row_bytes = page.shape[1] * pixel
+    shape = (y1 - y0, x1 - x0, page.segment_samples)
+    size = (x1 - x0) * pixel
+    planes = []
+    for offset in page.raw_offsets:
+        start = offset + y0 * row_bytes + x0 * pixel
+        span = (y1 - y0 - 1) * row_bytes + size
+        if start + span > page.file.size:
+            planes.append(np.empty((0, *shape[1:]), page.stored_dtype))
+        elif span <= _SMALL_SPAN or size == row_bytes:
+            data = pool.read(page.file, start, span)
+            strides = (row_bytes, pixel, page.dtype.itemsize)
+            planes.append(np.ndarray(shape, page.stored_dtype, data, 0, strides))
+        else:
+            rows = [pool.read(page.file, start + k * row_bytes, size) for k in range(y1 - y0)]
+            planes.append(np.frombuffer(b"".join(rows), page.stored_dtype).reshape(shape))
+    return planes

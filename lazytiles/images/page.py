@@ -1,0 +1,343 @@
+"""The facts of one TIFF page, checked once, as small arrays; no open file stays behind.
+
+tifffile parses the directory; what it would let pass silently (tables too short, damaged types,
+dimensions of zero) is refused here, by name. The layout of the numbers follows TIFF 6.0: segments
+are numbered row-major, plane after plane (section 15), strips being tiles as wide as the image.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from lazytiles.config import settings
+from lazytiles.errors import LimitError, RegionError, unreadable
+from lazytiles.images.codecs import Codec, codec_of
+from lazytiles.images.files import FileKey, pool
+
+MOST_SAMPLES = 1024
+MOST_SEGMENTS = 2**26
+_INTEGER_TYPES = {1, 3, 4, 13, 16, 18}  # BYTE, SHORT, LONG, IFD, LONG8, IFD8
+_PLACE_TAGS = (33550, 33922, 34264)  # ModelPixelScale, ModelTiepoint, ModelTransformation
+_WHOLE_BYTES = {8, 16, 32, 64, 128}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Page:
+    """One image of one file: where its segments lie and how they are decoded.
+
+    Parameters
+    ----------
+    file : identity of the file
+    number : which page of the file, for messages, such as ``"0"`` or ``"0 level 2"``
+    shape : (height, width, samples), pixels
+    dtype : of one decoded sample, native byte order
+    segment : (height, width), pixels, of a whole segment
+    planes : 1 when the samples of a pixel lie together, else one plane per sample
+    offsets, counts : int64, bytes, one per segment; a count of 0 is a missing (sparse) segment, an offset of -1
+        one that is damaged
+    fill : what missing segments hold
+    codec : decodes one segment
+    raw_offsets : bytes, one per plane, when the page is one uncompressed block per plane; else None
+    stored_dtype : dtype with the byte order of the file
+    samples_axis : whether users see a samples axis
+    palette : whether samples are places in a table of colours
+    placed : whether the file says where on the ground its pixels are
+    """
+
+    file: FileKey
+    number: str
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+    segment: tuple[int, int]
+    planes: int
+    offsets: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    fill: float
+    codec: Codec
+    raw_offsets: tuple[int, ...] | None
+    stored_dtype: np.dtype[Any]
+    samples_axis: bool
+    palette: bool = False
+    placed: bool = False
+
+    @property
+    def key(self) -> tuple[FileKey, str]:
+        """What its decoded segments are kept under."""
+        return self.file, self.number
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of segments in one plane."""
+        return -(-self.shape[0] // self.segment[0]), -(-self.shape[1] // self.segment[1])
+
+    @property
+    def segment_samples(self) -> int:
+        """Samples of a pixel that lie in one segment."""
+        return 1 if self.planes > 1 else self.shape[2]
+
+    @property
+    def segment_bytes(self) -> int:
+        """Bytes of one whole segment, decoded."""
+        return self.segment[0] * self.segment[1] * self.segment_samples * self.dtype.itemsize
+
+    @property
+    def is_cut(self) -> NDArray[np.bool_]:
+        """Which segments lie outside the file, by its tags, and so are damaged or cut off."""
+        counts = np.minimum(self.counts, self.segment_bytes) if self.raw_offsets is not None else self.counts
+        cut: NDArray[np.bool_] = (self.offsets < 0) | ((counts > 0) & (self.offsets + counts > self.file.size))
+        return cut
+
+    @property
+    def geometry(self) -> tuple[int, int, int, int, int, int, int, int]:
+        """Segment height and width, grid rows and columns, planes, raw (0 or 1), samples, bytes a sample."""
+        rows, columns = self.grid
+        raw = int(self.raw_offsets is not None)
+        return (*self.segment, rows, columns, self.planes, raw, self.shape[2], self.dtype.itemsize)
+
+    def __str__(self) -> str:
+        return f"{self.file.path} page {self.number}"
+
+
+class _Ranges(io.RawIOBase):
+    """A seekable binary file over positioned reads, as tifffile wants one to parse tags."""
+
+    def __init__(self, key: FileKey) -> None:
+        self._key = key
+        self._at = 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = max(0, offset + (0, self._at, self._key.size)[whence])
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        size = max(0, min(len(buffer), self._key.size - self._at))
+        buffer[:size] = pool.read(self._key, self._at, size)
+        self._at += size
+        return size
+
+
+@contextmanager
+def parsed(key: FileKey) -> Iterator[tifffile.TiffFile]:
+    """The directories of a file, every failure of the parser turned into `RegionError`."""
+    try:
+        with io.BufferedReader(_Ranges(key), 16384) as file, tifffile.TiffFile(file, name=key.path) as tiff:
+            yield tiff
+    except (RegionError, LimitError, ImportError):
+        raise
+    except (Exception, RecursionError) as error:
+        raise RegionError(unreadable(key.path, "TIFF", error)) from error
+
+
+def page_at(tiff: tifffile.TiffFile, index: int) -> tifffile.TiffPage:
+    """The k-th image of the file's main chain."""
+    try:
+        page = tiff.pages[index]
+        return page if isinstance(page, tifffile.TiffPage) else page.aspage()
+    except IndexError:
+        raise RegionError(f"{tiff.filename}: has no page {index}; it has {len(tiff.pages)}") from None
+
+
+def levels_of(tiff: tifffile.TiffFile, index: int) -> list[tifffile.TiffPage]:
+    """The resolutions of the pyramid that a page heads, largest first (SubIFDs, or GDAL overviews)."""
+    head = page_at(tiff, index)
+    reduced = [p for p in head.pages or () if isinstance(p, tifffile.TiffPage)]
+    if not reduced:
+        for k in range(index + 1, len(tiff.pages)):
+            page = page_at(tiff, k)
+            if not page.subfiletype & 5:  # neither an overview nor a mask, which GDAL puts between them
+                break
+            if not page.subfiletype & 4:
+                reduced.append(page)
+    smaller = [p for p in reduced if p.imagewidth < head.imagewidth or p.imagelength < head.imagelength]
+    return [head, *sorted(smaller, key=lambda p: -p.imagewidth * p.imagelength)]
+
+
+def facts(key: FileKey, page: tifffile.TiffPage, number: str) -> Page:
+    """Check a parsed page and take from it what reading needs.
+
+    Raises
+    ------
+    RegionError : a page that is damaged or that no decoder gets right
+    LimitError : segments larger than `max_segment_bytes`
+    """
+    where = f"{key.path} page {number}"
+    shape = _dimensions(where, page)
+    dtype = _sample_type(where, page)
+    planes = shape[2] if page.planarconfig == 2 else 1
+    segment = (
+        (page.tilelength, page.tilewidth) if page.is_tiled else (min(page.rowsperstrip or shape[0], shape[0]), shape[1])
+    )
+    if min(segment) < 1 or max(segment) >= 2**31:
+        raise RegionError(f"{where}: segments of {segment[0]} x {segment[1]} pixels make no sense")
+    expected = planes * -(-shape[0] // segment[0]) * -(-shape[1] // segment[1])
+    if expected > MOST_SEGMENTS:
+        raise LimitError(f"{where}: {expected} segments; at most {MOST_SEGMENTS} are supported")
+    offsets, counts = _tables(where, page, expected, segment, shape, planes)
+    raw = _raw_offsets(page, shape, segment, planes, offsets, counts, dtype)
+    samples = 1 if planes > 1 else shape[2]
+    decoded = segment[0] * segment[1] * samples * dtype.itemsize
+    if raw is None and decoded > settings().max_segment_bytes:
+        raise LimitError(
+            f"{where}: one segment is {decoded} bytes decoded, max_segment_bytes is "
+            f"{settings().max_segment_bytes}; raise it with lazytiles.configure(max_segment_bytes=...)"
+        )
+    return Page(
+        file=key,
+        number=number,
+        shape=shape,
+        dtype=dtype,
+        segment=segment,
+        planes=planes,
+        offsets=offsets,
+        counts=counts,
+        fill=page.nodata,
+        codec=codec_of(page, dtype),
+        raw_offsets=raw,
+        stored_dtype=dtype.newbyteorder(page.parent.byteorder),
+        samples_axis=len(page.shape) == 3,
+        palette=page.photometric == 3,
+        placed=any(code in page.tags for code in _PLACE_TAGS),
+    )
+
+
+def stack_planes(page: Page, count: int) -> list[Page]:
+    """The images of a stack that has one directory and stores them one after the other."""
+    if page.raw_offsets is None:
+        raise RegionError(f"{page}: a stack of {count} images in one page must be uncompressed")
+    size = math.prod(page.shape) * page.dtype.itemsize
+    if max(page.raw_offsets) + size // page.planes + (count - 1) * size > page.file.size:
+        raise RegionError(f"{page}: {count} images of {size} bytes do not fit the file")
+    starts = [tuple(offset + k * size for offset in page.raw_offsets) for k in range(count)]
+    return [replace(page, number=f"{page.number} plane {k}", raw_offsets=start) for k, start in enumerate(starts)]
+
+
+def _dimensions(where: str, page: tifffile.TiffPage) -> tuple[int, int, int]:
+    for code, name in ((256, "ImageWidth"), (257, "ImageLength")):
+        tag = page.tags.get(code)
+        if tag is None:
+            raise RegionError(f"{where}: the tag {name} is missing")
+        if int(tag.dtype) not in _INTEGER_TYPES or tag.count != 1 or not isinstance(tag.value, int):
+            raise RegionError(f"{where}: the tag {name} is damaged: {tag.value!r:.60}")
+    if not (0 < page.imagewidth < 2**31 and 0 < page.imagelength < 2**31):
+        raise RegionError(f"{where}: {page.imagelength} x {page.imagewidth} pixels make no sense")
+    if page.imagedepth != 1 or page.tiledepth != 1:
+        raise RegionError(f"{where}: volumes within one page (ImageDepth {page.imagedepth}) are not supported")
+    if not 1 <= page.samplesperpixel <= MOST_SAMPLES:
+        raise RegionError(f"{where}: {page.samplesperpixel} samples a pixel; 1 to {MOST_SAMPLES} are supported")
+    return page.imagelength, page.imagewidth, page.samplesperpixel
+
+
+def _sample_type(where: str, page: tifffile.TiffPage) -> np.dtype[Any]:
+    bits = page.bitspersample
+    if page.dtype is None or not isinstance(bits, int) or bits < 1:
+        raise RegionError(f"{where}: samples of {bits} bits in format {page.sampleformat!r} are not supported")
+    form = page.tags.valueof(339)
+    if isinstance(form, tuple) and len(set(form)) > 1:
+        raise RegionError(f"{where}: samples of mixed formats {form} are not supported")
+    dtype = np.dtype(page.dtype)
+    if bits == 24 and dtype.kind in "ui" and page.parent.byteorder == "<":
+        raise RegionError(f"{where}: little-endian 24-bit integers are decoded wrongly by tifffile; refused")
+    if page.predictor == 3 and dtype.kind != "f":
+        raise RegionError(f"{where}: the floating-point predictor on {dtype} samples is refused")
+    if page.predictor == 2 and bits not in _WHOLE_BYTES:
+        raise RegionError(f"{where}: the horizontal predictor on {bits}-bit samples is refused")
+    return dtype.newbyteorder("=")
+
+
+def _tables(
+    where: str,
+    page: tifffile.TiffPage,
+    expected: int,
+    segment: tuple[int, int],
+    shape: tuple[int, int, int],
+    planes: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    if page.jpegheader is not None:  # NDPI: tifffile has derived tables of restart intervals
+        return _checked(where, "offsets", page.dataoffsets, expected), _checked(
+            where, "byte counts", page.databytecounts, expected
+        )
+    offsets = _checked(where, "offsets", _table(where, page, (324, 273, 513)), expected)
+    stored = _table(where, page, (325, 279, 514))
+    if page.compression == 1 and not page.is_tiled:
+        # What a writer claims for plain rows is often wrong; what they need is known.
+        rows = np.minimum(segment[0], shape[0] - segment[0] * np.arange(expected // planes))
+        samples = 1 if planes > 1 else shape[2]
+        row_bytes = -(-shape[1] * samples * int(page.bitspersample) // 8)
+        needed = np.tile(rows.astype(np.int64) * row_bytes, planes)
+        counts = _checked(where, "byte counts", stored, expected) if stored else needed
+        return offsets, np.minimum(counts, needed)
+    if not stored:
+        if page.compression not in {2, 3, 4} or expected != 1:
+            raise RegionError(f"{where}: the byte counts of its {expected} segments are missing")
+        stored = page.databytecounts
+    counts = _checked(where, "byte counts", stored, expected)
+    if page.compression in {2, 3, 4} and expected == 1 and counts[0] == 0:
+        counts = _checked(where, "byte counts", page.databytecounts, expected)
+    offsets[(offsets == 0) & (counts > 0)] = -1  # only a byte count of 0 means sparse
+    return offsets, counts
+
+
+def _table(where: str, page: tifffile.TiffPage, codes: Sequence[int]) -> Sequence[int]:
+    for code in codes:
+        tag = page.tags.get(code)
+        if tag is not None:
+            if int(tag.dtype) not in _INTEGER_TYPES:
+                raise RegionError(f"{where}: the tag {tag.name} has the damaged type {tag.dtype!r}")
+            value = tag.value
+            return (value,) if isinstance(value, int) else value
+    return ()
+
+
+def _checked(where: str, name: str, values: Sequence[int], expected: int) -> NDArray[np.int64]:
+    if len(values) < expected:
+        raise RegionError(f"{where}: {expected} segments expected, {len(values)} {name} found")
+    try:
+        table = np.array(values[:expected], dtype=np.int64)
+    except (OverflowError, ValueError, TypeError) as error:
+        raise RegionError(f"{where}: its {name} are damaged: {error}") from error
+    if table.min() < 0:
+        raise RegionError(f"{where}: negative {name}")
+    return table
+
+
+def _raw_offsets(
+    page: tifffile.TiffPage,
+    shape: tuple[int, int, int],
+    segment: tuple[int, int],
+    planes: int,
+    offsets: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    dtype: np.dtype[Any],
+) -> tuple[int, ...] | None:
+    """Where each plane begins, if all its strips lie one after the other as plain samples."""
+    plain = page.compression == 1 and page.predictor == 1 and page.fillorder == 1 and not page.is_subsampled
+    exact = page.bitspersample == dtype.itemsize * 8 and page.sampleformat not in {5}
+    if not (plain and exact) or (page.is_tiled and segment[1] != shape[1]):
+        return None
+    if page.is_tiled and shape[0] % segment[0]:
+        return None
+    row_bytes = shape[1] * (1 if planes > 1 else shape[2]) * dtype.itemsize
+    starts = np.arange(len(offsets) // planes, dtype=np.int64) * segment[0] * row_bytes
+    table, sizes = offsets.reshape(planes, -1), counts.reshape(planes, -1)
+    rows = np.minimum(segment[0], shape[0] - segment[0] * np.arange(table.shape[1]))
+    if (table[:, :1] <= 0).any() or (table - table[:, :1] != starts).any() or (sizes < rows * row_bytes).any():
+        return None
+    return tuple(int(offset) for offset in table[:, 0])

@@ -1,0 +1,349 @@
+"""Files beside TIFF as pages: `.npy`, and PNG, JPEG and their like, which are one segment each."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageMode
+
+from lazytiles.config import settings
+from lazytiles.errors import LazyTilesError, LimitError, RegionError, unreadable
+from lazytiles.images.codecs import Codec
+from lazytiles.images.files import FileKey, pool
+from lazytiles.images.page import MOST_SAMPLES, Page
+from lazytiles.images.page import _Ranges as Ranges
+
+# First bytes of what Pillow may open: of formats that run programs (EPS) or have no mark (TGA) it may not.
+_MARKS = (
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"GIF8", "GIF"),
+    (b"BM", "BMP"),
+    (b"\x00\x00\x00\x0cjP  ", "JPEG2000"),
+    (b"\xff\x4f\xff\x51", "JPEG2000"),
+    (b"qoif", "QOI"),
+    *((f"P{k}".encode(), "PPM") for k in "123456f"),
+)
+PICTURES = (*dict.fromkeys(name for _, name in _MARKS), "WEBP")
+_HEAD = 65536
+_LAST_AXIS = 16  # a last axis of at most this is samples, a longer one is columns
+
+Pages = tuple[list[Page], bool]
+"""The pages of a region, and whether they are stacked along a leading axis."""
+
+
+def picture_format(head: bytes) -> str | None:
+    r"""The format of a picture by its first bytes, None for all others.
+
+    >>> picture_format(b"\x89PNG\r\n\x1a\n"), picture_format(b"II*\0")
+    ('PNG', None)
+    """
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    return next((name for mark, name in _MARKS if head.startswith(mark)), None)
+
+
+def head_of(key: FileKey) -> bytes:
+    """The first bytes of a file, at most 64 KiB."""
+    return pool.read(key, 0, min(key.size, _HEAD))
+
+
+def pages_of_array(
+    key: FileKey,
+    number: str,
+    shape: Sequence[int],
+    dtype: np.dtype[Any],
+    offset: int,
+    *,
+    stored: np.dtype[Any],
+) -> Pages:
+    """Pages over plain samples that lie one after the other in a file, C order, from a byte offset on.
+
+    Parameters
+    ----------
+    key : the file
+    number : name of the array, for messages
+    shape : `(H, W)`, `(H, W, S)` (S at most 16), `(Z, H, W)` or `(Z, H, W, S)`
+    dtype, stored : in native byte order, and as it is in the file
+    offset : of the first sample, bytes
+
+    Raises
+    ------
+    RegionError : another number of axes, an empty array, or more bytes than the file has
+    """
+    lead, inner = split_shape(f"{key.path} {number}".rstrip(), shape)
+    page_bytes = math.prod(inner) * dtype.itemsize
+    check_room(key, lead * page_bytes, offset)
+    stacked = is_stack(shape)
+    pages = [
+        one_page(
+            key,
+            f"{number}[{k}]" if stacked else number,
+            inner,
+            dtype,
+            codec=_Plain(),
+            samples_axis=len(shape) - stacked == 3,
+            raw=offset + k * page_bytes,
+            stored=stored,
+        )
+        for k in range(lead)
+    ]
+    return pages, stacked
+
+
+def is_stack(shape: Sequence[int]) -> bool:
+    """Whether the first axis of an array counts slices.
+
+    >>> is_stack((64, 64, 3)), is_stack((3, 64, 64)), is_stack((3, 64, 64, 2))
+    (False, True, True)
+    """
+    return len(shape) == 4 or (len(shape) == 3 and shape[2] > _LAST_AXIS)
+
+
+def split_shape(where: str, shape: Sequence[int]) -> tuple[int, tuple[int, int, int]]:
+    """Number of slices, and (height, width, samples) of one, of an array of 2 to 4 axes.
+
+    >>> split_shape("a.npy", (64, 32)), split_shape("a.npy", (5, 64, 32))
+    ((1, (64, 32, 1)), (5, (64, 32, 1)))
+    """
+    if not 2 <= len(shape) <= 4 or min(shape) < 1:
+        raise RegionError(
+            f"{where}: is an array of shape {tuple(shape)}; a region has 2 to 4 axes, (H, W), (H, W, S), "
+            "(Z, H, W) or (Z, H, W, S), and pixels"
+        )
+    lead = shape[0] if is_stack(shape) else 1
+    inner = tuple(shape[1:] if is_stack(shape) else shape)
+    height, width, samples = (*inner, 1)[:3]
+    if samples > MOST_SAMPLES:
+        raise RegionError(f"{where}: {samples} samples a pixel; 1 to {MOST_SAMPLES} are supported")
+    return lead, (height, width, samples)
+
+
+def one_page(
+    key: FileKey,
+    number: str,
+    shape: tuple[int, int, int],
+    dtype: np.dtype[Any],
+    *,
+    codec: Any,
+    samples_axis: bool,
+    segment: tuple[int, int] | None = None,
+    size: int | None = None,
+    raw: int | None = None,
+    stored: np.dtype[Any] | None = None,
+) -> Page:
+    """The facts of one image that is not a TIFF page.
+
+    Parameters
+    ----------
+    shape : (height, width, samples), pixels
+    codec : decodes one segment, called as `Codec` is
+    segment : (height, width), pixels; by default the whole image
+    size : bytes from the file's start that each segment is decoded from; by default all
+    raw : offset of plain samples, bytes; None for decoded ones
+    """
+    segment = segment or shape[:2]
+    nbytes = math.prod(segment) * shape[2] * dtype.itemsize
+    limit = settings().max_segment_bytes
+    if raw is None and max(nbytes, key.size if size is None else 0) > limit:
+        raise LimitError(
+            f"{key.path}: {nbytes} bytes, decoded as a whole from a file of {key.size}, max_segment_bytes is "
+            f"{limit}; raise it with lazytiles.configure(max_segment_bytes=...)"
+        )
+    count = -(-shape[0] // segment[0]) * -(-shape[1] // segment[1])
+    return Page(
+        file=key,
+        number=number,
+        shape=shape,
+        dtype=dtype,
+        segment=segment,
+        planes=1,
+        offsets=np.full(count, raw or 0, np.int64),
+        counts=np.full(count, nbytes if raw is not None else key.size if size is None else size, np.int64),
+        fill=0,
+        codec=cast(Codec, codec),
+        raw_offsets=None if raw is None else (raw,),
+        stored_dtype=stored or dtype,
+        samples_axis=samples_axis,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Plain:
+    """What stands for the codec of samples that are stored as they are."""
+
+    lzw: None = None
+
+
+def npy_header(key: FileKey, head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, whether it is stored column by column, dtype in the file, and offset of the first sample, of a `.npy`.
+
+    Raises
+    ------
+    RegionError : damaged, cut short, or of objects
+    """
+    file = io.BytesIO(head)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, fortran, stored = read(file)
+    except Exception as error:
+        raise RegionError(unreadable(key.path, ".npy file", error)) from error
+    check_room(key, math.prod(shape) * plain_dtype(key.path, stored).itemsize, file.tell())
+    return shape, fortran and len(shape) > 1, stored, file.tell()
+
+
+def check_room(key: FileKey, nbytes: int, offset: int) -> None:
+    """Refuse a file that ends before its samples do."""
+    if offset + nbytes > key.size:
+        raise RegionError(f"{key.path}: {nbytes} bytes at {offset} are cut short: the file has {key.size}")
+
+
+def plain_dtype(where: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype in native byte order, if it is numbers or booleans.
+
+    >>> plain_dtype("a.npy", np.dtype(">u2"))
+    dtype('uint16')
+    """
+    if dtype.kind not in "biufc" or dtype.hasobject:
+        raise RegionError(f"{where}: holds {dtype}, not numbers; pickled objects are never loaded")
+    return dtype.newbyteorder("=")
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """Decodes a whole picture.
+
+    Parameters
+    ----------
+    format : as Pillow names it
+    frame : which picture of the file
+    shape, dtype : (height, width, samples) and dtype that its header promises
+    deep : whether it is a PNG of 16-bit colours, which Pillow would cut to 8
+    """
+
+    format: str
+    frame: int
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+    deep: bool
+    lzw: None = None
+
+    def __call__(self, data: bytes | memoryview, index: int, row: int, column: int) -> NDArray[Any]:
+        """The picture as an array (height, width, samples)."""
+        if self.format == "JPEG":
+            check_end(bytes(data))
+        if self.deep:
+            array = imagecodecs.png_decode(bytes(data))
+        else:
+            with opened_picture(io.BytesIO(data), self.format) as image:
+                image.seek(self.frame)
+                array = np.asarray(image)
+        array = array[..., np.newaxis] if array.ndim == 2 else array
+        if array.shape != self.shape or array.dtype.newbyteorder("=") != self.dtype:
+            raise ValueError(f"holds {array.shape} {array.dtype}, its header says {self.shape} {self.dtype}")
+        return array.astype(self.dtype, copy=False)
+
+
+def picture_pages(key: FileKey, head: bytes, format: str, page: int | str) -> Pages:  # noqa: A002
+    """The pictures of a PNG, JPEG, GIF, BMP, PPM, WebP, JPEG 2000 or QOI file; only headers are read.
+
+    Samples are what Pillow gives: palettes stay indices, an orientation in EXIF is not applied. PNG files of
+    16-bit colours keep their 16 bits.
+
+    Raises
+    ------
+    RegionError : damaged, or no such page
+    LimitError : decoded it would exceed `max_segment_bytes`
+    """
+    try:
+        file = io.BufferedReader(Ranges(key))
+        with file, opened_picture(file, format) as image:
+            frames = int(getattr(image, "n_frames", 1))
+            numbers = range(frames) if page == "all" else [int(page)]
+            if numbers[-1] >= frames:
+                raise RegionError(f"{key.path}: has no page {page}; it has {frames}")
+            pages = [_picture(key, head, image, format, number) for number in numbers]
+    except (LazyTilesError, ImportError):
+        raise
+    except Exception as error:
+        raise RegionError(unreadable(key.path, format, error)) from error
+    for other in pages[1:]:
+        if (other.shape, other.dtype) != (pages[0].shape, pages[0].dtype):
+            raise RegionError(f"{other}: is {other.shape} {other.dtype}, page 0 is {pages[0].shape} {pages[0].dtype}")
+    return pages, page == "all"
+
+
+def _picture(key: FileKey, data: bytes, image: Image.Image, format: str, frame: int) -> Page:  # noqa: A002
+    if frame:
+        image.seek(frame)
+    mode = ImageMode.getmode(image.mode)
+    samples, dtype = len(mode.bands), np.dtype(mode.typestr).newbyteorder("=")
+    deep = format == "PNG" and data[24] == 16 and data[25] in (2, 4, 6)
+    if deep:
+        samples, dtype = {2: 3, 4: 2, 6: 4}[data[25]], np.dtype(np.uint16)
+        imagecodecs.png_decode  # noqa: B018  # imported now: a failure would look like damage later
+    if format == "JPEG2000" and _bits_j2k(data) > 8 and samples > 1:
+        raise RegionError(f"{key.path}: JPEG 2000 colours of more than 8 bits are cut by Pillow; refused")
+    shape = (image.height, image.width, samples)
+    codec = Picture(format, frame, shape, dtype, deep)
+    page = one_page(key, str(frame), shape, dtype, codec=codec, samples_axis=samples > 1)
+    return replace(page, palette=image.mode in ("P", "PA"))
+
+
+def opened_picture(file: Any, format: str) -> Image.Image:  # noqa: A002
+    """The picture in a binary file, by the plugin of its format, its pixels not decoded yet.
+
+    `Image.open` would refuse it by a number of pixels for the whole process; ours is a number of bytes, which
+    `one_page` checks.
+    """
+    if format not in Image.OPEN:
+        Image.init()
+    if format not in Image.OPEN:
+        raise ValueError(f"this Pillow has no reader of {format}")
+    return Image.OPEN[format][0](file, "")
+
+
+def _bits_j2k(data: bytes) -> int:
+    """Bits of the first component (ITU T.800, A.5.1)."""
+    at = data.find(b"\xff\x4f\xff\x51")
+    return (data[at + 42] & 0x7F) + 1 if 0 <= at < len(data) - 42 else 0
+
+
+def check_end(data: bytes) -> None:
+    r"""See that a JPEG file has its end marker behind its image, whatever trails it.
+
+    Raises
+    ------
+    ValueError : cut short
+
+    >>> check_end(b"\xff\xd8\xff\xda\x00\x02")
+    Traceback (most recent call last):
+    ValueError: the JPEG stream is cut short: no end marker
+    """
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        at += 1 if data[at + 1] == 0xFF else 2 + struct.unpack_from(">H", data, at + 2)[0]
+    if data.find(b"\xff\xd9", at) < 0:
+        raise ValueError("the JPEG stream is cut short: no end marker")
+
+
+def split_name(name: str) -> tuple[str, str | None]:
+    """The file and, behind ``::``, the dataset in it.
+
+    >>> split_name("scan.h5::entry/data"), split_name("a.tif")
+    (('scan.h5', 'entry/data'), ('a.tif', None))
+    """
+    if "://" in name:
+        return name, None
+    path, mark, inner = name.partition("::")
+    return (path, inner) if mark and not os.path.lexists(name) else (name, None)

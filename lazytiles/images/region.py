@@ -1,0 +1,398 @@
+"""`Region`: one image file as a lazy NumPy array."""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lazytiles.doors import RegionDoors
+from lazytiles.errors import LazyTilesError, RegionError
+from lazytiles.images.containers import identify, other_pages
+from lazytiles.images.files import FileKey, pool
+from lazytiles.images.page import Page, facts, levels_of, page_at, parsed, stack_planes
+from lazytiles.images.plan import Plan, Windows, plan
+from lazytiles.images.reader import check_limit, read
+from lazytiles.images.resample import to_integers
+from lazytiles.indexing.lazy import LazyArray
+from lazytiles.indexing.requests import Request, request
+
+Int64s = NDArray[np.int64]
+Bands = Sequence[int] | str | None
+Where = tuple[str | None, int | str, int]  # dataset, page, level
+
+LUMA = (299, 587, 114)  # thousandths of red, green and blue: ITU-R BT.601, as Pillow and OpenCV weigh them
+
+
+class Region(RegionDoors, LazyArray):
+    """One image file as a lazy array `(H, W)` or `(H, W, S)`, or a stack of such images.
+
+    Made by `open_region`. It takes every key that NumPy takes, and decodes only the segments under it.
+
+    Attributes
+    ----------
+    shape : (height, width), pixels, with samples behind and the number of pages before where there are any
+    dtype : of a sample, native byte order
+    axes : a letter an axis: ``P`` pages, ``Y`` rows, ``X`` columns, ``S`` samples
+    chunks : the segment's shape, along the same axes
+    levels : shapes of the pyramid that the page heads, largest first
+    path : the file
+
+    Notes
+    -----
+    Any number of threads may read at once. A region holds no open file and no pixels; pickled, it
+    carries its path and what was asked for, and refuses a file that has changed meanwhile.
+    """
+
+    def __init__(
+        self,
+        pages: Sequence[Page],
+        *,
+        stacked: bool,
+        bands: tuple[int, ...] | None,
+        gray: bool,
+        reopen: Any,
+        has_samples: bool = False,
+    ) -> None:
+        self.pages = tuple(pages)
+        self.bands = bands
+        self.gray = gray
+        self._stacked = stacked
+        self._reopen = reopen
+        self._levels: tuple[tuple[int, ...], ...] | None = None
+        first = self.pages[0]
+        height, width, samples = first.shape
+        wanted = 1 if gray else samples if bands is None else len(bands)
+        self._has_samples = has_samples or ((first.samples_axis or wanted > 1) and not gray)
+        self._inner = (height, width, wanted)
+        self.dtype = first.dtype
+        pages_axis = (len(self.pages),) if stacked else ()
+        self.shape: tuple[int, ...] = pages_axis + (self._inner if self._has_samples else self._inner[:2])
+        self.axes = ("P" if stacked else "") + ("YXS" if self._has_samples else "YX")
+        segment = (*first.segment, 1 if first.planes > 1 else wanted)
+        self.chunks: tuple[int, ...] = ((1,) if stacked else ()) + segment[: 3 if self._has_samples else 2]
+
+    @property
+    def path(self) -> str:
+        """The file."""
+        return self.pages[0].file.path
+
+    @property
+    def levels(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes (height, width) of the pyramid that the page heads, largest first."""
+        if self._levels is None:
+            self._levels = _level_shapes(*self._reopen)
+        return self._levels
+
+    @property
+    def inner_shape(self) -> tuple[int, int, int]:
+        """(height, width, samples) of one image, the samples axis always there."""
+        return self._inner
+
+    def with_samples(self) -> Region:
+        """The same image with its axis of samples, (H, W, S), also where there is but one sample a pixel."""
+        how: Any = {"stacked": self._stacked, "bands": self.bands, "gray": self.gray, "reopen": self._reopen}
+        return Region(self.pages, **how, has_samples=True)
+
+    def __getitem__(self, key: Any) -> Any:
+        asked = self._request(key)
+        return asked.finish(self._block(asked))
+
+    def plan(self, key: Any = ...) -> Plan:
+        """What `region[key]` would read: segments, bytes read, decoded and delivered; nothing is read.
+
+        Parameters
+        ----------
+        key : anything NumPy takes
+        """
+        return plan(self._windows(self._request(key))[0])
+
+    def take(
+        self, indices: NDArray[np.int64], out: NDArray[Any] | None = None, *, threads: int | None = None
+    ) -> NDArray[Any]:
+        """The elements along the first axis at some positions, as one array."""
+        asked = request(np.asarray(indices), self.shape, row_axes=int(self._stacked), cells=self._cells())
+        block: NDArray[Any] = asked.finish(self._block(asked, threads=threads))
+        if out is None:
+            return block
+        out[...] = block
+        return out
+
+    def __repr__(self) -> str:
+        first = self.pages[0]
+        return f"<Region {self.path!r}: {self.shape} {self.dtype}, segments of {first.segment}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        key = self.pages[0].file
+        return _reopened, (key, self._reopen[1:], self.bands, self.gray, self._has_samples)
+
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        key = self.pages[0].file
+        numbers = tuple(page.number for page in self.pages)
+        return "lazytiles.Region", key.path, key.size, key.mtime_ns, numbers, self.bands, self.gray, self.shape
+
+    def _cells(self) -> tuple[int | None, ...]:
+        cells = (*self.pages[0].segment, None)
+        return cells if self._has_samples else cells[:2]
+
+    def _request(self, key: Any) -> Request:
+        return request(key, self.shape, row_axes=int(self._stacked), cells=self._cells())
+
+    def _windows(self, asked: Request) -> tuple[Windows, tuple[int, int] | None]:
+        """The windows of a request, and the samples to cut from what they hold (None: they hold just those)."""
+        n = asked.n
+        page = asked.rows[0] if self._stacked else np.zeros(n, dtype=np.int64)
+        (y0, y1), (x0, x1) = asked.box[:2]
+        boxes = np.tile(np.array([y0, x0, y1, x1], dtype=np.int64), (n, 1))
+        if asked.origins is not None:
+            boxes += asked.origins[:, [0, 1, 0, 1]]
+        bands, cut = self.bands, None
+        if self._has_samples:
+            low, high = asked.box[2]
+            if asked.origins is not None and asked.origins[:, 2].any():
+                low, high = 0, self._inner[2]
+                cut = asked.box[2]
+            if (low, high) != (0, self._inner[2]):
+                bands = tuple(range(self.pages[0].shape[2]) if bands is None else bands)[low:high]
+        return Windows(self.pages, page, boxes, None if self.gray else bands), cut
+
+    def _block(self, asked: Request, *, threads: int | None = None) -> NDArray[Any]:
+        shape = asked.block_shape
+        check_limit(int(np.prod(shape, dtype=np.int64)) * self.dtype.itemsize, "a read of {} from {}", shape, self.path)
+        windows, cut = self._windows(asked)
+        if not all(shape):
+            return np.empty(shape, self.dtype)
+        samples = self.pages[0].shape[2] if self.gray or windows.bands is None else len(windows.bands)
+        block = read_windows(windows, (shape[1], shape[2], samples), self.dtype, threads=threads)
+        if self.gray:
+            block = to_gray(block)
+        if cut is not None:
+            assert asked.origins is not None
+            chosen = asked.origins[:, 2, None] + np.arange(*cut)
+            block = np.take_along_axis(block, chosen[:, None, None, :], axis=3)
+        return block if self._has_samples else block[..., 0]
+
+
+def read_windows(
+    windows: Windows, inner: tuple[int, int, int], dtype: np.dtype[Any], *, threads: int | None = None
+) -> NDArray[Any]:
+    """Windows of one size as one new array (n, *inner); the first that cannot be read raises its error."""
+    out = np.empty((len(windows), *inner), dtype)
+    errors: dict[int, LazyTilesError] = {}
+    stop = threading.Event()
+
+    def failed(numbers: Sequence[int], error: LazyTilesError) -> None:
+        errors[min(numbers, default=-1)] = error
+        stop.set()
+
+    read(plan(windows), out.__getitem__, lambda numbers: None, failed, threads=threads, stop=stop)
+    if errors:
+        raise errors[min(errors)]
+    return out
+
+
+def to_gray(block: NDArray[Any]) -> NDArray[Any]:
+    """Red, green and blue as one luminance band (ITU-R BT.601), dtype kept; one band stays what it is.
+
+    Parameters
+    ----------
+    block : array (..., samples) of a page that `bands_read` lets pass; a fourth sample, opacity, is left out
+    """
+    if block.shape[-1] == 1:
+        return block
+    # Pixel by pixel: a matrix product rounds in another order in a block of another size.
+    whole = block.dtype.kind in "ui"
+    if whole and block.dtype.itemsize <= 4:  # exact
+        red, green, blue = (block[..., k] * np.int64(weight) for k, weight in enumerate(LUMA))
+        return ((red + green + blue + 500) // 1000).astype(block.dtype)[..., None]
+    with np.errstate(invalid="ignore"):  # infinities
+        parts = [block[..., k] * np.float64(weight / 1000) for k, weight in enumerate(LUMA)]
+        luminance: NDArray[Any] = parts[0] + parts[1] + parts[2]
+    gray = to_integers(luminance, block.dtype) if whole else luminance.astype(block.dtype)
+    return gray[..., None]
+
+
+def bands_read(page: Page, bands: tuple[int, ...] | str | None, gray: bool) -> tuple[int, ...]:
+    """Which samples of a page become bands, in their order; images of one array must agree in them.
+
+    Parameters
+    ----------
+    page : of an image
+    bands : as `asked_bands` gives them: negative ones from the last; ``"rgb"`` for red, green and blue; None for all
+    gray : whether they become one luminance band, which is 0
+
+    Raises
+    ------
+    RegionError : the page has no such samples; the message says what it has
+    """
+    samples = page.shape[2]
+    if gray or bands == "rgb":
+        asked = "gray=True" if gray else 'bands="rgb"'
+        if page.palette:
+            raise RegionError(f"{page}: {asked} makes no sense of a palette's indices; convert it to colours")
+        if samples not in (1, 3, 4):
+            raise RegionError(f"{page}: {asked} needs images of 1, 3 or 4 samples, not {samples}; choose by bands=[k]")
+        if gray and samples > 1 and page.dtype.kind not in "uif":
+            raise RegionError(f"{page}: gray=True makes no sense of {page.dtype} samples; choose one by bands=[k]")
+        return (0,) if gray else (0, 1, 2)
+    if bands is None or isinstance(bands, str):
+        return tuple(range(samples))
+    if not bands or any(not -samples <= band < samples for band in bands):
+        raise RegionError(f"{page}: bands {list(bands)} asked for; it has bands 0 to {samples - 1}")
+    return tuple(band % samples for band in bands)
+
+
+def check_resample(page: Page, method: str | None) -> None:
+    """Refuse a page whose samples a method of resampling would mix up.
+
+    Raises
+    ------
+    RegionError : a palette's indices, booleans or complex numbers, and a method that is not ``"nearest"``
+    """
+    if method in (None, "nearest") or (page.dtype.kind in "uif" and not page.palette):
+        return
+    what = "a palette's indices" if page.palette else f"{page.dtype} samples"
+    raise RegionError(f"{page}: {method} resampling of {what} makes no sense; pass resample='nearest'")
+
+
+def to_rgb(block: NDArray[Any]) -> NDArray[Any]:
+    """Red, green and blue of pixels that `bands_read` lets pass: gray repeated, a fourth sample left out."""
+    return block.repeat(3, axis=-1) if block.shape[-1] == 1 else block[..., :3]
+
+
+def open_region(
+    path: str | os.PathLike[str],
+    *,
+    page: int | str = 0,
+    level: int = 0,
+    bands: Bands = None,
+    gray: bool = False,
+) -> Region:
+    """One image file as a lazy array; its tags are read and checked, no pixel is decoded.
+
+    Parameters
+    ----------
+    path : the file: a TIFF, PNG, JPEG and the like, ``.npy``, a Zarr array, or ``file.h5::dataset``
+    page : which image of the file, or ``"all"`` to stack images of one shape along a leading axis
+    level : which resolution of the pyramid that the page heads; 0 is full resolution
+    bands : which samples, in this order; default all; or ``"rgb"``: red, green and blue of an image of one, three or
+        four samples, gray repeated and opacity left out
+    gray : whether red, green and blue become one luminance band
+
+    Returns
+    -------
+    Region of shape (H, W) or (H, W, S), samples last however the file stores them
+
+    Raises
+    ------
+    RegionError : missing, not a regular file, damaged, or of a kind that no decoder gets right
+    LimitError : its segments are larger than `max_segment_bytes`
+    """
+    name = os.fspath(path)
+    where = page if page == "all" else _from_zero("page", page, " or 'all'"), _from_zero("level", level, "")
+    chosen = asked_bands(bands)
+    key, inner = identify(name)
+    return _region(key, (inner, *where), chosen, gray)
+
+
+def _from_zero(name: str, value: Any, others: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+        raise ValueError(f"{name} must be an index from 0{others}, not {value!r}")
+    return int(value)
+
+
+def asked_bands(bands: Any) -> tuple[int, ...] | str | None:
+    """The given bands as plain integers, ``"rgb"`` or None; True and False are no numbers of bands.
+
+    Raises
+    ------
+    ValueError : they are something else
+    """
+    if bands is None or (isinstance(bands, str) and bands == "rgb"):
+        return bands
+    try:
+        if not any(isinstance(band, bool | np.bool_) for band in bands):
+            return tuple(operator.index(band) for band in bands)
+    except TypeError:
+        pass
+    raise ValueError(f'bands are a list of integers, such as [0, 2], not {bands!r}; or "rgb"')
+
+
+def _region(key: FileKey, where: Where, bands: tuple[int, ...] | str | None, gray: bool) -> Region:
+    pages, stacked = _open_pages(key, *where)
+    if bands is not None and gray:
+        raise ValueError("pass bands= or gray=True, not both")
+    read = bands_read(pages[0], bands, gray)
+    if bands == "rgb" and pages[0].shape[2] == 1:
+        read = (0, 0, 0)
+    chosen = None if bands is None else read
+    return Region(pages, stacked=stacked, bands=chosen, gray=gray, reopen=(key, *where))
+
+
+def _open_pages(key: FileKey, inner: str | None, page: int | str, level: int) -> tuple[list[Page], bool]:
+    other = other_pages(key, inner, page)
+    if other is not None:
+        if level:
+            raise RegionError(f"{key.path}: has no level {level}; it has levels 0 to 0")
+        return other
+    with parsed(key) as tiff:
+        if page == "all":
+            if level:
+                raise RegionError(f"{key.path}: level={level} together with page='all' is not supported")
+            return _all_pages(key, tiff), True
+        if not level:
+            return [facts(key, page_at(tiff, int(page)), str(page))], False
+        levels = levels_of(tiff, int(page))
+        if level >= len(levels):
+            raise RegionError(f"{key.path} page {page}: has no level {level}; it has levels 0 to {len(levels) - 1}")
+        return [facts(key, levels[level], f"{page} level {level}")], False
+
+
+def _all_pages(key: FileKey, tiff: Any) -> list[Page]:
+    images = _images_in_one_page(tiff) if len(tiff.pages) == 1 else 1
+    if images > 1:
+        return stack_planes(facts(key, page_at(tiff, 0), "0"), images)
+    pages = [(k, page_at(tiff, k)) for k in range(len(tiff.pages))]
+    chosen = [facts(key, p, str(k)) for k, p in pages if not p.subfiletype & 5]  # neither overviews nor masks
+    if not chosen:
+        raise RegionError(f"{key.path}: has no full-resolution page")
+    for other in chosen[1:]:
+        if (other.shape, other.dtype) != (chosen[0].shape, chosen[0].dtype):
+            raise RegionError(
+                f"{other}: is {other.shape} {other.dtype}, page {chosen[0].number} is {chosen[0].shape} "
+                f"{chosen[0].dtype}; pages of one shape stack, open others by page=k"
+            )
+    return chosen
+
+
+def _images_in_one_page(tiff: Any) -> int:
+    """How many images the only directory of a file stands for, as ImageJ and tifffile may write a stack."""
+    if tiff.is_imagej and tiff.imagej_metadata:
+        return int(tiff.imagej_metadata.get("images", 1))
+    shaped = tiff.shaped_metadata
+    if shaped and shaped[0].get("truncated"):
+        return int(math.prod(shaped[0]["shape"])) // math.prod(page_at(tiff, 0).shape)
+    return 1
+
+
+def _level_shapes(key: FileKey, inner: str | None, page: int | str, level: int) -> tuple[tuple[int, ...], ...]:
+    other = other_pages(key, inner, page)
+    if page == "all" or other is not None:
+        return () if other is None or other[1] else (other[0][0].shape[:2],)
+    with parsed(key) as tiff:
+        return tuple((p.imagelength, p.imagewidth) for p in levels_of(tiff, int(page)))
+
+
+def _reopened(key: FileKey, where: Where, bands: tuple[int, ...] | None, gray: bool, has_samples: bool) -> Region:
+    here = pool.identify(key.path)
+    # Device and inode are left out: each host numbers those of a shared file system in its own way.
+    if (here.size, here.mtime_ns) != (key.size, key.mtime_ns):
+        raise key.changed()
+    region = _region(here, where, bands, gray)
+    return region.with_samples() if has_samples else region

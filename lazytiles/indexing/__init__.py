@@ -1,0 +1,1 @@
+"""Keys, windows, tilings, orders: integers only, no file."""

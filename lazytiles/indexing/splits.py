@@ -1,0 +1,298 @@
+"""Splits and folds by group and by class, and the pairs of windows that leak from one side to the other.
+
+The rules are functions of arrays and a seed; `split_rows`, `kfold_rows` and `leakage` apply them to anything
+that has a length, an `order` and a `table` as `MultiSourceArray` has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lazytiles.indexing.keys import Int64s
+from lazytiles.indexing.orders import permutation, ranks_of
+from lazytiles.indexing.overlaps import overlapping_pairs
+from lazytiles.indexing.windows import boxes_from_windows, shared_pixels
+from lazytiles.manifests.paths import region_column
+
+_EVERYWHERE = 2**30  # the end of a window that is a whole image of a size not known
+
+
+def split_groups(
+    groups: ArrayLike | None, fraction: float, *, seed: int, n: int, stratify: ArrayLike | None = None
+) -> tuple[Int64s, Int64s]:
+    """Two disjoint parts of n samples, the first of about ``fraction * n``; no group is in both.
+
+    Without groups the first part are the first samples of a permutation, with `stratify` those of each class.
+    With groups each in turn, in the order of a permutation, joins the first part if that brings the part
+    nearer to its size; with `stratify`, nearer to its size in each class (squared distances, relative to the
+    classes).  Neither part is left empty.
+
+    Parameters
+    ----------
+    groups : array, shape (n,), or None
+    fraction : share of the samples in the first part, above 0 and below 1
+    seed : the split is a function of it, of the groups and of the classes
+    n : number of samples, at least 2
+    stratify : array, shape (n,) of classes or (n, k) whose distinct rows are the classes, or None
+
+    Returns
+    -------
+    two int64 arrays of positions, ascending, together ``0..n-1``
+
+    Raises
+    ------
+    ValueError : a fraction outside, fewer than two samples or groups, arrays of another length
+
+    >>> first, second = split_groups(["a", "a", "b", "b", "c", "c"], 2 / 3, seed=0, n=6)
+    >>> first, second
+    (array([0, 1, 2, 3]), array([4, 5]))
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction={fraction} is the share of the first part: above 0 and below 1")
+    classes = _column(stratify, n, "stratify")
+    if groups is None:
+        _require(n, 2, "samples")
+        first = _stratified_first(permutation(n, seed, purpose="split"), fraction, classes)
+    else:
+        members = _column(groups, n, "groups")
+        counts = _counts(members, classes)
+        _require(len(counts), 2, "groups")
+        first = _first_groups(counts, fraction, permutation(len(counts), seed, purpose="split"))[members]
+    return np.flatnonzero(first), np.flatnonzero(~first)
+
+
+def kfold_indices(
+    k: int, n: int, *, seed: int, groups: ArrayLike | None = None, stratify: ArrayLike | None = None
+) -> list[tuple[Int64s, Int64s]]:
+    """k pairs (rest, fold) of n samples: the folds are disjoint and complete; no group is in two of them.
+
+    Without groups the folds differ by at most one sample, in each class too.  With groups each, from the
+    largest to the smallest, joins the fold that has fewest of its classes, then fewest samples.
+
+    Parameters
+    ----------
+    k : number of folds, at least 2 and at most the number of groups (or samples)
+    n : number of samples
+    seed, groups, stratify : as in `split_groups`
+
+    Returns
+    -------
+    list of k pairs of int64 arrays of positions, ascending
+
+    >>> [fold.tolist() for _, fold in kfold_indices(3, 6, seed=0, groups=[0, 0, 1, 1, 2, 2])]
+    [[4, 5], [2, 3], [0, 1]]
+    """
+    if k < 2:
+        raise ValueError(f"{k} folds: at least 2 are needed")
+    classes = _column(stratify, n, "stratify")
+    if groups is None:
+        _require(n, k, "samples")
+        order = permutation(n, seed, purpose="kfold")
+        fold = np.empty(n, dtype=np.int64)
+        fold[order[np.argsort(classes[order], kind="stable")]] = np.arange(n) % k
+    else:
+        members = _column(groups, n, "groups")
+        counts = _counts(members, classes)
+        _require(len(counts), k, "groups")
+        fold = _folds_of_groups(counts, k, permutation(len(counts), seed, purpose="kfold"))[members]
+    return [(np.flatnonzero(fold != part), np.flatnonzero(fold == part)) for part in range(k)]
+
+
+class Leak(NamedTuple):
+    """Two tiles, one of each side, that share pixels; boxes are ``(xmin, ymin, xmax, ymax)``, pixels."""
+
+    tile_a: str
+    tile_b: str
+    region_id: str
+    box_a: tuple[int, ...]
+    box_b: tuple[int, ...]
+    shared_pixels: int
+
+
+def leakage(a: Any, b: Any) -> list[Leak]:
+    """The pairs of tiles of two arrays, such as two sides of a split, whose windows share pixels of a region.
+
+    Frames make no difference: the same place at another time is the same place.
+
+    Parameters
+    ----------
+    a, b : arrays from `open_tiles`, or parts of them
+
+    Returns
+    -------
+    list of Leak, by position in a, then in b; empty where nothing leaks
+
+    Raises
+    ------
+    ValueError : an array has no windows, because it was not opened from a manifest
+    """
+    (windows_a, regions_a, names_a), (windows_b, regions_b, names_b) = (
+        _places(a, "first"),
+        _places(b, "second"),
+    )
+    pairs = overlapping_pairs(windows_a, regions_a, windows_b, regions_b)
+    left, right = windows_a[pairs[:, 0]], windows_b[pairs[:, 1]]
+    columns = (
+        names_a[pairs[:, 0]].tolist(),
+        names_b[pairs[:, 1]].tolist(),
+        regions_a[pairs[:, 0]].tolist(),
+        map(tuple, boxes_from_windows(left).tolist()),
+        map(tuple, boxes_from_windows(right).tolist()),
+        shared_pixels(left, right).tolist(),
+    )
+    return [Leak(*row) for row in zip(*columns, strict=True)]
+
+
+def split_rows(
+    array: Any, fraction: float, *, by: Any = None, stratify: Any = None, seed: int = 0
+) -> tuple[Int64s, Int64s]:
+    """Positions in the current order of the two parts of an array; the parts do not depend on that order.
+
+    Parameters
+    ----------
+    array : has a length, `order`, `table`, `labels` and `region_ids`
+    fraction, seed : as in `split_groups`
+    by : a table column or ``"source"``, whose equal values stay together
+    stratify : a table column or ``"labels"``, whose shares both parts keep
+    """
+    groups, classes, order = _in_first_order(array, by, stratify)
+    first, _ = split_groups(groups, fraction, seed=seed, n=len(array), stratify=classes)
+    rest, positions = _sides(first, order)
+    return positions, rest
+
+
+def kfold_rows(
+    array: Any, k: int, *, by: Any = None, stratify: Any = None, seed: int = 0
+) -> Iterator[tuple[Int64s, Int64s]]:
+    """Positions in the current order of k training and test parts; options as for `split_rows`."""
+    groups, classes, order = _in_first_order(array, by, stratify)
+    folds = kfold_indices(k, len(array), seed=seed, groups=groups, stratify=classes)
+    return (_sides(fold, order) for _, fold in folds)
+
+
+def _sides(chosen: Int64s, order: Int64s) -> tuple[Int64s, Int64s]:
+    """Where in an order the samples stand that were not chosen, and those that were."""
+    side = np.zeros(len(order), dtype=np.bool_)
+    side[chosen] = True
+    return np.flatnonzero(~side[order]), np.flatnonzero(side[order])
+
+
+def _in_first_order(array: Any, by: Any, stratify: Any) -> tuple[Any, Any, Int64s]:
+    """Groups, classes and the order that puts them in the current one."""
+    order = np.asarray(array.order)
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    groups, classes = _named(array, by, "by", "source"), _named(array, stratify, "stratify", "labels")
+    first_groups = None if groups is None else groups[place]
+    return first_groups, None if classes is None else classes[place], order
+
+
+def _named(array: Any, name: Any, option: str, own: str) -> NDArray[Any] | None:
+    """The values an option names: a column, the sources, the labels, or an array in the current order."""
+    if name is None:
+        return None
+    table = array.table
+    if not isinstance(name, str):
+        return np.asarray(name)
+    if table is not None and name in table.columns:
+        return _ranked(table[name]) if option == "by" else np.asarray(table[name])
+    if name != own:
+        columns = [] if table is None else [str(column) for column in table.columns]
+        raise ValueError(f"{option}={name!r} is no column of the table; there are {[*columns, own]}")
+    values = array.region_ids if own == "source" else array.labels
+    if not isinstance(values, np.ndarray):
+        raise ValueError(f"{option}={name!r}: the labels are no array that could be counted")
+    return values
+
+
+def _ranked(column: Any) -> NDArray[Any]:
+    """A column's values, or for categories the place of each in their order, which groups alike in less memory."""
+    codes = getattr(getattr(column, "cat", None), "codes", None)
+    if codes is None or (codes < 0).any():
+        return np.asarray(column)
+    _, ranks = np.unique(np.asarray(column.cat.categories), return_inverse=True)
+    places: NDArray[Any] = ranks.astype(np.int32)[codes.to_numpy()]
+    return places
+
+
+def _places(array: Any, side: str) -> tuple[Int64s, NDArray[Any], NDArray[Any]]:
+    """Windows, region ids and tile ids of an array, in its current order."""
+    windows, table = getattr(array, "sample_windows", None), getattr(array, "table", None)
+    if windows is None or table is None or region_column(table) not in table.columns:
+        raise ValueError(f"the {side} array has no windows: leakage compares arrays that open_tiles made")
+    whole = (windows == 0).all(axis=1)
+    axes = windows.shape[1] // 2
+    windows = np.where(whole[:, None], np.repeat([0, _EVERYWHERE], axes), windows)
+    names = table["tile_id"] if "tile_id" in table.columns else np.arange(len(windows))
+    return windows, np.asarray(table[region_column(table)]).astype(str), np.asarray(names).astype(str)
+
+
+def _column(values: ArrayLike | None, n: int, name: str) -> Int64s:
+    """The ranks of a column of n values; without a column all are one."""
+    if values is None:
+        return np.zeros(n, dtype=np.int64)
+    ranks = ranks_of(values)
+    if len(ranks) != n:
+        raise ValueError(f"{name} has {len(ranks)} values for {n} samples")
+    return ranks
+
+
+def _require(have: int, need: int, what: str) -> None:
+    if have < need:
+        raise ValueError(f"there are only {have} {what}: {need} parts that share none are not possible")
+
+
+def _counts(groups: Int64s, classes: Int64s) -> NDArray[np.float64]:
+    """Samples of each class in each group, shape (groups, classes)."""
+    width = int(classes.max()) + 1 if len(classes) else 1
+    height = int(groups.max()) + 1 if len(groups) else 0
+    flat = np.bincount(groups * width + classes, minlength=height * width)
+    return flat.reshape(height, width).astype(np.float64)
+
+
+def _stratified_first(order: Int64s, fraction: float, classes: Int64s) -> NDArray[np.bool_]:
+    """The first samples of each class in the order: so many as largest remainders give it."""
+    n = len(order)
+    total = min(max(round(fraction * n), 1), n - 1)
+    sizes = np.bincount(classes)
+    share = total * sizes / n
+    taken = np.floor(share).astype(np.int64)
+    taken[np.argsort(taken - share, kind="stable")[: total - int(taken.sum())]] += 1
+    by_class = order[np.argsort(classes[order], kind="stable")]
+    place = np.arange(n) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    first = np.zeros(n, dtype=np.bool_)
+    first[by_class[place < np.repeat(taken, sizes)]] = True
+    return first
+
+
+def _first_groups(counts: NDArray[np.float64], fraction: float, order: Int64s) -> NDArray[np.bool_]:
+    """Which groups join the first part, taken in turn."""
+    totals = counts.sum(axis=0)
+    lacking = fraction * totals
+    first = np.zeros(len(counts), dtype=np.bool_)
+    for group in order.tolist():
+        mine = counts[group]
+        if (mine * (mine - 2 * lacking) / totals).sum() < 0:
+            first[group] = True
+            lacking = lacking - mine
+    if first.all() or not first.any():
+        smallest = order[np.argmin(counts.sum(axis=1)[order])]
+        first[smallest] = not first[smallest]
+    return first
+
+
+def _folds_of_groups(counts: NDArray[np.float64], k: int, order: Int64s) -> Int64s:
+    """The fold of each group: large groups first, each where its classes are fewest."""
+    totals = counts.sum(axis=0)
+    have = np.zeros((k, counts.shape[1]))
+    fold = np.empty(len(counts), dtype=np.int64)
+    for group in order[np.argsort(-counts.sum(axis=1)[order], kind="stable")].tolist():
+        crowding = (have * (counts[group] / totals)).sum(axis=1)
+        best = np.lexsort([have.sum(axis=1), crowding])[0]
+        have[best] += counts[group]
+        fold[group] = best
+    return fold

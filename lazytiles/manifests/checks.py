@@ -1,0 +1,409 @@
+"""The manifest's doctor: every finding about a table and the images that it opens, in one pass and with rows."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lazytiles.arrays.cost import codec_name
+from lazytiles.arrays.multisource import MultiSourceArray
+from lazytiles.errors import LazyTilesError, ManifestError
+from lazytiles.images.pictures import split_name
+from lazytiles.images.region import Region, open_region
+from lazytiles.images.remote import is_remote
+from lazytiles.manifests.digest import sha256, verify_digests
+from lazytiles.manifests.findings import (
+    Report,
+    check_frames,
+    check_leaks,
+    check_targets,
+    check_windows,
+    table_facts,
+    tile_at,
+)
+from lazytiles.manifests.manifest import BOX_2D, BOX_3D, inspect_manifest
+from lazytiles.manifests.paths import default_template
+from lazytiles.manifests.problems import Problems
+from lazytiles.manifests.samples import Frames, Images, several_rows
+from lazytiles.manifests.tiles import Inspected, check_options, open_tiles, reading
+
+Int64s = NDArray[np.int64]
+Progress = Callable[[str, int, int], None]
+Seen = tuple[Region | None, str, str]
+_READ_BYTES = 32 * 2**20
+
+
+def check(
+    manifest: pd.DataFrame | str | os.PathLike[str],
+    image_dir: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    *,
+    min_size: int | tuple[int, int] | None = None,
+    split: str | None = None,
+    read: bool = False,
+    digest: bool = False,
+    threads: int | None = None,
+    client: Any = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Report:
+    """Everything that is wrong or odd about a manifest and its images: it is sound where `open_tiles` can read it.
+
+    Parameters
+    ----------
+    manifest : DataFrame, or path of a CSV or Parquet file
+    image_dir : the folder of the images; None checks the table alone
+    min_size : fewest pixels of a window, one number or (height, width)
+    split : a column whose different values must not share pixels, such as ``"fold"``
+    read : decode every segment of every image, not only its tags
+    digest : take the SHA-256 of every image
+    threads : images looked at together
+    client : a `distributed.Client` whose workers look at the images; None looks here
+    progress : called with what is being done, how much is done, and of how much (0 where unknown)
+    options : those of `open_tiles`, such as `frames`, `path`, `masks`, `size`, `bands`, `pad`, `missing` and `where`;
+        the images and masks that it would read with them are looked at, in the same way
+
+    Returns
+    -------
+    Report; `is_sound` says whether nothing stops training, ``str(report.problems)`` what does
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"tile_id": ["a", "b"], "region_id": "r", "region_coordinates": ["(0, 0, 8, 8)", "8"]})
+    >>> check(table).problems.counts
+    {'not a box': 1}
+    """
+    tell = progress or (lambda stage, done, total: None)
+    chosen = inspect.signature(open_tiles).bind(manifest, image_dir, **options)
+    chosen.apply_defaults()
+    given = dict(chosen.arguments)
+    del given["manifest"], given["image_dir"]
+    check_options(given["size"], given["resample"], given["pad"], given["missing"])
+    wanted = Frames.of(given["frames"])
+    name = "the DataFrame" if isinstance(manifest, pd.DataFrame) else os.fspath(manifest)
+    warnings = Problems(name, shown=1)
+    try:
+        table, problems = _inspect(manifest, given, wanted, split, tell)
+    except ManifestError as error:
+        broken = Problems(name)
+        broken.add("not a table", str(error).removeprefix(f"{name}: "))
+        return Report(name, broken, warnings)
+    report = Report(name, problems, warnings, table=table)
+    report.facts = table_facts(table)
+    check_windows(report, min_size)
+    check_targets(report, [given["target"]] if isinstance(given["target"], str) else list(given["target"] or []))
+    lost = check_frames(report, wanted)
+    if split is not None:
+        check_leaks(report, split)
+    if len(table):
+        look = _Look(read, digest, "zmin" in table, given["level"])
+        checkup = _Checkup(report, table, image_dir, given, lambda paths: _looks(look, paths, threads, client), tell)
+        checkup.run(wanted, lost)
+    if given["verify"] is not None and image_dir is not None and not isinstance(image_dir, Mapping):
+        present = [file for file, _ in map(split_name, report.images) if os.path.isfile(file)]
+        for kind, texts in verify_digests(given["verify"], image_dir, images=present, progress=tell).texts.items():
+            report.problems.extend(kind, texts)
+    return report
+
+
+def _inspect(
+    manifest: Any, given: Mapping[str, Any], wanted: Frames, split: str | None, tell: Progress
+) -> tuple[pd.DataFrame, Problems]:
+    outside = given["pad"] is not None
+    read = reading(
+        *(given["target"], given["tabular"], wanted.labels, given["path"], given["masks"], given["classes"]),
+        outside=outside,
+    )
+    read["text"] = [*read["text"], *([split] if split else [])]
+    table, problems = inspect_manifest(manifest, **read, progress=lambda rows: tell("reading rows", rows, 0))
+    if split and split not in table:
+        raise ManifestError(f"there is no column {split}; there are {', '.join(table.columns)}")
+    return table, problems
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What is done with one image: its tags are read always, its segments and its bytes if asked for."""
+
+    read: bool
+    digest: bool
+    deep: bool
+    level: int
+
+    def __call__(self, path: str) -> Seen:
+        """The region, what is wrong with it, and its digest."""
+        region = None
+        try:
+            region = open_region(path, page="all") if self.deep else open_region(path, level=self.level)
+            damaged = sum(int(np.count_nonzero(page.is_cut)) for page in region.pages)
+            if damaged:
+                return region, f"{path}: {damaged} segments are damaged or cut off", self._digest(path)
+            if self.read:
+                rows = max(region.chunks[0], _READ_BYTES // max(region.nbytes // max(len(region), 1), 1))
+                for start in range(0, len(region), rows):
+                    region[start : start + rows]
+        except LazyTilesError as error:
+            return region, str(error), ""
+        return region, "", self._digest(path)
+
+    def _digest(self, path: str) -> str:
+        file, _ = split_name(path)
+        return sha256(file) if self.digest and os.path.isfile(file) else ""
+
+
+def _looks(look: _Look, images: Sequence[str], threads: int | None, client: Any) -> Iterator[Seen]:
+    """What is seen of each image, in their order: on threads here, or on the workers of a cluster."""
+    if client is None:
+        with ThreadPoolExecutor(threads or min(4, os.cpu_count() or 1)) as pool:
+            yield from pool.map(look, images)
+        return
+    futures = client.map(look, [image if is_remote(image) else os.path.abspath(image) for image in images], pure=False)
+    try:
+        for future in futures:
+            yield future.result()
+    finally:
+        client.cancel(futures)
+
+
+@dataclass(slots=True, eq=False)
+class _Checkup:
+    """The images of a manifest while they are looked at, and opened as `open_tiles` opens them.
+
+    Parameters
+    ----------
+    folder : where the images are; None looks at none
+    given : every option of `open_tiles`
+    looks : from paths to what is seen of each
+    regions, damaged : the images that were opened, and what is wrong with some of their segments
+    """
+
+    report: Report
+    table: pd.DataFrame
+    folder: Any
+    given: dict[str, Any]
+    looks: Callable[[Sequence[str]], Iterator[Seen]]
+    tell: Progress
+    regions: dict[str, Region] = field(default_factory=dict)
+    damaged: dict[str, str] = field(default_factory=dict)
+
+    def run(self, wanted: Frames, lost: NDArray[np.bool_]) -> None:
+        """Note what is wrong with the samples and their images, and what they are like."""
+        problems, table = self.report.problems, self.table
+        boxes = [name for name in (BOX_3D if "zmin" in table else BOX_2D) if name in table]
+        low, high = (table[part].to_numpy(np.int64) for part in (boxes[: len(boxes) // 2], boxes[len(boxes) // 2 :]))
+        left = np.flatnonzero(~lost & (high > low).all(axis=1))  # what is no box, or lacks its frame, is noted
+        each = Frames.of("each")
+        try:
+            part = table if len(left) == len(table) else table.iloc[left]
+            rows = left[(each if wanted.labels is None else wanted).samples(part, self.given["where"])]
+        except ManifestError as error:
+            problems.add("frames", str(error))
+            return
+        if wanted.labels is None and not wanted.each:
+            said = several_rows(table if len(rows) == len(table) else table.iloc[rows])
+            problems.extend("several rows", [said] * bool(said))
+            wanted = each  # to look at them all the same
+        good = np.ones(len(rows), np.bool_)
+        if self.given["size"] is None and boxes and len(rows):
+            good = self._usual(rows, (high - low)[rows])
+        if self.folder is None:
+            return
+        if not isinstance(self.folder, Mapping):
+            try:
+                images, masks = self._images(rows, wanted)
+            except ManifestError as error:
+                problems.add("image folder", str(error))
+                return
+            good &= self._look_at(images, masks)
+        if good.any():
+            every = good.all() and len(left) == len(table) and self.given["where"] is None
+            self._open(rows[good], wanted, every=bool(every))
+
+    def _usual(self, rows: Int64s, extents: Int64s) -> NDArray[np.bool_]:
+        """The samples whose window has the usual size: without `size`, all must have it."""
+        codes = np.zeros(len(rows), np.int64)
+        for extent in extents.T:
+            codes = pd.factorize(codes * (int(extent.max()) + 1) + extent)[0].astype(np.int64)
+        counts = np.bincount(codes)
+        usual = int(counts.argmax())
+        if len(counts) > 1:
+            at = [int(np.flatnonzero(condition)[0]) for condition in (codes == usual, codes != usual)]
+            one, other = (" x ".join(map(str, extents[k, ::-1].tolist())) for k in at)
+            flat = "pass size=(height, width) to resample them to one"
+            cure = flat if extents.shape[1] == 2 else 'make the grid of volumes with edge="shift" or "pad"'
+            self.report.problems.add(
+                "window sizes",
+                f"windows have {len(counts)} different sizes, such as {one} and {other} "
+                f"({tile_at(self.report, int(rows[at[1]]))}); {cure}",
+                int(rows[at[1]]),
+            )
+        return np.asarray(codes == usual)
+
+    def _images(self, rows: Int64s, wanted: Frames) -> tuple[Images, Images | None]:
+        """Where the images and masks of the samples lie; what is wrong with that is noted."""
+        find = partial(
+            Images.of,
+            self.table,
+            rows,
+            image_dir=self.folder,
+            opener=None,
+            follow_symlinks=self.given["follow_symlinks"],
+            problems=self.report.problems,
+            name_row=lambda row: f"{self.report.problems.where(row)}: tile {self.table['tile_id'].iloc[row]}: ",
+        )
+        path, masks = self.given["path"] or default_template(self.table), self.given["masks"]
+        images = find(path, frames=wanted, missing=self.given["missing"])
+        self.report.paths, self.report.images = images.by_row(len(self.table))
+        self.report.facts["images"] = len(self.report.images)
+        return images, find(masks, frames=Frames(None, False)) if isinstance(masks, str) else None
+
+    def _look_at(self, images: Images, masks: Images | None) -> NDArray[np.bool_]:
+        """Look at every image and mask; the samples whose images are all there and alike."""
+        report, good = self.report, np.ones(len(images.codes[0]), np.bool_)
+        names = list(dict.fromkeys([*images.names(), *([] if masks is None else masks.names())]))
+        first = self._first_rows(images, masks)
+        bad: set[str] = set()
+        for done, (name, seen) in enumerate(zip(names, self.looks(names), strict=True)):
+            region, wrong, digest = seen
+            if region is not None:
+                self.regions[name] = region
+                if wrong:
+                    self.damaged[name] = f"{tile_at(report, first[name])}: {wrong}"
+            elif wrong:
+                bad.add(name)
+                report.problems.add("unreadable image", f"{tile_at(report, first[name])}: {wrong}", first[name])
+            if digest and name in images.names():
+                report.digests[split_name(name)[0]] = digest
+            self.tell("looking at images", done + 1, len(names))
+        own = [name for name in images.names() if name in self.regions]
+        bad |= self._check_alike({name: self.regions[name] for name in own}, first)
+        for part, may_lack in ((images, self.given["missing"] == "fill"), (masks, False)):
+            for codes, paths, there in zip(part.codes, part.paths, part.there, strict=True) if part else ():
+                fine = np.array([name not in bad for name in paths], np.bool_) & (there | may_lack)
+                good &= fine[codes]
+            if part:  # the last frame has its own row: without a name, it was refused
+                good &= np.array([bool(name) for name in part.paths[-1]], np.bool_)[part.codes[-1]]
+        if self.given["missing"] == "fill":
+            lacks = ~images.valid().all(axis=1)
+            says = "lacks the image of a frame, which is filled"
+            report.warnings.add_rows("filled frames", images.rows[-1][lacks], lambda r: f"{tile_at(report, r)} {says}")
+        return good
+
+    def _first_rows(self, *found: Images | None) -> dict[str, int]:
+        """For each image the first row that names it."""
+        first: dict[str, int] = {}
+        for part in found:
+            for codes, paths, rows in zip(part.codes, part.paths, part.rows, strict=True) if part else ():
+                least = np.full(len(paths), len(self.table), np.int64)
+                np.minimum.at(least, codes, rows)
+                for name, row in zip(paths, least.tolist(), strict=True):
+                    first[name] = min(row, first.get(name, row))
+        return first
+
+    def _check_alike(self, regions: dict[str, Region], first: dict[str, int]) -> set[str]:
+        """Images of one training set have one dtype, and bands unless some are chosen; codecs may differ, at a cost."""
+        report, odd = self.report, set()
+        chosen = self.given["bands"] is not None or self.given["gray"]
+        for name, sink, fact in (
+            ("dtype", report.problems, lambda r: str(r.dtype)),
+            ("bands", report.problems, lambda r: str(r.inner_shape[2])),
+            ("codec", report.warnings, codec_name),
+            ("size", None, lambda r: f"{r.inner_shape[0]} x {r.inner_shape[1]}"),
+        ):
+            facts = {path: fact(region) for path, region in regions.items()}
+            counts = Counter(facts.values())
+            if not counts:
+                break
+            report.facts[name] = dict(counts.most_common(10))
+            usual = counts.most_common(1)[0][0]
+            if sink is None or (name == "bands" and chosen):
+                continue
+            for path, found in facts.items():
+                if found != usual:
+                    text = f"{path}: {name} {found}, others have {usual}"
+                    sink.add(f"mixed {name}", f"{report.problems.where(first[path])}: {text}", first[path])
+                    odd |= {path} if sink is report.problems else set()
+        return odd
+
+    def _open(self, rows: Int64s, wanted: Frames, *, every: bool) -> None:
+        """Open the samples that seem sound, as a user would, and note what else is wrong with them."""
+        keep = np.arange(len(self.table)) if every else rows
+        if wanted.labels is not None and not every:
+            tiles = pd.factorize(self.table["tile_id"])[0]
+            keep = np.flatnonzero(np.isin(tiles, tiles[rows]))
+        table = self.table if len(keep) == len(self.table) else self.table.iloc[keep].reset_index(drop=True)
+        options = self.given | {"where": None, "verify": None, "frames": "each" if wanted.each else wanted.labels}
+        if wanted.labels is not None and not wanted.timed:
+            options["frames"] = wanted.labels[0]
+        if "zmin" in table or isinstance(self.folder, Mapping):
+            options |= {"target": None, "tabular": None, "classes": None}  # volumes would read them again
+        try:
+            opened = open_tiles(Inspected(table, self._opened), self.folder, **options)  # type: ignore[arg-type]
+        except (LazyTilesError, ValueError) as error:
+            self.report.problems.add("cannot be opened", str(error))
+            return
+        said: dict[str, NDArray[np.bool_]] = {}
+        untested = set(self.damaged)
+        for array in (opened, opened.labels):
+            if isinstance(array, MultiSourceArray):
+                for source, mine in _by_source(array, rows):
+                    self._note_faults(source, mine, said)
+                    self._note_damage(source, untested)
+        for name in untested:
+            self.report.problems.add("unreadable image", self.damaged[name])
+
+    def _opened(self, path: str, **options: Any) -> Region:
+        return self.regions[path] if path in self.regions else open_region(path, **options)
+
+    def _note_faults(self, source: Any, rows: Int64s, said: dict[str, NDArray[np.bool_]]) -> None:
+        faults = list(source.faults())
+        outside = any(kind == "window outside" for kind, _, _ in faults)
+        for kind, bad, cause in faults:
+            if kind == "frames differ" and outside:  # one cause is said once
+                continue
+            known = said.setdefault(kind, np.zeros(len(self.table), np.bool_))
+            new = rows[bad & ~known[rows]]
+            known[rows[bad]] = True
+            if kind != "window outside":  # one for all windows of a region
+                new = new[:1]
+            self.report.problems.add_rows(kind, new, lambda row, said=cause: f"{tile_at(self.report, row)}{said}")  # type: ignore[misc]
+
+    def _note_damage(self, source: Any, untested: set[str]) -> None:
+        """Damaged segments matter where a window needs them."""
+        openers = getattr(source, "regions", None) or (source.opener,)
+        for frame, opener in enumerate(openers):
+            name = opener.args[0] if isinstance(opener, partial) and opener.args else None
+            if not isinstance(name, str) or name not in untested:
+                continue
+            untested.discard(name)
+            timed = getattr(source, "timed", False)
+            if any(_fails(source, (k, frame) if timed else k) for k in range(len(source))):
+                self.report.problems.add("unreadable image", self.damaged[name])
+            else:
+                self.report.warnings.add("damage outside windows", f"{self.damaged[name]}, under no window")
+
+
+def _fails(source: Any, key: Any) -> bool:
+    try:
+        source[key]
+    except LazyTilesError:
+        return True
+    return False
+
+
+def _by_source(array: MultiSourceArray, rows: Int64s) -> Iterator[tuple[Any, Int64s]]:
+    """Each source of an array, and the rows of the table that its samples come from, in its own order."""
+    pairs = array.index_pairs
+    order = np.lexsort((pairs[:, 1], pairs[:, 0]))
+    ends = np.cumsum([len(source) for source in array.sources])
+    for source, stop in zip(array.sources, ends.tolist(), strict=True):
+        yield source, rows[order[stop - len(source) : stop]]

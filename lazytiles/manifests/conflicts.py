@@ -1,0 +1,93 @@
+"""What rows of one tile say otherwise than each other, or twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lazytiles.manifests.columns import count_distinct, first_rows
+from lazytiles.manifests.paths import first_of
+
+_IMAGES = (("region", "region_id"), ("path", "path"))
+_SAID = ("region_id", "xmin", "ymin", "zmin", "xmax", "ymax", "zmax")
+
+
+def _said_of_tiles(table: pd.DataFrame) -> dict[str, NDArray[np.generic]]:
+    """The columns that all rows of one tile must agree on."""
+    names = [name for name in _SAID if name in table]
+    return {name: (table[name].cat.codes if name == "region_id" else table[name]).to_numpy() for name in names}
+
+
+def _may_conflict(table: pd.DataFrame, hashes: NDArray[np.uint64]) -> bool:
+    """Whether any rows of one tile are alike or differ; few bytes a row, and never a false no.
+
+    Tiles of one hash are taken for one: two of them look like a conflict, and hide none.
+    """
+    if count_distinct(hashes.copy()) == len(table):
+        return False
+    first = first_rows(hashes)
+    keys = first.astype(np.int64)
+    if "label_id" in table:
+        keys *= len(table["label_id"].cat.categories)
+        keys += table["label_id"].cat.codes.to_numpy()
+    if count_distinct(keys) < len(table):
+        return True
+    del keys
+    return any(bool((values != values[first]).any()) for values in _said_of_tiles(table).values())
+
+
+def conflicts(
+    table: pd.DataFrame, where: Callable[[int], str], hashes: NDArray[np.uint64]
+) -> Iterator[tuple[str, NDArray[np.bool_], Callable[[int], str]]]:
+    """Rows that say of one tile what another row says otherwise, or again.
+
+    Parameters
+    ----------
+    table : with `tile_id`, and where they are there `region_id`, `label_id` and the box columns
+    where : a row number to how the user finds it
+    hashes : of the tiles' names, shape (rows,)
+
+    Returns
+    -------
+    kinds of problems, each with the mask of its rows, and a row number to its text
+    """
+    if not _may_conflict(table, hashes):
+        return
+    codes, unique = pd.factorize(table["tile_id"])
+    first = first_of(codes, len(unique))
+    tile = table["tile_id"]
+    if "label_id" in table:
+        labels = table["label_id"].cat.codes.to_numpy().astype(np.int64)
+        pairs, _ = pd.factorize(codes * (labels.max() + 1) + labels)
+    else:
+        pairs = codes
+    seen = first_of(pairs, pairs.max() + 1)
+    again = seen[pairs] != np.arange(len(pairs))
+
+    def place(row: int) -> str:
+        box = ", ".join(str(table[name].iloc[row]) for name in _SAID[1:] if name in table)
+        of = [f"{word} {table[name].iloc[row]}" for word, name in _IMAGES if name in table][:1]
+        return " of ".join(([f"box ({box})"] if box else []) + of) or "the same image"
+
+    def describe_again(row: int) -> str:
+        label = f" (label {table['label_id'].iloc[row]})" if "label_id" in table else ""
+        first_row = where(int(seen[pairs[row]]))
+        return f"{where(row)}: tile {tile.iloc[row]}{label} is already on {first_row}, here with {place(row)}"
+
+    yield "duplicate", again, describe_again
+    differs = np.zeros(len(table), bool)
+    for values in _said_of_tiles(table).values():
+        differs |= values != values[first[codes]]
+    if "xmin" in table:
+        # A cell that is no box was noted already, and holds 0.
+        is_box = (table["xmax"] > table["xmin"]).to_numpy()
+        differs &= is_box & is_box[first[codes]]
+
+    def describe(row: int) -> str:
+        other = int(first[codes[row]])
+        return f"{where(row)}: tile {tile.iloc[row]}: {place(row)}, but {place(other)} on {where(other)}"
+
+    yield "frames disagree", differs & ~again, describe

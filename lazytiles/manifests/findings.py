@@ -1,0 +1,245 @@
+"""What a manifest's table tells by itself: facts, odd windows and targets, windows that leak, frames that lack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lazytiles.indexing.overlaps import overlapping_pairs
+from lazytiles.manifests.columns import column_hashes, count_distinct, first_rows, to_numbers
+from lazytiles.manifests.manifest import BOX_2D, BOX_3D
+from lazytiles.manifests.paths import region_names
+from lazytiles.manifests.problems import Problems, plural
+from lazytiles.manifests.samples import Frames
+
+_FEW_CLASSES = 50
+_LOOKED_AT = 100_000
+
+
+@dataclass(slots=True, repr=False)
+class Report:
+    """What was found: problems that stop training, warnings that may not, and the facts.
+
+    Parameters
+    ----------
+    name : the manifest
+    problems, warnings : by kind, each with its first 20 and a count
+    facts : numbers and names worth knowing
+    table : the manifest as read, or None where it is no table
+    paths : the image of each row, as an index into `images`
+    images : the different images
+    digests : SHA-256 of each image, where asked for
+    """
+
+    name: str
+    problems: Problems
+    warnings: Problems
+    facts: dict[str, Any] = field(default_factory=dict)
+    table: pd.DataFrame | None = None
+    paths: NDArray[np.int64] | None = None
+    images: list[str] = field(default_factory=list)
+    digests: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing stops training."""
+        return not len(self.problems)
+
+    def __repr__(self) -> str:
+        counts = plural(len(self.problems), "problem"), plural(len(self.warnings), "warning")
+        return f"<Report on {self.name}: {', '.join(counts)}>"
+
+    def __str__(self) -> str:
+        return "\n".join([repr(self), *self.problems.lines(), *self.warnings.lines()])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON takes it."""
+        return {
+            "manifest": self.name,
+            "ok": self.is_sound,
+            "problems": _kinds(self.problems),
+            "warnings": _kinds(self.warnings),
+            "facts": self.facts,
+            "digests": self.digests,
+        }
+
+
+def _kinds(found: Problems) -> list[dict[str, Any]]:
+    return [
+        {"kind": kind, "count": found.counts[kind], "rows": found.rows.get(kind, []), "messages": texts}
+        for kind, texts in found.texts.items()
+    ]
+
+
+def table_facts(table: pd.DataFrame) -> dict[str, Any]:
+    """How many rows, tiles, regions and labels a manifest has."""
+    facts: dict[str, Any] = {
+        "rows": len(table),
+        "tiles": count_distinct(column_hashes(table["tile_id"])),
+        "regions": int(region_names(table).nunique()),
+        "bytes_per_row": round(int(table.memory_usage(deep=True).sum()) / max(len(table), 1), 1),
+    }
+    if "label_id" in table:
+        facts["labels"] = {str(k): int(n) for k, n in table["label_id"].value_counts().items()}
+    return facts
+
+
+def tile_at(report: Report, row: int) -> str:
+    """The words for a row: where it is, its tile and its box."""
+    table = report.table
+    assert table is not None
+    names = [name for name in BOX_3D if name in table]
+    box = f" with box ({', '.join(str(table[name].iloc[row]) for name in names)})" if names else ""
+    return f"{report.problems.where(row)}: tile {table['tile_id'].iloc[row]}{box}"
+
+
+def check_windows(report: Report, min_size: int | tuple[int, int] | None) -> None:
+    """The sizes of windows, and those below the least size; rows whose box is none are left out."""
+    table = report.table
+    if table is None or "xmin" not in table:
+        return
+    heights, widths = ((table[high] - table[low]).to_numpy() for low, high in (("ymin", "ymax"), ("xmin", "xmax")))
+    is_box = (heights > 0) & (widths > 0)
+    joint = pd.Series(heights[is_box].astype(np.int64) << 32 | widths[is_box]).value_counts()
+    usual = zip(joint.index[:10].to_numpy(np.int64).tolist(), joint[:10].to_list(), strict=True)
+    report.facts["sizes"] = {f"{code >> 32} x {code & 0xFFFFFFFF}": count for code, count in usual}
+    if min_size is not None:
+        high, wide = np.broadcast_to(np.array(min_size), 2).tolist()
+        report.problems.add_rows(
+            "window too small",
+            is_box & ((heights < high) | (widths < wide)),
+            lambda row: f"{tile_at(report, row)} is {heights[row]} x {widths[row]}, less than {high} x {wide}",
+        )
+
+
+def check_targets(report: Report, columns: Sequence[str]) -> None:
+    """The range of each target, and the balance of its classes or its histogram."""
+    table = report.table
+    for name in columns:
+        if table is None or name not in table or not len(table):
+            continue
+        if isinstance(table[name].dtype, pd.CategoricalDtype):
+            _check_names(report, name, table[name])
+            continue
+        values = to_numbers(table[name])
+        finite = np.isfinite(values)
+        values = values if finite.all() else values[finite]
+        if not len(values):
+            if table[name].isna().all():
+                report.warnings.add("no labels", f"nothing is written in {name}: the tiles are for prediction alone")
+            continue
+        facts: dict[str, Any] = {
+            "min": float(values.min()),
+            "max": float(values.max()),
+            "mean": float(values.mean()),
+        }
+        classes, counts = _classes(values)
+        if len(classes):
+            facts["classes"] = {f"{value:g}": int(n) for value, n in zip(classes, counts, strict=True)}
+            if len(classes) > 1 and counts.min() < 0.01 * counts.sum():
+                rare = f"{classes[counts.argmin()]:g}"
+                report.warnings.add("class balance", f"{name}: class {rare} is {counts.min()} of {counts.sum()} rows")
+        else:
+            bars, edges = np.histogram(values, bins=20)
+            facts["histogram"] = {"counts": bars.tolist(), "edges": edges.tolist()}
+        if facts["min"] == facts["max"]:
+            report.warnings.add("class balance", f"{name} is {facts['min']:g} in every row")
+        report.facts.setdefault("targets", {})[name] = facts
+
+
+def _check_names(report: Report, name: str, column: pd.Series) -> None:
+    """The balance of classes that have names."""
+    counts = {str(key): int(n) for key, n in column.value_counts(sort=False).items()}
+    total, there = sum(counts.values()), {key: n for key, n in counts.items() if n}
+    if not there:
+        return
+    report.facts.setdefault("targets", {})[name] = {"classes": counts}
+    rare = min(there, key=lambda key: there[key])
+    if len(there) == 1:
+        report.warnings.add("class balance", f"{name} is {rare} in every row")
+    elif there[rare] < 0.01 * total:
+        report.warnings.add("class balance", f"{name}: class {rare} is {there[rare]} of {total} rows")
+    absent = [key for key, n in counts.items() if not n]
+    if absent:
+        report.warnings.add("class balance", f"{name}: no row is of class {', '.join(absent[:10])}")
+
+
+def _classes(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """The different values and how often each is there; none where they are many or not whole numbers."""
+    none: tuple[NDArray[Any], NDArray[np.int64]] = values[:0], np.zeros(0, np.int64)
+    if len(np.unique(values[:_LOOKED_AT])) > _FEW_CLASSES:
+        return none
+    classes, counts = np.unique(values, return_counts=True)
+    return (classes, counts) if len(classes) <= _FEW_CLASSES and (classes == np.floor(classes)).all() else none
+
+
+def check_leaks(report: Report, split: str) -> None:
+    """Windows of one region that share pixels, and have different values of a column."""
+    table = report.table
+    if table is None or "xmin" not in table:
+        return
+    sides = pd.factorize(table[split])[0]
+    columns = list(BOX_3D if "zmin" in table else BOX_2D)
+    boxes, regions = table[columns].to_numpy(np.int64), region_names(table).cat.codes.to_numpy()
+    others: dict[int, int] = {}
+    for side in range(int(sides.max(initial=0))):
+        one, rest = np.flatnonzero(sides == side), np.flatnonzero(sides > side)
+        pairs = overlapping_pairs(boxes[one], regions[one], boxes[rest], regions[rest])
+        for a, b in zip(one[pairs[:, 0]].tolist(), rest[pairs[:, 1]].tolist(), strict=True):
+            others.setdefault(max(a, b), min(a, b))
+    report.problems.add_rows(
+        "shared pixels",
+        np.array(sorted(others), np.int64),
+        lambda row: (
+            f"{tile_at(report, row)} ({split} {table[split].iloc[row]}) shares pixels with tile "
+            f"{table['tile_id'].iloc[others[row]]} ({split} {table[split].iloc[others[row]]})"
+        ),
+    )
+
+
+def check_frames(report: Report, frames: Frames) -> NDArray[np.bool_]:
+    """Each tile has a row for every frame: the last, of which targets and boxes are taken, must be there.
+
+    Returns
+    -------
+    the mask of the rows of tiles that lack their last frame
+    """
+    table = report.table
+    assert table is not None
+    lost = np.zeros(len(table), bool)
+    wanted = frames.labels
+    if "label_id" not in table or wanted is None:
+        return lost
+    labels = table["label_id"].cat.codes.to_numpy()
+    known = list(table["label_id"].cat.categories)
+    chosen = np.isin(labels, [known.index(name) for name in wanted if name in known])
+    if len(wanted) < 2 or wanted[-1] not in known:
+        return lost
+    first = first_rows(column_hashes(table["tile_id"]))
+    pairs = first[chosen].astype(np.int64) * len(known) + labels[chosen]
+    pairs.sort()
+    pairs = pairs[np.diff(pairs, prepend=-1) > 0] // len(known)
+    have = np.bincount(pairs, minlength=len(table)).astype(np.int16)
+    short = (have > 0) & (have < len(wanted))
+    if short.any():
+        has_last = np.zeros(len(table), bool)
+        has_last[first[labels == known.index(wanted[-1])]] = True
+        lost = short & ~has_last
+    said = f"of the {len(wanted)} frames {', '.join(wanted[:6])}"
+    report.problems.add_rows(
+        "last frame missing",
+        lost,
+        lambda row: (
+            f"{tile_at(report, row)} has no row for the last frame {wanted[-1]}, where its target and box are "
+            "taken from; add it, or leave the tile's other rows out"
+        ),
+    )
+    report.warnings.add_rows(
+        "missing frames", short & ~lost, lambda row: f"{tile_at(report, row)} has rows for {have[row]} {said}"
+    )
+    return lost[first]

@@ -1,0 +1,487 @@
+"""The manifest: read, checked as a whole, and given back as one lean table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from functools import partial
+from string import Formatter
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from lazytiles.errors import ManifestError
+from lazytiles.manifests.columns import (
+    Growing,
+    as_text,
+    check_classes,
+    hash_text,
+    integers,
+    is_blank,
+    is_like_number,
+    is_numeric,
+    is_text,
+    label_column,
+    mask,
+    names_of,
+    number_fault,
+    parse_boxes,
+    plain_numbers,
+    shortened,
+    to_numbers,
+)
+from lazytiles.manifests.conflicts import conflicts
+from lazytiles.manifests.paths import IDS, template_columns
+from lazytiles.manifests.problems import Problems
+from lazytiles.manifests.table import Pieces, open_table
+
+BOX_2D = ("xmin", "ymin", "xmax", "ymax")
+BOX_3D = ("xmin", "ymin", "zmin", "xmax", "ymax", "zmax")
+
+_BAD_ID = r"[/\\\x00-\x1f\x7f]|^\.\.?$|^ *$"
+_LARGEST = 2**31 - 1
+_TEXT = pd.Series(["text"]).dtype
+if not isinstance(_TEXT, pd.StringDtype):
+    # Before pandas 3 text is Python objects by default, 60 bytes and more each.
+    _TEXT = pd.StringDtype("pyarrow")
+
+
+def read_manifest(
+    manifest: pd.DataFrame | str | os.PathLike[str],
+    *,
+    target: str | Sequence[str] | None = None,
+    tabular: str | Sequence[str] | None = None,
+    frames: Sequence[object] | None = None,
+    optional: Sequence[str] = (),
+    text: Sequence[str] = (),
+    file: str | None = None,
+    allow_outside: bool = False,
+    classes: Sequence[Any] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> pd.DataFrame:
+    """The manifest as one normalised table, or one error that lists everything wrong with it.
+
+    Nothing of the table is evaluated and no file but the manifest is opened.
+
+    Parameters
+    ----------
+    manifest : DataFrame, or path of a CSV (UTF-8, commas) or Parquet file, with the columns `tile_id`,
+        `region_id` (or `path`, a file below the image folder, or those of `file`), optionally `label_id`, and boxes in
+        half-open pixels: `region_coordinates` as ``"(xmin, ymin, xmax, ymax)"``, or four columns `xmin, ymin, xmax,
+        ymax` (six with `zmin`, `zmax`), or none, for whole images, which need no `region_id` where `text` names others
+    target : the label columns: finite numbers, or in one of them the names of classes, or nothing in any row
+    tabular : the columns that must be finite numbers
+    optional : further label columns, if the table has them
+    frames : the label ids in use; targets are then checked in the rows of the last one only
+    text : further columns that stay text, such as those named in a path template
+    file : the template of the images' paths, for tables of files: without `tile_id` and `label_id` each file is a tile
+        of its own, named after it, and must be there once
+    allow_outside : accept boxes that begin before pixel 0 (they are padded later)
+    classes : the names of the classes in the order of their numbers; default those of the column, a categorical
+        column's own or else sorted
+    progress : called with the number of rows read so far
+
+    Returns
+    -------
+    DataFrame, one row per row of the manifest, in its order: `tile_id` text, `region_id` and `label_id`
+    categories of text, the box columns int32, a label column of names categories in the order of the classes,
+    every other column as it was (from CSV: numbers where all cells are plain numbers, else text)
+
+    Raises
+    ------
+    ManifestError : the table is damaged or contradicts itself; the first 20 problems of each kind, with
+        their lines, and how many there are
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"tile_id": [7], "region_id": ["001"], "region_coordinates": ["(0, 0, 32, 32)"]})
+    >>> read_manifest(table).to_dict("list")
+    {'tile_id': ['7'], 'region_id': ['001'], 'xmin': [0], 'ymin': [0], 'xmax': [32], 'ymax': [32]}
+    """
+    table, problems = inspect_manifest(
+        manifest,
+        target=target,
+        tabular=tabular,
+        frames=frames,
+        optional=optional,
+        text=text,
+        file=file,
+        allow_outside=allow_outside,
+        classes=classes,
+        progress=progress,
+    )
+    problems.raise_any()
+    return table
+
+
+def inspect_manifest(
+    manifest: pd.DataFrame | str | os.PathLike[str],
+    *,
+    target: str | Sequence[str] | None = None,
+    tabular: str | Sequence[str] | None = None,
+    frames: Sequence[object] | None = None,
+    optional: Sequence[str] = (),
+    text: Sequence[str] = (),
+    file: str | None = None,
+    allow_outside: bool = False,
+    classes: Sequence[Any] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[pd.DataFrame, Problems]:
+    """As `read_manifest`, but what is wrong is given back beside the table.
+
+    Returns
+    -------
+    the table, and its problems; rows that a problem names may hold 0 or empty text in the cell concerned
+
+    Raises
+    ------
+    ManifestError : the file is not a table at all
+    """
+    problems = Problems("the manifest")
+    source = open_table(manifest, problems)
+    problems.name, problems.where = source.name, source.where
+    source, is_of_files = _with_file(source, file)
+    targets = [*names_of(target), *(name for name in optional if name in source.columns)]
+    numbers = [*targets, *names_of(tabular)]
+    kept = _check_columns(source, numbers, {*text} - {"path"})
+    reading = _Reading(source, problems, kept, {*text} & {*kept}, targets, is_of_files=is_of_files)
+    reading.run(allow_outside, progress)
+    table = reading.finish(numbers, frames, check_classes(classes))
+    pa.default_memory_pool().release_unused()
+    return table, problems
+
+
+def _with_file(source: Pieces, template: str | None) -> tuple[Pieces, bool]:
+    """A table with what the files in it stand for, and whether they are the ids of its tiles.
+
+    Without `tile_id` each row's file is its tile; without `region_id` it is what boxes are cut from, a `path`.
+    """
+    have = source.columns
+    is_of_files = "tile_id" not in have and "label_id" not in have and (template is not None or "path" in have)
+    boxes = "region_coordinates" in have or "xmin" in have
+    cut_from = template is not None and not {"region_id", "path"} & {*have} and (boxes or is_of_files)
+    new = ["tile_id"] * is_of_files + ["path"] * cut_from
+    if not new:
+        return source, False
+    template = template or "{path}"
+    absent = [name for name in template_columns(template) if name not in have]
+    if absent:
+        raise ManifestError(f"path template {template!r}: there is no column {absent[0]}; there are {', '.join(have)}")
+
+    def named(piece: pa.Table) -> pa.Table:
+        parts: list[Any] = []
+        for literal, name, _, _ in Formatter().parse(template):
+            try:
+                column = None if name is None else pc.fill_null(as_text(piece.column(name)), "")
+            except TypeError as error:
+                raise ManifestError(f"{source.name}: the column {name}, which names files: {error}") from None
+            parts += [pa.scalar(literal)] + ([] if column is None else [column])
+        files = pc.binary_join_element_wise(*parts, "")
+        for name in new:
+            piece = piece.append_column(name, files)
+        return piece
+
+    return replace(source, columns=[*have, *new], pieces=(named(piece) for piece in source.pieces)), is_of_files
+
+
+def _check_columns(source: Pieces, numbers: Sequence[str], text: Collection[str]) -> list[str]:
+    """The columns beside ids and boxes; refuses a table that lacks a column."""
+    have = source.columns
+    box = [name for name in BOX_3D if name in have]
+    # A row without a box is an image of its own, for which another column may stand in a template.
+    whole = not box and "region_coordinates" not in have
+    named = "path" in have or (whole and text and "region_id" not in text)
+    wanted = ["tile_id", *numbers] if named else ["tile_id", "region_id", *numbers]
+    if box:
+        wanted += BOX_3D if "zmin" in have or "zmax" in have else BOX_2D
+    missing = [name for name in wanted if name not in have]
+    if missing:
+        near = [name for name in have if name.strip().lower() in missing and name not in missing]
+        hint = f"; is {near[0]!r} meant? Names have no spaces and small letters" if near else ""
+        if not hint and "tile_id" in missing and not {*IDS} & {*have}:
+            hint = f'; of a table of files say which column holds them, such as path="{{{have[0]}}}"'
+        raise ManifestError(
+            f"{source.name}: line 1: the column {', '.join(missing)} is missing; there are {', '.join(have)}{hint}"
+        )
+    return [name for name in have if name not in {*IDS, *BOX_3D, "region_coordinates"}]
+
+
+class _Reading:
+    """The columns of a manifest while its pieces come in."""
+
+    def __init__(
+        self,
+        source: Pieces,
+        problems: Problems,
+        kept: list[str],
+        text: set[str],
+        targets: list[str],
+        *,
+        is_of_files: bool,
+    ) -> None:
+        self.is_of_files = is_of_files
+        self.source, self.problems, self.kept, self.text = source, problems, kept, text
+        self.targets = targets
+        self.own_classes: dict[str, list[Any]] = {}  # of categorical columns, in their own order
+        self.ids = [name for name in IDS if name in source.columns]
+        self.box_names: tuple[str, ...] = tuple(name for name in BOX_3D if name in source.columns)
+        if not self.box_names and "region_coordinates" in source.columns:
+            self.box_names = BOX_2D
+        self.columns: dict[str, list[pa.Array]] = {name: [] for name in (*self.ids, *kept)}
+        self.boxes: list[Growing] = []
+        self.hashes = Growing(np.uint64)
+        self.headers: list[int] = []
+        self.length = 0
+
+    def run(self, allow_outside: bool, progress: Callable[[int], None] | None) -> None:
+        """Take every piece in."""
+        for piece in self.source.pieces:
+            if not self.length and not self.box_names:
+                self._look_for_boxes(piece.slice(0, 1000))
+            skip = self._repeated_header(piece)
+            if skip.any():
+                piece = _blanked(piece, skip)
+            self.piece = piece
+            for name in self.ids:
+                self._take_ids(name, piece.column(name), skip)
+            for name in self.kept:
+                column = piece.column(name)
+                if name in self.targets and pa.types.is_dictionary(column.type):
+                    own = self.own_classes.setdefault(name, [])
+                    own += [value for chunk in column.chunks for value in chunk.dictionary.to_pylist()]
+                    self.own_classes[name] = list(dict.fromkeys(own))
+                self.columns[name] += (as_text(column) if name in self.text else column).chunks
+            if self.box_names:
+                columns = self._take_boxes(piece, skip, allow_outside)
+                self.boxes = self.boxes or [Growing(np.int32) for _ in columns]
+                for grown, column in zip(self.boxes, columns, strict=True):
+                    grown.extend(column)
+            self.length += len(piece)
+            if progress:
+                progress(self.length)
+
+    def note(self, kind: str, bad: NDArray[np.bool_], text: Callable[[int], str], start: int) -> None:
+        """Note the rows of a piece that begins at row `start`."""
+        self.problems.add_rows(
+            kind,
+            np.flatnonzero(bad) + start,
+            lambda row: f"{self.source.where(row)}: {text(row - start)}",
+        )
+
+    def _look_for_boxes(self, first: pa.Table) -> None:
+        """Boxes under another name would make every tile its whole image, and nobody would be told."""
+        for name in self.kept:
+            column = first.column(name)
+            looks = any(word in name.lower() for word in ("region", "coord", "window"))
+            if looks and is_text(column.type) and not parse_boxes(column)[1].all():
+                self.problems.add("boxes unnamed", f"line 1: the column {name} holds boxes; name it region_coordinates")
+
+    def _repeated_header(self, piece: pa.Table) -> NDArray[np.bool_]:
+        columns = [piece.column(name) for name in self.ids]
+        if not all(is_text(column.type) for column in columns):
+            return np.zeros(len(piece), bool)
+        same = [
+            mask(pc.equal(column, pa.scalar(name, column.type))) for name, column in zip(self.ids, columns, strict=True)
+        ]
+        skip: NDArray[np.bool_] = np.logical_and.reduce(same)
+        self.note("repeated header", skip, lambda _: "the header again; were files joined?", self.length)
+        self.headers += (np.flatnonzero(skip) + self.length).tolist()
+        return skip
+
+    def _take_ids(self, name: str, column: pa.ChunkedArray, skip: NDArray[np.bool_]) -> None:
+        try:
+            text = pc.fill_null(as_text(column), "").combine_chunks()
+        except TypeError:
+            raise ManifestError(
+                f"{self.source.name}: the column {name} holds {column.type}, ids are text; "
+                "read the table with dtype=str, so that 001 stays 001 and 1 does not become 1.0"
+            ) from None
+        if name == "tile_id":
+            bad = mask(pc.match_substring_regex(text, _BAD_ID)) & (not self.is_of_files)
+            self.columns[name].append(text)
+            self.hashes.extend(hash_text(text))
+        else:
+            # Few regions and labels, many tiles: the categories are looked at instead of the rows.
+            encoded = text.dictionary_encode()
+            bad = mask(pc.match_substring_regex(encoded.dictionary, _BAD_ID))
+            bad = bad[encoded.indices.to_numpy()] if bad.any() else np.zeros(len(text), bool)
+            self.columns[name].append(encoded)
+        self.note(f"bad {name}", bad & ~skip, partial(self._id_message, name=name), self.length)
+
+    def _take_boxes(self, piece: pa.Table, skip: NDArray[np.bool_], allow_outside: bool) -> list[NDArray[np.int32]]:
+        if "region_coordinates" in self.source.columns:
+            text = as_text(piece.column("region_coordinates"))
+            named = [name for name in BOX_3D if name in self.source.columns]
+            boxes, bad = parse_boxes(text, len(self.box_names) if self.length or named else None)
+            self.box_names = BOX_2D if boxes.shape[1] == 4 else BOX_3D
+            if named:
+                again, wrong = self._boxes_of_columns(piece)
+                differ = ~bad & ~skip & (wrong | (again != boxes).any(axis=1))
+                self.note("boxes disagree", differ, self._disagreement, self.length)
+        else:
+            boxes, bad = self._boxes_of_columns(piece)
+        self._note_boxes(boxes, bad, skip, allow_outside)
+        boxes = np.where((bad | skip)[:, None], 0, np.clip(boxes, -_LARGEST, _LARGEST))
+        return [boxes[:, k].astype(np.int32) for k in range(len(self.box_names))]
+
+    def _boxes_of_columns(self, piece: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        columns = [integers(piece.column(name)) for name in self.box_names]
+        return np.stack([values for values, _ in columns], axis=1), np.logical_or.reduce([bad for _, bad in columns])
+
+    def _disagreement(self, row: int) -> str:
+        box = ", ".join(str(self.piece.column(name)[row].as_py()) for name in self.box_names)
+        names = ", ".join(self.box_names)
+        return f"{self._tile(row)}, but the columns {names} say ({box}); leave one of the two out, or correct it"
+
+    def _note_boxes(
+        self, boxes: NDArray[np.int64], bad: NDArray[np.bool_], skip: NDArray[np.bool_], allow_outside: bool
+    ) -> None:
+        half = boxes.shape[1] // 2
+        names = ", ".join(self.box_names)
+        low, high = boxes[:, :half], boxes[:, half:]
+        good = ~(bad | skip)
+        huge = good & ((boxes > _LARGEST) | (boxes < -_LARGEST)).any(axis=1)
+        good &= ~huge
+        empty = good & (high <= low).any(axis=1)
+        apart = good & ~empty & (high <= 0).any(axis=1)
+        negative = good & (low < 0).any(axis=1) & (not allow_outside) & ~apart
+        for kind, rows, cause in (
+            ("not a box", bad & ~skip, f"is not ({names}): {2 * half} whole numbers in brackets"),
+            ("box too large", huge, f"holds a number beyond {_LARGEST}"),
+            ("box outside", negative & ~empty, 'begins before pixel 0; correct it, or pass pad="reflect"'),
+            ("box outside", apart, "ends before pixel 0 and does not meet its image; correct it"),
+            ("empty box", empty, f"is empty or inverted; it is ({names}), half-open, in pixels"),
+        ):
+            self.note(kind, rows, partial(self._box_message, cause=cause), self.length)
+
+    def _cell(self, name: str, row: int) -> str:
+        """A cell of the piece that is being taken in, as it was given."""
+        value = as_text(self.piece.column(name).slice(row, 1))[0].as_py()
+        return shortened(value or "")
+
+    def _tile(self, row: int) -> str:
+        """The words for a row of that piece: its tile, and its box if it has one."""
+        tile = f"tile {self._cell('tile_id', row)}"
+        if "region_coordinates" in self.source.columns:
+            return f"{tile}: box {self._cell('region_coordinates', row)}"
+        box = ", ".join(str(self.piece.column(name)[row].as_py()) for name in self.box_names)
+        return f"{tile}: box ({box})" if box else tile
+
+    def _box_message(self, row: int, cause: str) -> str:
+        region = f" of region {self._cell('region_id', row)}" if "region_id" in self.ids else ""
+        return f"{self._tile(row)}{region} {cause}"
+
+    def _id_message(self, row: int, name: str) -> str:
+        value = self._cell(name, row)
+        cause = r"an id is one name, without / or \ or .. or control characters"
+        if "://" in value:
+            cause = "an id is not an address; give the address as the image folder"
+        said = f"{name} {value!r}: {cause}" if value.strip() else f"the {name} is empty"
+        return f"{self._tile(row)}: {said}"
+
+    def finish(
+        self, numbers: Sequence[str], frames: Sequence[object] | None, classes: list[Any] | None
+    ) -> pd.DataFrame:
+        """The table, its rows checked against each other and its targets against arithmetic."""
+        if not self.length:
+            self.problems.add("empty", "the table has no rows")
+        table = self._assemble(numbers)
+        if not self.length:
+            return table
+        rows_of_tiles = np.ones(len(table), bool)
+        rows_of_tiles[self.headers] = False
+        hashes, self.hashes = self.hashes.values(), Growing(np.uint64)
+        hint = "; the table has no tile_id, so each file is one tile: add a column tile_id" * self.is_of_files
+        for kind, rows, text in conflicts(table, self.source.where, hashes):
+            self.problems.add_rows(kind, rows & rows_of_tiles, lambda row, text=text: text(row) + hint)  # type: ignore[misc]
+        used = rows_of_tiles
+        if frames is not None and len(frames) and "label_id" in table:
+            used = used & (table["label_id"] == str(frames[-1])).to_numpy()
+        if not self._is_unlabelled(table, rows_of_tiles):
+            self._check_targets(table, used, classes)
+        for name in numbers:
+            if name not in self.targets:
+                self._check_numbers(table, name, used)
+        return table
+
+    def _is_unlabelled(self, table: pd.DataFrame, rows: NDArray[np.bool_]) -> bool:
+        """Whether no label column holds anything; they then hold NaN."""
+        for most in (1000, None):  # few rows tell it of nearly every table
+            if not self.targets or not all(is_blank(table[name][rows][:most]).all() for name in self.targets):
+                return False
+        for name in self.targets:
+            table[name] = np.full(len(table), np.nan)
+        return True
+
+    def _check_targets(self, table: pd.DataFrame, used: NDArray[np.bool_], classes: list[Any] | None) -> None:
+        """Label columns as numbers, and one of them, where it holds names, as categories in the classes' order."""
+        alone, named = len(self.targets) == 1, []
+        for name in self.targets:
+            given = table[name]
+            asked = classes if alone or not is_numeric(given) else None
+            labels, faults = label_column(given, used, self.own_classes.get(name), asked, alone=alone)
+            if labels is None:
+                self._check_numbers(table, name, used)
+                continue
+            table[name] = labels
+            named += [name] if isinstance(labels, pd.Categorical) else []
+            for kind, rows, said in faults:
+                self.problems.add_rows(f"{name} {kind}", rows, partial(self._label_message, table, name, given, said))
+        if len(named) > 1:
+            columns = ", ".join(named)
+            self.problems.add("several columns of names", f"the columns {columns} hold names: classes are those of one")
+        if classes is not None and self.targets and not named:
+            columns = ", ".join(self.targets)
+            self.problems.add("no names", f"classes= is given, but of the label columns {columns} none holds names")
+
+    def _label_message(self, table: pd.DataFrame, name: str, given: pd.Series, said: str, row: int) -> str:
+        value = given.iloc[row]
+        cell = "" if is_blank(given.iloc[row : row + 1]).all() else f" {shortened(str(value))!r}"
+        return f"{self.source.where(row)}: tile {table['tile_id'].iloc[row]}: {name}{cell} {said}"
+
+    def _assemble(self, numbers: Sequence[str]) -> pd.DataFrame:
+        data: dict[str, object] = {}
+        for name in self.source.columns:
+            chunks = self.columns.pop(name, None)
+            if name in self.ids:
+                kind = pa.string() if name == "tile_id" else pa.dictionary(pa.int32(), pa.string())
+                data[name] = _series(pa.chunked_array(chunks or [], kind).unify_dictionaries())
+            elif name in self.kept:
+                column = pa.chunked_array(chunks) if chunks else pa.chunked_array([], pa.string())
+                data[name] = _series(column if name in self.text else plain_numbers(column, name in numbers))
+            elif self.boxes and (name == "region_coordinates" or name in self.box_names):
+                for box_name, grown in zip(self.box_names, self.boxes, strict=True):
+                    data[box_name] = grown.values()
+                self.boxes = []
+        return pd.DataFrame(data, copy=False)
+
+    def _check_numbers(self, table: pd.DataFrame, name: str, used: NDArray[np.bool_]) -> None:
+        given = table[name]
+        values = to_numbers(given)
+        if name not in self.text:  # what stands in a path stays as it is written
+            table[name] = values
+
+        def describe(row: int) -> str:
+            cell = given.iloc[row]
+            is_name = name in self.targets and isinstance(cell, str) and not is_like_number(cell)
+            hint = "; if all cells are names of classes, say so by classes=[...]" if is_name else ""
+            return f"{self.source.where(row)}: tile {table['tile_id'].iloc[row]}: {name} {number_fault(cell)}{hint}"
+
+        self.problems.add_rows(f"{name} not a number", used & ~np.isfinite(values), describe)
+
+
+def _blanked(piece: pa.Table, rows: NDArray[np.bool_]) -> pa.Table:
+    """The piece without the text of some rows."""
+    columns = [pc.if_else(pa.array(rows), "", column) if is_text(column.type) else column for column in piece.columns]
+    return pa.Table.from_arrays(columns, names=piece.column_names)
+
+
+def _series(column: pa.ChunkedArray) -> pd.Series:
+    series: pd.Series = column.to_pandas(split_blocks=True, types_mapper={pa.string(): _TEXT}.get)
+    return series

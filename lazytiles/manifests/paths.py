@@ -1,0 +1,310 @@
+"""From a manifest's ids to image paths: one component each, inside the image folder, and there."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import PurePosixPath
+from string import Formatter
+from urllib.parse import quote
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lazytiles.errors import ManifestError
+from lazytiles.images.pictures import split_name
+from lazytiles.manifests.problems import Problems
+
+IDS = ("tile_id", "region_id", "label_id")
+
+_SEPARATOR = re.compile(r"[/\\\x00-\x1f\x7f]")
+
+
+def template_columns(template: str) -> list[str]:
+    """The columns that a path template names, in order.
+
+    Parameters
+    ----------
+    template : a relative path with fields such as ``"{label_id}/{region_id}.tif"``; a field is the plain name
+        of a column, without attribute, index, conversion or format
+
+    Raises
+    ------
+    ManifestError : the template is absolute, leaves its folder, or a field is more than a name
+
+    Examples
+    --------
+    >>> template_columns("{label_id}/{region_id}.tif")
+    ['label_id', 'region_id']
+    """
+    try:
+        parts = list(Formatter().parse(template))
+    except ValueError as error:
+        raise ManifestError(f"path template {template!r}: {error}") from error
+    fields = []
+    for _, name, form, conversion in parts:
+        if name is None:
+            continue
+        if form or conversion or not name.isidentifier():
+            raise ManifestError(
+                f"path template {template!r}: a field is the name of a column, such as {{region_id}}, alone"
+            )
+        fields.append(name)
+    plain = "".join(literal + ("x" if name is not None else "") for literal, name, _, _ in parts)
+    if plain.startswith("/") or "\\" in plain or "\0" in plain or ".." in PurePosixPath(plain).parts or not plain:
+        raise ManifestError(f"path template {template!r}: a path inside the image folder, with / and without ..")
+    return fields
+
+
+def default_template(table: pd.DataFrame) -> str:
+    """Where an image lies when nothing is said: its `path`, or its region's file in its label's folder.
+
+    >>> default_template(pd.DataFrame({"region_id": ["a"], "label_id": ["2018"]}))
+    '{label_id}/{region_id}.tif'
+    """
+    if "path" in table:
+        return "{path}"
+    return "{label_id}/{region_id}.tif" if "label_id" in table else "{region_id}.tif"
+
+
+def folder_of(manifest: pd.DataFrame | str | os.PathLike[str]) -> str:
+    """Where the images of a manifest lie unless another folder is named: beside its file, or here."""
+    return "." if isinstance(manifest, pd.DataFrame) else os.path.dirname(os.fspath(manifest)) or "."
+
+
+def region_column(table: pd.DataFrame) -> str:
+    """The column that tells the images of one frame apart: `region_id`, else `path`, else `tile_id`."""
+    return next((name for name in ("region_id", "path") if name in table), "tile_id")
+
+
+def region_names(table: pd.DataFrame) -> pd.Series:
+    """The values of that column, as categories."""
+    return table[region_column(table)].astype("category")
+
+
+def resolve_paths(
+    table: pd.DataFrame,
+    template: str,
+    image_dir: str | os.PathLike[str] | None,
+    *,
+    follow_symlinks: bool = True,
+    problems: Problems | None = None,
+    rows: NDArray[np.int64] | None = None,
+    name_row: Callable[[int], str] | None = None,
+    may_lack: bool = False,
+) -> tuple[NDArray[np.int64], list[str]]:
+    """The image of every row: an index into the list of the different paths, and that list.
+
+    Parameters
+    ----------
+    table : a manifest from `read_manifest`, n rows
+    template : where an image lies, relative to `image_dir`, over the table's columns
+    image_dir : a folder, or an address such as ``"s3://bucket/images"`` (then nothing is looked at);
+        None is the current folder
+    follow_symlinks : links inside the folder may lead anywhere; False refuses every link in it
+    problems : where to note what is wrong, instead of raising it; ids that `read_manifest` noted there are not
+        noted again
+    rows : shape (n,), the numbers of the rows, where the table is a part of another
+    name_row : the words for a row, by its number; by default its tile
+    may_lack : whether images may be missing
+
+    Returns
+    -------
+    int64 array, shape (n,), and the paths in the order in which the table first names them; with `problems`,
+    a path that is refused is empty
+
+    Raises
+    ------
+    ManifestError : a path leaves the folder, or is missing or not a regular file; all of them are listed
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> codes, paths = resolve_paths(pd.DataFrame({"region_id": ["b", "a", "b"]}), "{region_id}.tif", "s3://x")
+    >>> codes.tolist(), paths
+    ([0, 1, 0], ['s3://x/b.tif', 's3://x/a.tif'])
+    """
+    columns = checked_columns(table, template)
+    codes, values = _different(table, columns)
+    found = problems if problems is not None else Problems("the manifest")
+    first = first_of(codes, len(values))
+    first = first if rows is None else rows[first]
+    named = name_row or partial(row_words, table)
+    unsafe = _check_components(columns, values, found, lambda k: (int(first[k]), named(int(first[k]))))
+    # A path that leaves the folder has no place in it, whoever goes on with the others.
+    names = [
+        "" if not unsafe.isdisjoint(row) else template.format(**dict(zip(columns, row, strict=True))) for row in values
+    ]
+    folder = os.fspath(image_dir if image_dir is not None else ".")
+    if len(found) and problems is None:
+        found.raise_any()
+    if "://" in folder:
+        return codes, [name and address_of(folder, name) for name in names]
+    for kind, bad in _Folder(folder, follow_symlinks).check(names).items():
+        if kind == "missing image" and may_lack:
+            continue
+        for k, text in bad.items():
+            found.add(kind, f"{named(int(first[k]))}{text}", int(first[k]))
+            names[k] = names[k] if kind == "missing image" else ""
+    if problems is None:
+        found.raise_any()
+    return codes, [name and os.path.join(folder, name) for name in names]
+
+
+def checked_columns(table: pd.DataFrame, template: str) -> list[str]:
+    """The columns that a path template names, each of which the table must have."""
+    columns = template_columns(template)
+    absent = [name for name in columns if name not in table]
+    if absent:
+        raise ManifestError(
+            f"path template {template!r}: there is no column {absent[0]}; there are {', '.join(table.columns)}"
+        )
+    return columns
+
+
+def address_of(folder: str, name: str) -> str:
+    """The address of a file in a folder behind an address; for HTTP its name is quoted, and goes before the query.
+
+    >>> address_of("s3://bucket/images", "a#1.tif"), address_of("https://host/images?sig=x", "a#1.tif")
+    ('s3://bucket/images/a#1.tif', 'https://host/images/a%231.tif?sig=x')
+    """
+    query = ""
+    if folder.rpartition("::")[2].startswith(("http://", "https://")):
+        folder, mark, rest = folder.partition("?")
+        name, query = quote(name), mark + rest
+    return f"{folder}{'' if folder.endswith('/') else '/'}{name}{query}"
+
+
+def row_words(table: pd.DataFrame, row: int) -> str:
+    """The words for the tile of a row and its box, as far as the table has them, to stand before what is wrong."""
+    tile = f"tile {table['tile_id'].iloc[row]}: " if "tile_id" in table else ""
+    box = [str(table[name].iloc[row]) for name in ("xmin", "ymin", "zmin", "xmax", "ymax", "zmax") if name in table]
+    return f"{tile}box ({', '.join(box)}): " if box else tile
+
+
+def _different(table: pd.DataFrame, columns: Sequence[str]) -> tuple[NDArray[np.int64], list[tuple[str, ...]]]:
+    """The different combinations of the columns' values as text, by first appearance."""
+    codes = np.zeros(len(table), np.int64)
+    parts: list[tuple[NDArray[np.int64], list[str]]] = []
+    for name in columns:
+        column = table[name]
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            part, values = column.cat.codes.to_numpy().astype(np.int64), column.cat.categories
+        else:
+            part, values = pd.factorize(column)
+            part = part.astype(np.int64)
+        parts.append((part, [str(value) for value in values]))
+        codes = codes * (len(values) + 1) + part
+        # Kept small, so that many columns cannot overflow.
+        codes = pd.factorize(codes)[0].astype(np.int64)
+    first = first_of(codes, int(codes.max()) + 1 if len(codes) else 0)
+    rows = [[values[k] if k >= 0 else "" for k in part[first].tolist()] for part, values in parts]
+    return codes, list(zip(*rows, strict=True)) if rows else [()] * len(first)
+
+
+def first_of(codes: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """The first row of each of `count` codes; 0 where there is none."""
+    first = np.zeros(count, np.int64)
+    first[codes[::-1]] = np.arange(len(codes))[::-1]
+    return first
+
+
+def is_component(value: str) -> bool:
+    r"""Whether a text is one component of a path, and so cannot lead out of a folder.
+
+    >>> [is_component(text) for text in ("001", "ré gion 北", "..", "a/b", "a\\b", "")]
+    [True, True, False, False, False, False]
+    """
+    return value.strip() not in {"", ".", ".."} and not _SEPARATOR.search(value)
+
+
+def _check_components(
+    columns: Sequence[str],
+    values: list[tuple[str, ...]],
+    problems: Problems,
+    owner: Callable[[int], tuple[int, str]],
+) -> set[str]:
+    """Note the values that could lead out of the folder, and give them back."""
+    unsafe: set[str] = set()
+    for name, column in zip(columns, zip(*values, strict=True), strict=True) if values else ():
+        for k, value in enumerate(column):
+            parts = [value] if name in IDS else value.split("/")  # a column of files may name folders
+            if value in unsafe or all(map(is_component, parts)):
+                continue
+            unsafe.add(value)
+            if f"bad {name}" not in problems.counts and not (value == "" and "repeated header" in problems.counts):
+                row, words = owner(k)
+                cause = "a part of a path is one name, without / or \\ or .. or control characters"
+                problems.add("path leaves the folder", f"{words}{name} {value[:60]!r}: {cause}", row)
+    return unsafe
+
+
+@dataclass(slots=True)
+class _Folder:
+    """What is known of the image folder: each folder inside it is looked at once."""
+
+    root: str
+    follow_symlinks: bool
+    listings: dict[str, list[str]] = field(default_factory=dict)
+
+    def check(self, names: Sequence[str]) -> dict[str, dict[int, str]]:
+        """What is wrong with each path: by kind, then by position."""
+        if not os.path.isdir(self.root):
+            raise ManifestError(f"{self.root}: there is no such image folder")
+        found: dict[str, dict[int, str]] = {}
+        linked: dict[str, bool] = {}
+        for k, name in enumerate(names):
+            if not name:
+                continue
+            path = os.path.join(self.root, name)
+            if not os.path.lexists(path):
+                name, _ = split_name(name)  # a dataset behind :: lies in this file
+                path = os.path.join(self.root, name)
+            try:
+                status = os.stat(path)
+            except (OSError, ValueError):
+                found.setdefault("missing image", {})[k] = f"{path} is missing{self._hint(name)}"
+                continue
+            if not stat.S_ISREG(status.st_mode) and not self._is_store(name, status):
+                found.setdefault("not a file", {})[k] = f"{path} is not a regular file"
+            elif not self.follow_symlinks and self._is_linked(name, linked):
+                found.setdefault("link", {})[k] = f"{path} goes through a link (follow_symlinks=False)"
+        return found
+
+    def _is_store(self, name: str, status: os.stat_result) -> bool:
+        return stat.S_ISDIR(status.st_mode) and name.rstrip("/").endswith(".zarr")
+
+    def _is_linked(self, name: str, known: dict[str, bool]) -> bool:
+        parts = PurePosixPath(name).parts
+        for k in range(1, len(parts) + 1):
+            inner = os.path.join(self.root, *parts[:k])
+            if inner not in known:
+                known[inner] = os.path.islink(inner)
+            if known[inner]:
+                return True
+        return False
+
+    def _hint(self, name: str) -> str:
+        """The file that was probably meant."""
+        folder, stem = os.path.split(name)
+        if folder not in self.listings:
+            try:
+                self.listings[folder] = sorted(os.listdir(os.path.join(self.root, folder)))
+            except (OSError, ValueError):
+                self.listings[folder] = []
+                return f": there is no folder {folder}" if folder else ""
+        wanted = stem.partition(".")[0]
+        for other in self.listings[folder]:
+            base = other.partition(".")[0]
+            if base != wanted and base.lstrip("0") == wanted.lstrip("0") and base.isdigit():
+                return (
+                    f", but {os.path.join(folder, other)} is there: were the ids read as numbers? "
+                    "Read the manifest with dtype=str, so that 001 stays 001"
+                )
+        near = [other for other in self.listings[folder] if other.partition(".")[0].lower() == wanted.strip().lower()]
+        return f", but {os.path.join(folder, near[0])} is there" if near else ""

@@ -1,0 +1,313 @@
+"""Which label ids make the frames of a tile, which rows are its samples, and which image each frame lies in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lazytiles.errors import ManifestError
+from lazytiles.images.pictures import split_name
+from lazytiles.images.region import Region
+from lazytiles.manifests.catalog import rows_where
+from lazytiles.manifests.columns import column_hashes, count_distinct
+from lazytiles.manifests.digest import verify_digests
+from lazytiles.manifests.paths import IDS, checked_columns, resolve_paths, row_words
+from lazytiles.manifests.problems import Problems
+
+Int64s: TypeAlias = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """Which label ids make the frames of a tile: several (a time axis), one, or what the rows say.
+
+    Parameters
+    ----------
+    labels : the label ids in their order; None for the rows as they are
+    timed : whether the frames are an axis of the samples
+    each : whether every row is a sample of its own, also where a tile has several
+    """
+
+    labels: list[str] | None
+    timed: bool
+    each: bool = False
+
+    @classmethod
+    def of(cls, frames: Any) -> Frames:
+        """From what a user gives: None, ``"each"``, one label id, or several.
+
+        >>> Frames.of([2017, 2018]).labels, Frames.of("2018").timed, Frames.of("each").each
+        (['2017', '2018'], False, True)
+        """
+        if frames is None:
+            return cls(None, False)
+        if isinstance(frames, str) and frames == "each":
+            return cls(None, False, True)
+        if isinstance(frames, str | int | np.integer):
+            return cls([str(frames)], False)
+        labels = [str(frame) for frame in frames]
+        if not labels:
+            raise ValueError("frames is empty; name at least one label id, or pass None")
+        return cls(labels, True)
+
+    def samples(self, table: pd.DataFrame, where: Mapping[str, Any] | None = None) -> Int64s:
+        """The numbers of the rows that are the samples: those of the last frame, as far as `where` keeps them.
+
+        Raises
+        ------
+        ManifestError : tiles of several rows where nothing says what the rows are, or tiles without the last frame
+        """
+        rows = np.arange(len(table), dtype=np.int64)
+        if self.labels is not None:
+            rows = self._last(table)
+        if where is not None:
+            some = rows
+            rows = rows[rows_where(table if len(rows) == len(table) else table.iloc[rows], where)]
+            if len(some) and not len(rows):
+                raise ManifestError(f"where={dict(where)} keeps none of the {len(some):,} samples of the manifest")
+        if self.labels is None and not self.each:
+            said = several_rows(table if len(rows) == len(table) else table.iloc[rows])
+            if said:
+                raise ManifestError(said)
+        return rows
+
+    def _last(self, table: pd.DataFrame) -> Int64s:
+        assert self.labels is not None
+        if "label_id" not in table:
+            raise ManifestError(f"frames={self.labels} given, but the manifest has no column label_id")
+        label = table["label_id"]
+        last = (label == self.labels[-1]).to_numpy()
+        if not last.any():
+            there = ", ".join(map(str, label.cat.categories[:10]))
+            raise ManifestError(f"no row of the manifest has label_id {self.labels[-1]!r}; there are {there}")
+        others = label.isin(self.labels).to_numpy() & ~last
+        if others.any():
+            codes = pd.factorize(table["tile_id"])[0]
+            kept_codes = np.zeros(len(table), dtype=np.bool_)
+            kept_codes[codes[last]] = True
+            lost = table["tile_id"][others & ~kept_codes[codes]]
+            if len(lost):
+                raise ManifestError(
+                    f"tile {lost.iloc[0]} has no row for the last frame {self.labels[-1]!r}, where its target and "
+                    f"box are taken from ({lost.nunique()} such tiles); leave its other rows out or add one"
+                )
+        return np.flatnonzero(last)
+
+
+def several_rows(table: pd.DataFrame) -> str:
+    """What to do about tiles that have rows of several labels; empty where each tile has one row.
+
+    >>> rows = pd.DataFrame({"tile_id": ["a", "a"], "label_id": pd.Categorical(["2017", "2018"])})
+    >>> several_rows(rows).partition(":")[0]
+    'tile a has rows of the labels 2017, 2018 (1 of 1 tiles has several rows)'
+    """
+    if "label_id" not in table or count_distinct(column_hashes(table["tile_id"])) == len(table):
+        return ""
+    codes, tiles = pd.factorize(table["tile_id"])
+    counts = np.bincount(codes)
+    many = np.flatnonzero(counts > 1)
+    if not len(many):
+        return ""
+    labels = [str(label) for label in table["label_id"][codes == many[0]].unique()]
+    have = "has" if len(many) == 1 else "have"
+    return (
+        f"tile {tiles[many[0]]} has rows of the labels {', '.join(labels)} ({len(many):,} of {len(tiles):,} tiles "
+        f"{have} several rows): pass frames={labels} to stack them as a time axis, frames={labels[-1]!r} to take one "
+        'of them, or frames="each" to make every row a sample of its own, which split(by="tile_id") keeps together'
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Images:
+    """For each frame which image each sample lies in, and how to open it.
+
+    Parameters
+    ----------
+    codes : for each frame the image of each sample, as an index into its `paths`
+    paths : for each frame the different images; empty text for samples that no row names an image of
+    there : which of them exist, as far as can be told; behind addresses nothing is looked at
+    rows : for each frame the row of the table that names the image of each sample
+    opener : from a path to what is there
+    """
+
+    codes: list[Int64s]
+    paths: list[list[str]]
+    there: list[NDArray[np.bool_]]
+    rows: list[Int64s]
+    opener: Any
+
+    @classmethod
+    def of(
+        cls,
+        table: pd.DataFrame,
+        rows: Int64s,
+        template: str,
+        image_dir: str | os.PathLike[str] | None,
+        frames: Frames,
+        opener: Any,
+        *,
+        missing: str = "raise",
+        follow_symlinks: bool = True,
+        problems: Problems | None = None,
+        name_row: Callable[[int], str] | None = None,
+    ) -> Images:
+        """The images that a template names, each frame's by that frame's own row of the tile.
+
+        A tile without a row for a frame has its image there named by its last row and the frame's label, where
+        the template holds `label_id` and its other columns say the same in all rows of a tile.
+
+        Parameters
+        ----------
+        table : a manifest from `read_manifest`
+        rows : the numbers of the samples' rows
+        missing : ``"raise"``, or ``"fill"`` where an image may be missing
+        problems : where to note what is wrong, by its row, instead of raising it
+        name_row : the words for a row, to stand before what is wrong with it
+        others : as for `resolve_paths`
+        """
+        noted = Problems("the manifest") if problems is None else problems
+        columns = checked_columns(table, template)
+        words = name_row or partial(row_words, table)
+        found = cls([], [], [], [], opener)
+        tiles = _tile_codes(table, columns, frames, exact=problems is not None)
+        for label in frames.labels if frames.labels is not None else [None]:
+            part, own, named = _naming(table, rows, columns, label, frames, tiles)
+            if missing == "raise":
+                noted.add_rows("missing frame", rows[~named], partial(_unnamed, words, label, template))
+            code, names = resolve_paths(
+                part,
+                template,
+                image_dir,
+                follow_symlinks=follow_symlinks,
+                problems=noted,
+                rows=own[named],
+                name_row=words,
+                may_lack=missing == "fill",
+            )
+            if not named.all():
+                some, code = code, np.full(len(rows), len(names), np.int64)
+                code[named], names = some, [*names, ""]
+            found.codes.append(code)
+            found.paths.append(names)
+            found.there.append(np.array([bool(name) and _is_there(name) for name in names], dtype=np.bool_))
+            found.rows.append(own)
+        if problems is None:
+            noted.raise_any()
+        return found
+
+    def first(self) -> Region:
+        """The one image that tells dtype and bands of all."""
+        for codes, paths, there in reversed(list(zip(self.codes, self.paths, self.there, strict=True))):
+            present = np.flatnonzero(there[codes])
+            if len(present):
+                region: Region = self.opener(paths[int(codes[present[0]])])
+                return region
+        names = next((f": {name} is missing" for paths in self.paths for name in paths if name), "")
+        raise ManifestError(f"the manifest has no rows, or none of its images is there{names}")
+
+    def verify(self, digests: str | os.PathLike[str] | None, image_dir: str | os.PathLike[str]) -> None:
+        """Compare the images that are there with a file of digests, if one is given."""
+        if digests is not None:
+            verify_digests(digests, image_dir, images=[split_name(name)[0] for name in self.names()]).raise_any()
+
+    def names(self) -> list[str]:
+        """The different images of all frames that are there."""
+        pairs = (pair for two in zip(self.paths, self.there, strict=True) for pair in zip(*two, strict=True))
+        return list(dict.fromkeys(name for name, there in pairs if there))
+
+    def by_row(self, count: int) -> tuple[Int64s, list[str]]:
+        """The image that each row of the table names, as an index into the list of all; -1 where it names none."""
+        names = list(dict.fromkeys(name for paths in self.paths for name in paths if name))
+        numbers = {name: k for k, name in enumerate(names)} | {"": -1}
+        row_codes = np.full(count, -1, np.int64)
+        for codes, paths, rows in zip(self.codes, self.paths, self.rows, strict=True):
+            row_codes[rows] = np.array([numbers[name] for name in paths], np.int64)[codes]
+        return row_codes, names
+
+    def openers(self, row: int) -> list[Any]:
+        """For each frame what opens the image of a sample, or None where it is missing."""
+        found = []
+        for codes, paths, there in zip(self.codes, self.paths, self.there, strict=True):
+            code = int(codes[row])
+            found.append(partial(self.opener, paths[code]) if there[code] else None)
+        return found
+
+    def groups(self, beside: Images | None = None) -> Int64s:
+        """Samples that share the images of all frames, and the masks, have one number, by first appearance."""
+        joint = np.zeros(len(self.codes[0]), dtype=np.int64)
+        for codes in self.codes + (beside.codes if beside is not None else []):
+            joint = pd.factorize(joint * (int(codes.max(initial=0)) + 1) + codes)[0].astype(np.int64)
+        return joint
+
+    def valid(self) -> NDArray[np.bool_]:
+        """Which frames of which samples are there, (n, frames)."""
+        return np.stack([there[codes] for codes, there in zip(self.codes, self.there, strict=True)], axis=1)
+
+
+def _is_there(name: str) -> bool:
+    return "://" in name or os.path.exists(split_name(name)[0])
+
+
+def _unnamed(words: Callable[[int], str], label: str | None, template: str, row: int) -> str:
+    return (
+        f"{words(row)}there is no row for the frame {label}, which would name its image by {template!r}; "
+        'add it, or pass missing="fill"'
+    )
+
+
+def _tile_codes(table: pd.DataFrame, columns: Sequence[str], frames: Frames, *, exact: bool) -> Int64s | None:
+    """A number for the tile of each row, where the rows of other frames must be found."""
+    plain = "label_id" in columns and set(columns) <= set(IDS)  # which all rows of a tile agree on, but the label
+    if frames.labels is None or len(frames.labels) < 2 or (plain and not exact):
+        return None
+    codes: Int64s = pd.factorize(table["tile_id"])[0].astype(np.int64)
+    return codes
+
+
+def _naming(
+    table: pd.DataFrame,
+    rows: Int64s,
+    columns: Sequence[str],
+    label: str | None,
+    frames: Frames,
+    tiles: Int64s | None,
+) -> tuple[pd.DataFrame, Int64s, NDArray[np.bool_]]:
+    """What names the image of each sample in a frame.
+
+    Returns
+    -------
+    the columns of the template for the samples that have a name; the row which says so, of every sample; and the
+    mask of those that have one
+    """
+    every = np.ones(len(rows), np.bool_)
+    if label is None or frames.labels is None or label == frames.labels[-1]:
+        return table[columns] if len(rows) == len(table) else table[columns].iloc[rows], rows, every
+    own = np.full(len(rows), -1, np.int64)
+    if tiles is not None:
+        mine = np.flatnonzero((table["label_id"] == label).to_numpy())
+        at = np.full(int(tiles.max(initial=0)) + 1, -1, np.int64)
+        at[tiles[mine[::-1]]] = mine[::-1]
+        own = at[tiles[rows]]
+    has = own >= 0
+    by_label = "label_id" in columns and not any(
+        _differs(table[name], own[has], rows[has]) for name in columns if name not in IDS
+    )
+    named = every if by_label else has
+    said = np.where(has, own, rows)
+    part = table[columns].iloc[said[named]].reset_index(drop=True)
+    if "label_id" in columns:
+        part["label_id"] = pd.Categorical([label]).repeat(len(part))
+    return part, said, named
+
+
+def _differs(column: pd.Series, some: Int64s, others: Int64s) -> bool:
+    """Whether a column says otherwise in some rows than in others."""
+    codes = pd.factorize(column)[0]
+    return bool((codes[some] != codes[others]).any())

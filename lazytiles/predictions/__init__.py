@@ -1,0 +1,1 @@
+"""A model over every tile; whole regions back."""

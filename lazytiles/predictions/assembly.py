@@ -1,0 +1,370 @@
+"""One scan while its tiles come in: which tiles it has, where they lie, and what they become."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import DTypeLike, NDArray
+
+from lazytiles.config import settings
+from lazytiles.images.cache import cache
+from lazytiles.images.files import pool
+from lazytiles.images.page import Page
+from lazytiles.images.resample import resize
+from lazytiles.indexing.windows import boxes_from_windows
+from lazytiles.predictions.canvas import Canvas
+from lazytiles.predictions.sinks import FramesFirst, RowSink, cast, open_sink
+from lazytiles.stores.beside import region_name, windows_in
+
+Int64s = NDArray[np.int64]
+Array = NDArray[Any]
+
+_STEP = 128  # pixels: the cache is searched no more often
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is wanted of every scan; see `predict`."""
+
+    blend: str
+    fill: Any
+    dtype: DTypeLike | None
+    with_x: bool
+    paint: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """The tiles of one scan, in the order in which they are read: source by source, from top to bottom.
+
+    Parameters
+    ----------
+    id : of the region, or the value that its regions share
+    positions : int64, shape (n,), in the current order of the tiles
+    numbers : int64, shape (n,), their places in the manifest
+    parts : for each source the source itself and the indices of its tiles, int64
+    stacked : whether each source is one slice of the scan
+    """
+
+    id: Any
+    positions: Int64s
+    numbers: Int64s
+    parts: tuple[tuple[Any, Int64s], ...]
+    stacked: bool
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the scan has an axis of slices that its tiles lack."""
+        return self.stacked or getattr(self.parts[0][0], "flat", False)
+
+    def place(self) -> tuple[tuple[int, ...], Int64s] | None:
+        """Extents of the scan and the window of each tile in it; None where samples are plain arrays.
+
+        Raises
+        ------
+        ValueError : slices of different extents
+        """
+        found = [windows_in(*part) for part in self.parts]
+        spaces = [part[0] for part in found if part is not None]
+        if len(spaces) < len(found):
+            return None
+        if not self.stacked:
+            return spaces[0], found[0][1]  # type: ignore[index]  # None was excluded above
+        other = next((k for k, space in enumerate(spaces) if space != spaces[0] or len(space) != 2), None)
+        if other is not None:
+            raise ValueError(
+                f"scan {self.id}: region {region_name(self.parts[other][0], other)} is {spaces[other]} pixels, the "
+                f"first {spaces[0]}; only images of one size are stacked as slices"
+            )
+        windows = [_as_slice(part[1], k) for k, part in enumerate(found) if part is not None]
+        return (len(spaces), *spaces[0]), np.concatenate(windows)
+
+
+def _as_slice(windows: Int64s, z: int) -> Int64s:
+    at = np.full((len(windows), 1), z, np.int64)
+    return np.concatenate([at, windows[:, :2], at + 1, windows[:, 2:]], axis=1)
+
+
+def layouts_of(tiles: Any, by: str | None) -> list[Layout]:
+    """The scans of an array of tiles, in the manifest's order.
+
+    Parameters
+    ----------
+    tiles : a MultiSourceArray
+    by : a table column whose values are the scans; None makes each region (each source) one
+
+    Raises
+    ------
+    ValueError : no such column
+    """
+    if not len(tiles):
+        return []
+    regions, places = tiles.places
+    pairs, numbers = places[:, :2], places[:, 2]
+    group = pairs[:, 0] if by is None else _group_numbers(tiles.table, by, pairs[:, 0])
+    order = np.lexsort((numbers, pairs[:, 0], group))
+    scans = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
+    sources = [np.split(scan, np.flatnonzero(np.diff(pairs[scan, 0])) + 1) for scan in scans]
+    stacked = any(len(parts) > 1 for parts in sources)
+    return [_layout(tiles, parts, regions, pairs, numbers, by, stacked) for parts in sources]
+
+
+def _group_numbers(table: pd.DataFrame | None, by: str, source: Int64s) -> Int64s:
+    """A number for each value of the column, rising with the first source that has it."""
+    if table is None or by not in table:
+        there = "no table" if table is None else ", ".join(map(str, table.columns))
+        raise ValueError(f"by={by!r} is no column of the table; there are {there}")
+    codes = pd.factorize(table[by])[0]
+    first = np.full(codes.max() + 2, len(source), np.int64)
+    np.minimum.at(first, codes, source)
+    rank = np.empty_like(first)
+    rank[np.argsort(first, kind="stable")] = np.arange(len(first))
+    ranked: Int64s = rank[codes]
+    return ranked
+
+
+def _layout(
+    tiles: Any,
+    parts: list[Int64s],
+    regions: Sequence[Any],
+    pairs: Int64s,
+    numbers: Int64s,
+    by: str | None,
+    stacked: bool,
+) -> Layout:
+    rows, found = [], []
+    for part in parts:
+        number = int(pairs[part[0], 0])
+        source = regions[number]
+        windows = getattr(source, "windows", None)
+        if windows is not None:
+            here = windows[pairs[part, 1]]
+            part = part[np.lexsort((numbers[part], *here.T[: here.shape[1] // 2][::-1]))]
+        rows.append(part)
+        found.append((source, pairs[part, 1]))
+    positions = np.concatenate(rows)
+    first = int(positions[0])
+    name = region_name(found[0][0], int(pairs[first, 0])) if by is None else tiles.table[by].iloc[first]
+    return Layout(name, positions, numbers[positions], tuple(found), stacked)
+
+
+class Passed:
+    """Which rows of a large region lie behind: their segments leave the cache, their bytes the memory map.
+
+    A region larger than the cache would fill it with segments that no later tile of the scan touches, and
+    gain nothing: they would be gone before they are read again.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        source = layout.parts[0][0]
+        regions = () if layout.stacked else getattr(source, "regions", ())
+        pages = [source.page(frame) for frame in range(len(regions))]
+        budget = settings().cache_bytes
+        self._pages = [p for p in pages if p is not None and math.prod(p.shape) * p.dtype.itemsize > budget]
+        self._row = 0
+
+    def move_to(self, place: tuple[tuple[int, ...], Int64s] | None, added: int) -> None:
+        """So many tiles have come; later ones begin at or below the next one, as they come from top to bottom."""
+        if place is None or not self._pages or added >= len(place[1]):
+            return
+        row = int(place[1][added, 0])
+        if row - self._row < _STEP:
+            return
+        for page in self._pages:
+            if page.raw_offsets is None:
+                cache.drop(page.key, partial(_is_above, page, row))
+                continue
+            line = page.shape[1] * page.segment_samples * page.dtype.itemsize
+            for offset in page.raw_offsets:
+                pool.release(page.file, offset + self._row * line, offset + row * line)
+        self._row = row
+
+
+def _is_above(page: Page, row: int, segment: int) -> bool:
+    rows, columns = page.grid
+    return segment // columns % rows < row // page.segment[0]
+
+
+class Assembly:
+    """One scan in the making: batches go in, a mapping comes out.
+
+    Parameters
+    ----------
+    layout : its tiles
+    tiles : the array, for the shape of a sample and its table
+    labels : one row per tile of the scan, or None
+    options, goal : what is wanted, and where the map goes
+    """
+
+    def __init__(self, layout: Layout, tiles: Any, labels: Array | None, options: Options, goal: Any) -> None:
+        self._layout, self._labels, self._options, self._goal = layout, labels, options, goal
+        self._ids = None if tiles.table is None else tiles.table.get("tile_id")
+        self._sample = tuple(tiles.shape[1:])
+        self._place = layout.place()
+        self._rows: list[Array] = []
+        self._canvases: dict[str, Canvas] = {}
+        self._sinks: dict[str, RowSink] = {}
+        self._dtypes: dict[str, np.dtype[Any]] = {}
+        self._moved: set[str] = set()
+        self._added = 0
+        self._passed = Passed(layout)
+        self.seconds = 0.0
+
+    @property
+    def missing(self) -> int:
+        """Tiles that have not come yet."""
+        return len(self._layout) - self._added
+
+    def add(self, batch: Mapping[str, Array], start: int) -> int:
+        """Take the rows of a batch from `start` on that belong to this scan; how many these are.
+
+        Parameters
+        ----------
+        batch : ``"x"``, ``"y"`` and maybe ``"masks"``, arrays in step
+        """
+        count = min(self.missing, len(batch["y"]) - start)
+        for name in ("y", "masks", "x"):
+            if name in batch and (name != "x" or self._options.with_x):
+                self._put(name, np.asarray(batch[name])[start : start + count])
+        self._added += count
+        self._passed.move_to(self._place, self._added)
+        return count
+
+    def _put(self, name: str, values: Array) -> None:
+        if values.ndim <= 2:
+            self._rows.append(values)
+        elif self._place is None:
+            if name not in self._sinks:
+                dtype = np.dtype(self._options.dtype or values.dtype) if name == "y" else values.dtype
+                goal = self._goal if name == "y" else None
+                sink = open_sink(goal, (len(self._layout), *values.shape[1:]), dtype, axes=3)
+                self._sinks[name], self._dtypes[name] = sink, dtype
+            self._sinks[name].append(cast(values, self._dtypes[name]))
+        else:
+            self._stitch(name, self._as_maps(name, values))
+
+    def _as_maps(self, name: str, values: Array) -> Array:
+        """Maps of tiles, the frames behind the axes of space."""
+        axes = self._axes
+        tile = self._sample[-1 - axes : -1]
+        timed = len(self._sample) > axes + 1
+        if timed and values.shape[1] == self._sample[0] and values.shape[2 : 2 + axes] == tile:
+            self._moved.add(name)
+            return np.moveaxis(values, 1, 1 + axes)
+        if values.shape[1 : 1 + axes] != tile:
+            raise ValueError(
+                f"the model gives {values.shape[1:]} for tiles of {self._sample}; a map has the height and "
+                "width of its tile, a class or number has shape (n, k) or (n,)"
+            )
+        return values
+
+    @property
+    def _axes(self) -> int:
+        assert self._place is not None
+        return len(self._place[0]) - self._layout.is_flat
+
+    def _stitch(self, name: str, values: Array) -> None:
+        assert self._place is not None
+        space, windows = self._place
+        if name not in self._canvases:
+            self._canvases[name] = self._canvas(name, space, windows, values.dtype)
+        here = windows[self._added : self._added + len(values)]
+        axes = len(space)
+        extents = here[:, axes:] - here[:, :axes]
+        if self._layout.is_flat:
+            values = values[:, np.newaxis]
+        if (extents == values.shape[1 : 1 + axes]).all():
+            self._canvases[name].add(boxes_from_windows(here), values)
+            return
+        for window, extent, value in zip(here, extents.tolist(), values, strict=True):
+            back = _resized(value, extent, nearest=name == "masks" or value.dtype.kind != "f")
+            self._canvases[name].add(boxes_from_windows(window[np.newaxis]), back[np.newaxis])
+
+    def _canvas(self, name: str, space: tuple[int, ...], windows: Int64s, dtype: np.dtype[Any]) -> Canvas:
+        if name in ("y", "map"):
+            o = self._options
+            goal = FramesFirst(self._goal) if name in self._moved and self._goal is not None else self._goal
+            return Canvas(space, blend=o.blend, dtype=o.dtype, fill=o.fill, out=goal, boxes=boxes_from_windows(windows))
+        return Canvas(space, blend="crop", fill=None if dtype.kind in "fc" else 0, boxes=boxes_from_windows(windows))
+
+    def finish(self, seconds: float) -> dict[str, Any]:
+        """The scan, once all its tiles have come.
+
+        Parameters
+        ----------
+        seconds : spent since `seconds` was last counted
+        """
+        scan: dict[str, Any] = {"id": self._layout.id}
+        if self._options.with_x:
+            scan["x"] = self._whole("x")
+        if self._rows:
+            self._finish_table(scan)
+        else:
+            if "masks" in self._canvases or "masks" in self._sinks:
+                scan["y_true"] = self._whole("masks")
+            elif self._place is None and self._labels is not None:
+                scan["y_true"] = self._labels
+            scan["y_pred"] = self._whole("y")
+        scan["seconds"] = self.seconds + seconds
+        return scan
+
+    def _whole(self, name: str) -> Any:
+        if name in self._sinks:
+            return self._sinks[name].close()
+        whole = self._canvases[name].finish()
+        if name in self._moved and (name != "y" or self._goal is None):  # else its sink has put them in front
+            return np.moveaxis(whole, len(self._place[0]) if self._place else 0, 0)
+        return whole
+
+    def _finish_table(self, scan: dict[str, Any]) -> None:
+        values = np.concatenate(self._rows)
+        if self._options.paint and self._place is not None:
+            scan["map"] = self._painted(values)
+        order = np.argsort(self._layout.numbers, kind="stable")
+        numbers = self._layout.numbers[order]
+        index = pd.Index(numbers, name="number")
+        if self._ids is not None:
+            index = pd.Index(self._ids.iloc[self._layout.positions[order]], name="tile_id")
+        if self._labels is not None:
+            scan["y_true"] = self._labels[order]
+        single = values.ndim == 1 or values.shape[1] == 1
+        columns = ["prediction"] if single else list(range(values.shape[1]))
+        scan["y_pred"] = pd.DataFrame(values[order].reshape(len(values), -1), index, columns)
+
+    def _painted(self, values: Array) -> Any:
+        """A map on which every tile has the class or number that was given to it."""
+        assert self._place is not None
+        space, windows = self._place
+        axes = len(space)
+        canvas = self._canvases["map"] = self._canvas("map", space, windows, values.dtype)
+        for window, value in zip(windows, values, strict=True):
+            extents = tuple((window[axes:] - window[:axes]).tolist())
+            one = value if value.ndim and value.size > 1 else value.reshape(())
+            canvas.add(boxes_from_windows(window[np.newaxis]), np.broadcast_to(one, (1, *extents, *one.shape)))
+        return canvas.finish()
+
+    def close(self) -> None:
+        """Give up: leave no half-written file."""
+        for canvas in self._canvases.values():
+            canvas.close()
+        for sink in self._sinks.values():
+            sink.abort()
+
+
+def _resized(value: Array, extents: Sequence[int], *, nearest: bool) -> Array:
+    """A map of a tile back at the size of its window."""
+    *slices, height, width = extents
+    if slices not in ([], [1]):
+        raise ValueError("tiles of volumes are not resampled; their maps have the size of their window")
+    flat = value.reshape(*value.shape[len(slices) : len(slices) + 2], -1)
+    back = resize(flat, (height, width), "nearest" if nearest else "bilinear")
+    return back.reshape(*extents, *value.shape[len(extents) :])

@@ -1,0 +1,265 @@
+"""Predictions back into whole regions: the canvas on which tiles are put together again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from lazytiles.indexing.windows import boxes_from_windows
+from lazytiles.predictions.blends import BOXES, COMBINE, Band, tile_weights, windows_of
+from lazytiles.predictions.sinks import FramesFirst, Out, RowSink, cast, check_out, open_sink
+
+
+class Canvas:
+    """One region, put together from tiles: where tiles overlap, a blend says what a pixel becomes.
+
+    Parameters
+    ----------
+    shape : the region's extent in pixels, `(height, width)` or `(depth, height, width)`; the shape of the
+        values of one pixel may follow, such as `(height, width, classes)`, and is then checked
+    blend : what a pixel under several tiles becomes: ``"mean"`` of all; ``"hann"`` or ``"gaussian"``, a mean
+        weighted by closeness to the tile's centre (sine squared over the tile; a sigma of an eighth of it);
+        ``"crop"``, the value of the tile whose centre is nearest, the first added of equals; ``"max"``, the
+        largest value of each channel
+    dtype : of the result; by default that of an `out` that has one; else that of the values for ``"crop"`` and
+        ``"max"``, and float32 for the others, or float64 where float32 does not hold the values. Integers are
+        rounded and clipped; they hold no NaN, which is refused
+    fill : value of pixels under no tile; by default NaN in a floating-point result and an error in others
+    out : where finished rows go: nothing (a fresh array), an array (`memmap`, Zarr, HDF5 dataset), a path
+        that ends in ``.tif``, ``.npy`` or ``.zarr`` and does not exist, or an object with `append(rows)` and `close()`
+    boxes : all boxes that will be added, in the order in which they will be. With them the canvas keeps only
+        rows that a later tile can still touch, and hands the others to `out` at once.
+
+    Notes
+    -----
+    What was cut from one image comes back bit for bit for ``"crop"``, ``"max"`` and wherever one tile alone
+    lies, and within rounding elsewhere. Tiles may leave the region, as padded ones do; what is outside is
+    cut off.
+    `add` may be called from several threads; the order of adding decides only ties and rounding.
+
+    Examples
+    --------
+    >>> canvas = Canvas((2, 4), blend="mean")
+    >>> canvas.add([(0, 0, 3, 2), (1, 0, 4, 2)], np.stack([np.zeros((2, 3)), np.ones((2, 3))]))
+    >>> canvas.finish()
+    array([[0. , 0.5, 0.5, 1. ],
+           [0. , 0.5, 0.5, 1. ]])
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        *,
+        blend: str = "mean",
+        dtype: DTypeLike | None = None,
+        fill: Any = None,
+        out: Out = None,
+        boxes: Any = None,
+    ) -> None:
+        if blend not in COMBINE:
+            raise ValueError(f"blend={blend!r} is not known; choose one of {', '.join(COMBINE)}")
+        self.shape = tuple(int(extent) for extent in shape)
+        if len(self.shape) < 2 or min(self.shape) < 1:
+            raise ValueError(f"shape={self.shape} is no region: two or three positive extents in pixels are needed")
+        self.blend, self.fill = blend, fill
+        goal = out.out if isinstance(out, FramesFirst) else out
+        check_out(goal)
+        if dtype is None and hasattr(goal, "__setitem__"):
+            dtype = getattr(goal, "dtype", None)
+        self._dtype = None if dtype is None else np.dtype(dtype)
+        self._out = out
+        self._plan = None if boxes is None else Band.of(windows_of(boxes), self.shape[0])
+        self._added = 0
+        self._top = 0
+        self._sums: NDArray[Any] | None = None
+        self._weights: NDArray[Any] = np.zeros(0, np.float32)
+        self._sink: RowSink | None = None
+        self._result: Any = None
+        self._finished = False
+        self._lock = threading.Lock()
+
+    def add(self, boxes: Any, values: ArrayLike) -> None:
+        """Put tiles on the canvas.
+
+        Parameters
+        ----------
+        boxes : `(n, 4)` integers `(xmin, ymin, xmax, ymax)` in pixels, half-open, or `(n, 6)` integers
+            `(xmin, ymin, zmin, xmax, ymax, zmax)`; or a table with these columns
+        values : `(n, height, width, ...)` or `(n, depth, height, width, ...)`, what lies in each box
+
+        Raises
+        ------
+        ValueError : a box has another extent than its values, or is not the one that was announced
+        """
+        windows, block = windows_of(boxes), np.asarray(values)
+        if not len(windows) and not len(block):
+            return
+        with self._lock:
+            self._check(windows, block)
+            if self._sums is None:
+                self._begin(windows.shape[1] // 2, block)
+            assert self._sums is not None
+            for window, tile in zip(windows, block, strict=True):
+                if self._plan is not None:
+                    self._release(int(self._plan.frontier[self._added]))
+                self._put(window, tile)
+                self._added += 1
+
+    def finish(self) -> Any:
+        """The whole region: an array of shape `(height, width, ...)`, or what `out` became.
+
+        Raises
+        ------
+        ValueError : pixels lie under no tile, the result has no NaN, and no `fill` was given
+        """
+        with self._lock:
+            if not self._finished:
+                if self._sums is None:
+                    raise ValueError("nothing was added to this canvas, so its channels and dtype are not known")
+                if self._plan is not None and self._added < len(self._plan):
+                    raise ValueError(f"{self._added} of the {len(self._plan)} announced boxes were added")
+                self._release(self.shape[0])
+                self._result = self._result if self._sink is None else self._sink.close()
+                self._finished, self._sums, self._weights = True, None, self._weights[:0]
+            return self._result
+
+    def close(self) -> None:
+        """Give up what is not finished: free the buffers, remove half-written files. May be called twice."""
+        with self._lock:
+            if not self._finished and self._sink is not None:
+                self._sink.abort()
+            self._finished, self._sums, self._weights = True, None, self._weights[:0]
+
+    @property
+    def rows_held(self) -> int:
+        """How many rows of the region are in memory at once."""
+        return self.shape[0] if self._plan is None else self._plan.rows
+
+    def _check(self, windows: NDArray[np.int64], block: NDArray[Any]) -> None:
+        if self._finished:
+            raise ValueError("this canvas is finished; make a new one for more tiles")
+        axes = windows.shape[1] // 2
+        if len(block) != len(windows) or block.ndim < 1 + axes:
+            raise ValueError(f"{len(windows)} boxes of {axes} axes do not fit values of shape {block.shape}")
+        extents = windows[:, axes:] - windows[:, :axes]
+        wrong = np.flatnonzero((extents != block.shape[1 : 1 + axes]).any(axis=1))
+        if wrong.size:
+            box = tuple(boxes_from_windows(windows[wrong[:1]])[0].tolist())
+            raise ValueError(
+                f"box {box} is {tuple(extents[wrong[0]].tolist())} pixels, its values are "
+                f"{block.shape[1 : 1 + axes]}; a box is {', '.join(BOXES[2 * axes])}"
+            )
+        if self._sums is not None and (
+            block.shape[1 + axes :] != self._sums.shape[axes:] or not np.can_cast(block.dtype, self._kind, "same_kind")
+        ):
+            raise ValueError(
+                f"values of shape {block.shape} and dtype {block.dtype} follow values of {self._kind} "
+                f"with {self._sums.shape[axes:]} numbers a pixel; all tiles of a canvas must agree"
+            )
+        announced = None if self._plan is None else self._plan.windows[self._added : self._added + len(windows)]
+        if announced is not None and not np.array_equal(announced, windows):
+            raise ValueError("these boxes are not the ones announced in boxes=; add them in that order")
+
+    def _begin(self, axes: int, block: NDArray[Any]) -> None:
+        space, pixel = self.shape[:axes], block.shape[1 + axes :]
+        if len(space) < axes or self.shape[axes:] not in ((), pixel):
+            raise ValueError(f"values with {pixel} numbers a pixel in {axes} axes do not fit a canvas of {self.shape}")
+        keeps = self.blend in ("crop", "max")
+        self._kind = block.dtype.newbyteorder("=") if keeps else np.result_type(block.dtype, np.float32)
+        final = self._dtype or self._kind
+        precise = np.float64 if np.finfo(np.result_type(self._kind, np.float32)).bits > 32 else np.float32
+        rows = min(self.rows_held, space[0])
+        self._sums = np.zeros((rows, *space[1:], *pixel), self._kind)
+        self._weights = np.zeros((rows, *space[1:]), precise)
+        whole = self._out is None and rows == space[0] and final == self._kind
+        self._final = np.dtype(final)
+        self._sink = None if whole else open_sink(self._out, (*space, *pixel), self._final, axes=axes)
+
+    def _put(self, window: NDArray[np.int64], tile: NDArray[Any]) -> None:
+        assert self._sums is not None
+        axes = len(window) // 2
+        low, high = window[:axes], window[axes:]
+        start, stop = np.maximum(low, 0), np.minimum(high, self.shape[:axes])
+        if (start >= stop).any():
+            return
+        held = np.array([self._top] + [0] * (axes - 1))
+        inside, there = _slices(start - low, stop - low), _slices(start - held, stop - held)
+        weight = tile_weights(self.blend, tile.shape[:axes], self._weights.dtype.str)[inside]
+        combine = COMBINE[self.blend]
+        combine(self._sums[there], self._weights[there], tile[inside], weight)
+
+    def _release(self, upto: int) -> None:
+        """Hand over the rows above `upto`, which no later tile touches, and move the others up."""
+        assert self._sums is not None
+        while self._top < upto:
+            count = min(upto - self._top, len(self._sums))
+            block = self._finished_rows(count)
+            if self._sink is None:
+                self._result = block
+                return
+            self._sink.append(block)
+            for moved in (self._sums, self._weights):
+                for row in range(0, len(moved) - count, count):
+                    step = min(count, len(moved) - count - row)
+                    moved[row : row + step] = moved[row + count : row + count + step]
+                moved[len(moved) - count :] = 0
+            self._top += count
+
+    def _finished_rows(self, count: int) -> NDArray[Any]:
+        assert self._sums is not None
+        bare = self._weights[:count] == 0
+        block = cast(self._sums[:count], self._final)
+        if bare.any():
+            block[bare] = self._filling(bare)
+        return block
+
+    def _filling(self, bare: NDArray[np.bool_]) -> Any:
+        if self.fill is not None:
+            if self._final.kind in "biu" and np.any(cast(np.atleast_1d(self.fill), self._final) != self.fill):
+                raise ValueError(f"fill={self.fill!r} is no {self._final}; choose another fill= or dtype=")
+            return self.fill
+        if self._final.kind in "fc":
+            return np.nan
+        first = np.argwhere(bare)[0]
+        raise ValueError(
+            f"pixels lie under no tile, the first at row {first[0] + self._top}, column {first[-1]}; "
+            f"{self._final} has no NaN: pass fill= or a floating dtype="
+        )
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.array(self.finish(), dtype=dtype, copy=copy)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._sink is not None and not self._finished:
+            raise TypeError("a canvas that is writing rows cannot be pickled; finish it first")
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_sink")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock(), _sink=None)
+
+    def __repr__(self) -> str:
+        state = "finished" if self._finished else f"{self._added} tiles, rows held: {self.rows_held}"
+        return f"<Canvas {' x '.join(map(str, self.shape))}, blend {self.blend}, {state}>"
+
+    def _repr_html_(self) -> str:
+        return f"<code>{repr(self).replace('<', '&lt;').replace('>', '&gt;')}</code>"
+
+
+def _slices(start: NDArray[np.int64], stop: NDArray[np.int64]) -> tuple[slice, ...]:
+    return tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))

@@ -1,0 +1,317 @@
+"""Self-contained HTML pages: what to look at before training, usable without a network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lazytiles.display import coloured_by, colours, png, stretched, thumbnail
+from lazytiles.errors import LazyTilesError
+from lazytiles.images.region import open_region
+from lazytiles.manifests.findings import Report
+from lazytiles.manifests.manifest import BOX_2D
+from lazytiles.manifests.paths import region_names
+from lazytiles.manifests.problems import plural
+
+MOST_DRAWN = 2000
+MOST_REGIONS = 200
+_MOST_WORST = 12
+
+_STYLE = """
+:root{color-scheme:light dark;--line:#8886;--soft:#8882}
+*{box-sizing:border-box}
+body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;max-width:1300px;padding:1rem}
+h1{font-size:1.3rem;margin:.2rem 0 .6rem;overflow-wrap:anywhere}
+h2{font-size:1.05rem;margin:1.4rem 0 .4rem;overflow-wrap:anywhere}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,20rem),1fr));gap:1rem}
+.card{border:1px solid var(--line);border-radius:6px;padding:.6rem;min-width:0}
+.card h2{margin:0 0 .4rem}
+.frame{margin:0 0 .5rem}
+.frame figcaption,.small{font-size:.85rem;opacity:.8;overflow-wrap:anywhere}
+.map{position:relative;line-height:0}
+.map img,.map svg{width:100%;height:auto;display:block}
+.map img{image-rendering:auto;border-radius:3px}
+.map svg{position:absolute;inset:0;height:100%}
+rect.tile{fill-opacity:.22;stroke-width:1.5;vector-effect:non-scaling-stroke;cursor:crosshair}
+rect.tile:hover,rect.tile:focus{fill-opacity:.6;stroke:#fff;outline:none}
+#tip{position:fixed;pointer-events:none;z-index:9;background:#000d;color:#fff;padding:.35rem .5rem;
+border-radius:4px;font-size:.85rem;max-width:min(22rem,90vw);white-space:pre-line;overflow-wrap:anywhere}
+nav{display:flex;flex-wrap:wrap;gap:.2rem .7rem;margin:.5rem 0 1rem;max-height:9rem;overflow:auto}
+input{font:inherit;padding:.3rem .5rem;width:min(100%,20rem)}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse}
+td,th{padding:.2rem .7rem .2rem 0;text-align:left;vertical-align:top;overflow-wrap:anywhere}
+pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--soft);padding:.5rem;border-radius:4px;margin:.3rem 0}
+.bad{color:#c33}.good{color:#292}
+.bars{width:100%;max-width:40rem;height:9rem}
+.bars rect{fill:#31688e}
+.bars text{font-size:11px;fill:currentColor}
+[hidden]{display:none!important}
+"""
+
+_SCRIPT = """
+const tip=document.getElementById('tip');
+function show(event){
+  const tile=event.target.closest('rect.tile');
+  if(!tile){tip.hidden=true;return}
+  tip.textContent=tile.dataset.say;tip.hidden=false;
+  const box=tile.getBoundingClientRect(),own=tip.getBoundingClientRect();
+  const x=event.clientX||box.left+box.width/2,y=event.clientY||box.top+box.height/2;
+  tip.style.left=Math.max(4,Math.min(x+14,innerWidth-own.width-4))+'px';
+  tip.style.top=(y+18+own.height>innerHeight?Math.max(4,y-own.height-10):y+18)+'px';
+}
+for(const name of ['pointermove','pointerdown','focusin'])document.addEventListener(name,show);
+document.addEventListener('pointerleave',()=>{tip.hidden=true});
+const find=document.getElementById('find');
+if(find)find.addEventListener('input',()=>{
+  const word=find.value.toLowerCase();
+  for(const item of document.querySelectorAll('[data-region]'))
+    item.hidden=!item.dataset.region.toLowerCase().includes(word);
+});
+"""
+
+
+def page(title: str, body: str) -> str:
+    """A whole page around its body; nothing in it may ask for anything from elsewhere.
+
+    Parameters
+    ----------
+    title : text
+    body : HTML whose texts are escaped already
+    """
+    digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{_STYLE}</style></head>\n'
+        f'<body>{body}<div id="tip" role="status" hidden></div><script>{_SCRIPT}</script></body></html>\n'
+    )
+
+
+def preview_page(
+    table: pd.DataFrame,
+    codes: NDArray[np.int64],
+    images: Sequence[str],
+    *,
+    title: str = "tiles",
+    target: str = "target",
+    bands: Sequence[int] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> str:
+    """One page with an index of regions, each with its tiles drawn over it; hover says which tile.
+
+    Parameters
+    ----------
+    table : a manifest from `read_manifest`
+    codes, images : the image of each row, from `resolve_paths`; -1 is none
+    title : of the page
+    target : the column that colours the tiles
+    bands : which bands are shown, three or one
+    progress : called with regions done and regions in all
+
+    Returns
+    -------
+    HTML; at most 200 regions and 2,000 tiles of each are drawn, and it says so
+    """
+    groups = list(table.groupby(region_names(table), observed=True, sort=False).indices.items())
+    shown = groups[:MOST_REGIONS]
+    colour = _tile_colours(table, target).__getitem__
+    cards, links = [], []
+    for k, (region, rows) in enumerate(shown):
+        name = escape(str(region), quote=True)
+        links.append(f'<a href="#region-{k}" data-region="{name}">{name}</a>')
+        frames = "".join(_frames(table, np.asarray(rows), codes, images, target, colour, bands))
+        count = table["tile_id"].iloc[rows].nunique()
+        cards.append(
+            f'<section class="card" id="region-{k}" data-region="{name}"><h2>{name}</h2>{frames}'
+            f'<div class="small">{count} tiles</div></section>'
+        )
+        if progress:
+            progress(k + 1, len(shown))
+    rest = f" The first {len(shown)} of {len(groups)} regions are shown." if len(groups) > len(shown) else ""
+    summary = f"{table['tile_id'].nunique():,} tiles of {len(groups):,} regions.{rest}"
+    body = (
+        f"<h1>{escape(title)}</h1><p>{summary}{_legend(table, target)}</p>"
+        '<input id="find" type="search" placeholder="find a region" aria-label="find a region">'
+        f'<nav aria-label="regions">{"".join(links)}</nav><main class="cards">{"".join(cards)}</main>'
+    )
+    return page(title, body)
+
+
+def _tile_colours(table: pd.DataFrame, target: str) -> list[str]:
+    found = coloured_by(table, target)
+    return ["#ffcc00"] * len(table) if found is None else colours(found[0])
+
+
+def _legend(table: pd.DataFrame, target: str) -> str:
+    found = coloured_by(table, target)
+    if found is None or not len(table):
+        return ""
+    numbers, names = found
+    if names:
+        there = np.unique(numbers)
+        shown = [
+            f'<b style="color:{colour};background:#000;padding:0 .3em">{escape(names[int(k)])}</b>'
+            for k, colour in zip(there, colours(there), strict=True)
+            if k >= 0
+        ]
+        return f" {escape(target)}: {', '.join(shown)}."
+    if np.isnan(numbers).all():
+        return ""
+    low, high = np.nanmin(numbers), np.nanmax(numbers)
+    dark, bright = colours([0, 1])
+    return (
+        f' {escape(target)} from <b style="color:{dark};background:#fff;padding:0 .3em">{low:.4g}</b> (dark) '
+        f'to <b style="color:{bright};background:#000;padding:0 .3em">{high:.4g}</b> (bright).'
+    )
+
+
+def _frames(
+    table: pd.DataFrame,
+    rows: NDArray[np.int64],
+    codes: NDArray[np.int64],
+    images: Sequence[str],
+    target: str,
+    colour: Callable[[int], str],
+    bands: Sequence[int] | None,
+) -> Iterator[str]:
+    """Each image of a region with the tiles of its rows over it."""
+    for code in dict.fromkeys(codes[rows][codes[rows] >= 0].tolist()):
+        mine = rows[codes[rows] == code]
+        label = str(table["label_id"].iloc[mine[0]]) if "label_id" in table else ""
+        try:
+            region = open_region(images[code])
+            small = thumbnail(region)
+            assert small is not None
+            picture = png(stretched(small, bands=bands))
+        except (LazyTilesError, ValueError) as error:
+            yield f'<pre class="bad">{escape(str(error))}</pre>'
+            continue
+        height, width = region.inner_shape[:2]
+        grid = "".join(_rects(table, mine[:MOST_DRAWN], target, colour, (height, width)))
+        left = f", {MOST_DRAWN} of {len(mine)} tiles drawn" if len(mine) > MOST_DRAWN else ""
+        size = f"{height} × {width}, {escape(str(region.dtype))}{left}"
+        yield (
+            f'<figure class="frame"><div class="map"><img src="{picture}" alt="" width="{width}" height="{height}">'
+            f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none">{grid}</svg></div>'
+            f"<figcaption>{escape(label)} {size}</figcaption></figure>"
+        )
+
+
+def _rects(
+    table: pd.DataFrame, rows: NDArray[np.int64], target: str, colour: Callable[[int], str], shape: tuple[int, int]
+) -> Iterator[str]:
+    columns = [name for name in BOX_2D if name in table]
+    part = table.iloc[rows]
+    boxes = part[columns].to_numpy().tolist() if columns else [[0, 0, shape[1], shape[0]]] * len(rows)
+    values = part[target].to_list() if target in table else [None] * len(rows)
+    for row, tile, box, value in zip(rows.tolist(), part["tile_id"], boxes, values, strict=True):
+        x0, y0, x1, y1 = box
+        said = f"tile {tile}\nbox ({x0}, {y0}, {x1}, {y1})"
+        if value is not None:
+            said += f"\n{target} {value:.6g}" if isinstance(value, int | float) else f"\n{target} {value}"
+        yield (
+            f'<rect class="tile" tabindex="0" x="{x0}" y="{y0}" width="{x1 - x0}" height="{y1 - y0}" '
+            f'stroke="{colour(row)}" fill="{colour(row)}" data-tile="{escape(str(tile), quote=True)}" '
+            f'data-say="{escape(said, quote=True)}"/>'
+        )
+
+
+def check_page(report: Report) -> str:
+    """The findings of `check` as one page: problems, the worst rows, targets and class balance.
+
+    Parameters
+    ----------
+    report : from `check`
+    """
+    good = report.is_sound
+    verdict = "nothing stops training" if good else plural(len(report.problems), "problem")
+    parts = [
+        f"<h1>{escape(report.name)}</h1>",
+        f'<p class="{"good" if good else "bad"}">{verdict}; {plural(len(report.warnings), "warning")}</p>',
+        _facts(report.facts),
+        _findings("Problems", report.problems),
+        _findings("Warnings", report.warnings),
+        _worst(report),
+    ]
+    for name, facts in report.facts.get("targets", {}).items():
+        parts.append(f"<h2>{escape(str(name))}</h2>{_bars(facts)}")
+    return page(f"check of {report.name}", "".join(parts))
+
+
+def _facts(facts: dict[str, Any]) -> str:
+    rows = []
+    for name, value in facts.items():
+        if name == "targets":
+            continue
+        said = ", ".join(f"{k}: {v:,}" for k, v in value.items()) if isinstance(value, dict) else f"{value:,}"
+        rows.append(f"<tr><th>{escape(name.replace('_', ' '))}</th><td>{escape(said)}</td></tr>")
+    return f'<div class="scroll"><table>{"".join(rows)}</table></div>' if rows else ""
+
+
+def _findings(title: str, found: Any) -> str:
+    if not len(found):
+        return ""
+    parts = [f"<h2>{title}</h2>"]
+    for kind, texts in found.texts.items():
+        more = found.counts[kind] - len(texts)
+        tail = f"\n… and {more:,} more" if more else ""
+        parts.append(
+            f"<details open><summary>{escape(kind)}: {found.counts[kind]:,}</summary>"
+            f"<pre>{escape(chr(10).join(texts))}{tail}</pre></details>"
+        )
+    return "".join(parts)
+
+
+def _worst(report: Report) -> str:
+    """The images of the first rows with a problem, the window drawn where there is one."""
+    if report.table is None or report.paths is None:
+        return ""
+    table, cards = report.table, []
+    rows = list(dict.fromkeys(row for numbers in report.problems.rows.values() for row in numbers))
+    for row in [row for row in rows if report.paths[row] >= 0][:_MOST_WORST]:
+        code = int(report.paths[row])
+        frames = "".join(
+            _frames(table, np.array([row]), report.paths, report.images, "target", lambda _: "#ff3333", None)
+        )
+        kinds = [kind for kind, numbers in report.problems.rows.items() if row in numbers]
+        cards.append(
+            f'<section class="card"><h2>{escape(report.problems.where(row))}: {escape(", ".join(kinds))}</h2>{frames}'
+            f'<div class="small">{escape(report.images[code])}</div></section>'
+        )
+    return f'<h2>Worst rows</h2><div class="cards">{"".join(cards)}</div>' if cards else ""
+
+
+def _bars(facts: dict[str, Any]) -> str:
+    """A histogram, or the balance of classes, as bars."""
+    if "classes" in facts:
+        names, counts = list(facts["classes"]), list(facts["classes"].values())
+    else:
+        counts = facts["histogram"]["counts"]
+        names = [f"{edge:.4g}" for edge in facts["histogram"]["edges"][:-1]]
+    most, width = max(counts), 600 / len(counts)
+    marks = []
+    for k, (name, count) in enumerate(zip(names, counts, strict=True)):
+        high = 110 * count / most
+        marks.append(
+            f'<rect x="{k * width + 1:.1f}" y="{118 - high:.1f}" width="{max(width - 2, 1):.1f}" height="{high:.1f}">'
+            f"<title>{escape(str(name))}: {count:,}</title></rect>"
+        )
+        if len(counts) <= 12 or k % (len(counts) // 6) == 0:
+            marks.append(f'<text x="{k * width + 2:.1f}" y="132">{escape(str(name))}</text>')
+    span = f"from {facts['min']:.6g} to {facts['max']:.6g}, mean {facts['mean']:.6g}; " if "min" in facts else ""
+    said = f"{span}highest bar {most:,} rows"
+    kind = "classes" if "classes" in facts else "values"
+    return (
+        f'<p class="small">{kind} {said}</p><svg class="bars" viewBox="0 0 600 140" role="img" '
+        f'aria-label="{kind}">{"".join(marks)}</svg>'
+    )

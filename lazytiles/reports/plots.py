@@ -1,0 +1,230 @@
+"""Pictures of tiles and regions on matplotlib axes, and the small tables that notebooks show."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from lazytiles.arrays.view import DelayedView
+from lazytiles.display import CHEAP_BYTES, coloured_by, colours, png, side_by_side, stretched, thumbnail
+from lazytiles.errors import LazyTilesError, require
+from lazytiles.images.region import Region
+from lazytiles.manifests.manifest import read_manifest
+from lazytiles.manifests.paths import region_names
+
+_FEW = 4
+
+
+def plot_tiles(
+    tiles: Any,
+    n: int = 16,
+    *,
+    bands: Sequence[int] | None = None,
+    limits: tuple[float, float] | None = None,
+    columns: int | None = None,
+    labels: Any = None,
+    ax: Any = None,
+) -> Any:
+    """The first tiles as one picture, frames side by side, each with its label.
+
+    Parameters
+    ----------
+    tiles : a source of samples (H, W, C) or (T, H, W, C)
+    n : how many tiles
+    bands : which bands are shown, three or one
+    limits : values shown as black and white; default by percentiles of what is shown
+    columns : tiles in a row; default makes the picture about as wide as high
+    labels : what is written over each; default the tiles' own labels
+    ax : matplotlib axes to draw on; default new ones
+
+    Returns
+    -------
+    the axes
+    """
+    n = min(n, len(tiles))
+    if not n:
+        raise ValueError("there are no tiles to plot")
+    indices = np.arange(n)
+    samples = tiles.take(indices) if hasattr(tiles, "take_batches") else np.asarray(tiles[:n])
+    samples = samples if samples.ndim > 3 else samples[..., None]
+    there = getattr(tiles, "valid", None)
+    if isinstance(there, np.ndarray) and limits is None and not there[:n].all():
+        # What stands for missing frames is black, and says nothing of the contrast of the others.
+        known = there[:n].reshape(n, *there.shape[1:] * (samples.ndim == 5), *[1] * (3 if samples.ndim > 3 else 2))
+        samples = np.where(known, samples, np.nan)
+    shown = stretched(samples, bands=bands, limits=limits)
+    frames = shown.shape[1] if shown.ndim == 5 else 1
+    wide, high = frames * shown.shape[-2], shown.shape[-3]
+    columns = columns or max(1, min(n, round((n * 1.5 * high / wide) ** 0.5)))
+    sheet, places = side_by_side(shown, columns, gap=max(1, high // 40))
+    rows = -(-n // columns)
+    if ax is None:
+        width = 10.0
+        ax = _axes(width, width * sheet.shape[0] / sheet.shape[1])
+    ax.imshow(sheet, interpolation="nearest")
+    ax.set_axis_off()
+    given = _label_texts(tiles, n) if labels is None else [str(label) for label in labels]
+    size = max(4.0, min(9.0, 60 / max(rows, columns)))
+    for text, (top, left) in zip(given, places, strict=False):
+        style = {"facecolor": "black", "alpha": 0.6, "pad": 1.0, "edgecolor": "none"}
+        ax.text(left, top, text, color="white", fontsize=size, va="top", ha="left", bbox=style)
+    return ax
+
+
+def plot_region(
+    region: Region,
+    tiles: Any = None,
+    *,
+    bands: Sequence[int] | None = None,
+    target: str = "target",
+    ax: Any = None,
+) -> Any:
+    """A region, small, with the windows of its tiles drawn over it and coloured by their target.
+
+    Parameters
+    ----------
+    region : the image; an overview is read where it has one
+    tiles : an array of `open_tiles`, or a manifest: a DataFrame, or a CSV or Parquet path; its tiles of this region
+        are drawn. None draws none
+    bands : which bands are shown, three or one
+    target : the column that colours the windows, of numbers or of class names
+    ax : matplotlib axes to draw on; default new ones
+
+    Returns
+    -------
+    the axes, in full-resolution pixels of the region
+    """
+    small = thumbnail(region, longest=1024)
+    assert small is not None
+    height, width = region.inner_shape[:2]
+    ax = ax if ax is not None else _axes(8.0, max(2.0, 8.0 * height / width))
+    ax.imshow(stretched(small, bands=bands), extent=(0, width, height, 0), interpolation="nearest")
+    ax.set_xlim(0, width)
+    ax.set_ylim(height, 0)
+    ax.set_xlabel("x, pixels")
+    ax.set_ylabel("y, pixels")
+    table = _table_of(tiles, target)
+    if table is not None:
+        _draw_windows(ax, region, table, target)
+    return ax
+
+
+def _axes(width: float, height: float) -> Any:
+    pyplot = require("matplotlib.pyplot", extra="plot")
+    return pyplot.subplots(figsize=(width, height), layout="constrained")[1]
+
+
+def _label_texts(tiles: Any, n: int) -> list[str]:
+    table = getattr(tiles, "table", None)
+    names = [] if table is None else table["tile_id"].iloc[:n].astype(str).to_list()
+    labels = getattr(tiles, "labels", None)
+    if isinstance(labels, np.ndarray) and labels.ndim <= 2 and len(labels) >= n:
+        classes = getattr(tiles, "classes", None)
+        if classes is not None and labels.ndim == 1:
+            values = [str(classes[label]) for label in labels[:n]]
+        else:
+            values = [" ".join(f"{value:.4g}" for value in np.atleast_1d(label)) for label in labels[:n]]
+        return [f"{name}\n{value}" for name, value in zip(names, values, strict=True)] if names else values
+    return names or [str(k) for k in range(n)]
+
+
+def _table_of(tiles: Any, target: str) -> Any:
+    table = getattr(tiles, "table", tiles)
+    is_read = table is not None and not isinstance(table, str | os.PathLike) and "xmin" in table
+    return table if table is None or is_read else read_manifest(table, optional=[target], allow_outside=True)
+
+
+def _draw_windows(ax: Any, region: Region, table: Any, target: str) -> None:
+    patches = require("matplotlib.patches", extra="plot")
+    collections = require("matplotlib.collections", extra="plot")
+    names = region_names(table).astype(str)
+    stem = region.path.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    mine = table[[name == stem or region.path.endswith("/" + name) for name in names]]
+    mine = mine[~mine["tile_id"].duplicated(keep="last").to_numpy()]
+    if not len(mine) or "xmin" not in mine:
+        return
+    corners = mine[["xmin", "ymin", "xmax", "ymax"]].to_numpy(np.float64).tolist()
+    boxes = [patches.Rectangle((x0, y0), x1 - x0, y1 - y0) for x0, y0, x1, y1 in corners]
+    drawn = collections.PatchCollection(boxes, facecolor="none", linewidth=1.8)
+    found = coloured_by(mine, target)
+    if found is None:
+        drawn.set_edgecolor("#ffcc00")
+    elif found[1]:
+        drawn.set_edgecolor(colours(found[0]))
+        there = np.unique(found[0])
+        keys = [
+            patches.Patch(color=colour, label=found[1][int(k)]) for k, colour in zip(there, colours(there), strict=True)
+        ]
+        ax.legend(handles=keys, title=target, loc="upper left", bbox_to_anchor=(1, 1))
+    else:
+        drawn.set_array(found[0])
+        drawn.set_cmap("viridis")
+        drawn.set_facecolor("none")
+        ax.figure.colorbar(drawn, ax=ax, label=target, shrink=0.8)
+    ax.add_collection(drawn)
+
+
+def array_html(array: Any) -> str:
+    """What a notebook shows of a region, a view or an array of tiles: its facts, and a thumbnail if it is cheap.
+
+    Parameters
+    ----------
+    array : anything with a shape and a dtype
+
+    Returns
+    -------
+    HTML, every text in it escaped
+    """
+    facts = {"shape": _by(array.shape), "dtype": str(array.dtype), "size": _bytes(array.nbytes)}
+    if isinstance(array, Region):
+        facts |= {"file": array.path, "axes": array.axes, "segments": _by(array.chunks)}
+        facts["levels"] = ", ".join(_by(shape) for shape in array.levels)
+    elif hasattr(array, "sources"):
+        facts["sources"] = str(len(array.sources))
+    rows = "".join(
+        f'<tr><th style="text-align:left">{escape(name)}</th><td style="text-align:left">{escape(value)}</td></tr>'
+        for name, value in facts.items()
+    )
+    picture = _cheap_picture(array)
+    image = f'<td><img src="{picture}" alt="thumbnail" style="max-width:16em"></td>' if picture else ""
+    kind = escape(type(array).__name__)
+    return f"<table><tr><td><b>{kind}</b><table>{rows}</table></td>{image}</tr></table>"
+
+
+def _cheap_picture(array: Any) -> str:
+    """A small picture as a data address, or nothing where it would decode much or cannot be made."""
+    try:
+        if isinstance(array, Region):
+            small = thumbnail(array, longest=192, most_bytes=CHEAP_BYTES)
+            return png(stretched(small)) if small is not None else ""
+        few = np.arange(min(_FEW, len(array)))
+        if isinstance(array, DelayedView):
+            array, few = array.source, array.samples[few]
+        if array.ndim not in (4, 5) or not len(few) or not hasattr(array, "take_batches"):
+            return ""
+        if array.table is None or array.plan(few).bytes_decoded > CHEAP_BYTES:
+            return ""
+        samples = array.take(few)
+        if samples.nbytes > CHEAP_BYTES:
+            return ""
+        return png(side_by_side(stretched(samples), columns=_FEW, gap=1)[0])
+    except (LazyTilesError, ValueError, TypeError):
+        # A repr never raises: an image that cannot be read is said by the read itself.
+        return ""
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " × ".join(str(length) for length in shape)
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:.4g} TiB"

@@ -1,0 +1,370 @@
+"""Exact streaming statistics of tiles: per band and frame, in one pass, on threads or a dask cluster."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lazytiles.arrays.cluster import connected, result_of
+from lazytiles.arrays.multisource import MultiSourceArray
+from lazytiles.arrays.view import held
+from lazytiles.manifests.problems import plural
+from lazytiles.training.tandem import read_rows
+
+_BATCH_BYTES = 16 * 2**20
+_BINS = 256
+_SHOWN = 4  # means in a repr
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Statistics:
+    """What pixel values are like, per band and per frame; frames that are missing (see `valid`) are left out.
+
+    Integer images are summed in integers, so their mean and deviation are exact to the last rounding and do not
+    depend on batches, threads or workers.
+
+    Parameters
+    ----------
+    count : finite values of each band, shape (C,), of frames that are there
+    mean, std, min, max : shape (C,); the deviation of the population (divided by `count`)
+    frames : the same of each frame, with its own `histogram`, a list of dicts; empty where tiles have no time axis
+    histogram : ``"counts"``, shape (C, bins), and ``"edges"``, shape (bins + 1,)
+    tiles : how many tiles were read
+    not_finite : NaN and infinite values left out, shape (C,)
+    """
+
+    count: NDArray[np.int64]
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+    min: NDArray[np.float64]
+    max: NDArray[np.float64]
+    frames: list[dict[str, Any]]
+    histogram: dict[str, Any]
+    tiles: int
+    not_finite: NDArray[np.int64]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        arrays = {name: getattr(self, name).tolist() for name in ("count", "mean", "std", "min", "max", "not_finite")}
+        return {**arrays, "tiles": self.tiles, "frames": self.frames, "histogram": self.histogram}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write as JSON; `load_statistics` reads it."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
+
+    def __repr__(self) -> str:
+        means = ", ".join(f"{mean:.4g}" for mean in self.mean[:_SHOWN].tolist())
+        more = ", ..." if len(self.mean) > _SHOWN else ""
+        return f"<Statistics of {self.tiles} tiles, {plural(len(self.mean), 'band')}: mean {means}{more}>"
+
+    def __str__(self) -> str:
+        lines = [f"{self.tiles} tiles; band: mean ± deviation, from least to most"]
+        rows = zip(self.mean, self.std, self.min, self.max, strict=True)
+        lines += [f"  {k}: {m:.6g} ± {s:.6g}, {a:g} to {b:g}" for k, (m, s, a, b) in enumerate(rows)]
+        return "\n".join(lines)
+
+
+def load_statistics(path: str | os.PathLike[str]) -> Statistics:
+    """Read what `Statistics.save` wrote; ``KerasAdapter(normalize=load_statistics(path))`` takes it.
+
+    Raises
+    ------
+    ValueError : the file holds something else
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        arrays: dict[str, Any] = {name: np.array(found[name], np.int64) for name in ("count", "not_finite")}
+        arrays |= {name: np.array(found[name], np.float64) for name in ("mean", "std", "min", "max")}
+        return Statistics(**arrays, frames=found["frames"], histogram=found["histogram"], tiles=found["tiles"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not statistics written by lazytiles: {error}") from error
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Sums of some tiles, shape (T, C) each, `bins` (T, C, bins); two of them add up to those of both."""
+
+    count: NDArray[np.int64]
+    total: NDArray[Any]
+    squares: NDArray[Any]
+    low: NDArray[Any]
+    high: NDArray[Any]
+    bins: NDArray[np.int64]
+    tiles: int
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(
+            self.count + other.count,
+            self.total + other.total,
+            self.squares + other.squares,
+            np.minimum(self.low, other.low),
+            np.maximum(self.high, other.high),
+            self.bins + other.bins,
+            self.tiles + other.tiles,
+        )
+
+
+def statistics(
+    tiles: Any,
+    *,
+    client: Any = None,
+    scheduler: Any = None,
+    threads: int | None = None,
+    limits: tuple[float, float] | None = None,
+    batch_bytes: int = _BATCH_BYTES,
+    progress: Callable[[int, int], None] | None = None,
+) -> Statistics:
+    """Mean, deviation, extremes and histogram of every tile, each read once.
+
+    Parameters
+    ----------
+    tiles : a source of samples (H, W), (H, W, C) or (T, H, W, C), such as `open_tiles` gives
+    client : a `distributed.Client`; None works here
+    scheduler : the same by another name: ``"threads"`` works here, an address such as ``"tcp://host:8786"`` on the
+        workers of that dask scheduler, a `distributed.Client` on its own
+    threads : as for reading
+    limits : ends of the histogram for dtypes of more than 16 bits; None takes those of the data, in a pass more
+    batch_bytes : bytes of tiles in memory at once, for each worker
+    progress : called with tiles done and tiles in all
+
+    Returns
+    -------
+    Statistics; NaN and infinities are counted apart and left out, and so is what stands for frames that are missing
+
+    Raises
+    ------
+    ValueError : there are no tiles, or a band has no finite value
+
+    Examples
+    --------
+    >>> found = statistics(np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1))
+    >>> found.mean, found.max
+    (array([5.5]), array([11.]))
+    """
+    if scheduler is not None:
+        if client is not None:
+            raise ValueError("pass client= or scheduler=, not both")
+        with connected(scheduler) as found_client:
+            options: dict[str, Any] = {"threads": threads, "limits": limits, "batch_bytes": batch_bytes}
+            return statistics(tiles, client=found_client, progress=progress, **options)
+    tiles = held(tiles)
+    if not len(tiles):
+        raise ValueError("statistics of no tiles")
+    edges = _edges(np.dtype(tiles.dtype), limits)
+    there = _frames_there(tiles)
+    parts = _parts(tiles, batch_bytes)
+    total = len(tiles) * (1 if edges is not None else 2)
+    if edges is None:
+        first = _run(tiles, there, parts, None, client, threads, partial(_tell, progress, 0, total))
+        low, high = float(first.low.min()), float(first.high.max())
+        if not np.isfinite([low, high]).all():
+            raise ValueError("no value of the tiles is finite")
+        edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
+    done = total - len(tiles)
+    sums = _run(tiles, there, parts, edges, client, threads, partial(_tell, progress, done, total))
+    return _finished(sums, edges, len(tiles), tiles.ndim == 5, _values_per_band(tiles, there))
+
+
+def _tell(progress: Callable[[int, int], None] | None, before: int, total: int, done: int) -> None:
+    if progress:
+        progress(before + done, total)
+
+
+def _frames_there(tiles: Any) -> NDArray[np.bool_] | None:
+    """Which frames of which tiles are there, (n, frames); None where all are."""
+    there = getattr(tiles, "valid", None)
+    shape = (len(tiles), tiles.shape[1] if len(tiles.shape) == 5 else 1)
+    return there if isinstance(there, np.ndarray) and there.shape == shape and not there.all() else None
+
+
+def _values_per_band(tiles: Any, there: NDArray[np.bool_] | None) -> int:
+    bands = tiles.shape[-1] if tiles.ndim >= 4 else 1
+    every = int(np.prod(tiles.shape, dtype=np.int64)) // int(bands)
+    return every if there is None else every // there.size * int(there.sum())
+
+
+def _edges(dtype: np.dtype[Any], given: tuple[float, float] | None) -> NDArray[np.float64] | None:
+    if dtype.kind == "b":
+        return np.array([0.0, 1.0, 2.0])
+    if dtype.kind in "ui" and dtype.itemsize <= 2 and given is None:
+        whole = np.iinfo(dtype)
+        return np.linspace(whole.min, whole.max + 1, _BINS + 1)
+    if dtype.kind not in "uif":
+        raise ValueError(f"statistics of {dtype} values: integers, floats and booleans are summed up")
+    return None if given is None else np.linspace(*given, _BINS + 1)
+
+
+def _parts(tiles: Any, batch_bytes: int) -> list[NDArray[np.int64]]:
+    """Tiles that are read together: those of one region, where the array knows its regions."""
+    each = max(1, int(np.prod(tiles.shape[1:], dtype=np.int64)) * np.dtype(tiles.dtype).itemsize)
+    step = max(1, batch_bytes // each)
+    regions = getattr(tiles, "region_ids", None)
+    order = np.arange(len(tiles)) if regions is None else np.argsort(regions, kind="stable")
+    return [order[start : start + step] for start in np.arange(0, len(tiles), step).tolist()]
+
+
+def _run(
+    tiles: Any,
+    there: NDArray[np.bool_] | None,
+    parts: list[NDArray[np.int64]],
+    edges: NDArray[np.float64] | None,
+    client: Any,
+    threads: int | None,
+    tell: Callable[[int], None],
+) -> _Sums:
+    found: _Sums | None = None
+    done = 0
+    for sums in _each(tiles, there, parts, edges, client, threads):
+        found = sums if found is None else found + sums
+        done += sums.tiles
+        tell(done)
+    if found is None:
+        raise ValueError("statistics of no tiles")
+    return found
+
+
+def _each(
+    tiles: Any,
+    there: NDArray[np.bool_] | None,
+    parts: list[NDArray[np.int64]],
+    edges: Any,
+    client: Any,
+    threads: int | None,
+) -> Iterable[_Sums]:
+    """The sums of each part, in their order, so that floats add up alike everywhere."""
+    frames = [None if there is None else there[part] for part in parts]
+    if client is None:
+        return (_sum_part(tiles, part, edges, chosen, threads) for part, chosen in zip(parts, frames, strict=True))
+    if isinstance(tiles, MultiSourceArray):
+        # Each task carries its own windows; the array itself, with its table, is not sent.
+        chunks = (tuple(len(part) for part in parts), *tiles.shape[1:])
+        blocks = tiles.select(np.concatenate(parts)).to_dask(chunks=chunks).to_delayed().ravel()
+        sums = importlib.import_module("dask").delayed(_sum_block, pure=False)
+        return _results(client, client.compute(list(map(sums, blocks, [edges] * len(frames), frames))), tiles, parts)
+    # Held by the scheduler as a task, not as data: it is made again when the worker that has it dies.
+    shared = client.submit(_same, tiles, pure=False)
+    asked = zip(parts, frames, strict=True)
+    futures = [client.submit(_sum_part, shared, part, edges, chosen, 1, pure=False) for part, chosen in asked]
+    return _results(client, futures, tiles, parts)
+
+
+def _same(tiles: Any) -> Any:
+    return tiles
+
+
+def _results(client: Any, futures: list[Any], tiles: Any, parts: list[NDArray[np.int64]]) -> Iterable[_Sums]:
+    try:
+        for future, part in zip(futures, parts, strict=True):
+            yield result_of(future, tiles, part)
+    finally:
+        client.cancel(futures)
+
+
+def _sum_part(tiles: Any, part: NDArray[np.int64], edges: Any, there: Any, threads: int | None) -> _Sums:
+    if hasattr(tiles, "take_batches"):
+        block = tiles.take(part, threads=threads)
+    else:
+        block = read_rows(tiles, part)
+    return _sum_block(block, edges, there)
+
+
+def _sum_block(block: NDArray[Any], edges: Any, there: NDArray[np.bool_] | None) -> _Sums:
+    if block.ndim < 4:
+        block = block[..., None]
+    if block.ndim == 4:
+        block = block[:, None]
+    return _sums(block, edges, there)
+
+
+def _sums(block: NDArray[Any], edges: NDArray[np.float64] | None, there: NDArray[np.bool_] | None) -> _Sums:
+    """Sums of tiles of shape (n, T, H, W, C), of which those frames are there, (n, T); None for all."""
+    frames, bands = block.shape[1], block.shape[-1]
+    shape = (frames, bands)
+    count, total, squares = np.zeros(shape, np.int64), np.zeros(shape, object), np.zeros(shape, object)
+    low, high = np.full(shape, np.inf), np.full(shape, -np.inf)
+    bins = np.zeros((*shape, 0 if edges is None else len(edges) - 1), np.int64)
+    for place in np.ndindex(shape):
+        frame, band = place
+        one = (block[:, frame] if there is None else block[there[:, frame], frame])[..., band].ravel()
+        if one.dtype.kind == "f":
+            one = one[np.isfinite(one)]
+        if not one.size:
+            continue
+        count[place], low[place], high[place] = one.size, one.min(), one.max()
+        total[place], squares[place], bins[place] = _moments(one, edges)
+    return _Sums(count, total, squares, low, high, bins, len(block))
+
+
+def _moments(one: NDArray[Any], edges: NDArray[np.float64] | None) -> tuple[Any, Any, NDArray[np.int64]]:
+    """Sum, sum of squares and histogram: of integers exactly, of floats in double precision around the mean."""
+    if one.dtype.kind == "b":
+        one = one.view(np.uint8)
+    if one.dtype.kind != "f" and one.dtype.itemsize <= 2:
+        return _counted_moments(one, edges)
+    counted = np.zeros(0, np.int64) if edges is None else np.histogram(one.astype(np.float64), edges)[0]
+    if one.dtype.kind == "f":
+        wide = one.astype(np.float64)
+        centre = Fraction(float(wide.mean()))
+        wide -= float(centre)
+        rest, spread = Fraction(float(wide.sum())), Fraction(float((wide * wide).sum()))
+        return centre * one.size + rest, spread + 2 * centre * rest + centre**2 * one.size, counted
+    if one.dtype.itemsize == 8:
+        numbers = one.astype(object)
+        return int(numbers.sum()), int((numbers * numbers).sum()), counted
+    # Halves of each number: the sums of their products fit 64 bits.
+    wide_int = one.astype(np.int64)
+    high, low = wide_int >> 16, wide_int & 0xFFFF
+    squares = (int((high * high).sum()) << 32) + (int((high * low).sum()) << 17) + int((low * low).sum())
+    return int(wide_int.sum()), squares, counted
+
+
+def _counted_moments(one: NDArray[Any], edges: NDArray[np.float64] | None) -> tuple[int, int, NDArray[np.int64]]:
+    """Of at most 16 bits: each value is counted."""
+    lowest = int(np.iinfo(one.dtype).min)
+    counts = np.bincount(one.astype(np.int64) - lowest)
+    values = np.flatnonzero(counts)
+    counts, values = counts[values], values + lowest
+    pairs = list(zip(values.tolist(), counts.tolist(), strict=True))
+    bins = np.zeros(0, np.int64) if edges is None else np.histogram(values, edges, weights=counts)[0]
+    return sum(n * v for v, n in pairs), sum(n * v * v for v, n in pairs), bins.astype(np.int64)
+
+
+def _finished(sums: _Sums, edges: NDArray[np.float64], tiles: int, framed: bool, values: int) -> Statistics:
+    if (sums.count.sum(axis=0) == 0).any():
+        band = int(np.flatnonzero(sums.count.sum(axis=0) == 0)[0])
+        raise ValueError(f"band {band} has no finite value in {tiles} tiles")
+    whole = _described(
+        sums.count.sum(axis=0), sums.total.sum(axis=0), sums.squares.sum(axis=0), sums.low.min(0), sums.high.max(0)
+    )
+    frames: list[dict[str, Any]] = []
+    if framed:
+        parts = zip(sums.count, sums.total, sums.squares, sums.low, sums.high, strict=True)
+        frames = [{name: array.tolist() for name, array in _described(*part).items()} for part in parts]
+        for frame, bins in zip(frames, sums.bins, strict=True):
+            frame["histogram"] = {"counts": bins.tolist(), "edges": edges.tolist()}
+    histogram = {"counts": sums.bins.sum(axis=0).tolist(), "edges": edges.tolist()}
+    not_finite = values - whole["count"]
+    return Statistics(**whole, frames=frames, histogram=histogram, tiles=tiles, not_finite=not_finite)
+
+
+def _described(
+    count: NDArray[np.int64], total: NDArray[Any], squares: NDArray[Any], low: NDArray[Any], high: NDArray[Any]
+) -> dict[str, NDArray[Any]]:
+    mean, std = np.full(len(count), np.nan), np.full(len(count), np.nan)
+    for k, n in enumerate(count.tolist()):
+        if n:
+            centre = Fraction(total[k]) / n
+            mean[k] = float(centre)
+            std[k] = float(max(Fraction(squares[k]) / n - centre * centre, Fraction(0))) ** 0.5
+    ends = (np.where(count > 0, end.astype(float), np.nan) for end in (low, high))
+    return {"count": count, "mean": mean, "std": std, **dict(zip(("min", "max"), ends, strict=True))}

@@ -1,0 +1,1 @@
+"""Samples written once, whole or not at all, and read again."""

@@ -1,0 +1,292 @@
+"""What stands beside the samples of an array, and how a store carries it: labels, table, order."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pyarrow import parquet
+
+from lazytiles.arrays.multisource import MultiSourceArray
+from lazytiles.arrays.region_tiles import RegionTiles, open_ahead
+from lazytiles.errors import LazyTilesError, LimitError, StoreError
+from lazytiles.manifests.box_labels import Boxes
+from lazytiles.stores.formats.base import array_in
+from lazytiles.stores.journal import labels_path
+from lazytiles.stores.store_array import StoreArray
+
+_SMALL_TABLE = 16 * 2**20  # bytes
+_MOST_PACKED = 200  # bytes of a larger table for each that is stored
+Int64s: TypeAlias = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredRegion:
+    """A region whose tiles were written: where they lay in it, so that predictions find back.
+
+    Parameters
+    ----------
+    name : of the region, or its number where it has none
+    windows : int64, shape (n, 4) or (n, 6), starts then stops; None where samples are no windows
+    space : extents of the region, pixels
+    flat : whether its tiles lack the axis of slices that the region has
+    """
+
+    name: Any
+    windows: Int64s | None
+    space: tuple[int, ...]
+    flat: bool
+
+
+def windows_in(source: Any, indices: Int64s) -> tuple[tuple[int, ...], Int64s] | None:
+    """The extents of the region that a source is, and the windows of some tiles in it; None where it is no region.
+
+    Raises
+    ------
+    RegionError : the region, which is opened for it, cannot be read
+    """
+    windows = getattr(source, "windows", None)
+    if windows is None:
+        return None
+    space = getattr(source, "space", None)
+    if space is None:
+        try:
+            pages = (source.page(frame) for frame in reversed(range(len(source.regions))))
+            first = next((page for page in pages if page is not None), None)
+        except LazyTilesError as error:
+            raise type(error)(f"{source.describe(int(indices[0]))}: {error}") from error
+        if first is None:  # no frame of it is there: it is as large as its tiles need it
+            windows = np.tile([0, 0, *source.form.size], (len(windows), 1)) if source.whole else windows
+            return tuple(windows[:, 2:].max(axis=0).tolist()), windows[indices]
+        space, windows = first.shape[:2], source.windows  # those of whole images are known now
+    return tuple(space), windows[indices]
+
+
+def region_name(source: Any, number: int) -> Any:
+    """The name of a region, or its number where it has none."""
+    return getattr(source, "name", "") or number
+
+
+def _regions_of(tiles: MultiSourceArray, positions: Int64s) -> tuple[tuple[StoredRegion, ...], Int64s] | None:
+    """The `places` of some samples; None of one source that is no region."""
+    sources, places = tiles.places
+    pairs, numbers = places[positions, :2], places[positions, 2]
+    used, codes = np.unique(pairs[:, 0], return_inverse=True)
+    if not len(used) or (len(used) == 1 and not hasattr(sources[used[0]], "windows")):
+        return None
+    open_ahead([(source, pairs[:0, 0], ()) for k in used.tolist() if isinstance(source := sources[k], RegionTiles)])
+    by_region = np.argsort(codes, kind="stable")
+    regions, tile = [], np.empty(len(pairs), np.int64)
+    for number, rows in zip(used.tolist(), np.split(by_region, np.cumsum(np.bincount(codes))[:-1]), strict=True):
+        source = sources[number]
+        found = windows_in(source, pairs[rows, 1])
+        space, windows = found or ((), None)
+        flat = found is not None and getattr(source, "flat", False)
+        regions.append(StoredRegion(region_name(source, number), windows, space, flat))
+        tile[rows] = np.arange(len(rows))
+    return tuple(regions), np.stack([codes.astype(np.int64), tile, numbers], axis=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What stands beside the samples of an array, in the order in which its rows are written."""
+
+    labels: Any = None
+    table: pd.DataFrame | None = None
+    tabular: tuple[str, ...] | None = None
+    valid: NDArray[np.bool_] | None = None
+    order: NDArray[np.int64] | None = None
+    seed: int | None = None
+    classes: list[Any] | None = None
+    boxes: Boxes | None = None
+    places: tuple[tuple[StoredRegion, ...], Int64s] | None = None
+
+    @classmethod
+    def of(cls, tiles: MultiSourceArray, positions: NDArray[np.int64]) -> Beside:
+        """What stands beside the samples at some positions of the current order."""
+        labels = tiles.labels
+        if labels is not None:
+            labels = labels[positions] if isinstance(labels, np.ndarray) else labels.select(positions)
+        table, valid = tiles.table, tiles.valid
+        table = None if table is None else table.iloc[positions].reset_index(drop=True)
+        return cls(
+            labels,
+            table,
+            tiles.tabular_columns,
+            None if valid is None else valid[positions],
+            classes=tiles.classes,
+            boxes=tiles.boxes,
+            places=_regions_of(tiles, positions),
+        )
+
+    def join(self, source: Any) -> MultiSourceArray:
+        """One source with all this beside it."""
+        result = MultiSourceArray([source], self.labels, table=self.table)
+        if self.labels is None:
+            result._labels = None
+        result._classes, result._boxes = self.classes or result._classes, self.boxes
+        result.tabular_columns = self.tabular
+        result._valid, result._places = self.valid, self.places
+        if self.order is not None:
+            result.order = self.order
+            result.seed = self.seed
+        return result
+
+    def members(self) -> dict[str, bytes]:
+        """All that is not lazy, as members of a store."""
+        found: dict[str, bytes] = {}
+        for name, values in (("labels", self.labels), ("valid", self.valid), ("order", self.order)):
+            if isinstance(values, np.ndarray):
+                found[f"{name}.npy"] = _saved(values)
+        if self.places is not None:
+            regions, pairs = self.places
+            found["regions.npy"] = _saved(pairs)
+            windows = [region.windows for region in regions if region.windows is not None]
+            if len(windows) == len(regions):
+                found["windows.npy"] = _saved(np.concatenate(windows))
+        if self.classes is not None or self.boxes is not None:
+            meaning = {"classes": self.classes, "boxes": None if self.boxes is None else asdict(self.boxes)}
+            found["labels.json"] = json.dumps(meaning).encode()
+        if self.table is not None:
+            buffer = io.BytesIO()
+            self.table.to_parquet(buffer, index=False)
+            found["table.parquet"] = buffer.getvalue()
+        return found
+
+    def about(self) -> dict[str, Any]:
+        """What a store's record says of it, as JSON takes it."""
+        regions = [] if self.places is None else self.places[0]
+        said = [{"name": region.name, "space": region.space, "flat": region.flat} for region in regions]
+        return {"tabular": self.tabular, "seed": self.seed, "regions": said}
+
+    def difference(self, other: Beside) -> str | None:
+        """What of another is not the same, such as ``"label of row 3"``; None where all is. Mask labels are not read.
+
+        >>> Beside(np.array([1, 2])).difference(Beside(np.array([1, 3])))
+        'label of row 1'
+        """
+        for name in ("labels", "valid", "order"):
+            one, two = (_array_of(getattr(beside, name)) for beside in (self, other))
+            if one is None and two is None:
+                continue
+            if one is None or two is None or one.shape != two.shape or one.dtype.kind != two.dtype.kind:
+                return f"{name} of all rows"
+            unequal = (one != two) & ~((one != one) & (two != two))
+            if unequal.any():
+                row = int(unequal.reshape(len(unequal), -1).any(axis=1).argmax())
+                return f"{'label' if name == 'labels' else name} of row {row}"
+        if isinstance(self.labels, np.ndarray | None) != isinstance(other.labels, np.ndarray | None):
+            return "labels of all rows"
+        if (self.tabular, self.seed, self.table is None) != (other.tabular, other.seed, other.table is None):
+            return "table or order of all rows"
+        if self.table is not None and other.table is not None:
+            return _table_difference(self.table, other.table)
+        return None
+
+    @classmethod
+    def load(cls, store: StoreArray) -> Beside:
+        """What a store carries beside its rows."""
+        opened = store.opened
+        arrays = {
+            name: array_in(opened.members[f"{name}.npy"])
+            for name in ("labels", "valid", "order", "regions", "windows")
+            if f"{name}.npy" in opened.members
+        }
+        about, rows = opened.record.about, opened.record.rows
+        for name, values in arrays.items():
+            if not values.shape or len(values) != rows:
+                raise StoreError(f"{store.path} is damaged: {name} of shape {values.shape} for {rows} rows")
+        table = opened.members.get("table.parquet")
+        labels: Any = arrays.get("labels")
+        meaning = json.loads(opened.members.get("labels.json", b"{}"))
+        boxes = meaning.get("boxes")
+        if "labels" in about:
+            labels = label_store(store.path, about["labels"], check=store.check)
+        return cls(
+            labels,
+            None if table is None else _table_in(store.path, table, rows),
+            tuple(about["tabular"]) if about.get("tabular") else None,
+            arrays.get("valid"),
+            arrays.get("order"),
+            about.get("seed"),
+            meaning.get("classes"),
+            None if boxes is None else Boxes(boxes["format"], boxes["columns"] and tuple(boxes["columns"])),
+            _places_of(about.get("regions"), arrays.get("regions"), arrays.get("windows")),
+        )
+
+
+def _places_of(
+    said: list[dict[str, Any]] | None, pairs: Int64s | None, windows: Int64s | None
+) -> tuple[tuple[StoredRegion, ...], Int64s] | None:
+    """The places that a store carries, if it does."""
+    if not said or pairs is None:
+        return None
+    counts = np.bincount(pairs[:, 0], minlength=len(said))
+    parts = [None] * len(said) if windows is None else np.split(windows, np.cumsum(counts)[:-1])
+    regions = (
+        StoredRegion(one["name"], part, tuple(one["space"]), one["flat"]) for one, part in zip(said, parts, strict=True)
+    )
+    return tuple(regions), pairs
+
+
+def _array_of(values: Any) -> NDArray[Any] | None:
+    """What a store keeps of an array of labels and the like; None of what is lazy."""
+    return array_in(_saved(values)) if isinstance(values, np.ndarray) else None
+
+
+def _table_in(path: Path, content: bytes, rows: int) -> pd.DataFrame:
+    """The table in the bytes of a Parquet file, if it has a row for each row of the store and is no bomb."""
+    facts = parquet.ParquetFile(io.BytesIO(content)).metadata
+    if facts.num_rows != rows:
+        raise StoreError(f"{path} is damaged: its table has {facts.num_rows} rows, the store has {rows}")
+    groups = [facts.row_group(k) for k in range(facts.num_row_groups)]
+    unpacked = max(sum(group.total_byte_size for group in groups), 8 * rows * facts.num_columns)
+    if unpacked > max(_SMALL_TABLE, _MOST_PACKED * len(content)):
+        raise LimitError(f"{path} is refused: its table of {len(content)} bytes unpacks to {unpacked}")
+    return pd.read_parquet(io.BytesIO(content))
+
+
+def _table_difference(one: pd.DataFrame, two: pd.DataFrame) -> str | None:
+    if list(one.columns) != list(two.columns) or len(one) != len(two):
+        return "table's columns or length"
+    for name in one.columns:
+        first, second = one[name].astype(object), two[name].astype(object)
+        unequal = ((first != second) & ~(first.isna() & second.isna())).to_numpy()
+        if unequal.any():
+            return f"{name} in the table of row {int(unequal.argmax())}"
+    return None
+
+
+def _saved(values: NDArray[Any]) -> bytes:
+    if values.dtype.kind == "O":
+        # Text only: objects of other kinds would need pickle, which runs code when it is loaded.
+        if not all(isinstance(value, str) for value in values.reshape(-1)):
+            raise StoreError("labels that are neither numbers nor text cannot be stored")
+        values = values.astype(np.str_)
+    buffer = io.BytesIO()
+    np.save(buffer, values, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def label_store(path: Path, about: Mapping[str, Any], *, check: bool) -> StoreArray:
+    """The mask labels that were written with a store, or a StoreError when they are others.
+
+    Parameters
+    ----------
+    path : the store
+    about : its record's words of them: their version and uid
+    """
+    place = labels_path(path, int(about["version"]))
+    if place.is_symlink():
+        raise StoreError(f"{place} is a link, which may lead anywhere; put the labels themselves beside {path}")
+    labels = StoreArray(place, check=check)
+    if labels.opened.record.uid != about["uid"]:
+        raise StoreError(f"{labels.path} is not the one that was written with {path}; export both again")
+    return labels

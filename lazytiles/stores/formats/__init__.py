@@ -1,0 +1,1 @@
+"""How each kind of store lays out its rows."""

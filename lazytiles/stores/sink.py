@@ -1,0 +1,490 @@
+"""The sink of a store: rows go into a partial beside it, and the partial becomes the store."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import secrets
+import time
+import weakref
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lazytiles.errors import StoreError
+from lazytiles.hdf5 import holds_dataset
+from lazytiles.images.pictures import split_name
+from lazytiles.images.reader import check_chunk
+from lazytiles.stores.formats.base import RECORD, Format, Layout, Reader, crc_of, crcs_of, first_difference
+from lazytiles.stores.journal import (
+    Entry,
+    Journal,
+    StoreLock,
+    cause_of,
+    failed,
+    partials,
+    publish,
+    recover,
+    sweep,
+    sync_tree,
+)
+from lazytiles.stores.record import Kind, Opened, Record, intact, intact_chunks, open_complete
+
+_STEP_BYTES = 64 * 2**20
+_COMMIT_S = 0.5
+
+
+class StoreSink:
+    """Rows into one store, whole chunks at a time: a `Sink` that is all or nothing.
+
+    Parameters
+    ----------
+    path : the store
+    kind : its format
+    options : what the format's library takes, such as compression
+    chunk : rows of one chunk
+    mode : ``"w"`` makes a new store, ``"a"`` appends to a complete one or makes it
+    overwrite : whether a store that is there may be replaced
+    resume : whether the partial that a killed writer left is continued
+    length : rows of the finished store, or None for any number
+    fingerprint : of what is written; a partial with another one is not continued
+    members, about : what the finished store carries beside its rows
+    sync : whether the finished store is flushed to the disk itself before it gets its name
+    scattered : whether chunks come in any order, from other processes, and are told of by `place`
+
+    Raises
+    ------
+    StoreError : the store exists, is locked, cannot be written, or cannot be appended to
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        kind: Kind,
+        options: Mapping[str, Any],
+        *,
+        chunk: int,
+        mode: str = "w",
+        overwrite: bool = False,
+        resume: bool = False,
+        length: int | None = None,
+        fingerprint: str = "",
+        members: Mapping[str, bytes] | None = None,
+        about: Mapping[str, Any] | None = None,
+        sync: bool = False,
+        scattered: bool = False,
+    ) -> None:
+        if mode not in ("w", "a") or (mode == "a" and overwrite):
+            raise ValueError(f"mode must be 'w' or 'a', and 'a' never overwrites; not mode={mode!r}")
+        self.path, self._inner, options = _placed(path, kind, options, mode)
+        self._kind = kind
+        self._format = kind.writer(options)
+        self._members = dict(members or {})
+        self.about = dict(about or {})
+        self._length = length
+        self._sync = sync
+        self._overwrite = overwrite
+        self.is_complete = False  # whether a complete store is all that is asked for
+        self._header: dict[str, Any] = {
+            "format": kind.name,
+            "chunk": chunk,
+            "fingerprint": fingerprint,
+            "base": "",
+            "base_rows": 0,
+            "scattered": scattered,
+            "dataset": self._inner or "",
+        }
+        self.layout: Layout | None = None
+        self.rows = 0
+        self.tail = b""
+        self._journal: Journal | None = None
+        self._committed_at = time.monotonic()
+        self._lock: StoreLock | None = None
+        self._dropped = weakref.finalize(self, _let_go, self._format, os.getpid())
+        try:
+            with self._clean("opening"):
+                if not self.path.parent.is_dir():
+                    raise StoreError(f"{path}: there is no directory {self.path.parent}; make it first")
+                self._lock = StoreLock(self.path)
+                self._start(mode, resume)
+        except BaseException:
+            self.abort()
+            raise
+
+    def _start(self, mode: str, resume: bool) -> None:
+        recover(self.path)
+        left = next((j for j in partials(self.path) if self._continues(j)), None) if resume else None
+        base: Opened | None = None
+        if self.path.exists() and not self._overwrite and (mode == "w" or self._is_in_file()):
+            if mode == "w" and (left is not None or not resume):
+                raise StoreError(f"{self.path} exists; pass overwrite=True to replace it, mode='a' to append")
+            base = open_complete(self._named(self.path))
+        try:
+            if base is not None and mode == "w":
+                self._take(base)
+                return
+            if base is not None:
+                self._check_base(base)
+                left = next((j for j in partials(self.path) if self._continues(j)), None) if resume else None
+            carried = left is not None and self._carry_on(left)
+            if base is not None and not carried:
+                self._append_to(base)
+        finally:
+            if base is not None:
+                base.reader.close()
+
+    def _is_in_file(self) -> bool:
+        return self._kind.name != "hdf5" or holds_dataset(self.path, self._inner)
+
+    def _named(self, file: Path) -> Path:
+        return file if self._inner is None else Path(f"{file}::{self._inner}")
+
+    def _take(self, base: Opened) -> None:
+        """Have a complete store as it is: what a writer left that was killed after its last rename."""
+        record = base.record
+        mine = (self._header["fingerprint"], self._header["chunk"], self._length or record.rows)
+        if mine != (record.about.get("fingerprint", ""), record.layout.chunk, record.rows):
+            raise StoreError(
+                f"{self.path} exists and is complete, with {record.rows} rows in chunks of {record.layout.chunk} "
+                "of another writer; pass overwrite=True to replace it, mode='a' to append"
+            )
+        start = 0
+        for crc in base.digests.tolist():
+            stop = min(start + record.layout.chunk, record.rows)
+            if crc_of(base.reader.read(start, stop)) != crc:
+                raise StoreError(f"{self.path} is damaged in rows {start} to {stop}; pass overwrite=True to replace it")
+            start = stop
+        self.layout, self.rows, self.is_complete = record.layout, record.rows, True
+
+    def _check_base(self, base: Opened) -> None:
+        extra = sorted(set(base.members) - {RECORD, "digests.npy"}) + ["mask labels"] * ("labels" in base.record.about)
+        if extra:
+            raise StoreError(
+                f"{self.path} carries {', '.join(extra)}, which would no longer fit its rows; export it again"
+            )
+        self._header["base"] = base.record.uid
+        self._header["base_rows"] = base.record.rows
+        self._header["chunk"] = base.record.layout.chunk
+        self._format.inherit(self.path)
+
+    def _continues(self, journal: Journal) -> bool:
+        mine = {name: journal.header.get(name) for name in self._header}
+        return journal.partial.exists() and mine == self._header
+
+    def begin(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        """Fix the layout and start the partial."""
+        layout = Layout(shape, dtype, self._header["chunk"])
+        check_chunk(self.path, (layout.chunk, *layout.shape), layout.dtype)
+        self.layout = layout
+        facts = {"shape": list(shape), "dtype": dtype.str}
+        with self._clean("starting"):
+            self._journal = Journal.create(self.path, self._header | facts)
+            self._format.create(self._journal.partial, self.layout, self._length)
+
+    def _carry_on(self, left: Journal) -> bool:
+        """Take over what of a partial is still as it was written; False if the store itself has more."""
+        layout = Layout(tuple(left.header["shape"]), np.dtype(left.header["dtype"]), left.header["chunk"])
+        check_chunk(self.path, (layout.chunk, *layout.shape), layout.dtype)
+        notes = [entry.note for entry in left.entries]
+        reader = self._reader_of(left, layout, notes)
+        try:
+            entries = left.entries
+            check = intact_chunks if self._header["scattered"] else intact
+            good = [] if reader is None else list(check(reader, entries, layout))
+            tail = left.load_tail() if len(good) == len(entries) else b""
+            rows = (good[-1].stop if good else 0) + len(tail) // layout.row_bytes
+            if rows < self._header["base_rows"]:
+                return False
+            if self._format.continues and reader is not None:
+                left.rewrite(good)
+                self.layout, self._journal = layout, left
+                self._format.resume(left.partial, layout, notes[: len(good)])
+                self.rows = left.rows
+            else:
+                self.begin(layout.shape, layout.dtype)
+                if reader is not None:
+                    self._copy(reader, good)
+                    self._commit()
+                self._keep_tail(tail)
+                left.discard()
+        finally:
+            if reader is not None:
+                reader.close()
+        self.tail = tail
+        return True
+
+    def _reader_of(self, left: Journal, layout: Layout, notes: list[int]) -> Reader | None:
+        try:
+            return self._kind.torn(self._named(left.partial), layout, notes)
+        except ImportError:
+            raise
+        except Exception:  # A torn partial can fail in any way; then nothing of it is used.
+            return None
+
+    def _append_to(self, base: Opened) -> None:
+        """Start from the rows of a complete store; its last chunk, if short, is taken back as the tail."""
+        record = base.record
+        whole = record.rows // record.layout.chunk
+        entries = [Entry((k + 1) * record.layout.chunk, int(crc)) for k, crc in enumerate(base.digests[:whole])]
+        tail = base.reader.read(whole * record.layout.chunk, record.rows)
+        if crc_of(tail) != (int(base.digests[whole]) if len(tail) else 0):
+            raise StoreError(f"{self.path} is damaged in its last {len(tail)} rows; it is not appended to")
+        self.layout = record.layout
+        facts = {"shape": list(record.layout.shape), "dtype": record.layout.dtype.str}
+        with self._clean("copying what is there"):
+            self._journal = Journal.create(self.path, self._header | facts)
+            if self._format.adopt(self.path, self._journal.partial, whole):
+                self._format.resume(self._journal.partial, record.layout, [0] * whole)
+                self._journal.rewrite(entries)
+                self.rows = self._journal.rows
+            else:
+                self._format.create(self._journal.partial, record.layout, self._length)
+                self._copy(base.reader, entries)
+            self._keep_tail(tail.tobytes())
+
+    def _copy(self, reader: Reader, entries: list[Entry]) -> None:
+        for entry in entries:
+            rows = reader.read(self.rows, entry.stop)
+            if crc_of(rows) != entry.crc:
+                raise StoreError(f"{self.path} is damaged in rows {self.rows} to {entry.stop}")
+            self.append(rows)
+
+    def append(self, rows: NDArray[Any]) -> None:
+        """Write rows behind those that are there.
+
+        Parameters
+        ----------
+        rows : array of shape (n, *row shape), C-contiguous, of the store's dtype; n is a whole number of
+            chunks in every call but the last
+
+        Raises
+        ------
+        StoreError : the disk is full or the write failed otherwise; what is safe stays in the partial
+        """
+        if self.is_complete:
+            raise StoreError(f"{self.path} is complete with {self.rows} rows; pass mode='a' to append")
+        if self.layout is None:
+            self.begin(rows.shape[1:], rows.dtype)
+        assert self.layout is not None  # for mypy: begin has set it
+        chunk = self.layout.chunk
+        step = chunk * max(1, _STEP_BYTES // max(1, chunk * self.layout.row_bytes))
+        for first in range(0, len(rows), step):
+            part = rows[first : first + step]
+            with self._clean(f"writing rows {self.rows} to {self.rows + len(part)}"):
+                self._put(part, chunk)
+
+    def _put(self, rows: NDArray[Any], chunk: int) -> None:
+        journal = self._started()
+        put = self._format.put(self.rows, rows)
+        stop = self.rows + len(rows)
+        for crc, note in put:
+            self.rows = min(self.rows + chunk, stop)
+            journal.note(Entry(self.rows, crc, note))
+        if time.monotonic() - self._committed_at > _COMMIT_S:
+            self._commit()
+
+    def _started(self) -> Journal:
+        if self._journal is None or self._lock is None:
+            raise StoreError(f"{self.path} is closed; open a new writer")
+        return self._journal
+
+    def _commit(self) -> None:
+        journal = self._started()
+        self._format.sync()
+        journal.commit()
+        self._committed_at = time.monotonic()
+
+    def compare(self, blocks: Iterable[tuple[int, NDArray[Any]]]) -> None:
+        """Refuse to go on with a partial unless its rows are these; with `overwrite` begin it anew instead.
+
+        Parameters
+        ----------
+        blocks : the first row of each block, and its rows: whole chunks, but for the last of the store
+
+        Raises
+        ------
+        StoreError : names the first row that is another
+        """
+        journal, layout = self._started(), self.layout
+        assert layout is not None  # for mypy: a partial that goes on has one
+        held = {entry.stop: entry.crc for entry in journal.entries}
+        for start, rows in blocks:
+            stops = [
+                min(start + first + layout.chunk, start + len(rows)) for first in range(0, len(rows), layout.chunk)
+            ]
+            crcs = crcs_of(rows, layout.chunk)
+            wrong = next((k for k, stop in enumerate(stops) if held.get(stop, crcs[k]) != crcs[k]), None)
+            if wrong is None:
+                continue
+            if not self._overwrite:
+                first = wrong * layout.chunk
+                raise self._other(journal, layout, start + first, rows[first : first + layout.chunk])
+            with self._clean("starting again"):
+                self._format.close()
+                journal.discard()
+                self.rows, self.tail = 0, b""
+            self.begin(layout.shape, layout.dtype)
+            return
+
+    def _other(self, journal: Journal, layout: Layout, start: int, rows: NDArray[Any]) -> StoreError:
+        """The error that names the first row of a chunk of the partial that is not as given."""
+        notes = [entry.note for entry in journal.entries]
+        self.abort()
+        reader = self._reader_of(journal, layout, notes)
+        where = f"one of the rows {start} to {start + len(rows)}"
+        if reader is not None:
+            with contextlib.closing(reader), contextlib.suppress(Exception):  # The chunk is named at least.
+                row = first_difference(reader.read(start, start + len(rows)), rows)
+                where = where if row is None else f"row {start + row}"
+        return StoreError(
+            f"{self.path}: {where} of what is there already ({journal.partial.name}) is not as it would be written "
+            "now, so this is another export; pass overwrite=True to begin anew"
+        )
+
+    def flush(self, tail: NDArray[Any]) -> None:
+        """Make every row survive the death of this process; `tail` is the rows after the last whole chunk."""
+        if self._journal is not None:
+            with self._clean("flushing"):
+                self._commit()
+                self._keep_tail(tail.tobytes())
+
+    def place(self, start: int, crcs: Sequence[int]) -> None:
+        """Account for chunks from row `start` on that `lazytiles.stores.distributed.write_block` has written."""
+        length, chunk = self._length or 0, self._header["chunk"]
+        with self._clean("accounting"):
+            for k, crc in enumerate(crcs):
+                self._started().note(Entry(min(start + (k + 1) * chunk, length), crc))
+            self._commit()
+
+    @property
+    def missing(self) -> list[int]:
+        """The first row of every chunk of a store of known length that is not there yet."""
+        chunk = self._header["chunk"]
+        there = {(entry.stop - 1) // chunk for entry in self._started().entries}
+        return [k * chunk for k in range(-(-(self._length or 0) // chunk)) if k not in there]
+
+    @property
+    def partial(self) -> Path:
+        """Where the rows are until the store is complete."""
+        return self._started().partial
+
+    def _keep_tail(self, tail: bytes) -> None:
+        self.tail = tail
+        self._started().save_tail(tail)
+
+    def close(self) -> None:
+        """Complete the store and give it its name; a second call does nothing.
+
+        Raises
+        ------
+        StoreError : rows are missing or the disk is full; the partial stays
+        """
+        if self._lock is None:
+            return
+        try:
+            if self.is_complete:
+                with contextlib.suppress(OSError):
+                    sweep(self.path, "", self.about.get("labels", {}).get("version"), labels_too=False)
+                return
+            if self.layout is None:
+                raise StoreError(f"{self.path}: nothing to store: no rows came and no shape and dtype are given")
+            if self._header["scattered"]:
+                self.rows = (self._length or 0) if not self.missing else 0
+            if self._length is not None and self.rows != self._length:
+                raise StoreError(
+                    f"{self.path} is incomplete: {self.rows} of {self._length} rows were written; "
+                    "write on with resume=True"
+                )
+            with self._clean("completing the store"):
+                self._complete()
+        finally:
+            self.abort()
+
+    def _complete(self) -> None:
+        journal = self._started()
+        self._commit()
+        crc_by_stop = {entry.stop: entry.crc for entry in journal.entries}
+        digests = np.array([crc_by_stop[stop] for stop in sorted(crc_by_stop)], np.uint32)
+        buffer = io.BytesIO()
+        np.save(buffer, digests)
+        members = {**self._members, "digests.npy": buffer.getvalue()}
+        assert self.layout is not None  # for mypy: close has looked
+        crcs = {name: zlib.crc32(content) for name, content in members.items()}
+        record = Record(self._kind.name, self.rows, self.layout, secrets.token_hex(8), crcs, self.about)
+        side = self._format.finish(self.rows, {**members, RECORD: record.dump()})
+        if self._sync:
+            sync_tree(journal.partial)
+        publish(journal.partial, self.path, side)
+        self._journal = None
+        with contextlib.suppress(OSError):  # The store is complete; what is left beside it goes another time.
+            sweep(self.path, side, self.about.get("labels", {}).get("version"), labels_too=self._inner is None)
+
+    def abort(self) -> None:
+        """Leave the store as it was; what is safe stays in the partial, for `resume`."""
+        lock, self._lock = self._lock, None
+        if lock is None:
+            return
+        try:
+            journal, self._journal = self._journal, None
+            with contextlib.suppress(Exception):
+                if journal is not None:
+                    self._format.sync()
+                    journal.commit()
+            self._dropped()
+            with contextlib.suppress(OSError):
+                if journal is not None and self._is_idle(journal):
+                    journal.discard()
+        finally:
+            lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.abort()
+
+    def _is_idle(self, journal: Journal) -> bool:
+        """Whether a partial holds nothing that the store has not: then it is not worth keeping."""
+        tail = len(journal.load_tail()) // self.layout.row_bytes if self.layout else 0
+        return journal.rows + tail <= int(self._header["base_rows"])
+
+    @contextlib.contextmanager
+    def _clean(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            journal = self._journal
+            self.abort()
+            if isinstance(error, StoreError | ImportError | TypeError) or not isinstance(error, Exception):
+                raise
+            what = f"{self.path}: {doing} failed: {cause_of(error)}"
+            safe = "" if journal is None else f"; {journal.rows} rows are safe in the unfinished partial"
+            then = "try again" if journal is None else "write on with resume=True"
+            raise failed(f"{what}{safe}: make room or mend the cause, then {then}", error) from error
+
+
+def _let_go(form: Format, process: int) -> None:
+    """Close what a sink has open, without completing it; a forked child leaves that to its parent."""
+    if os.getpid() == process:
+        with contextlib.suppress(Exception):
+            form.close()
+
+
+def _placed(
+    path: str | os.PathLike[str], kind: Kind, options: Mapping[str, Any], mode: str
+) -> tuple[Path, str | None, Mapping[str, Any]]:
+    """The file of a store, the dataset that its name has behind ``::``, and the options of its format."""
+    file, inner = split_name(os.fspath(path))
+    if kind.name != "hdf5":
+        if inner is not None:
+            raise StoreError(f"{path}: only an HDF5 file has datasets; leave ::{inner}")
+        return Path(file), None, options
+    if inner is not None and inner.split("/")[0] in ("", "lazytiles", "labels"):
+        raise StoreError(f"{path}: a dataset is named behind ::, such as images, but not lazytiles or labels")
+    others = Path(file) if inner is not None or mode == "a" else None
+    return Path(file), inner, {**options, "dataset": inner, "others": others}

@@ -1,0 +1,254 @@
+"""The rows of a complete store as a source: `StoreArray`."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lazytiles.arrays.view import into
+from lazytiles.errors import StoreError
+from lazytiles.images.cache import cache
+from lazytiles.images.files import FileKey
+from lazytiles.images.reader import check_limit
+from lazytiles.indexing.lazy import LazyArray
+from lazytiles.indexing.requests import request
+from lazytiles.stores.formats.base import NpyReader, crc_of, first_difference
+from lazytiles.stores.formats.tfrecord import TFRecordReader
+from lazytiles.stores.journal import StoreLock, failed, is_interrupted, recover, sweep
+from lazytiles.stores.record import Opened, file_of, open_complete
+
+Int64s: TypeAlias = NDArray[np.int64]
+
+
+class StoreArray(LazyArray):
+    """The rows of one complete store as a source, lazily; every chunk is checked when it is first touched.
+
+    Parameters
+    ----------
+    path : the store
+    check : whether the CRC-32 of a chunk is compared with the store's record the first time that this object
+        touches it; what was checked is then read at full speed
+
+    Raises
+    ------
+    StoreError : the store is missing, unfinished or damaged; also when a damaged chunk is read
+
+    Notes
+    -----
+    Any number of threads may read. Chunks of compressed stores go through the cache of
+    `configure(cache_bytes=)`; a ``.npy`` store is mapped. Pickling keeps the path: the store must be the same
+    one when it is opened again.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from lazytiles.stores.writers import StoreWriter
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with StoreWriter(f"{folder}/rows.npy", chunk=4) as writer:
+    ...         writer.write(np.arange(10))
+    ...     StoreArray(f"{folder}/rows.npy")[-2:]
+    array([8, 9])
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, check: bool = True) -> None:
+        self.path = Path(path)
+        self._file = file_of(self.path)
+        self.check = check
+        self._uid: str | None = None
+        self._open()
+
+    def _open(self) -> None:
+        opened = _opened(self.path)
+        if self._uid not in (None, opened.record.uid):
+            opened.reader.close()
+            raise StoreError(f"{self.path} was replaced or removed meanwhile; open it again")
+        self._uid = opened.record.uid
+        self._opened = opened
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._layout = opened.record.layout
+        self._key = _file_key(self._file)
+        self.shape: tuple[int, ...] = (opened.record.rows, *self._layout.shape)
+        self.dtype = self._layout.dtype
+        self._seen = np.full(len(opened.digests), not self.check)
+
+    @property
+    def opened(self) -> Opened:
+        """The open store: opened anew after a fork, where a handle would be shared with the parent."""
+        if self._process != os.getpid():
+            self._open()
+        return self._opened
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """The shape of a chunk."""
+        return (self._layout.chunk, *self._layout.shape)
+
+    def read_box(self, rows: Int64s, box: tuple[tuple[int, int], ...], origins: Int64s | None = None) -> NDArray[Any]:
+        """See `lazytiles.arrays.view.read_box`."""
+        shape = (len(rows), *(stop - start for start, stop in box))
+        check_limit(math.prod(shape) * self.dtype.itemsize, "a read of {}", shape)
+        out = np.empty(shape, self.dtype)
+        cut = tuple(slice(start, stop) for start, stop in box)
+        mapped = self._mapped(rows)
+        if mapped is not None and origins is None:
+            return np.take(mapped[(slice(None), *cut)], rows, axis=0, out=out, mode="clip")
+        chunk = rows // self._layout.chunk
+        by_chunk = np.argsort(chunk, kind="stable")
+        for slots in np.split(by_chunk, np.flatnonzero(np.diff(chunk[by_chunk])) + 1):
+            if not len(slots):
+                continue
+            number = int(chunk[slots[0]])
+            block = self.chunk(number)
+            inside = rows[slots] - number * self._layout.chunk
+            if origins is None:
+                out[slots] = block[(slice(None), *cut)][inside]
+                continue
+            for slot, row in zip(slots.tolist(), inside.tolist(), strict=True):
+                moved = (slice(c.start + o, c.stop + o) for c, o in zip(cut, origins[slot].tolist(), strict=True))
+                out[slot] = block[(row, *moved)]
+        return out
+
+    def _mapped(self, rows: Int64s) -> NDArray[Any] | None:
+        """The rows of a mapped store, those asked for checked; None for other stores."""
+        reader = self.opened.reader
+        mapped = reader.mapped() if isinstance(reader, NpyReader) else None
+        if mapped is None:
+            return None
+        if not self._seen.all():
+            touched = np.zeros(len(self._seen), np.bool_)
+            touched[rows // self._layout.chunk] = True
+            for number in np.flatnonzero(touched & ~self._seen).tolist():
+                self._checked(number, self.raw(number))
+        return mapped
+
+    def chunk(self, number: int) -> NDArray[Any]:
+        """One chunk, from the cache or the store; not to be written to."""
+        opened = self.opened
+        if isinstance(opened.reader, NpyReader):
+            return self._checked(number, self.raw(number))
+        key = (self._key, f"store {self._uid}", number)
+        return cache.once(key, lambda: self._checked(number, self.raw(number)))
+
+    def raw(self, number: int) -> NDArray[Any]:
+        """One chunk as the format's library gives it, unchecked."""
+        start = number * self._layout.chunk
+        stop = min(start + self._layout.chunk, self.shape[0])
+        try:
+            # Zarr reads on any number of threads; HDF5 and Blosc2 on one at a time.
+            with contextlib.nullcontext() if self._opened.record.kind == "zarr" else self._lock:
+                rows = self.opened.reader.read(start, stop)
+        except Exception as error:  # Libraries raise anything over damaged bytes.
+            self._check_identity()
+            raise failed(f"{self.path}: rows {start} to {stop} cannot be read: {error}", error) from error
+        self._check_identity()
+        return rows
+
+    def _check_identity(self) -> None:
+        if not self._opened.reader.holds and _file_key(self._file) != self._key:
+            raise StoreError(f"{self.path} was replaced or removed meanwhile; open it again")
+
+    def _checked(self, number: int, block: NDArray[Any]) -> NDArray[Any]:
+        if not self._seen[number]:
+            if crc_of(block) != self.opened.digests[number]:
+                start = number * self._layout.chunk
+                raise StoreError(
+                    f"{self.path}: rows {start} to {start + len(block)} are damaged: their checksum is not "
+                    "the one in the store's record; write the store again"
+                )
+            self._seen[number] = True
+        return block
+
+    def take(self, indices: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Rows by position, as one new array or in `out`."""
+        block: NDArray[Any] = self[np.asarray(indices, dtype=np.int64)]
+        return into(block, out)
+
+    def close(self) -> None:
+        """Let go of what is open; reading opens it again."""
+        if self._process == os.getpid():
+            self._opened.reader.close()
+            self._process = -1
+
+    def __getitem__(self, key: Any) -> Any:
+        asked = request(key, self.shape, row_axes=1)
+        return asked.finish(self.read_box(asked.rows[0], asked.box, asked.origins))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "_file": self._file, "check": self.check, "_uid": self._uid}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def __dask_tokenize__(self) -> tuple[str, str, str | None]:
+        return "lazytiles.StoreArray", str(self.path), self._uid
+
+    def __repr__(self) -> str:
+        return f"<StoreArray {self.path}: {self.shape} {self.dtype}>"
+
+
+def replaceable(path: Path, what: object) -> StoreError:
+    """The error of a complete store that is not what `resume` would write."""
+    return StoreError(f"{path} exists; pass overwrite=True to replace it: {what}")
+
+
+def refuse_other_rows(store: StoreArray, blocks: Iterable[tuple[int, NDArray[Any]]]) -> None:
+    """Make sure that a complete store has these rows.
+
+    Parameters
+    ----------
+    store : of their shape and dtype
+    blocks : the first row of each block, and its rows
+
+    Raises
+    ------
+    StoreError : names the first row that is another, or rows that are damaged
+    """
+    for start, rows in blocks:
+        try:
+            row = first_difference(store[start : start + len(rows)], rows)
+        except StoreError as error:
+            raise replaceable(store.path, error) from error
+        if row is not None:
+            raise replaceable(store.path, f"row {start + row} is the first that would be written otherwise now")
+
+
+def tidy(store: StoreArray) -> None:
+    """Remove what a writer left beside a store that is complete, unless another one is at it."""
+    reader, about = store.opened.reader, store.opened.record.about
+    file = file_of(store.path)
+    with contextlib.suppress(OSError), contextlib.closing(StoreLock(file)):
+        side = reader.side if isinstance(reader, TFRecordReader) else ""
+        sweep(file, side, about.get("labels", {}).get("version"), labels_too=file == store.path)
+
+
+def _file_key(path: Path) -> FileKey:
+    try:
+        facts = path.stat()
+    except OSError as error:
+        raise failed(f"{path} was replaced or removed meanwhile; open it again", error) from error
+    return FileKey.of(str(path), facts)
+
+
+def _opened(path: Path) -> Opened:
+    """Open a store, putting back one whose replacement was interrupted between its two renames."""
+    file = file_of(path)
+    if is_interrupted(file):
+        try:
+            lock = StoreLock(file)
+        except OSError:  # A writer is at it, or nothing can be written here.
+            return open_complete(path)
+        try:
+            recover(file)
+        finally:
+            lock.release()
+    return open_complete(path)

@@ -1,0 +1,1 @@
+"""Sources in step to batches, and batches to a trainer."""

@@ -1,0 +1,420 @@
+"""Batches that every Keras backend takes: scaled, one-hot, and in the few forms that are portable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lazytiles.arrays.view import held
+from lazytiles.errors import LazyTilesError
+from lazytiles.training.tandem import Array, Structure, as_source, leaves, native, rebuilt
+
+_TOO_WIDE = (
+    "images are float64, twice the size of what a model computes in; pass normalize=True or (mean, std), "
+    "or a transform that casts them"
+)
+
+
+@dataclass(frozen=True)
+class Standard:
+    """Values minus a mean, over a standard deviation, as float32; one of each, or one a band (last axis).
+
+    >>> Standard([1, 2], [1, 4])(np.array([[1, 10]], "uint8"))
+    array([[0., 2.]], dtype=float32)
+    """
+
+    mean: Any
+    std: Any
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.float32))
+        if not (np.isfinite(self.mean).all() and np.isfinite(self.std).all() and (self.std > 0).all()):
+            raise ValueError(f"normalize needs finite means and positive deviations, not {self.mean} and {self.std}")
+
+    def __call__(self, images: Array) -> Array:
+        """Scale images, bands last."""
+        for values in (self.mean, self.std):
+            if values.ndim > 1 or values.size not in (1, images.shape[-1]):
+                raise ValueError(f"normalize has {values.size} bands, the images have {images.shape[-1]}")
+        scaled: Array = np.subtract(images, self.mean, dtype=np.float32)
+        scaled /= self.std
+        return scaled
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What `normalize` does to the inputs of a model, whatever a transform has made of them.
+
+    Parameters
+    ----------
+    scales : in the form of the sources: the scale of each image, None for what stays as it is
+
+    >>> scaling = Scaling.of(True, {"image": np.zeros((9, 4, 4), "uint8"), "height": np.zeros((9, 2))})
+    >>> scaling({"image": np.full((1, 4, 4), 51.0), "height": np.ones((1, 2))})["image"][0, 0, 0]
+    np.float32(0.2)
+    """
+
+    scales: Structure
+
+    @classmethod
+    def of(cls, normalize: Any, x: Structure) -> Scaling | None:
+        """The scaling that `KerasAdapter(normalize=)` and `predict(normalize=)` name, for these sources.
+
+        Parameters
+        ----------
+        normalize : False or None; True to map the range of each source's dtype to 0..1, int16 from -32768 on, by
+            the dtype that the source has before any transform; ``(mean, std)``; or anything with ``mean`` and
+            ``std`` as keys or attributes
+        x : a source, or a tuple or dict of sources; those of rank 3 and more, and a single one, are images
+
+        Raises
+        ------
+        ValueError : none of these, or True for images that are no integers
+        """
+        if normalize is None or normalize is False:
+            return None
+        units: dict[np.dtype[Any], Standard] = {}
+        given = None if normalize is True else standard_of(normalize)
+        is_single = not isinstance(x, tuple | list | Mapping)
+
+        def scale(source: Any, name: str) -> Standard | None:
+            if not is_single and len(source.shape) < 3:
+                return None
+            dtype = np.dtype(source.dtype)
+            return given if given is not None else units.setdefault(dtype, unit_range(dtype, name))
+
+        return cls(_named(as_sources(x), "x", scale))
+
+    def __call__(self, x: Structure) -> Structure:
+        """Arrays in the form of the sources, scaled.
+
+        Raises
+        ------
+        LazyTilesError : a transform has made inputs of several images whose scales differ
+        """
+        return self._scaled(self.scales, x)
+
+    def _scaled(self, scales: Structure, x: Structure) -> Structure:
+        if isinstance(x, Mapping):
+            named = scales if isinstance(scales, Mapping) else {}
+            return {key: self._scaled(named.get(key, _UNKNOWN), part) for key, part in x.items()}
+        if isinstance(x, tuple | list):
+            is_alike = isinstance(scales, tuple) and len(scales) == len(x)
+            known = scales if is_alike else (_UNKNOWN,) * len(x)
+            return tuple(self._scaled(scale, part) for scale, part in zip(known, x, strict=True))
+        if scales is None or isinstance(scales, Standard):
+            return x if scales is None else scales(x)
+        return self._common(x)
+
+    def _common(self, array: Array) -> Array:
+        """An input that is none of the sources: images are scaled where all sources are scaled alike."""
+        found = {id(scale): scale for scale in leaves(self.scales) if scale is not None}
+        if array.ndim < 3:
+            return array
+        if len(found) != 1:
+            raise LazyTilesError(
+                f"the transform gives {array.dtype} images of shape {array.shape} that are none of the sources, which "
+                "are not all scaled alike; scale in the transform, and leave normalize out"
+            )
+        (scale,) = found.values()
+        scaled: Array = scale(array)
+        return scaled
+
+
+_UNKNOWN = "an input that the sources lack"
+
+
+def unit_range(dtype: np.dtype[Any], name: str = "x") -> Standard:
+    """The scale that maps the range of an integer dtype to 0..1, its least value to 0.
+
+    Raises
+    ------
+    ValueError : another dtype, whose values have no known range
+
+    >>> unit_range(np.dtype("uint8"))(np.array([0, 51, 255], "uint8"))
+    array([0. , 0.2, 1. ], dtype=float32)
+    """
+    if dtype.kind == "b":
+        return Standard(0, 1)
+    if dtype.kind not in "iu":
+        raise ValueError(
+            f"normalize=True maps the range of integers to 0..1, but {name} is {dtype}, whose range is not known; pass "
+            "normalize=(mean, std) or the result of tiles.statistics(), or leave normalize out and scale in a transform"
+        )
+    limits = np.iinfo(dtype)
+    return Standard(limits.min, limits.max - limits.min)
+
+
+def standard_of(normalize: Any) -> Standard:
+    """The mean and deviation that are given in any of their forms.
+
+    Raises
+    ------
+    ValueError : none of these
+
+    >>> standard_of({"mean": 0, "std": 2})(np.array([4.0]))
+    array([2.], dtype=float32)
+    """
+    if isinstance(normalize, Mapping) and {"mean", "std"} <= set(normalize):
+        return Standard(normalize["mean"], normalize["std"])
+    if hasattr(normalize, "mean") and hasattr(normalize, "std") and not callable(normalize.mean):
+        return Standard(normalize.mean, normalize.std)
+    if isinstance(normalize, tuple | list) and len(normalize) == 2:
+        return Standard(*normalize)
+    raise ValueError(f"normalize is True, False, (mean, std), or something with a mean and a std; not {normalize!r}")
+
+
+def as_sources(x: Structure) -> Structure:
+    """The structure with sources at its ends, see `as_source`."""
+    return rebuilt(x, map(as_source, leaves(x)))
+
+
+def _named(part: Structure, name: str, change: Callable[[Any, str], Any]) -> Structure:
+    """What a function makes of each source and the words for it."""
+    if isinstance(part, Mapping):
+        return {key: _named(value, f"{name}[{key!r}]", change) for key, value in part.items()}
+    if isinstance(part, tuple | list):
+        return tuple(_named(value, f"{name}[{k}]", change) for k, value in enumerate(part))
+    return change(part, name)
+
+
+def one_hot(labels: Array, classes: int) -> Array:
+    """Class numbers as float32 rows with a single 1; a last axis of one is replaced.
+
+    Parameters
+    ----------
+    labels : integers (or floats that are whole) in 0..classes - 1, shape (n,), (n, 1) or (n, height,
+        width[, 1])
+
+    Returns
+    -------
+    float32, shape (n, classes) or (n, height, width, classes)
+
+    Raises
+    ------
+    ValueError : a label outside its classes
+
+    >>> one_hot(np.array([[2], [0]]), 3)
+    array([[0., 0., 1.],
+           [1., 0., 0.]], dtype=float32)
+    """
+    if labels.ndim > 1 and labels.shape[-1] == 1:
+        labels = labels[..., 0]
+    wrong = (labels < 0) | (labels >= classes) | (labels != np.floor(labels))
+    if wrong.any():
+        raise ValueError(f"label {labels[wrong][0].item()} is not a class number in 0..{classes - 1}")
+    return np.asarray(labels[..., None].astype(np.int64) == np.arange(classes), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Output:
+    """The last step of a batch before Keras: a tuple of one to three portable parts.
+
+    Inputs are scaled; float64 features become float32, as Keras itself does with arrays; a single target becomes
+    one-hot where `classes` is given.
+    """
+
+    scaling: Scaling | None = None
+    classes: int | None = None
+
+    def __call__(self, batch: Structure) -> tuple[Structure, ...]:
+        """The batch as Keras gets it."""
+        parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+        if not 1 <= len(parts) <= 3:
+            raise LazyTilesError(f"a batch is (x,), (x, y) or (x, y, sample_weight); this one has {len(parts)} parts")
+        x, *rest = (_each(part, _portable) for part in parts)
+        x = _each(x if self.scaling is None else self.scaling(x), _narrow)
+        if self.classes is not None and rest:
+            classes = self.classes
+            rest[0] = _each(rest[0], lambda labels: one_hot(np.asarray(labels), classes))
+        return (x, *rest)
+
+    def check(self, x: Structure) -> None:
+        """Refuse inputs that no batch could be made of.
+
+        Raises
+        ------
+        TypeError : images of float64 that nothing casts
+        """
+        wide = any(np.dtype(source.dtype) == np.float64 and len(source.shape) > 2 for source in leaves(as_sources(x)))
+        if wide and self.scaling is None:
+            raise TypeError(_TOO_WIDE)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What an adapter was made with, by which `predict` goes on from it.
+
+    Parameters
+    ----------
+    x : the sources that the model gets
+    y : the targets, or None
+    scaling : what is done to a batch of `x`
+    batch_size : samples of a batch
+    has_transform : whether batches are transformed as well
+    """
+
+    x: Structure
+    y: Structure
+    scaling: Scaling | None
+    batch_size: int
+    has_transform: bool
+
+
+def class_count(given: Any, x: Structure, y: Structure) -> int | None:
+    """How many classes ``KerasAdapter(num_classes=)`` means: that number, or with True those that the data name.
+
+    Parameters
+    ----------
+    given : a number, True, or None or False for no classes
+    x, y : as `KerasAdapter` takes them; the `classes` of `y` count, or of the arrays in `x` whose labels `y` is
+
+    Raises
+    ------
+    ValueError : True, and no classes or different ones; or something that is no number
+
+    >>> class_count(3, np.zeros(2), None), class_count(None, np.zeros(2), None)
+    (3, None)
+    """
+    if given is None or given is False:
+        return None
+    if given is not True:
+        if not isinstance(given, int | np.integer) or given < 1:
+            raise ValueError(f"num_classes is a number of classes, or True for the classes of the tiles, not {given!r}")
+        return int(given)
+    arrays = [leaf for leaf in [*leaves(x), *leaves(y)] if getattr(leaf, "classes", None)]
+    if y is not None:
+        arrays = [leaf for leaf in arrays if leaf is y or np.array_equal(leaf.labels, y)]
+    named = [leaf.classes for leaf in arrays]
+    if not named or any(classes != named[0] for classes in named):
+        what = "different classes" if named else "no classes"
+        raise ValueError(
+            f"num_classes=True takes the classes that the data name, but there are {what}; pass a number, such as "
+            "num_classes=len(tiles.classes)"
+        )
+    return len(named[0])
+
+
+def parts_of(x: Structure, y: Structure = None, sample_weight: Structure = None) -> tuple[Structure, ...]:
+    """The sources as ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)``.
+
+    Parameters
+    ----------
+    x, y, sample_weight : as `KerasAdapter` takes them; an array with labels brings them, alone or among others, and
+        alone its table columns too
+
+    Raises
+    ------
+    ValueError : weights without targets; several arrays in `x` that bring different labels
+    TypeError : something that no framework takes
+    """
+    if y is None:
+        y = _labels_in(x)
+    tabular = getattr(x, "tabular", None)
+    if tabular is not None:
+        x = (x, np.asarray(tabular, dtype=np.float32))
+    if y is None and sample_weight is not None:
+        raise ValueError("sample_weight needs targets: pass y")
+    given = {"x": x, "y": y, "sample_weight": sample_weight}
+    return tuple(check_part(part, name) for name, part in given.items() if part is not None)
+
+
+def _labels_in(x: Structure) -> Structure:
+    """The labels that the arrays of `x` bring, if they agree; None where there are none."""
+    found = [(path, leaf.labels) for path, leaf in _named_leaves(x, "x") if hasattr(leaf, "labels")]
+    found = [(path, labels) for path, labels in found if labels is not None]
+    if not found:
+        return None
+    (first, labels), *others = found
+    for path, other in others:
+        if not (isinstance(labels, np.ndarray) and isinstance(other, np.ndarray) and np.array_equal(labels, other)):
+            raise ValueError(
+                f"{first} and {path} bring different labels; pass the targets as y, or leave out the labels of one by "
+                "DelayedView(array)"
+            )
+    return labels
+
+
+def _named_leaves(data: Structure, name: str) -> list[tuple[str, Any]]:
+    if isinstance(data, Mapping):
+        return [pair for key, part in data.items() for pair in _named_leaves(part, f"{name}[{key!r}]")]
+    if isinstance(data, tuple | list):
+        return [pair for k, part in enumerate(data) for pair in _named_leaves(part, f"{name}[{k}]")]
+    return [(name, data)]
+
+
+def check_part(data: Structure, name: str) -> Structure:
+    """The sources of one part of a batch as they are now, lists as tuples; what no backend takes is refused by name.
+
+    Raises
+    ------
+    TypeError : None, text or objects among them, a list within a list, or a tensor that NumPy cannot see
+    ValueError : missing values in a column
+    """
+    if isinstance(data, Mapping):
+        return {key: check_part(value, f"{name}[{key!r}]") for key, value in data.items()}
+    if isinstance(data, tuple | list):
+        if isinstance(data, list) and not any(hasattr(value, "shape") for value in data):
+            return check_part(np.asarray(data), name)
+        return tuple(check_part(value, f"{name}[{k}]") for k, value in enumerate(data))
+    if data is None:
+        raise TypeError(f"{name} is None; leave it out")
+    try:
+        source = held(data)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from error
+    if np.dtype(getattr(source, "dtype", object)).kind in "OSUMmV":
+        kind = getattr(data, "dtype", type(data).__name__)
+        raise TypeError(f"{name} is of {kind}, which no Keras backend takes; map it to numbers")
+    return source
+
+
+def differences(first: Structure, batch: Structure) -> str:
+    """How the dtypes and ranks of a batch differ from the first one's; an empty text if they do not.
+
+    >>> differences((np.zeros(2, "uint8"),), (np.zeros(2, "float32"),))
+    'float32 where the first batch had uint8'
+    """
+    was, now = leaves(first), leaves(batch)
+    if len(was) != len(now):
+        return f"{len(now)} arrays where the first batch had {len(was)}"
+    for old, new in zip(was, now, strict=True):
+        if old.dtype != new.dtype:
+            return f"{new.dtype} where the first batch had {old.dtype}"
+        if old.ndim != new.ndim:
+            return f"{new.ndim} axes where the first batch had {old.ndim}"
+    return ""
+
+
+def copied(batch: Structure) -> Structure:
+    """The same batch in arrays of its own."""
+    return rebuilt(batch, iter([np.array(array) for array in leaves(batch)]))
+
+
+def _each(part: Structure, change: Callable[[Any], Array]) -> Structure:
+    if isinstance(part, Mapping):
+        return {key: _each(value, change) for key, value in part.items()}
+    if isinstance(part, tuple | list):
+        return tuple(_each(value, change) for value in part)
+    return change(part)
+
+
+def _narrow(array: Array) -> Array:
+    if array.dtype != np.float64:
+        return array
+    if array.ndim > 2:
+        raise TypeError(_TOO_WIDE)
+    return array.astype(np.float32)
+
+
+def _portable(array: Any) -> Array:
+    if array is None:
+        raise LazyTilesError("a batch holds None; leave the part out")
+    array = np.asarray(array)
+    if array.ndim == 0 or array.dtype.kind in "OSUMmV":
+        raise LazyTilesError(f"a batch holds {array.dtype} of shape {array.shape}; Keras takes arrays of numbers")
+    return native(array)

@@ -1,0 +1,376 @@
+"""`KerasAdapter`: a `keras.utils.PyDataset` that is exact, reads ahead, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator, Mapping
+from html import escape
+from os import PathLike
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lazytiles.errors import LazyTilesError, require
+from lazytiles.indexing.seeds import Seed
+from lazytiles.schedule import READAHEAD_BYTES, Feed, Schedule
+from lazytiles.training.batches import Inputs, Output, Scaling, class_count, differences, parts_of
+from lazytiles.training.keras_callbacks import EpochCallback, ResumeCallback
+from lazytiles.training.keras_serving import Owner, Server
+from lazytiles.training.readahead import Key
+from lazytiles.training.shards import Shard
+from lazytiles.training.tandem import Structure, leaves, rebuilt
+from lazytiles.training.transforms import Transform
+
+keras: Any = require("keras", extra="keras")
+
+_NO_WORKERS = (
+    "{} cannot be set: KerasAdapter reads ahead by itself, in order; pass threads=, prefetch= or processes= "
+    "when it is made"
+)
+
+
+class KerasAdapter(keras.utils.PyDataset):
+    """Samples and their labels as the batches of `fit`, `evaluate` and `predict`, on all of Keras' backends.
+
+    What batch i of an epoch holds is decided once. With ``shuffle=True``, `weights` or `replacement` an index means
+    the next batch of the planned order when it is first asked for, and that batch for the rest of the epoch: `fit`,
+    which shuffles indices unless told otherwise, gets the planned order, a function of (seed, epoch), and whoever
+    else looks takes nothing away. Otherwise index i means the rows ``i * batch_size`` and on, always.
+
+    Parameters
+    ----------
+    x : a `MultiSourceArray` (its labels are `y`, its ``tabular`` a second input), a source, or a tuple or
+        dict of sources, shape (N, ...)
+    y : targets, in the same forms; mask tiles are a source like any other
+    sample_weight : shape (N,)
+    batch_size : samples of a batch
+    shuffle : permute the samples for each epoch
+    seed : int, or a NumPy generator that one is drawn from, or None for a fresh one
+    window, weights, replacement : as in `BatchFlow`; ``weights="balanced"`` goes by `y`
+    drop_last : leave out the last batch where it is not full
+    steps_per_epoch : batches of an epoch, if epochs are to be shorter or longer than a pass over the samples
+    shard : (rank, count), or "auto" to ask the launcher: this process's part of each global batch; needs
+        full batches
+    transform : as in `BatchFlow`, on ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)`` before normalising
+    normalize : True for 0..1 by the range of the dtype that the source has, of integers alone (int16: -32768
+        becomes 0); ``(mean, std)`` per band, or an object or dict with both, such as ``tiles.statistics()``. A
+        transform before it must keep the source's range, whatever dtype it makes of it
+    num_classes : make the target one-hot, of so many classes; True takes the classes of `x` (see `MultiSourceArray`)
+    prefetch, readahead_bytes, threads, processes : as in `BatchFlow`
+
+    Raises
+    ------
+    ValueError : no batch at all, or options out of their range
+    TypeError : sources of text or objects, or something that is no source
+    LazyTilesError : a window or file of `x` that cannot be read, found before training starts
+
+    Notes
+    -----
+    An epoch moves on when `on_epoch_end` or `on_epoch_begin` is called after all of its batches were asked for, or as
+    `callback`, `set_epoch` and `epochs` say. ``adapter[i]`` outside an epoch is a batch of the coming one.
+
+    Nothing is read by threads of Keras; the shared pool of lazytiles holds none while the trainer does not ask.
+    Copies read the same sources.
+
+    >>> adapter = KerasAdapter(np.zeros((5, 2), "uint8"), np.arange(5), batch_size=2)
+    >>> len(adapter), adapter[2][1]
+    (3, array([4]))
+    """
+
+    def __init__(
+        self,
+        x: Structure,
+        y: Structure = None,
+        sample_weight: Structure = None,
+        *,
+        batch_size: int = 32,
+        shuffle: bool = False,
+        window: int | None = None,
+        replacement: bool | None = None,
+        weights: ArrayLike | None = None,
+        seed: Seed = 0,
+        drop_last: bool = False,
+        steps_per_epoch: int | None = None,
+        shard: Shard = (0, 1),
+        transform: Transform | None = None,
+        normalize: Any = False,
+        num_classes: int | bool | None = None,
+        prefetch: int = 2,
+        readahead_bytes: int = READAHEAD_BYTES,
+        threads: int | None = None,
+        processes: int = 0,
+    ) -> None:
+        super().__init__(workers=1, use_multiprocessing=False)
+        data, num_classes = parts_of(x, y, sample_weight), class_count(num_classes, x, y)
+        output = Output(Scaling.of(normalize, data[0]), num_classes)
+        feed = Feed(
+            *(data, batch_size),
+            shuffle=shuffle,
+            window=window,
+            replacement=replacement,
+            weights=weights,
+            labels=_one_target(data),
+            drop_last=drop_last,
+            transform=transform,
+            output=output,
+            seed=seed,
+            shard=shard,
+            prefetch=prefetch,
+            readahead_bytes=readahead_bytes,
+            threads=threads,
+            processes=processes,
+        )
+        feed.tandem.verify()
+        _check_sizes(feed.schedule, steps_per_epoch)
+        if num_classes is not None and _one_target(data) is None:
+            raise ValueError("num_classes makes one target one-hot; there must be exactly one")
+        given = (data[0], data[1] if len(data) > 1 else None, output.scaling)
+        self.inputs = Inputs(*given, batch_size, has_transform=transform is not None)
+        if transform is None:
+            output.check(feed.tandem.data[0])
+        self._feed, self._server = feed, Server(feed, steps_per_epoch or len(feed.schedule))
+        self._first: Structure = None  # a sample of each array of the first batch, with which all must agree
+        self._lock = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            **{key: value for key, value in vars(self).items() if key != "_lock"},
+            "_server": copy.copy(self._server),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> KerasAdapter:
+        memo.update({id(source): source for source in self._feed.tandem.sources})
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        with self._lock:
+            twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return twin
+
+    def __len__(self) -> int:
+        """Batches of one epoch."""
+        return self._server.steps
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of one epoch; in the epoch that a training was resumed in, those that are left of it."""
+        return self._server.promised
+
+    @property
+    def workers(self) -> int:
+        """1: Keras starts no threads to read this data set, which reads ahead by itself."""
+        return 1
+
+    @workers.setter
+    def workers(self, value: int) -> None:
+        raise AttributeError(_NO_WORKERS.format(f"workers = {value!r}"))
+
+    @property
+    def use_multiprocessing(self) -> bool:
+        """False: Keras starts no processes to read this data set."""
+        return False
+
+    @use_multiprocessing.setter
+    def use_multiprocessing(self, value: bool) -> None:
+        raise AttributeError(_NO_WORKERS.format(f"use_multiprocessing = {value!r}"))
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is served next, from 0."""
+        return self._server.next_epoch
+
+    def __getitem__(self, index: int) -> Structure:
+        """The batch that `index` means in this epoch: see `KerasAdapter`."""
+        index = range(len(self))[index]
+        with self._lock:
+            return self._checked(*self._server.ask(index))
+
+    def __repr__(self) -> str:
+        s = self._feed.schedule
+        part = f", shard {s.shard[0]} of {s.shard[1]}" if s.shard[1] > 1 else ""
+        kind = "shuffled" if s.shuffle else "drawn" if s.is_random else "in order"
+        sizes = f"{s.samples} samples {kind}, {len(self)} batches of {s.batch_size}"
+        return f"KerasAdapter({sizes}{part}, seed {s.seed})"
+
+    def _repr_html_(self) -> str:
+        return f"<code>{escape(repr(self))}</code>"
+
+    def on_epoch_begin(self) -> None:
+        """Keras begins an epoch: its first batch is waited for here, where an error does no harm."""
+        with self._lock:
+            self._server.begin()
+
+    def on_epoch_end(self) -> None:
+        """Keras ends an epoch: the next one follows if all of it was asked for, and nobody says which it is."""
+        with self._lock:
+            self._server.end()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin `epoch` (from 0) anew, as `callback` does in `fit`; the next one follows when it was passed over.
+
+        Whoever predicts or evaluates in the midst of it does not end it.
+        """
+        self._set_epoch(epoch, "user")
+
+    def epochs(self, n: int) -> Iterator[Iterator[Structure]]:
+        """The next `n` epochs for a loop of your own: each gives its batches in the planned order.
+
+        An epoch that was left before its end is followed by the next one all the same.
+
+        >>> adapter = KerasAdapter(np.arange(4.0), batch_size=2)
+        >>> [[len(x) for (x,) in epoch] for epoch in adapter.epochs(2)]
+        [[2, 2], [2, 2]]
+        """
+        first = self.epoch
+        try:
+            for epoch in range(first, first + n):
+                self._set_epoch(epoch, "trainer")
+                yield self._pass()
+            self._set_epoch(first + n, "nobody")
+        finally:
+            with self._lock:
+                self._server.owner = "nobody"
+                self._server.end()
+
+    def close(self) -> None:
+        """Drop what was read ahead and end worker processes, as after an interrupted `fit`; all stays usable."""
+        with self._lock:
+            self._server.drop()
+            self._server.owner = "nobody"
+        self._feed.close()
+
+    def sample_ids(self, epoch: int, i: int) -> NDArray[np.int64]:
+        """The rows of `x` in the planned batch `i` of an epoch, int64, shape (at most batch_size,)."""
+        return self._feed.schedule.rows(self._server.key(epoch, range(len(self))[i]))
+
+    def sequential(self) -> KerasAdapter:
+        """The same samples and transform in their own order, each once, for `evaluate` and `predict`."""
+        twin = copy.copy(self)
+        twin._feed = self._feed.in_order()
+        twin._server = Server(twin._feed, len(twin._feed.schedule))
+        return twin
+
+    def callback(self) -> EpochCallback:
+        """A Keras callback that tells the adapter its epoch: with `initial_epoch`, after a restored one."""
+        return EpochCallback(self)
+
+    def resume_callback(
+        self, folder: str | PathLike[str], *, save_freq: int | Literal["epoch"] = "epoch"
+    ) -> ResumeCallback:
+        """A Keras callback that saves model and position; a killed `fit` goes on with the very next batch.
+
+        Parameters
+        ----------
+        folder : where the backup is; removed when training ends
+        save_freq : batches from one backup to the next, or "epoch"
+        """
+        return ResumeCallback(self, folder, save_freq=save_freq)
+
+    def state_dict(self, *, epoch: int | None = None, step: int | None = None) -> dict[str, Any]:
+        """A few JSON numbers that say where training stands.
+
+        Parameters
+        ----------
+        epoch, step : the next batch to train on; without them that of the next request, which may be ahead
+            of the training
+        """
+        with self._lock:
+            if epoch is None or step is None:
+                epoch, done = self._server.position()
+            else:
+                epoch, done = epoch + step // len(self), [*range(step % len(self))]
+        return self._state_of(epoch, done)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next epoch be that of `state`, from its batch on.
+
+        Raises
+        ------
+        LazyTilesError : another version, other samples or other options
+        """
+        if (steps := state.get("steps", len(self))) != len(self):
+            raise LazyTilesError(f"this state has {steps} steps an epoch; this adapter has {len(self)}")
+        epoch, batch = self._feed.load(state, batches=len(self))
+        skipped = state.get("skipped", [])
+        done = {*range(batch + len(skipped))}.difference(skipped)
+        if len(done) != batch or batch + len(skipped) > len(self):
+            raise LazyTilesError(f"this state skips the batches {skipped}, which are not batches before number {batch}")
+        with self._lock:
+            self._server.move(epoch, [*done])
+
+    def to_tf_dataset(self) -> Any:
+        """A `tf.data.Dataset` of the batches in their planned order, of the epoch that the adapter is in.
+
+        An iteration that comes to its end moves the epoch on, as a `fit` on the adapter does. The tuning of its
+        options while it runs is off: where an iteration ends, TensorFlow often waits for it.
+
+        Raises
+        ------
+        ImportError : TensorFlow is not installed
+        """
+        tf: Any = require("tensorflow", extra="keras")
+        batch = self[0]
+        form = rebuilt(batch, (tf.TensorSpec((None, *a.shape[1:]), a.dtype) for a in leaves(batch)))
+        dataset = tf.data.Dataset.from_generator(self._iteration, output_signature=form)
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        # So its length is known; where an epoch was resumed, `_iteration` says that it ends before.
+        return dataset.repeat().take(len(self)).with_options(options)
+
+    def _state_of(self, epoch: int, done: list[int]) -> dict[str, Any]:
+        """The state in which these steps of an epoch are done: where they are not the first, with those between."""
+        state = {**self._feed.state(epoch, len(done)), "steps": len(self)}
+        skipped = sorted({*range(max(done, default=-1) + 1)}.difference(done))
+        return {**state, "skipped": skipped} if skipped else state
+
+    def _set_epoch(self, epoch: int, owner: Owner) -> None:
+        with self._lock:
+            self._server.set_epoch(epoch, owner)
+
+    def _pass(self) -> Iterator[Structure]:
+        self.on_epoch_begin()
+        for index in range(len(self._server.left)):
+            yield self[index]
+
+    def _iteration(self) -> Iterator[Structure]:
+        """A pass for `tf.data`, which asks for another one where this is shorter than it was told."""
+        with self._lock:
+            count = self._server.iterate()
+        for index in range(count):
+            batch = self[index]
+            if index + 1 == count:  # nobody asks for more than the last
+                self.on_epoch_end()
+            yield batch
+
+    def _checked(self, key: Key, batch: Structure) -> Structure:
+        """The batch, if its arrays have the dtypes and ranks of the first: TensorFlow casts them silently."""
+        if self._first is None:
+            self._first = rebuilt(batch, iter([array[:1].copy() for array in leaves(batch)]))
+        elif what := differences(self._first, batch):
+            names = self._feed.tandem.name(self._feed.schedule.rows(key))
+            self._server.drop()
+            raise LazyTilesError(
+                f"batch {key[1]} of epoch {key[0]} ({names}) has {what}; make the transform give one dtype"
+            )
+        return batch
+
+
+def _check_sizes(schedule: Schedule, steps: int | None) -> None:
+    if len(schedule) == 0:
+        raise ValueError(
+            f"{schedule.samples} samples give no batch: batch_size={schedule.batch_size}, "
+            f"shard={schedule.shard}, drop_last={schedule.drop_last}"
+        )
+    if steps is not None and (not isinstance(steps, int | np.integer) or isinstance(steps, bool) or steps < 1):
+        raise ValueError(f"steps_per_epoch must be an integer of at least 1, not {steps!r}")
+
+
+def _one_target(data: tuple[Structure, ...]) -> Any:
+    """The target, if there is exactly one."""
+    targets = leaves(data[1]) if len(data) > 1 and not isinstance(data[1], Mapping) else []
+    return targets[0] if len(targets) == 1 else None

@@ -1,0 +1,275 @@
+"""Sources in tandem: equal rows of several arrays, read together and given back in the form they came in."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lazytiles.arrays.view import held
+from lazytiles.config import count
+from lazytiles.errors import LazyTilesError
+
+# A source, or tuples, lists and dicts of sources; a batch has the same form with arrays as leaves.
+Structure = Any
+Rows = NDArray[np.int64]
+Array = NDArray[Any]
+Done = Callable[[int, "Array | LazyTilesError"], None]
+
+_NAMED = 3  # samples that one message names at most
+_LABEL_AXES = 2  # NumPy arrays of so many axes are labels, weights or columns, and small
+
+
+def leaves(data: Structure) -> list[Any]:
+    """What stands at the ends of nested tuples, lists and dicts, in order.
+
+    >>> leaves(({"a": 1, "b": 2}, [3]))
+    [1, 2, 3]
+    """
+    if isinstance(data, Mapping):
+        data = tuple(data.values())
+    elif not isinstance(data, tuple | list):
+        return [data]
+    return [leaf for part in data for leaf in leaves(part)]
+
+
+def rebuilt(form: Structure, values: Iterator[Any]) -> Structure:
+    """The nested tuples, lists and dicts of `form` with the next values at their ends.
+
+    >>> rebuilt(({"a": 1, "b": 2}, [3]), iter("xyz"))
+    ({'a': 'x', 'b': 'y'}, ['z'])
+    """
+    if isinstance(form, Mapping):
+        return {key: rebuilt(part, values) for key, part in form.items()}
+    if isinstance(form, tuple | list):
+        parts = [rebuilt(part, values) for part in form]
+        return type(form)(*parts) if hasattr(form, "_fields") else type(form)(parts)
+    return next(values)
+
+
+def native(array: Any) -> Array:
+    """The same values, C-contiguous and in the byte order of this machine; a copy only where needed.
+
+    >>> native(np.arange(2, dtype=">i2")).dtype == np.dtype("int16")
+    True
+    """
+    array = np.asarray(array)
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+
+
+def as_source(value: Any) -> Any:
+    """A source as it is now (see `lazytiles.arrays.view.held`), if it can serve as one.
+
+    Raises
+    ------
+    TypeError : it lacks ``shape``, ``dtype`` or indexing, has no axis of samples, or is a tensor that NumPy cannot see
+
+    >>> as_source([1, 2])
+    Traceback (most recent call last):
+    TypeError: a source has a shape, a dtype and indexing, as NumPy arrays do; list has not
+    """
+    source = held(value)
+    if not all(hasattr(source, name) for name in ("shape", "dtype", "__getitem__")) or not source.shape:
+        raise TypeError(
+            f"a source has a shape, a dtype and indexing, as NumPy arrays do; {type(value).__name__} has not"
+        )
+    if not all(isinstance(length, int | np.integer) for length in source.shape):
+        raise TypeError(f"a {type(value).__name__} of shape {source.shape} is no source: its samples have no one shape")
+    return source
+
+
+def has_own_take(source: Any) -> bool:
+    """Whether a source reads batches by the protocol's ``take(indices, out=None)``.
+
+    The `take` of NumPy and its like has an `axis` and flattens where none is given: it is another.
+    """
+    try:
+        return "axis" not in inspect.signature(source.take).parameters
+    except (AttributeError, TypeError, ValueError):  # none, or a built-in one, as of tensors
+        return False
+
+
+def read_rows(source: Any, rows: Rows) -> Array:
+    """Rows of a source, in that order, as a fresh array that shares no memory with it.
+
+    Parameters
+    ----------
+    source : array-like along axis 0; its own ``take(indices)`` is used where it has one
+    rows : int64, shape (n,), may repeat and go back; others than NumPy's arrays are asked for each row
+        once, in rising order (as h5py wants them)
+
+    Returns
+    -------
+    array, shape (n, *source.shape[1:]), C-contiguous, native byte order
+
+    >>> read_rows(np.arange(10, 20), np.array([3, 0, 3]))
+    array([13, 10, 13])
+    """
+    if isinstance(source, np.ndarray):
+        return native(np.take(np.asarray(source), rows, axis=0))
+    if has_own_take(source):
+        return native(source.take(rows))
+    if len(rows) == 0:
+        return np.empty((0, *source.shape[1:]), np.dtype(source.dtype).newbyteorder("="))
+    unique, inverse = np.unique(rows, return_inverse=True)
+    lo, hi = int(unique[0]), int(unique[-1]) + 1
+    block = native(source[lo:hi] if hi - lo == len(unique) else source[unique])
+    if block.shape != (len(unique), *source.shape[1:]):
+        raise LazyTilesError(
+            f"{type(source).__name__} gave an array of shape {block.shape} for {len(unique)} rows "
+            f"of shape {tuple(source.shape[1:])}"
+        )
+    if np.array_equal(inverse, np.arange(len(rows))) and block.flags.owndata and block.flags.writeable:
+        return block
+    return np.take(block, inverse, axis=0)
+
+
+class Alive:
+    """One finished batch in the counter ``batches_alive``, until the last of its tracked arrays is gone."""
+
+    __slots__ = ("_held", "_lock")
+
+    def __init__(self) -> None:
+        self._held = 0
+        self._lock = threading.RLock()
+
+    def track(self, batch: Structure) -> None:
+        """Count the batch for as long as one of its arrays lives."""
+        for array in leaves(batch):
+            if not isinstance(array, np.ndarray):
+                continue
+            with self._lock:
+                if self._held == 0:
+                    count("batches_alive", 1)
+                self._held += 1
+            weakref.finalize(array, self._release).atexit = False
+
+    def _release(self) -> None:
+        with self._lock:
+            self._held -= 1
+            if self._held == 0:
+                count("batches_alive", -1)
+
+
+class Tandem:
+    """Sources of one length that are read row by row together.
+
+    Parameters
+    ----------
+    data : one source, or tuples, lists and dicts of sources
+    threads : int or None; sources that are neither NumPy's nor able to read batches themselves are read by
+        one thread at a time, unless a number of threads is given
+
+    Raises
+    ------
+    TypeError : something in `data` is not a source, or there is none
+    ValueError : the sources differ in length
+
+    Notes
+    -----
+    Sources are held as they are now: reordering an array later, or writing into an array of labels (NumPy's, of one
+    or two axes), changes nothing here. Arrays of images in memory are not copied.
+
+    >>> Tandem((np.zeros((4, 2)), np.arange(4))).read(np.array([1, 3]))
+    (array([[0., 0.], [0., 0.]]), array([1, 3]))
+    """
+
+    def __init__(self, data: Structure, *, threads: int | None = None) -> None:
+        sources = [as_source(leaf) for leaf in leaves(data)]
+        self.sources: list[Any] = [s.copy() if type(s) is np.ndarray and s.ndim <= _LABEL_AXES else s for s in sources]
+        if not self.sources:
+            raise TypeError(f"there is no source in {data!r}")
+        lengths = [int(source.shape[0]) for source in self.sources]
+        if len(set(lengths)) > 1:
+            raise ValueError(f"sources in tandem need one length, these have {', '.join(map(str, lengths))}")
+        self.samples = lengths[0]
+        self.threads = threads
+        self._form = rebuilt(data, iter(range(len(self.sources))))
+        # The sources that plan several batches together (lazytiles' own arrays over image files).
+        self.planned = tuple(
+            k for k, s in enumerate(self.sources) if hasattr(s, "take_batches") and getattr(s, "plans_batches", True)
+        )
+        # Whether all the others lie in memory, so that reading them is not worth a thread.
+        self.is_light = all(k in self.planned or type(s) is np.ndarray for k, s in enumerate(self.sources))
+        self._turn = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_turn"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._turn = threading.Lock()
+
+    @property
+    def data(self) -> Structure:
+        """The sources as they are held, in the form in which they were given."""
+        return rebuilt(self._form, iter(self.sources))
+
+    def groups(self) -> Rows | None:
+        """The number of the source that each sample lies in, of the first array that is made of several; or None."""
+        return next((s.region_ids for s in self.sources if hasattr(s, "region_ids")), None)
+
+    def read(self, rows: Rows, given: Mapping[int, Array] | None = None) -> Structure:
+        """The batch of these rows; `given` holds the arrays of sources that are read already, by number."""
+        given = given or {}
+        return rebuilt(self._form, (given[k] if k in given else self._rows(k, rows) for k in range(len(self.sources))))
+
+    def read_planned(self, which: int, batches: Sequence[Rows], done: Done, stop: threading.Event) -> None:
+        """Several batches of one planned source as one plan; see ``MultiSourceArray.take_batches``."""
+        self.sources[which].take_batches(batches, done, threads=self.threads, stop=stop)
+
+    def verify(self) -> None:
+        """Let every source that can do so check that all its samples can be read.
+
+        Raises
+        ------
+        LazyTilesError : naming those that cannot
+        """
+        for source in self.sources:
+            if hasattr(source, "verify"):
+                source.verify()
+
+    def sample_bytes(self, which: Sequence[int]) -> int:
+        """Bytes of one sample of these sources together."""
+        return sum(
+            int(np.prod(self.sources[k].shape[1:], dtype=object)) * np.dtype(self.sources[k].dtype).itemsize
+            for k in which
+        )
+
+    def name(self, rows: Rows) -> str:
+        """The samples of a batch as messages call them, such as ``"tile 4879221, tile 4879222"``."""
+        namer = next((s.name_of for s in self.sources if hasattr(s, "name_of")), "sample {}".format)
+        names = [namer(int(row)) for row in rows[:_NAMED]]
+        more = len(rows) - len(names)
+        return ", ".join(names) + (f" and {more} more" if more > 0 else "")
+
+    def _rows(self, which: int, rows: Rows) -> Array:
+        source = self.sources[which]
+        if which in self.planned:
+            return native(source.take(rows, threads=self.threads))
+        alone = self.threads is None and not isinstance(source, np.ndarray)
+        with self._turn if alone else nullcontext():
+            return read_rows(source, rows)
+
+
+def batch_error(place: str, names: str, error: BaseException) -> LazyTilesError:
+    """An error of a batch that says what happened, then in which batch, whatever raised it.
+
+    One of the library's own stays of its kind.
+
+    >>> str(batch_error("transform of batch 3 of epoch 0", "tile 17", ValueError("odd")))
+    'ValueError: odd (transform of batch 3 of epoch 0: tile 17)'
+    """
+    where = f"{place}: {names}" if names else place
+    if isinstance(error, LazyTilesError):
+        failure = type(error)(f"{error} ({where})")
+    else:
+        failure = LazyTilesError(f"{type(error).__name__}: {error} ({where})")
+    failure.__cause__ = error
+    return failure

@@ -1,0 +1,146 @@
+"""A transform applied to batches, on the threads of this process or in processes of its own."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from typing import Any
+
+from lazytiles.augment import as_transform
+from lazytiles.errors import LazyTilesError, require
+from lazytiles.indexing.seeds import BatchGenerator
+from lazytiles.training.tandem import Structure, leaves
+
+Transform = Callable[..., Structure]
+Draw = tuple[int, int, int, int]  # the words of a `BatchGenerator`: seed, epoch, place of the first sample, size
+
+_IDLE_S = 60  # a worker process that had nothing to do for so long ends
+_WORKER_ENVIRONMENT = dict.fromkeys(("LAZYTILES_THREADS", "OMP_NUM_THREADS", "BLOSC_NTHREADS"), "1")
+
+
+def _apply(transform: Transform, batch: Structure, draw: Draw) -> Structure:
+    return transform(batch, BatchGenerator(*draw))
+
+
+class Stage:
+    """A transform whose randomness is a function of (seed, epoch, place of the sample), wherever it runs.
+
+    Parameters
+    ----------
+    transform : (batch, rng) -> batch, batch -> batch, or a function of images, ``fn(image=..., mask=...) -> dict``.
+        `rng` is a `lazytiles.indexing.seeds.BatchGenerator`
+    processes : worker processes, started when first needed; 0 runs the transform where it is called
+
+    Raises
+    ------
+    ImportError : processes are wanted and loky is not installed
+    """
+
+    def __init__(self, transform: Transform, *, processes: int = 0) -> None:
+        self.transform = as_transform(transform)
+        self.processes = processes
+        self._lock = threading.Lock()
+        self._executor: Any = None
+        if processes:
+            require("loky", extra="processes")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"transform": self.transform, "processes": self.processes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]  # nothing else makes the lock
+
+    def __call__(self, batch: Structure, draw: Draw) -> Structure:
+        """The transformed batch.
+
+        Parameters
+        ----------
+        batch : arrays of ``draw[3]`` samples each
+        draw : seed, epoch, place of the first sample in the order of the epoch, samples
+
+        Raises
+        ------
+        LazyTilesError : the worker process died; the next batch gets new ones
+        ValueError : the transform dropped a part of the batch, or gave another number of samples
+        """
+        given = self._run(batch, draw)
+        check_parts(batch, given, draw[3])
+        return given
+
+    def _run(self, batch: Structure, draw: Draw) -> Structure:
+        if not self.processes:
+            return _apply(self.transform, batch, draw)
+        executor = self._workers()
+        try:
+            return executor.submit(_apply, self.transform, batch, draw).result()
+        except BrokenProcessPool as error:
+            with self._lock:
+                if self._executor is executor:
+                    self._executor = None
+            executor.shutdown(wait=False, kill_workers=True)
+            raise LazyTilesError(
+                "a worker process ended before its transform did (killed, out of memory, or crashed); "
+                f"use fewer processes, smaller batches, or processes=0 to see the cause: {error}"
+            ) from error
+
+    def close(self) -> None:
+        """End the worker processes; a later call starts new ones."""
+        with self._lock:
+            executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown(wait=True, kill_workers=True)
+
+    def _workers(self) -> Any:
+        with self._lock:
+            if self._executor is None:
+                loky = require("loky", extra="processes")
+                self._executor = loky.ProcessPoolExecutor(
+                    max_workers=self.processes, timeout=_IDLE_S, env=_WORKER_ENVIRONMENT
+                )
+                # loky waits at exit for what its workers do. It says so when the first job starts them, and what
+                # was registered last is called first, so ours ends them before.
+                self._executor.submit(int)
+                threading._register_atexit(partial(_end, weakref.ref(self)))  # type: ignore[attr-defined]  # typeshed
+            return self._executor
+
+
+def check_parts(before: Structure, after: Structure, samples: int) -> None:
+    """Refuse what a transform gave where it lacks a part of the batch or holds another number of samples.
+
+    Parameters
+    ----------
+    before, after : the batch as it was read, and as it was given back
+    samples : how many there are in `before`
+
+    Raises
+    ------
+    ValueError : saying what is missing or how many there are
+
+    >>> import numpy as np
+    >>> check_parts((np.zeros(3), np.zeros(3)), np.zeros(3), 3)
+    Traceback (most recent call last):
+    ValueError: the transform was given a batch of 2 parts and gave one array; let it give all of them back
+    """
+    parts, left = (len(b) if isinstance(b, tuple | list | Mapping) else 0 for b in (before, after))
+    if after is None or max(left, 1) < parts:
+        gave = "None" if after is None else f"{left} of them" if left else "one array"
+        was = f"a batch of {parts} part{'s' * (parts != 1)}" if parts else "an array"
+        raise ValueError(f"the transform was given {was} and gave {gave}; let it give all of them back")
+    for leaf in leaves(after):
+        shape = getattr(leaf, "shape", None)
+        if not shape:
+            raise ValueError(f"the transform gave {leaf!r:.60} as a part of the batch; parts are arrays of samples")
+        if shape[0] != samples:
+            raise ValueError(
+                f"the transform was given {samples} samples and gave {shape[0]}, an array of shape {tuple(shape)}; "
+                "let it keep their number"
+            )
+
+
+def _end(stage: weakref.ref[Stage]) -> None:
+    alive = stage()
+    if alive is not None:
+        alive.close()

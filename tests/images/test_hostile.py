@@ -1,0 +1,311 @@
+"""Damaged, odd and malicious files: right pixels or a clear error, soon, in little memory, and nothing beside."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+import lazytiles as lt
+from tests import fuzz_tiff
+from tests.limits import within_limits
+
+HOSTILE = Path(os.environ.get("LAZYTILES_HOSTILE", Path(__file__).resolve().parents[2].parent / "shared" / "hostile"))
+
+# Reads one file in every way that its row asks for and tells what came of it, how long it took and how much memory.
+CHILD = """
+import json, logging, resource, sys, time
+import numpy as np
+import lazytiles as lt
+logging.disable(logging.CRITICAL)
+path, boxes = sys.argv[1], json.loads(sys.argv[2])
+lt.counters()
+import tifffile, imagecodecs, PIL.Image, lazytiles.images.region
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
+base, start, told = peak(), time.monotonic(), {}
+def attempt(name, read):
+    try:
+        array = np.asarray(read())
+        np.save(sys.argv[3] + "." + name, array)
+        told[name] = ["ok", str(array.dtype), list(array.shape)]
+    except lt.LazyTilesError as error:
+        told[name] = ["error", type(error).__name__, str(error)]
+    except BaseException as error:
+        told[name] = ["foreign", type(error).__name__, str(error)]
+for name, box in boxes.items():
+    y0, x0, y1, x1 = box
+    attempt(name, lambda: lt.open_region(path)[y0:y1, x0:x1])
+attempt("whole", lambda: lt.open_region(path))
+print(json.dumps({"told": told, "seconds": time.monotonic() - start, "mib": peak(), "base": base}))
+"""
+
+
+def rows(name):
+    if not (HOSTILE / name).is_file():
+        return [pytest.param(None, marks=pytest.mark.skip(reason=f"{HOSTILE} is not here"))]
+    with open(HOSTILE / name, newline="") as file:
+        return [pytest.param(row, id=row["name"]) for row in csv.DictReader(file)]
+
+
+def box_of(text):
+    return [int(part) for part in text.split(":")]
+
+
+def in_child(path, boxes, keep):
+    ran = subprocess.run(
+        [sys.executable, "-c", CHILD, str(path), json.dumps(boxes), str(keep)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(Path(lt.__file__).parents[1])},
+    )
+    assert not ran.returncode, ran.stderr[-3000:]
+    return json.loads(ran.stdout)
+
+
+@pytest.mark.parametrize("row", rows("hostile.csv"))
+def test_hostile_file(row, tmp_path):
+    path = HOSTILE / "tiff" / f"{row['name']}.tif"
+    boxes = {kind: box_of(row[f"{kind}_window"]) for kind in ("good", "bad") if row[f"{kind}_window"]}
+    expected = np.load(path.with_suffix(".npy")) if row["has_npy"] == "1" else None
+    result = in_child(path, boxes, tmp_path / "read")
+    told = result["told"]
+    assert not [name for name, (kind, *_) in told.items() if kind == "foreign"], told
+    assert result["seconds"] <= float(row["max_s"])
+    assert result["mib"] <= float(row["max_rss_mib"]), result
+
+    def check_pixels(name, box):
+        array = np.load(f"{tmp_path / 'read'}.{name}.npy")
+        y0, x0, y1, x1 = box
+        wanted = expected[y0:y1, x0:x1]
+        assert array.shape == wanted.shape
+        assert array.dtype == wanted.dtype.newbyteorder("=")
+        if row["expect"] != "either-garbage" or name == "good":
+            np.testing.assert_allclose(
+                array.astype(np.complex128), wanted.astype(np.complex128), rtol=0, atol=float(row["atol"] or 0)
+            )
+
+    whole = None if expected is None else [0, 0, *expected.shape[:2]]
+    if "good" in boxes:
+        assert told["good"][0] == "ok", told
+        check_pixels("good", boxes["good"])
+    if row["expect"] in ("ok", "fill"):
+        assert told["whole"][0] == "ok", told
+    if row["expect"] == "error":
+        for name in {"whole", "bad"} & set(told):
+            assert told[name][0] == "error", told
+            assert path.name in told[name][2]
+    for name in ("bad", "whole"):
+        if name in told and told[name][0] == "ok":
+            check_pixels(name, boxes.get(name, whole))
+    if row["expect"] in ("ok", "fill", "either") and told["whole"][0] == "ok":
+        with within_limits(cache_bytes=0):
+            rng = np.random.default_rng(0)
+            region = lt.open_region(path)
+            for _ in range(20):
+                y = np.sort(rng.integers(0, whole[2] + 1, 2))
+                x = np.sort(rng.integers(0, whole[3] + 1, 2))
+                np.testing.assert_allclose(
+                    region[y[0] : y[1], x[0] : x[1]],
+                    expected[y[0] : y[1], x[0] : x[1]],
+                    rtol=0,
+                    atol=float(row["atol"] or 0),
+                )
+
+
+@pytest.mark.parametrize("row", rows("manifests.csv"))
+def test_hostile_manifest(row):
+    def opened():
+        return lt.open_tiles(HOSTILE / "manifests" / f"{row['name']}.csv", HOSTILE / "regions", path="{region_id}.tif")
+
+    if row["name"] == "region_corrupt":
+        tiles = opened()
+        expected = tifffile.imread(HOSTILE / "regions" / "r0.tif")
+        np.testing.assert_array_equal(tiles[0].reshape(32, 32, -1), expected[:32, :32].reshape(32, 32, -1))
+        with pytest.raises(lt.LazyTilesError, match=r"(?s)tile t1 .*\(32, 32, 64, 64\).*corrupt\.tif"):
+            tiles[1]
+        with pytest.raises(lt.LazyTilesError, match=r"corrupt\.tif"):
+            tiles[:]
+        np.testing.assert_array_equal(tiles[0].reshape(32, 32, -1), expected[:32, :32].reshape(32, 32, -1))
+    elif row["expect"] == "ok":
+        tiles = opened()
+        assert len(tiles[:]) == len(tiles.table)
+    else:
+        with pytest.raises(lt.LazyTilesError, match=r"."):  # noqa: PT012  # where it is refused is its own choice
+            tiles = opened()
+            tiles.verify()
+
+
+def test_nothing_of_a_manifest_is_run_or_opened(hostile_dir):
+    """An audit hook in a child sees every open, exec and import of the table's words."""
+    program = """
+import sys, os
+import lazytiles as lt, tifffile, imagecodecs, PIL.Image, pyarrow, lazytiles.manifests.tiles
+folder = sys.argv[1]
+seen = []
+sys.addaudithook(lambda event, args: seen.append((event, str(args))) if event in
+    ("open", "exec", "compile", "os.system", "subprocess.Popen", "socket.connect") else None)
+for name in sorted(os.listdir(folder + "/manifests")):
+    try:
+        lt.open_tiles(folder + "/manifests/" + name, folder + "/regions", path="{region_id}.tif")[:]
+    except lt.LazyTilesError:
+        pass
+for event, args in list(seen):
+    if event == "open":
+        path = args.split("'")[1] if "'" in args else ""
+        ours = path.startswith((folder, sys.prefix, sys.base_prefix, "/proc", "/sys", os.getcwd())) or not path
+        assert ours, (event, args)
+    else:
+        assert event in ("exec", "compile") and "tile" not in args and "region" not in args[:20], (event, args)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(lt.__file__).parents[1])}
+    ran = subprocess.run(
+        [sys.executable, "-c", program, str(hostile_dir)], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert not ran.returncode, ran.stderr[-3000:]
+
+
+def test_companions_of_ome_files_are_never_opened(tmp_path):
+    other = tmp_path / "secret" / "other.tif"
+    other.parent.mkdir()
+    tifffile.imwrite(other, np.ones((8, 8), np.uint8))
+    image = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    os.mkfifo(tmp_path / "fifo")
+    for k, name in enumerate(("../secret/other.tif", str(other), "../fifo", "secret/other.tif")):
+        xml = (
+            '<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
+            '<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="8" SizeY="8" '
+            'SizeC="1" SizeZ="2" SizeT="1"><Channel ID="Channel:0:0" SamplesPerPixel="1"/>'
+            '<TiffData IFD="0" FirstZ="0"><UUID FileName="main.tif">urn:uuid:1</UUID></TiffData>'
+            f'<TiffData IFD="0" FirstZ="1"><UUID FileName="{name}">urn:uuid:2</UUID></TiffData>'
+            "</Pixels></Image></OME>"
+        )
+        folder = tmp_path / f"ome{k}"
+        folder.mkdir()
+        tifffile.imwrite(folder / "main.tif", image, description=xml, metadata=None)
+        opened = []
+        sys.addaudithook(lambda event, args, to=opened: to.append(str(args[0])) if event == "open" else None)
+        region = lt.open_region(folder / "main.tif")
+        np.testing.assert_array_equal(region, image)
+        stack = lt.open_region(folder / "main.tif", page="all")
+        assert stack.shape == (1, 8, 8)
+        np.testing.assert_array_equal(stack[0], image)
+        assert region.levels == ((8, 8),)
+        assert not [path for path in opened if "other" in path or "fifo" in path]
+        opened.clear()
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory", "device", "socket", "missing", "nul", "empty", "loop"])
+def test_what_is_no_regular_file_is_refused_at_once(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name, listener = "it.tif", None
+    if kind == "fifo":
+        os.mkfifo(name)
+    elif kind == "directory":
+        os.mkdir(name)
+    elif kind == "device":
+        name = "/dev/zero"
+    elif kind == "socket":
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(name)
+    elif kind == "nul":
+        name = "it\0.tif"
+    elif kind == "empty":
+        Path(name).touch()
+    elif kind == "loop":
+        os.symlink(name, name)
+    try:
+        with pytest.raises(lt.LazyTilesError, match=r"it|/dev/zero"):
+            lt.open_region(name)
+        if kind not in ("nul", "device"):
+            manifest = Path("tiles.csv")
+            manifest.write_text('tile_id,region_id,target,region_coordinates\na,it,1,"(0, 0, 2, 2)"\n')
+            with pytest.raises(lt.LazyTilesError, match=r"it"):
+                lt.open_tiles(manifest)[0]
+    finally:
+        if listener is not None:
+            listener.close()
+
+
+def strip(data, *, bits, kind=1, predictor=1, shape=(20, 20)):
+    """A TIFF of one LZW strip of any bytes."""
+    height, width = shape
+    entries = [
+        (256, 3, width), (257, 3, height), (258, 3, bits), (259, 3, 5), (262, 3, 1), (273, 4, 8),
+        (277, 3, 1), (278, 3, height), (279, 4, len(data)), (317, 3, predictor), (339, 3, kind),
+    ]  # fmt: skip
+    body = data + b"\0" * (len(data) % 2)
+    ifd = struct.pack("<H", len(entries)) + b"".join(
+        struct.pack("<HHII", code, type_, 1, value) for code, type_, value in entries
+    )
+    return b"II*\0" + struct.pack("<I", 8 + len(body)) + body + ifd + bytes(4)
+
+
+def codes(*values):
+    """LZW codes of nine bits as bytes (TIFF 6.0 section 13: the first bits are the highest)."""
+    text = "".join(f"{value:09b}" for value in values)
+    text += "0" * (-len(text) % 8)
+    return int(text, 2).to_bytes(len(text) // 8, "big")
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(8, 1), (64, 3), (4, 1), (12, 1), (1, 1), (24, 3)])
+@pytest.mark.parametrize("stream", [(256, 360, 1, 2, 3), (360, 1), (256, 256, 300), (256, 5, 259, 300, 511)])
+def test_undefined_lzw_codes_are_an_error(bits, kind, stream, tmp_path):
+    """imagecodecs' own decoder follows such codes into memory that is not its own: the process ended."""
+    path = tmp_path / "lzw.tif"
+    path.write_bytes(strip(codes(*stream) + bytes(64), bits=bits, kind=kind))
+    result = in_child(path, {}, tmp_path / "read")
+    assert result["told"]["whole"][:2] == ["error", "SegmentError"], result
+
+
+@pytest.mark.parametrize("bits", [1, 4, 12])
+def test_packed_lzw_is_read_as_written(bits, tmp_path):
+    rng = np.random.default_rng(bits)
+    plain = rng.integers(0, 256, (20, -(-20 * bits // 8)), dtype=np.uint8)
+    import imagecodecs
+
+    path = tmp_path / "lzw.tif"
+    path.write_bytes(strip(imagecodecs.lzw_encode(plain.tobytes()), bits=bits))
+    np.testing.assert_array_equal(lt.open_region(path), tifffile.imread(path))
+
+
+def test_random_damage(tmp_path):
+    """A sample of ``python tests/fuzz_tiff.py --count 10000``."""
+    results, findings, longest = fuzz_tiff.run(0, 300, seed=20)
+    assert not findings
+    assert sum(results.values()) == 300
+    assert longest < fuzz_tiff.SLOW_S
+
+
+def test_damage_stays_local(tmp_path):
+    """One broken segment fails the windows over it and no others, in one batch and in many."""
+    image = np.random.default_rng(0).integers(0, 999, (96, 80), dtype=np.uint16)
+    file = io.BytesIO()
+    tifffile.imwrite(file, image, tile=(16, 16), compression="zlib")
+    file.seek(0)
+    with tifffile.TiffFile(file) as tiff:
+        offset, size = tiff.pages[0].dataoffsets[7], tiff.pages[0].databytecounts[7]
+    data = bytearray(file.getvalue())
+    data[offset : offset + size] = bytes(size)
+    path = tmp_path / "a.tif"
+    path.write_bytes(data)
+    region = lt.open_region(path)
+    for row in range(6):
+        for column in range(5):
+            box = (slice(row * 16, row * 16 + 16), slice(column * 16, column * 16 + 16))
+            if (row, column) == (1, 2):
+                with pytest.raises(lt.SegmentError, match=r"a\.tif page 0: segment 7 \(row 1, column 2\)"):
+                    region[box]
+            else:
+                np.testing.assert_array_equal(region[box], image[box])
