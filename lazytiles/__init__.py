@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from lazytiles.verbs import offer
+
 if TYPE_CHECKING:
     import lazytiles.augment as augment  # noqa: F401  # the form of re-export that mypy takes for a submodule
     from lazytiles.arrays.multisource import MultiSourceArray as MultiSourceArray
@@ -103,6 +105,19 @@ _PUBLIC = {
     "verify_store": "stores.saving",
 }
 __all__ = list(_PUBLIC)
+
+# What arrays can do beside reading, by the rooms that do it.
+offer(
+    {
+        "persist": "lazytiles.stores.saving",
+        "plot_region": "lazytiles.reports.plots",
+        "plot_tiles": "lazytiles.reports.plots",
+        "region_to_dask": "lazytiles.arrays.graphs",
+        "statistics": "lazytiles.reports.statistics",
+        "tiles_to_dask": "lazytiles.arrays.graphs",
+        "to_torch": "lazytiles.training.torch",
+    }
+)
 
 
 def __getattr__(name: str) -> object:

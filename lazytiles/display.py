@@ -12,8 +12,6 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from lazytiles.images.region import Region, open_region
-
 MOST_CLASSES = 50
 CHEAP_BYTES = 16 * 2**20
 _VIRIDIS = np.array(
@@ -67,43 +65,6 @@ def stretched(
         scaled = (values[..., k] - low) / (high - low if high > low else 1)
         shown[..., k] = np.where(finite[..., k], np.clip(scaled, 0, 1) * 255, 0).astype(np.uint8)
     return np.repeat(shown, 3, axis=-1) if len(chosen) == 1 else shown
-
-
-def thumbnail(region: Region, *, longest: int = 512, most_bytes: int | None = None) -> NDArray[Any] | None:
-    """A small version of an image, from an overview where it has one.
-
-    Parameters
-    ----------
-    region : the image; of a stack, its first page
-    longest : pixels of the longer side, at most
-    most_bytes : give None back instead of decoding more than this
-
-    Returns
-    -------
-    array, shape (h, w, C)
-    """
-    source = region
-    if region.axes.startswith("YX"):
-        levels = region.levels
-        fitting = [k for k, shape in enumerate(levels) if max(shape[:2]) >= longest]
-        level = fitting[-1] if fitting else len(levels) - 1
-        if level > 0 and not _is_chosen(region):
-            source = open_region(region.path, level=level)
-    if most_bytes is not None and source.nbytes > most_bytes:
-        return None
-    first: tuple[int, ...] = () if source.axes.startswith("YX") else (0,)
-    height, width = source.inner_shape[:2]
-    step = max(1, -(-max(height, width) // longest))
-    rows = max(step, (8 * 2**20 // max(1, source.nbytes // max(1, height))) // step * step)
-    rows = max(rows, -(-source.chunks[len(first)] // step) * step)
-    parts = [source[(*first, slice(y, y + rows))][::step, ::step] for y in range(0, height, rows)]
-    small = np.concatenate(parts)
-    return small if small.ndim == 3 else small[..., None]
-
-
-def _is_chosen(region: Region) -> bool:
-    """Whether the region is not simply the first page of its file."""
-    return region.bands is not None or region.gray or region.pages[0].number != "0"
 
 
 def png(pixels: NDArray[np.uint8]) -> str:

@@ -132,7 +132,7 @@ def test_opening_tiles_loads_no_framework() -> None:
 
 def test_importing_imports_little_of_its_own() -> None:
     loaded = json.loads(_run("import sys, json, lazytiles; print(json.dumps(sorted(sys.modules)))"))
-    assert [m for m in loaded if m.startswith("lazytiles")] == ["lazytiles"]
+    assert [m for m in loaded if m.startswith("lazytiles")] == ["lazytiles", "lazytiles.verbs"]
 
 
 def test_python_m_lazytiles_is_the_command_line() -> None:

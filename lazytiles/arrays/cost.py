@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from lazytiles.config import settings
 from lazytiles.images.page import Page
-from lazytiles.images.region import Region
 from lazytiles.indexing.orders import permutation
 from lazytiles.manifests.problems import plural
 
@@ -22,7 +21,7 @@ _WINDOW = 8
 _SEGMENT = 256
 
 
-def codec_name(region: Region) -> str:
+def codec_name(region: Any) -> str:
     """How the segments of a region are stored, such as ``"LZW, tiles of 256 x 256"``."""
     return stored_as(region.pages[0])
 

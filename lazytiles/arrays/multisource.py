@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -22,12 +23,13 @@ from lazytiles.arrays.companions import (
     positions_of,
     table_of,
 )
+from lazytiles.arrays.cost import Cost, reading_cost
 from lazytiles.arrays.gather import Done, TileForm
 from lazytiles.arrays.region_tiles import RegionTiles, gathered, open_ahead, read_tiles
 from lazytiles.arrays.sources import by_source, positions, read_blocks, read_each, read_parts
 from lazytiles.arrays.travel import Travels
 from lazytiles.arrays.view import DelayedView, checked_order, fits, held, into
-from lazytiles.doors import TileDoors
+from lazytiles.display import CHEAP_BYTES, side_by_side, stretched
 from lazytiles.errors import ManifestError
 from lazytiles.images.plan import Plan
 from lazytiles.indexing.lazy import LazyArray, token
@@ -36,17 +38,16 @@ from lazytiles.indexing.requests import Request, request, select_rows
 from lazytiles.indexing.seeds import Seed, seed_of
 from lazytiles.indexing.splits import kfold_rows, split_rows
 from lazytiles.manifests.box_labels import Boxes
-
-if TYPE_CHECKING:
-    from lazytiles.arrays.cost import Cost
+from lazytiles.verbs import verb
 
 Int64s: TypeAlias = NDArray[np.int64]
 Box: TypeAlias = tuple[tuple[int, int], ...]
 
 MOST_PROBLEMS = 20
+_FEW = 4  # tiles in the small picture of a notebook
 
 
-class MultiSourceArray(TileDoors, Travels, LazyArray):
+class MultiSourceArray(Travels, LazyArray):
     """Sources one after the other along axis 0, as one lazy array with NumPy's full indexing.
 
     Parameters
@@ -478,6 +479,60 @@ class MultiSourceArray(TileDoors, Travels, LazyArray):
         source, index = self.index_pairs[position].tolist()
         own: Callable[[int], str] | None = getattr(self.sources[source], "describe", None)
         return own(index) if own is not None else f"sample {index} of source {source}"
+
+    def to_dask(self, chunks: Any = None) -> Any:
+        """The samples as a dask array, in the current order; no pixel is read.
+
+        Chunks lie by region. Of a shuffled array they do so underneath, and any chunk on top may depend on all of
+        them: call ``reset_order()`` first where the order does not matter.
+
+        Parameters
+        ----------
+        chunks : samples in a chunk, or as dask takes them; by default some 16 MiB
+        """
+        return verb("tiles_to_dask")(self, chunks)
+
+    def to_torch(self, y: Any = None, **options: Any) -> Any:
+        """A map-style torch dataset whose batches are planned reads; see `lazytiles.training.torch.to_torch`."""
+        return verb("to_torch")(self, y, **options)
+
+    def plot(self, n: int = 16, **options: Any) -> Any:
+        """A montage of the first n tiles with their labels; see `lazytiles.reports.plots.plot_tiles`."""
+        return verb("plot_tiles")(self, n, **options)
+
+    def statistics(
+        self,
+        *,
+        client: Any = None,
+        scheduler: Any = None,
+        threads: int | None = None,
+        limits: tuple[float, float] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Any:
+        """Mean, deviation, extremes and histogram by band and frame, exact; see `lazytiles.reports.statistics`."""
+        cluster = {"client": client, "scheduler": scheduler}
+        return verb("statistics")(self, **cluster, threads=threads, limits=limits, progress=progress)
+
+    def cost(self, *, batch_size: int = 32, readahead_bytes: int = 256 * 2**20) -> Cost:
+        """What an epoch in batches would read and decode, by order, from tags alone; see `lazytiles.arrays.cost`."""
+        return reading_cost(self, batch_size=batch_size, readahead_bytes=readahead_bytes)
+
+    def persist(self, path: str | os.PathLike[str] | None = None, **options: Any) -> MultiSourceArray:
+        """The same array over tiles written once, to memory or a store; see `lazytiles.stores.saving.persist`."""
+        stored: MultiSourceArray = verb("persist")(self, path, **options)
+        return stored
+
+    def _facts(self) -> dict[str, str]:
+        return super()._facts() | {"sources": str(len(self.sources))}
+
+    def _glimpse(self, rows: Int64s | None = None) -> NDArray[np.uint8] | None:
+        few = np.arange(min(_FEW, len(self))) if rows is None else rows
+        if self._form is None or not len(few) or self.table is None:
+            return None
+        planned = self.plan(few)
+        if getattr(planned, "bytes_decoded", 0) > CHEAP_BYTES or self.nbytes // len(self) * len(few) > CHEAP_BYTES:
+            return None
+        return side_by_side(stretched(self.take(few)), columns=_FEW, gap=1)[0]
 
     def __dask_tokenize__(self) -> Any:
         return token("lazytiles.MultiSourceArray", self.sources, self._rows[self._now()])

@@ -231,6 +231,10 @@ class DelayedView(Travels, LazyArray):
         asked = request(key, self.shape, row_axes=1)
         return asked.finish(self.read_box(asked.rows[0], asked.box, asked.origins))
 
+    def _glimpse(self, rows: Int64s | None = None) -> NDArray[np.uint8] | None:
+        glimpse = getattr(self.source, "_glimpse", None)
+        return None if glimpse is None else glimpse(self.samples[:4] if rows is None else self.samples[rows])
+
     def __repr__(self) -> str:
         return f"<DelayedView of {type(self.source).__name__}: {self.shape} {self.dtype}>"
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.doors import RegionDoors
+from lazytiles.display import CHEAP_BYTES, stretched
 from lazytiles.errors import LazyTilesError, RegionError
 from lazytiles.images.containers import identify, other_pages
 from lazytiles.images.files import FileKey, pool
@@ -20,8 +20,9 @@ from lazytiles.images.page import Page, facts, levels_of, page_at, parsed, stack
 from lazytiles.images.plan import Plan, Windows, plan
 from lazytiles.images.reader import check_limit, read
 from lazytiles.images.resample import to_integers
-from lazytiles.indexing.lazy import LazyArray
+from lazytiles.indexing.lazy import LazyArray, by
 from lazytiles.indexing.requests import Request, request
+from lazytiles.verbs import verb
 
 Int64s = NDArray[np.int64]
 Bands = Sequence[int] | str | None
@@ -30,7 +31,7 @@ Where = tuple[str | None, int | str, int]  # dataset, page, level
 LUMA = (299, 587, 114)  # thousandths of red, green and blue: ITU-R BT.601, as Pillow and OpenCV weigh them
 
 
-class Region(RegionDoors, LazyArray):
+class Region(LazyArray):
     """One image file as a lazy array `(H, W)` or `(H, W, S)`, or a stack of such images.
 
     Made by `open_region`. It takes every key that NumPy takes, and decodes only the segments under it.
@@ -123,6 +124,31 @@ class Region(RegionDoors, LazyArray):
             return block
         out[...] = block
         return out
+
+    def to_dask(self, chunks: Any = None) -> Any:
+        """The region as a dask array whose chunks follow its segments; no pixel is read.
+
+        Parameters
+        ----------
+        chunks : as dask takes them; by default whole segments, joined to some 16 MiB
+        """
+        return verb("region_to_dask")(self, chunks)
+
+    def plot(
+        self, tiles: Any = None, *, bands: Sequence[int] | None = None, target: str = "target", ax: Any = None
+    ) -> Any:
+        """A thumbnail, with the windows of some tiles drawn over it; see `lazytiles.reports.plots.plot_region`."""
+        return verb("plot_region")(self, tiles, bands=bands, target=target, ax=ax)
+
+    def _facts(self) -> dict[str, str]:
+        own = {"file": self.path, "axes": self.axes, "segments": by(self.chunks)}
+        return super()._facts() | own | {"levels": ", ".join(by(shape) for shape in self.levels)}
+
+    def _glimpse(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.uint8] | None:
+        if rows is not None:
+            return None
+        small = thumbnail(self, longest=192, most_bytes=CHEAP_BYTES)
+        return None if small is None else stretched(small)
 
     def __repr__(self) -> str:
         first = self.pages[0]
@@ -396,3 +422,40 @@ def _reopened(key: FileKey, where: Where, bands: tuple[int, ...] | None, gray: b
         raise key.changed()
     region = _region(here, where, bands, gray)
     return region.with_samples() if has_samples else region
+
+
+def thumbnail(region: Region, *, longest: int = 512, most_bytes: int | None = None) -> NDArray[Any] | None:
+    """A small version of an image, from an overview where it has one.
+
+    Parameters
+    ----------
+    region : the image; of a stack, its first page
+    longest : pixels of the longer side, at most
+    most_bytes : give None back instead of decoding more than this
+
+    Returns
+    -------
+    array, shape (h, w, C)
+    """
+    source = region
+    if region.axes.startswith("YX"):
+        levels = region.levels
+        fitting = [k for k, shape in enumerate(levels) if max(shape[:2]) >= longest]
+        level = fitting[-1] if fitting else len(levels) - 1
+        if level > 0 and not _is_chosen(region):
+            source = open_region(region.path, level=level)
+    if most_bytes is not None and source.nbytes > most_bytes:
+        return None
+    first: tuple[int, ...] = () if source.axes.startswith("YX") else (0,)
+    height, width = source.inner_shape[:2]
+    step = max(1, -(-max(height, width) // longest))
+    rows = max(step, (8 * 2**20 // max(1, source.nbytes // max(1, height))) // step * step)
+    rows = max(rows, -(-source.chunks[len(first)] // step) * step)
+    parts = [source[(*first, slice(y, y + rows))][::step, ::step] for y in range(0, height, rows)]
+    small = np.concatenate(parts)
+    return small if small.ndim == 3 else small[..., None]
+
+
+def _is_chosen(region: Region) -> bool:
+    """Whether the region is not simply the first page of its file."""
+    return region.bands is not None or region.gray or region.pages[0].number != "0"

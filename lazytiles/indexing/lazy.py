@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from html import escape
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lazytiles.display import png
+from lazytiles.errors import LazyTilesError
 
 
 class LazyArray:
@@ -47,10 +51,41 @@ class LazyArray:
         whole: NDArray[Any] = self[...]
         return whole if dtype is None else whole.astype(dtype, copy=False)
 
-    def _repr_html_(self) -> str:
-        from lazytiles.reports.plots import array_html  # pictures are made only where they are looked at
+    def _facts(self) -> dict[str, str]:
+        """What a notebook says of the array, by name."""
+        return {"shape": by(self.shape), "dtype": str(self.dtype), "size": in_bytes(self.nbytes)}
 
-        return array_html(self)
+    def _glimpse(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.uint8] | None:
+        """A small picture of some rows, uint8 (h, w, 3), or None where there is none or it would cost much."""
+        return None
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f'<tr><th style="text-align:left">{escape(name)}</th><td style="text-align:left">{escape(value)}</td></tr>'
+            for name, value in self._facts().items()
+        )
+        try:
+            picture = self._glimpse()
+        except (LazyTilesError, ValueError, TypeError):
+            picture = None  # A repr never raises: an image that cannot be read is said by the read itself.
+        image = "" if picture is None else f'<td><img src="{png(picture)}" alt="thumbnail" style="max-width:16em"></td>'
+        kind = escape(type(self).__name__)
+        return f"<table><tr><td><b>{kind}</b><table>{rows}</table></td>{image}</tr></table>"
+
+
+def by(shape: Sequence[int]) -> str:
+    """A shape in words, such as ``"64 × 64 × 3"``."""
+    return " × ".join(str(length) for length in shape)
+
+
+def in_bytes(count: int) -> str:
+    """A number of bytes in a unit that suits it, such as ``"1.5 MiB"``."""
+    size = float(count)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:.4g} TiB"
 
 
 def token(*parts: Any) -> Any:

@@ -16,7 +16,6 @@ from lazytiles.indexing.keys import Int64s
 from lazytiles.indexing.orders import permutation, ranks_of
 from lazytiles.indexing.overlaps import overlapping_pairs
 from lazytiles.indexing.windows import boxes_from_windows, shared_pixels
-from lazytiles.manifests.paths import region_column
 
 _EVERYWHERE = 2**30  # the end of a window that is a whole image of a size not known
 
@@ -111,6 +110,11 @@ class Leak(NamedTuple):
     box_a: tuple[int, ...]
     box_b: tuple[int, ...]
     shared_pixels: int
+
+
+def region_column(table: Any) -> str:
+    """The column of a table that tells the images of one frame apart: `region_id`, else `path`, else `tile_id`."""
+    return next((name for name in ("region_id", "path") if name in table), "tile_id")
 
 
 def leakage(a: Any, b: Any) -> list[Leak]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from lazytiles.errors import ManifestError
 from lazytiles.images.pictures import split_name
+from lazytiles.indexing.splits import region_column
 from lazytiles.manifests.problems import Problems
 
 IDS = ("tile_id", "region_id", "label_id")
@@ -75,11 +76,6 @@ def default_template(table: pd.DataFrame) -> str:
 def folder_of(manifest: pd.DataFrame | str | os.PathLike[str]) -> str:
     """Where the images of a manifest lie unless another folder is named: beside its file, or here."""
     return "." if isinstance(manifest, pd.DataFrame) else os.path.dirname(os.fspath(manifest)) or "."
-
-
-def region_column(table: pd.DataFrame) -> str:
-    """The column that tells the images of one frame apart: `region_id`, else `path`, else `tile_id`."""
-    return next((name for name in ("region_id", "path") if name in table), "tile_id")
 
 
 def region_names(table: pd.DataFrame) -> pd.Series:

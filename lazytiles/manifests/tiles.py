@@ -18,11 +18,12 @@ from lazytiles.arrays.region_tiles import RegionTiles
 from lazytiles.errors import ManifestError
 from lazytiles.images.region import Bands, Region, asked_bands, bands_read, check_resample, open_region
 from lazytiles.images.resample import METHODS
+from lazytiles.indexing.splits import region_column
 from lazytiles.manifests.box_labels import Boxes, scaled_boxes
 from lazytiles.manifests.catalog import by_name
 from lazytiles.manifests.columns import names_of
 from lazytiles.manifests.manifest import BOX_2D, read_manifest
-from lazytiles.manifests.paths import default_template, folder_of, region_column, template_columns
+from lazytiles.manifests.paths import default_template, folder_of, template_columns
 from lazytiles.manifests.samples import Frames, Images
 from lazytiles.manifests.volumes import open_volumes, set_labels
 

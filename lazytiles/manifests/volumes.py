@@ -17,10 +17,11 @@ from lazytiles.arrays.volumes import VolumeTiles
 from lazytiles.errors import ManifestError
 from lazytiles.images.pictures import split_name
 from lazytiles.images.region import Bands, open_region
+from lazytiles.indexing.splits import region_column
 from lazytiles.manifests.columns import labels_of_table, names_of
 from lazytiles.manifests.digest import verify_digests
 from lazytiles.manifests.manifest import BOX_3D, read_manifest
-from lazytiles.manifests.paths import default_template, folder_of, region_column, resolve_paths, template_columns
+from lazytiles.manifests.paths import default_template, folder_of, resolve_paths, template_columns
 from lazytiles.manifests.samples import Frames
 
 Int64s = NDArray[np.int64]

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
 
-from lazytiles.arrays.view import DelayedView
-from lazytiles.display import CHEAP_BYTES, coloured_by, colours, png, side_by_side, stretched, thumbnail
-from lazytiles.errors import LazyTilesError, require
-from lazytiles.images.region import Region
+from lazytiles.display import coloured_by, colours, side_by_side, stretched
+from lazytiles.errors import require
+from lazytiles.images.region import Region, thumbnail
 from lazytiles.manifests.manifest import read_manifest
 from lazytiles.manifests.paths import region_names
 
@@ -166,65 +164,3 @@ def _draw_windows(ax: Any, region: Region, table: Any, target: str) -> None:
         drawn.set_facecolor("none")
         ax.figure.colorbar(drawn, ax=ax, label=target, shrink=0.8)
     ax.add_collection(drawn)
-
-
-def array_html(array: Any) -> str:
-    """What a notebook shows of a region, a view or an array of tiles: its facts, and a thumbnail if it is cheap.
-
-    Parameters
-    ----------
-    array : anything with a shape and a dtype
-
-    Returns
-    -------
-    HTML, every text in it escaped
-    """
-    facts = {"shape": _by(array.shape), "dtype": str(array.dtype), "size": _bytes(array.nbytes)}
-    if isinstance(array, Region):
-        facts |= {"file": array.path, "axes": array.axes, "segments": _by(array.chunks)}
-        facts["levels"] = ", ".join(_by(shape) for shape in array.levels)
-    elif hasattr(array, "sources"):
-        facts["sources"] = str(len(array.sources))
-    rows = "".join(
-        f'<tr><th style="text-align:left">{escape(name)}</th><td style="text-align:left">{escape(value)}</td></tr>'
-        for name, value in facts.items()
-    )
-    picture = _cheap_picture(array)
-    image = f'<td><img src="{picture}" alt="thumbnail" style="max-width:16em"></td>' if picture else ""
-    kind = escape(type(array).__name__)
-    return f"<table><tr><td><b>{kind}</b><table>{rows}</table></td>{image}</tr></table>"
-
-
-def _cheap_picture(array: Any) -> str:
-    """A small picture as a data address, or nothing where it would decode much or cannot be made."""
-    try:
-        if isinstance(array, Region):
-            small = thumbnail(array, longest=192, most_bytes=CHEAP_BYTES)
-            return png(stretched(small)) if small is not None else ""
-        few = np.arange(min(_FEW, len(array)))
-        if isinstance(array, DelayedView):
-            array, few = array.source, array.samples[few]
-        if array.ndim not in (4, 5) or not len(few) or not hasattr(array, "take_batches"):
-            return ""
-        if array.table is None or array.plan(few).bytes_decoded > CHEAP_BYTES:
-            return ""
-        samples = array.take(few)
-        if samples.nbytes > CHEAP_BYTES:
-            return ""
-        return png(side_by_side(stretched(samples), columns=_FEW, gap=1)[0])
-    except (LazyTilesError, ValueError, TypeError):
-        # A repr never raises: an image that cannot be read is said by the read itself.
-        return ""
-
-
-def _by(shape: Sequence[int]) -> str:
-    return " × ".join(str(length) for length in shape)
-
-
-def _bytes(count: int) -> str:
-    size = float(count)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.4g} {unit}"
-        size /= 1024
-    return f"{size:.4g} TiB"
