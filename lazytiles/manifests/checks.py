@@ -316,7 +316,7 @@ class _Checkup:
         for name, sink, fact in (
             ("dtype", report.problems, lambda r: str(r.dtype)),
             ("bands", report.problems, lambda r: str(r.inner_shape[2])),
-            ("codec", report.warnings, codec_name),
+            ("codec", report.warnings, lambda r: codec_name(r)),
             ("size", None, lambda r: f"{r.inner_shape[0]} x {r.inner_shape[1]}"),
         ):
             facts = {path: fact(region) for path, region in regions.items()}
