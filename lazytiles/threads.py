@@ -1,14 +1,18 @@
-"""The bounded pool of threads that all flows share; it has no thread while there is nothing to do."""
+"""Threads that all reads and flows share: a crew for one plan, and a bounded pool for what flows read ahead."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import partial
+
+from lazytiles.config import settings
 
 Job = Callable[[], None]
 
@@ -105,3 +109,126 @@ class Lane:
             with self._lock:
                 job = self._jobs.popleft() if self._jobs else None
                 self._free += job is None
+
+
+_MOST_SHARED = 64
+_PATIENCE_S = 0.05  # for shared threads that are busy, before the calling one works itself
+
+
+class _Shared:
+    """The process's shared threads, as many as any crew has wanted at once; a forked child makes its own."""
+
+    def __init__(self) -> None:
+        self._executor: ThreadPoolExecutor | None = None
+        self._size = 0
+        self._lock = threading.Lock()
+
+    def executor(self, helpers: int) -> ThreadPoolExecutor:
+        """An executor of at least so many threads. Of no more than are wanted: it starts new ones up to its limit."""
+        size = min(max(helpers, settings().threads - 1), _MOST_SHARED)
+        with self._lock:
+            if self._executor is None or size > self._size:
+                larger = ThreadPoolExecutor(size, thread_name_prefix="lazytiles-shared")
+                if self._executor is not None:
+                    self._executor.shutdown(wait=False)
+                self._executor, self._size = larger, size
+            return self._executor
+
+    def forget(self) -> None:
+        self.__init__()  # type: ignore[misc]  # the threads of the parent do not exist in the child
+
+
+shared = _Shared()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=shared.forget)
+
+
+class Crew:
+    """Jobs 0, 1, 2, … done by shared threads and by whoever calls `work`.
+
+    Parameters
+    ----------
+    job : does the job of a number
+    jobs : how many there are
+    is_enough : asked before each job; true leaves the rest undone
+    helpers : shared threads that take part
+    first : done by the first of them before its jobs
+    ended : told by each helper that it has nothing more to do
+
+    Notes
+    -----
+    `close` must follow, whatever happens; it waits for the helpers, so that none goes on to write afterwards.
+    """
+
+    def __init__(
+        self,
+        job: Callable[[int], None],
+        jobs: int,
+        is_enough: Callable[[], bool],
+        *,
+        helpers: int,
+        first: Callable[[], None] | None = None,
+        ended: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._job, self._jobs, self._is_enough = job, jobs, is_enough
+        self._numbers = itertools.count()
+        self._begun, self._broken = threading.Event(), threading.Event()
+        self._helpers: list[Future[None]] = []
+        self._first = first
+        try:
+            with suppress(RuntimeError):  # the interpreter ends, or a larger pool came: the caller does the rest
+                for k in range(helpers):
+                    helper = shared.executor(helpers).submit(self._help, k == 0)
+                    self._helpers.append(helper)
+                    helper.add_done_callback(lambda _: ended())
+            if not self._helpers and first is not None:
+                first()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a helper is at work, after a moment's patience; else the shared threads are busy with other crews."""
+        return bool(self._helpers) and self._begun.wait(_PATIENCE_S)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no helper is at work or will be."""
+        return all(helper.done() for helper in self._helpers)
+
+    def work(self) -> None:
+        """Do jobs here until none is left."""
+        try:
+            while not (self._broken.is_set() or self._is_enough()) and (number := next(self._numbers)) < self._jobs:
+                self._job(number)
+        except BaseException:
+            self._broken.set()
+            raise
+
+    def join(self) -> None:
+        """Wait for the helpers; what one of them raised is raised here."""
+        for helper in self._helpers:
+            if not helper.cancel():
+                helper.result()
+
+    def close(self) -> None:
+        """Leave the rest undone and wait for the helpers."""
+        self._broken.set()
+        wait([helper for helper in self._helpers if not helper.cancel()])
+
+    def _help(self, is_first: bool) -> None:
+        self._begun.set()
+        if is_first and self._first is not None:
+            self._first()
+        self.work()
+
+
+def do_all(job: Callable[[int], None], jobs: int, threads: int | None = None) -> None:
+    """Jobs 0, 1, 2, … on so many threads, the calling one among them; the first error met is raised."""
+    crew = Crew(job, jobs, lambda: False, helpers=min(threads or settings().threads, jobs) - 1)
+    try:
+        crew.work()
+        crew.join()
+    finally:
+        crew.close()

@@ -7,7 +7,7 @@ number of regions and frames, and reads them together.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from lazytiles.errors import LazyTilesError
 from lazytiles.images.page import Page
-from lazytiles.images.plan import Plan, Windows, plan
-from lazytiles.images.reader import check_limit, read
+from lazytiles.images.plan import Plan, Targets, Windows, planned
+from lazytiles.images.reader import carry_out, check_limit
 from lazytiles.images.region import to_gray, to_rgb
 from lazytiles.images.resample import resize
+from lazytiles.threads import do_all
 
 Int64s: TypeAlias = NDArray[np.int64]
 Box: TypeAlias = tuple[tuple[int, int], ...]
-Done: TypeAlias = Callable[[int, "NDArray[Any] | LazyTilesError"], None]
 
 PAD_MODES = ("constant", "edge", "reflect", "symmetric", "wrap")
 LINE_MODES = ("linear_ramp", "maximum", "mean", "median", "minimum")  # worked out from whole lines of an image
@@ -145,26 +145,107 @@ class Gather:
 
     def plan(self) -> Plan:
         """What will be read for it."""
-        return plan(self.windows())
+        return planned(self.windows())
 
     def read(
         self,
         blocks: Sequence[NDArray[Any]],
-        done: Done,
         *,
         threads: int | None = None,
         stop: threading.Event | None = None,
         aside: bool = False,
-    ) -> None:
-        """Fill the blocks, whose rows are the slots one after the other; `done` is called once for each.
+    ) -> Iterator[tuple[int, LazyTilesError | None]]:
+        """Fill the blocks, whose rows are the slots one after the other.
 
-        `threads`, `stop` and `aside` are those of `lazytiles.images.reader.read`.
+        `threads`, `stop` and `aside` are those of `lazytiles.images.reader.carry_out`.
+
+        Yields
+        ------
+        (number of a block, None or why it cannot be completed), each block once, as they are ready
         """
-        filling = _Filling(self, blocks, done)
-        filling.finish_empty()
-        made = plan(filling.windows, np.array(filling.group) if len(blocks) > 1 else None)
-        target = filling.target if self._whole else filling.row
-        read(made, target, filling.complete, filling.failed, threads=threads, stop=stop, aside=aside)
+        rows = [row for block in blocks for row in block]
+        slots = np.concatenate(self._slots) if self._slots else np.empty(0, np.int64)
+        number = np.repeat(np.arange(len(blocks)), [len(block) for block in blocks])[slots]
+        yield from ((k, None) for k in np.flatnonzero(np.bincount(number, minlength=len(blocks)) == 0).tolist())
+        own = [rows[slot] for slot in slots.tolist()]
+        windows = self.windows()
+        targets = own if not self._whole else _Scratch(own, self._whole, windows)
+        plan = planned(windows, number if len(blocks) > 1 else None)
+        members = by_number(plan.batch, len(blocks)) if self._whole else []
+        for batch, failed in carry_out(plan, targets, threads=threads, stop=stop, aside=aside):
+            error = None
+            try:
+                for window, reason in failed.items():
+                    raise self._named(window, slots, reason)
+                if self._whole:
+                    self._finish(members[batch].tolist(), targets, own, slots, threads)
+            except LazyTilesError as reason:
+                error = reason
+            yield batch, error
+
+    def _finish(
+        self, windows: Sequence[int], targets: Targets, own: Sequence[NDArray[Any]], slots: Int64s, threads: int | None
+    ) -> None:
+        """Make tiles of the windows that were not read straight into their places."""
+        whole = [window for window in windows if window in self._whole]
+
+        def finish(k: int) -> None:
+            window = whole[k]
+            origin = None if self.origins is None else self.origins[slots[window]]
+            try:
+                pixels = targets[window]
+                made = self._made(self._whole.pop(window), pixels, origin)
+            except LazyTilesError as error:
+                raise self._named(window, slots, error) from error
+            own[window][...] = made
+
+        do_all(finish, len(whole), threads)
+
+    def _made(self, whole: _Whole, pixels: NDArray[Any], origin: Int64s | None) -> NDArray[Any]:
+        """The part that is wanted of one tile, from the pixels of its window."""
+        form = self.form
+        if whole.rows is not None and whole.columns is not None:
+            pixels = _spread(pixels, whole.rows, whole.columns, form.pad)
+        if form.is_mixed:
+            pixels = to_gray(pixels) if form.gray else to_rgb(pixels)
+        if pixels.shape[:2] != form.size:
+            pixels = resize(pixels, form.size, form.resample or "nearest")
+        starts = [start for start, _ in self.box]
+        if origin is not None:
+            starts = (origin + starts).tolist()
+        cut = tuple(slice(s, s + b - a) for s, (a, b) in zip(starts, self.box, strict=True))
+        return pixels[cut if form.is_mixed or self._band_origins() else cut[:2]]
+
+    def _named(self, window: int, slots: Int64s, error: LazyTilesError) -> LazyTilesError:
+        named = type(error)(f"{self.name(int(slots[window]))}: {error}")
+        named.__cause__ = error
+        return named
+
+
+class _Scratch:
+    """Where windows are read to: into their rows, or into memory of their own where more is to be done with them."""
+
+    def __init__(self, own: Sequence[NDArray[Any]], whole: Mapping[int, _Whole], windows: Windows) -> None:
+        self._own, self._whole, self._windows = own, whole, windows
+        self._lock = threading.Lock()
+
+    def __getitem__(self, window: int) -> NDArray[Any]:
+        whole = self._whole.get(window)
+        if whole is None:
+            return self._own[window]
+        with self._lock:
+            if whole.pixels is None:
+                y0, x0, y1, x1 = self._windows.boxes[window].tolist()
+                bands = self._windows.bands
+                samples = whole.page.shape[2] if bands is None else len(bands)
+                whole.pixels = np.empty((y1 - y0, x1 - x0, samples), whole.page.dtype)
+            return whole.pixels
+
+
+def by_number(numbers: Int64s, count: int) -> list[Int64s]:
+    """Where each of the numbers from 0 to `count` stands."""
+    order = np.argsort(numbers, kind="stable")
+    return np.split(order, np.searchsorted(numbers[order], np.arange(1, count)))
 
 
 def is_straight(windows: Int64s, size: tuple[int, int], shape: Sequence[int]) -> NDArray[np.bool_]:
@@ -213,113 +294,6 @@ def _line_extent(start: int, stop: int, length: int) -> tuple[int, int]:
 def _extent(pixels: Int64s) -> tuple[int, int]:
     there = pixels[pixels >= 0]
     return (int(there.min()), int(there.max()) + 1) if len(there) else (0, 0)
-
-
-class _Filling:
-    """Blocks while their rows come in."""
-
-    def __init__(self, gather: Gather, blocks: Sequence[NDArray[Any]], done: Done) -> None:
-        self.gather = gather
-        self.done = done
-        self.lock = threading.Lock()
-        lengths = [len(block) for block in blocks]
-        self.blocks: list[NDArray[Any] | None] = list(blocks)
-        self.rows: list[list[NDArray[Any]] | None] = [list(block) for block in blocks]
-        slots = np.concatenate(gather._slots) if gather._slots else np.empty(0, np.int64)
-        self.slots: list[int] = slots.tolist()
-        # Of each window its block and the row in that; of each block how many rows are to come.
-        self.group: list[int] = [0] * len(slots)
-        self.place, self.missing = self.slots, [len(slots)]
-        if len(blocks) != 1:
-            starts = np.concatenate([[0], np.cumsum(lengths)])
-            group = np.repeat(np.arange(len(blocks)), lengths)[slots]
-            self.group, self.place = group.tolist(), (slots - starts[group]).tolist()
-            self.missing = np.bincount(group, minlength=len(blocks)).tolist()
-        self.windows = gather.windows()
-
-    def finish_empty(self) -> None:
-        """Hand out the blocks into which nothing is read."""
-        for number, missing in enumerate(self.missing):
-            if not missing:
-                self._finish(number)
-
-    def target(self, window: int) -> NDArray[Any]:
-        """Where the pixels of a window are read to."""
-        whole = self.gather._whole.get(window)
-        if whole is None:
-            return self.row(window)
-        with self.lock:
-            if whole.pixels is None:
-                whole.pixels = self._pixels(window, whole.page)
-            return whole.pixels
-
-    def row(self, window: int) -> NDArray[Any]:
-        """Where the tile of a window belongs."""
-        rows = self.rows[self.group[window]]
-        if rows is not None:
-            own: NDArray[Any] = rows[self.place[window]]
-            return own
-        # Its block has failed already; write where nobody looks.
-        nowhere: NDArray[Any] = np.empty([stop - start for start, stop in self.gather.box], self.gather.form.dtype)
-        return nowhere
-
-    def _pixels(self, window: int, page: Page) -> NDArray[Any]:
-        y0, x0, y1, x1 = self.windows.boxes[window].tolist()
-        bands = self.gather.bands
-        return np.empty((y1 - y0, x1 - x0, page.shape[2] if bands is None else len(bands)), page.dtype)
-
-    def complete(self, windows: Sequence[int]) -> None:
-        made = []
-        for window in windows if self.gather._whole else ():
-            whole = self.gather._whole.get(window)
-            if whole is not None:
-                try:
-                    self._make(window, whole)
-                except LazyTilesError as error:
-                    self.failed([window], error)
-                    continue
-            made.append(window)
-        numbers = [self.group[window] for window in (made if self.gather._whole else windows)]
-        finished = []
-        with self.lock:
-            for number in numbers:
-                self.missing[number] -= 1
-                if not self.missing[number]:
-                    finished.append(number)
-        for number in finished:
-            self._finish(number)
-
-    def _make(self, window: int, whole: _Whole) -> None:
-        gather, form = self.gather, self.gather.form
-        pixels = self.target(window)
-        if whole.rows is not None and whole.columns is not None:
-            pixels = _spread(pixels, whole.rows, whole.columns, form.pad)
-        if form.is_mixed:
-            pixels = to_gray(pixels) if form.gray else to_rgb(pixels)
-        if pixels.shape[:2] != form.size:
-            pixels = resize(pixels, form.size, form.resample or "nearest")
-        starts = [start for start, _ in gather.box]
-        if gather.origins is not None:
-            starts = (gather.origins[self.slots[window]] + starts).tolist()
-        cut = tuple(slice(s, s + b - a) for s, (a, b) in zip(starts, gather.box, strict=True))
-        cut = cut if form.is_mixed or gather._band_origins() else cut[:2]
-        self.row(window)[...] = pixels[cut]
-        whole.pixels = None
-
-    def _finish(self, number: int) -> None:
-        block, self.blocks[number], self.rows[number] = self.blocks[number], None, None
-        if block is not None:
-            self.done(number, block)
-
-    def failed(self, windows: Sequence[int], error: LazyTilesError) -> None:
-        for window in windows:
-            number = self.group[window]
-            with self.lock:
-                block, self.blocks[number], self.rows[number] = self.blocks[number], None, None
-            if block is not None:
-                named = type(error)(f"{self.gather.name(self.slots[window])}: {error}")
-                named.__cause__ = error
-                self.done(number, named)
 
 
 def _spread(pixels: NDArray[Any], rows: Int64s, columns: Int64s, mode: str | None) -> NDArray[Any]:

@@ -24,13 +24,13 @@ from lazytiles.arrays.companions import (
     table_of,
 )
 from lazytiles.arrays.cost import Cost, reading_cost
-from lazytiles.arrays.gather import Done, TileForm
+from lazytiles.arrays.gather import TileForm
 from lazytiles.arrays.region_tiles import RegionTiles, gathered, open_ahead, read_tiles
 from lazytiles.arrays.sources import by_source, positions, read_blocks, read_each, read_parts
 from lazytiles.arrays.travel import Travels
 from lazytiles.arrays.view import DelayedView, checked_order, fits, held, into
 from lazytiles.display import CHEAP_BYTES, side_by_side, stretched
-from lazytiles.errors import ManifestError
+from lazytiles.errors import LazyTilesError, ManifestError
 from lazytiles.images.plan import Plan
 from lazytiles.indexing.lazy import LazyArray, token
 from lazytiles.indexing.orders import permutation
@@ -412,7 +412,7 @@ class MultiSourceArray(Travels, LazyArray):
     def take_batches(
         self,
         batches: Sequence[Int64s],
-        done: Done,
+        done: Callable[[int, NDArray[Any] | LazyTilesError], None],
         *,
         threads: int | None = None,
         stop: threading.Event | None = None,
@@ -422,17 +422,20 @@ class MultiSourceArray(Travels, LazyArray):
         Parameters
         ----------
         batches : positions in the current order, one int64 array for each batch
-        done : called once for each batch, ``done(k, array or error)``, from any thread, as soon as it is complete;
-            early batches first where that is possible. The array is new, contiguous and the caller's own
+        done : called once for each batch, ``done(k, array or error)``, as soon as it is complete; early batches
+            first where that is possible. The array is new, contiguous and the caller's own
         threads : threads that decode
         stop : set by anyone to leave the rest undone
         """
         if self._form is None:
-            read_each(batches, partial(self.take, threads=threads), done, stop=stop)
+            for k, result in read_each(batches, partial(self.take, threads=threads), stop=stop):
+                done(k, result)
             return
         places = [request(positions(batch), self.shape, row_axes=self._row_axes) for batch in batches]
         if places:
-            read_blocks(places, self.shape[1:], self._form, self._parts, done, threads=threads, stop=stop)
+            for k, result in read_blocks(places, self.shape[1:], self._form, self._parts, threads=threads, stop=stop):
+                done(k, result)
+                del result  # a batch that its consumer dropped is not kept alive here
 
     def plan(self, indices: Any = None, **of_epoch: Any) -> Plan | Cost:
         """What ``take(indices)`` would read, or without indices what an epoch costs, from tags alone; print it.

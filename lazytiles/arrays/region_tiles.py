@@ -383,19 +383,10 @@ def read_tiles(
     gather, absent = gathered(parts, asked.box, asked.origins, form)
     for slots in absent:
         block[slots] = 0
-    stop = threading.Event()
-    results: list[NDArray[Any] | LazyTilesError] = []
-
-    def done(_: int, result: NDArray[Any] | LazyTilesError) -> None:
-        results.append(result)
-        if isinstance(result, LazyTilesError):
-            stop.set()
-
     if all(shape):
-        gather.read([block], done, threads=threads, stop=stop)
-        for result in results:
-            if isinstance(result, LazyTilesError):
-                raise result
+        for _, error in gather.read([block], threads=threads):
+            if error is not None:
+                raise error
     return block
 
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.arrays.gather import Done, Gather, TileForm
+from lazytiles.arrays.gather import Gather, TileForm
 from lazytiles.arrays.region_tiles import RegionTiles, gathered, open_ahead
 from lazytiles.arrays.view import read_box
 from lazytiles.buffers import shelf
@@ -57,11 +57,10 @@ def read_blocks(
     inner: tuple[int, ...],
     form: TileForm,
     parts_of: Callable[[tuple[Int64s, ...]], list[Part]],
-    done: Done,
     *,
     threads: int | None = None,
     stop: threading.Event | None = None,
-) -> None:
+) -> Iterator[tuple[int, NDArray[Any] | LazyTilesError]]:
     """Read batches of whole tiles together.
 
     Parameters
@@ -70,8 +69,11 @@ def read_blocks(
     inner : shape of a sample, ([frames,] height, width, bands)
     form : what the tiles look like
     parts_of : which regions some rows lie in, as in `gathered`
-    done : called once for each batch with its new array (n, *inner) or its error, from any thread
-    threads, stop : as in `lazytiles.images.reader.read`
+    threads, stop : as in `lazytiles.images.reader.carry_out`
+
+    Yields
+    ------
+    (number of a batch, its new array (n, *inner) or its error), each once, as they are ready
     """
     box = places[0].box
     lengths = [place.n for place in places]
@@ -81,27 +83,21 @@ def read_blocks(
     try:
         check_limit(math.prod(shape) * form.dtype.itemsize, "a batch of {}", shape)
     except LimitError as refusal:
-        for number in range(len(lengths)):
-            done(number, refusal)
+        yield from ((number, refusal) for number in range(len(lengths)))
         return
     rows = tuple(np.concatenate(column) for column in zip(*(place.rows for place in places), strict=True))
     gather, absent, failed = _collected(parts_of(rows), box, form, starts)
-    blocks = [shelf.empty((length, *inner[-3:]), form.dtype) for length in lengths]
+    blocks: list[Any] = [shelf.empty((length, *inner[-3:]), form.dtype) for length in lengths]
     for slots in absent:
         for slot in slots.tolist():
             number = int(np.searchsorted(starts, slot, side="right")) - 1
             blocks[number][slot - starts[number]] = 0
-    for number, error in failed.items():
-        done(number, error)
-
-    def hand_out(number: int, result: NDArray[Any] | LazyTilesError) -> None:
-        if number in failed:
-            return
-        if not isinstance(result, LazyTilesError):
-            result = result.reshape(lengths[number] // frames, *inner)
-        done(number, result)
-
-    gather.read(blocks, hand_out, threads=threads, stop=stop, aside=True)
+    yield from failed.items()
+    for number, error in gather.read(blocks, threads=threads, stop=stop, aside=True):
+        block, blocks[number] = blocks[number], None
+        if number not in failed:
+            yield number, error or block.reshape(lengths[number] // frames, *inner)
+        del block  # a batch that its consumer dropped is not kept alive here
 
 
 def _collected(
@@ -147,17 +143,16 @@ def _by_batch(part: Part, box: Box, form: TileForm, starts: Int64s, failed: dict
 
 
 def read_each(
-    batches: Sequence[Int64s], take: Callable[[Int64s], NDArray[Any]], done: Done, *, stop: threading.Event | None
-) -> None:
+    batches: Sequence[Int64s], take: Callable[[Int64s], NDArray[Any]], *, stop: threading.Event | None
+) -> Iterator[tuple[int, NDArray[Any] | LazyTilesError]]:
     """Read batches of sources that have no segments one after the other; arguments as for `read_blocks`."""
     for number, batch in enumerate(batches):
         if stop is not None and stop.is_set():
             return
         try:
-            result: NDArray[Any] | LazyTilesError = take(batch)
+            yield number, take(batch)
         except LazyTilesError as error:
-            result = error
-        done(number, result)
+            yield number, error
 
 
 def read_parts(

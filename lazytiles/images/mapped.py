@@ -12,25 +12,31 @@ from lazytiles.config import settings
 from lazytiles.errors import LazyTilesError, SegmentError
 from lazytiles.images.files import pool
 from lazytiles.images.page import Page
-from lazytiles.images.plan import Failed, Int64s, Target, Windows
+from lazytiles.images.plan import Int64s, Targets, Windows
 
 _SMALL_SPAN = 2**16  # bytes of a row-wise read below which what lies between the rows is read along
 
 
-def slice_windows(windows: Windows, numbers: Sequence[int], target: Target, failed: Failed) -> list[int]:
-    """Write windows of uncompressed pages into their targets; the numbers of those that were written.
+def slice_windows(
+    windows: Windows, numbers: Sequence[int], targets: Targets
+) -> tuple[list[int], dict[int, LazyTilesError]]:
+    """Write windows of uncompressed pages into their targets.
 
     Parameters
     ----------
     windows : on whatever pages
     numbers : which of them; their pages are uncompressed
-    target : the array (height, width, bands) of a window, by its number
-    failed : told which windows could not be read, and why
+    targets : the array (height, width, bands) of each window
+
+    Returns
+    -------
+    the numbers of those that were written, and why the others could not be read
     """
     pages, bands = windows.pages, windows.bands
     maps: dict[int, list[NDArray[Any]] | None] = {}
     most_maps = max(1, pool.limit() // 2)  # each holds a descriptor of its own
-    finished: list[int] = []
+    written: list[int] = []
+    failed: dict[int, LazyTilesError] = {}
     boxes, places = windows.boxes.tolist(), windows.page.tolist()
     for number in numbers:
         at = places[number]
@@ -39,12 +45,12 @@ def slice_windows(windows: Windows, numbers: Sequence[int], target: Target, fail
                 if len(maps) >= most_maps:
                     maps.clear()
                 maps[at] = _mapped_planes(pages[at])
-            _slice(pages[at], maps[at], boxes[number], bands, target(number))
+            _slice(pages[at], maps[at], boxes[number], bands, targets[number])
         except LazyTilesError as error:
-            failed([number], error)
-            continue
-        finished.append(number)
-    return finished
+            failed[number] = error
+        else:
+            written.append(number)
+    return written, failed
 
 
 def slice_page(page: Page, boxes: Int64s, bands: tuple[int, ...] | None, targets: Iterable[NDArray[Any]]) -> None:

@@ -6,20 +6,24 @@ segment where they are large); a *piece* is the part of a job that goes to one w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.errors import LazyTilesError
 from lazytiles.images.page import Page
 
 Int64s: TypeAlias = NDArray[np.int64]
-Target: TypeAlias = Callable[[int], NDArray[Any]]
-Done: TypeAlias = Callable[[Sequence[int]], None]
-Failed: TypeAlias = Callable[[Sequence[int], LazyTilesError], None]
+
+
+class Targets(Protocol):
+    """Where the pixels of each window go: an array (height, width, bands) by the window's number."""
+
+    def __getitem__(self, window: int, /) -> NDArray[Any]:
+        """The array of a window; the same, or one over the same memory, each time."""
+
 
 # Decoded bytes up to which neighbouring strips are one job: large ones spare the interpreter, but a small read is
 # divided more finely, so that every thread has some of it.
@@ -55,6 +59,7 @@ class Plan:
     Attributes
     ----------
     windows : what was asked for
+    batch : int64, shape (n,), the batch of each window, from 0
     raw : int64, the windows on uncompressed pages, which are sliced, not decoded
     empty : int64, the windows without a pixel
     raw_bytes : bytes of the windows in `raw`
@@ -68,6 +73,7 @@ class Plan:
     """
 
     windows: Windows
+    batch: Int64s
     raw: Int64s
     empty: Int64s
     raw_bytes: int
@@ -80,6 +86,23 @@ class Plan:
     bytes_decoded: int
     bytes_delivered: int
 
+    def part(self, first: int, stop: int) -> Plan:
+        """The jobs ``first:stop`` alone, with the numbers that the windows have; small enough to send."""
+        begin, end = self.starts[first], self.starts[stop]
+        none = self.raw[:0]
+        return replace(
+            self,
+            windows=replace(self.windows, page=none, boxes=self.windows.boxes[:0]),
+            batch=none,
+            raw=none,
+            empty=none,
+            raw_bytes=0,
+            jobs=self.jobs[first:stop],
+            starts=self.starts[first : stop + 1] - begin,
+            pieces=self.pieces[begin:end],
+            ranges=self.ranges[first:stop],
+        )
+
     def __repr__(self) -> str:
         ratio = self.bytes_decoded / self.bytes_delivered if self.bytes_delivered else 0.0
         return (
@@ -89,13 +112,13 @@ class Plan:
         )
 
 
-def plan(windows: Windows, groups: Int64s | None = None) -> Plan:
+def planned(windows: Windows, batch: Int64s | None = None) -> Plan:
     """Which segments some windows need, each once, and where each part of them goes.
 
     Parameters
     ----------
     windows : the rectangles
-    groups : int64, shape (n,), the batch of each window; jobs are ordered by the first batch that needs them
+    batch : int64, shape (n,), the batch of each window; jobs are ordered by the first batch that needs them
     """
     geometry = _geometry(windows.pages)
     on = geometry[:, windows.page]
@@ -108,15 +131,14 @@ def plan(windows: Windows, groups: Int64s | None = None) -> Plan:
     raw, empty = np.flatnonzero(is_raw), np.flatnonzero(sizes == 0)
     raw_bytes = int(nbytes[raw].sum())
     chosen = np.flatnonzero(~is_raw & (sizes > 0))
+    every = np.zeros(len(windows), np.int64) if batch is None else batch
+    head = windows, every, raw, empty, raw_bytes
     if not len(chosen):
         none = np.empty((0, 8), np.int64)
-        head = np.zeros(1, np.int64)
-        return Plan(windows, raw, empty, raw_bytes, none[:, :5], head, none, none[:, :3], 0, raw_bytes, 0, delivered)
+        return Plan(*head, none[:, :5], np.zeros(1, np.int64), none, none[:, :3], 0, raw_bytes, 0, delivered)
     touched = _touched(windows, on, chosen)
-    jobs, starts, pieces, ranges, segments, read, decoded = _grouped(windows, geometry, touched, groups)
-    return Plan(
-        windows, raw, empty, raw_bytes, jobs, starts, pieces, ranges, segments, read + raw_bytes, decoded, delivered
-    )
+    jobs, starts, pieces, ranges, segments, read, decoded = _grouped(windows, geometry, touched, batch)
+    return Plan(*head, jobs, starts, pieces, ranges, segments, read + raw_bytes, decoded, delivered)
 
 
 # The lines of a table of geometry, which has a column for each page.

@@ -1,19 +1,18 @@
 """Many windows of many pages: each segment read and decoded once, its parts scattered where they belong.
 
-`read` carries out a `Plan` on the shared threads. The calling thread works too, so that a read never
-waits for a free thread; what is not finished when it is stopped is left alone.
+`carry_out` is the only step that touches files. Its engines do the jobs of one plan: the calling thread, shared
+threads beside it, or ranges fetched from a server first. What is not finished when it is stopped is left alone.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import os
 import threading
-from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,40 +23,10 @@ from lazytiles.images.cache import Claim, Run, cache, filled
 from lazytiles.images.files import FileKey, pool
 from lazytiles.images.mapped import row_ranges, slice_windows
 from lazytiles.images.page import Page
-from lazytiles.images.plan import Done, Failed, Plan, Target
+from lazytiles.images.plan import Plan, Targets
 from lazytiles.images.ranges import Range, portions
 from lazytiles.images.remote import remote
-
-_MOST_THREADS = 64
-_PATIENCE_S = 0.05  # for shared threads that are busy, before the calling one works itself
-
-
-class _Threads:
-    """The process's shared threads, as many as any read has wanted at once; a forked child makes its own."""
-
-    def __init__(self) -> None:
-        self._executor: ThreadPoolExecutor | None = None
-        self._size = 0
-        self._lock = threading.Lock()
-
-    def executor(self, helpers: int) -> ThreadPoolExecutor:
-        """An executor of at least so many threads. Of no more than are wanted: it starts new ones up to its limit."""
-        size = min(max(helpers, settings().threads - 1), _MOST_THREADS)
-        with self._lock:
-            if self._executor is None or size > self._size:
-                larger = ThreadPoolExecutor(size, thread_name_prefix="lazytiles-shared")
-                if self._executor is not None:
-                    self._executor.shutdown(wait=False)
-                self._executor, self._size = larger, size
-            return self._executor
-
-    def forget(self) -> None:
-        self.__init__()  # type: ignore[misc]  # the threads of the parent do not exist in the child
-
-
-shared = _Threads()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=shared.forget)
+from lazytiles.threads import Crew
 
 
 def check_limit(nbytes: int, what: str, *named: object) -> None:
@@ -80,123 +49,257 @@ def check_chunk(where: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> 
         )
 
 
-class _Read:
-    """One plan being carried out."""
+class Arrived(NamedTuple):
+    """A batch whose windows are all read, or that cannot be completed.
 
-    def __init__(self, plan: Plan, target: Target, done: Done, failed: Failed, stop: threading.Event | None) -> None:
-        self.plan = plan
-        self.target = target
-        self.done = done
-        self.failed = failed
-        self.stop = stop or threading.Event()
-        pieces = np.bincount(plan.pieces[:, 0], minlength=len(plan.windows))
-        self.missing: list[int] = pieces.tolist()
-        self.jobs = plan.jobs.tolist()
-        self.starts = plan.starts.tolist()
-        self.ranges = plan.ranges.tolist()
+    Parameters
+    ----------
+    batch : its number in the plan
+    failed : the windows that could not be read, and why; where there are any, others may be missing too
+    """
+
+    batch: int
+    failed: Mapping[int, LazyTilesError]
+
+
+class _Progress:
+    """What is still missing of each window and each batch of a plan, and the batches that have arrived."""
+
+    def __init__(self, plan: Plan, stop: threading.Event | None) -> None:
+        n = len(plan.windows)
+        self.pieces: list[int] = np.bincount(plan.pieces[:, 0], minlength=n).tolist()
+        self.windows: list[int] = np.bincount(plan.batch).tolist()
+        self.batch: list[int] = plan.batch.tolist()
+        self.left = sum(map(bool, self.windows))  # batches that have not arrived
+        self.stop = stop
+        self.arrived = deque[Arrived]()
         self.lock = threading.Lock()
-        self.tally: list[tuple[int, int, int]] = []  # segments decoded, bytes read, segments found in the cache
+        self.changed = threading.Condition(self.lock)
 
-    def run(self, threads: int, *, aside: bool) -> None:
-        """Everything: first what is only sliced, then the jobs, on so many threads."""
-        self._check_files()
-        if len(self.plan.empty):
-            self.done(self.plan.empty.tolist())
-        jobs = len(self.jobs)
-        if any(page.file.is_remote for page in self.plan.windows.pages):
-            self._far(threads)
-        else:
-            self._sliced(self.plan.raw.tolist())
-            if jobs:
-                order = self._kept_first()
-                beside = self._advise if jobs > 1 else None
-                _spread(lambda k: self._job(order[k]), jobs, min(threads, jobs), self.stop, beside, aside=aside)
-        tally = np.array([(0, self.plan.raw_bytes, 0), *self.tally]).sum(axis=0).tolist()
-        for name, amount in zip(("segments_decoded", "bytes_read", "cache_hits"), tally, strict=True):
+    def is_enough(self) -> bool:
+        """Whether nothing that is left is wanted any more."""
+        return self.left == 0 or (self.stop is not None and self.stop.is_set())
+
+    def settle(self, pieces: Iterable[Sequence[int]], failed: Mapping[int, LazyTilesError]) -> None:
+        """Some pieces have been written; the windows of others have failed."""
+        with self.lock:
+            left = self.pieces
+            for piece in pieces:
+                window = piece[0]
+                left[window] -= 1
+                if not left[window]:
+                    self._complete(window)
+            self._fail(failed)
+
+    def settle_windows(self, windows: Iterable[int], failed: Mapping[int, LazyTilesError]) -> None:
+        """Some windows are complete; others have failed."""
+        with self.lock:
+            for window in windows:
+                self._complete(window)
+            self._fail(failed)
+
+    def _complete(self, window: int) -> None:
+        batch = self.batch[window]
+        self.windows[batch] -= 1
+        if not self.windows[batch]:
+            self._arrive(batch, {})
+
+    def _fail(self, failed: Mapping[int, LazyTilesError]) -> None:
+        for window, error in failed.items():
+            if self.windows[self.batch[window]] > 0:
+                self.windows[self.batch[window]] = -1  # below zero: nothing that comes later completes it
+                self._arrive(self.batch[window], {window: error})
+
+    def _arrive(self, batch: int, failed: Mapping[int, LazyTilesError]) -> None:
+        self.left -= 1
+        self.arrived.append(Arrived(batch, failed))
+        self.changed.notify_all()
+
+    def wake(self) -> None:
+        """Let who waits look again."""
+        with self.changed:
+            self.changed.notify_all()
+
+    def arrivals(self, is_over: Callable[[], bool]) -> Iterator[Arrived]:
+        """The batches as they arrive, until no more will come or none is wanted."""
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.arrived or is_over())
+                if not self.arrived or (self.stop is not None and self.stop.is_set()):
+                    return
+                one = self.arrived.popleft()
+            yield one
+
+
+def carry_out(
+    plan: Plan,
+    targets: Targets,
+    *,
+    threads: int | None = None,
+    stop: threading.Event | None = None,
+    aside: bool = False,
+) -> Iterator[Arrived]:
+    """Read what a plan says; gives each batch as soon as all of it is there, or one window of it cannot be read.
+
+    Parameters
+    ----------
+    plan : what to read
+    targets : the array (height, width, bands) into which each window is written
+    threads : threads that decode, the calling one included; default as configured
+    stop : set by anyone to leave the rest undone
+    aside : let shared threads do all of it. A thread that makes arrays which live long should not decode besides:
+        where the two mix, the memory of each decoded segment goes back to the system and is asked for anew
+
+    Yields
+    ------
+    Arrived, each batch of the plan that has a window once, in the order in which they arrive
+    """
+    progress, tally = _Progress(plan, stop), list[Counts]()
+    threads = threads or settings().threads
+    progress.settle_windows(plan.empty.tolist(), _changed_files(plan))
+    try:
+        if any(page.file.is_remote for page in plan.windows.pages):
+            yield from _from_afar(plan, targets, progress, tally, threads)
+            return
+        if len(plan.raw):
+            progress.settle_windows(*slice_windows(plan.windows, plan.raw.tolist(), targets))
+        jobs = _Jobs(plan, targets, tally)
+        order = _kept_first(plan) if settings().cache_bytes else range(len(plan.jobs))
+        work = _settling(jobs, order, progress)
+        first = (lambda: _advise(plan)) if len(order) > 1 else None
+        yield from _by_crew(work, len(order), progress, min(threads, len(order)), first=first, aside=aside)
+    finally:
+        sums = np.array([(0, plan.raw_bytes, 0), *tally]).sum(axis=0).tolist()
+        for name, amount in zip(("segments_decoded", "bytes_read", "cache_hits"), sums, strict=True):
             count(name, amount)
 
-    def _kept_first(self) -> list[int]:
-        """The jobs, those first that are kept decoded: what the others decode would push them out of the cache."""
-        if not settings().cache_bytes:
-            return list(range(len(self.jobs)))
-        pages = self.plan.windows.pages
-        held = cache.held((pages[j[0]].key, j[1], j[1] + j[2]) for j in self.jobs)
-        return sorted(range(len(held)), key=lambda k: not held[k])
 
-    def _check_files(self) -> None:
-        windows = self.plan.windows
-        files = {page.file for page in windows.pages}
-        remote.refresh(key.path for key in files if key.is_remote)
-        for key in files:
-            try:
-                pool.check(key)
-            except LazyTilesError as error:
-                on = [k for k, page in enumerate(windows.pages) if page.file == key]
-                self.failed(np.flatnonzero(np.isin(windows.page, on)).tolist(), error)
+def _settling(jobs: _Jobs, order: Sequence[int], progress: _Progress) -> Callable[[int], None]:
+    """Does the k-th job of an order, and says what has come of it."""
 
-    def _advise(self) -> None:
-        ranges: dict[FileKey, list[tuple[int, int]]] = {}
-        for job, (offset, size, _) in zip(self.jobs, self.ranges, strict=True):
-            key = self.plan.windows.pages[job[0]].file
-            if size and 0 <= offset < key.size:
-                ranges.setdefault(key, []).append((offset, size))
-        for key, spans in ranges.items():
-            with suppress(LazyTilesError):  # the read itself will say it, with the window's name
-                pool.advise(key, spans)
+    def work(k: int) -> None:
+        progress.settle(*jobs.do(order[k]))
 
-    def _far(self, threads: int) -> None:
-        """The same with files behind addresses: what a portion of the plan needs is fetched first, in one go."""
-        plan, raw = self.plan, self.plan.raw.tolist()
-        pages, boxes = plan.windows.pages, plan.windows.boxes.tolist()
-        slices = [row_ranges(pages[plan.windows.page[number]], boxes[number]) for number in raw]
-        for part in portions(slices):
-            with remote.ahead(item for k in part for item in slices[k]):
-                self._sliced(raw[part.start : part.stop])
-        wanted = [self._wanted(number) for number in range(len(self.jobs))]
-        for part in portions(wanted):
-            with remote.ahead(item for k in part for item in wanted[k]):
-                _spread(lambda k, first=part.start: self._job(first + k), len(part), threads, self.stop)  # type: ignore[misc]
+    return work
 
-    def _wanted(self, number: int) -> list[Range]:
+
+def _by_crew(
+    work: Callable[[int], None],
+    jobs: int,
+    progress: _Progress,
+    threads: int,
+    *,
+    first: Callable[[], None] | None = None,
+    aside: bool = False,
+) -> Iterator[Arrived]:
+    """Jobs 0, 1, 2, … on so many threads, and the batches that arrive meanwhile."""
+    if not jobs:
+        yield from progress.arrivals(lambda: True)
+        return
+    helpers = threads if aside else threads - 1
+    crew = Crew(work, jobs, progress.is_enough, helpers=helpers, first=first, ended=progress.wake)
+    try:
+        if aside and crew.has_begun:
+            yield from progress.arrivals(lambda: crew.is_over)
+        else:
+            crew.work()
+        crew.join()
+    finally:
+        crew.close()
+    yield from progress.arrivals(lambda: True)
+
+
+def _from_afar(
+    plan: Plan, targets: Targets, progress: _Progress, tally: list[Counts], threads: int
+) -> Iterator[Arrived]:
+    """The same with files behind addresses: what a portion of the plan needs is fetched first, in one go."""
+    raw = plan.raw.tolist()
+    pages, boxes = plan.windows.pages, plan.windows.boxes.tolist()
+    slices = [row_ranges(pages[plan.windows.page[number]], boxes[number]) for number in raw]
+    for part in portions(slices):
+        with remote.ahead(item for k in part for item in slices[k]):
+            progress.settle_windows(*slice_windows(plan.windows, raw[part.start : part.stop], targets))
+        yield from progress.arrivals(lambda: True)
+    jobs = _Jobs(plan, targets, tally)
+    wanted = [jobs.wanted(number) for number in range(len(plan.jobs))]
+    for part in portions(wanted):
+        with remote.ahead(item for k in part for item in wanted[k]):
+            yield from _by_crew(_settling(jobs, part, progress), len(part), progress, threads)
+
+
+def _changed_files(plan: Plan) -> dict[int, LazyTilesError]:
+    """The windows of files that are no longer what they were when they were opened."""
+    windows, failed = plan.windows, dict[int, LazyTilesError]()
+    files = {page.file for page in windows.pages}
+    remote.refresh(key.path for key in files if key.is_remote)
+    for key in files:
+        try:
+            pool.check(key)
+        except LazyTilesError as error:
+            on = [k for k, page in enumerate(windows.pages) if page.file == key]
+            failed.update(dict.fromkeys(np.flatnonzero(np.isin(windows.page, on)).tolist(), error))
+    return failed
+
+
+def _kept_first(plan: Plan) -> list[int]:
+    """The jobs, those first that are kept decoded: what the others decode would push them out of the cache."""
+    pages = plan.windows.pages
+    held = cache.held((pages[j[0]].key, j[1], j[1] + j[2]) for j in plan.jobs.tolist())
+    return sorted(range(len(held)), key=lambda k: not held[k])
+
+
+def _advise(plan: Plan) -> None:
+    ranges: dict[FileKey, list[tuple[int, int]]] = {}
+    for job, (offset, size, _) in zip(plan.jobs.tolist(), plan.ranges.tolist(), strict=True):
+        key = plan.windows.pages[job[0]].file
+        if size and 0 <= offset < key.size:
+            ranges.setdefault(key, []).append((offset, size))
+    for key, spans in ranges.items():
+        with suppress(LazyTilesError):  # the read itself will say it, with the window's name
+            pool.advise(key, spans)
+
+
+Counts = tuple[int, int, int]  # segments decoded, bytes read, segments found in the cache
+Piece = list[int]  # a line of `Plan.pieces`
+
+
+class _Jobs:
+    """The jobs of a plan, to be done in any order by any threads, each once."""
+
+    def __init__(self, plan: Plan, targets: Targets, tally: list[Counts]) -> None:
+        self.pages, self.bands = plan.windows.pages, plan.windows.bands
+        self.targets, self.tally = targets, tally
+        self.jobs, self.ranges = plan.jobs.tolist(), plan.ranges.tolist()
+        self.starts, self.pieces = plan.starts.tolist(), plan.pieces
+
+    def wanted(self, number: int) -> list[Range]:
         """The byte ranges of the segments of a job that are not kept decoded."""
         at, first, length = self.jobs[number][:3]
-        page = self.plan.windows.pages[at]
+        page = self.pages[at]
         left = [k for part in cache.missing(page.key, first, first + length) for k in part]
         spans = ((int(page.offsets[k]), int(page.counts[k])) for k in left)
         return [(page.file.path, a, a + n) for a, n in spans if n and a >= 0 and a + n <= page.file.size]
 
-    def _sliced(self, raw: list[int]) -> None:
-        """What needs no decoding: windows of uncompressed pages."""
-        if raw:
-            self.done(slice_windows(self.plan.windows, raw, self.target, self.failed))
-
-    def _job(self, number: int) -> None:
+    def do(self, number: int) -> tuple[list[Piece], dict[int, LazyTilesError]]:
+        """Read and decode a job; the pieces that were written, and the windows that cannot be completed."""
         at, first, length, row, column = self.jobs[number]
-        page = self.plan.windows.pages[at]
-        pieces = self.plan.pieces[self.starts[number] : self.starts[number + 1]].tolist()
+        page = self.pages[at]
+        pieces = self.pieces[self.starts[number] : self.starts[number + 1]].tolist()
         rows = max(piece[2] for piece in pieces)
         segments = range(first, first + length)
         try:
             self._scatter(self._blocks(page, segments, row, column, rows, self.ranges[number]), pieces)
         except LazyTilesError as error:
-            pieces = self._rescued(page, segments, row, column, pieces, error)
-        finished = []
-        with self.lock:
-            for piece in pieces:
-                self.missing[piece[0]] -= 1
-                if not self.missing[piece[0]]:
-                    finished.append(piece[0])
-        if finished:
-            self.done(finished)
+            return self._rescued(page, segments, row, column, pieces, error)
+        return pieces, {}
 
     def _rescued(
-        self, page: Page, segments: range, row: int, column: int, pieces: list[list[int]], error: LazyTilesError
-    ) -> list[list[int]]:
+        self, page: Page, segments: range, row: int, column: int, pieces: list[Piece], error: LazyTilesError
+    ) -> tuple[list[Piece], dict[int, LazyTilesError]]:
         """The pieces of a job that need nothing damaged of it, read by themselves; the others have failed."""
         if len(segments) == 1 and page.codec.lzw is None:
-            self.failed(sorted({piece[0] for piece in pieces}), error)
-            return []
-        good = []
+            return [], dict.fromkeys(sorted({piece[0] for piece in pieces}), error)
+        good, failed = [], dict[int, LazyTilesError]()
         height = page.segment[0]
         for piece in pieces:
             top, bottom = piece[1] // height, (piece[2] - 1) // height + 1
@@ -205,20 +308,20 @@ class _Read:
                 blocks = self._blocks(page, own, row + top, column, piece[2] - top * height, anew=True)
                 self._scatter([(top * height + y, block) for y, block in blocks], [piece])
             except LazyTilesError as reason:
-                self.failed([piece[0]], reason)
+                failed[piece[0]] = reason
             else:
                 good.append(piece)
-        return good
+        return good, failed
 
-    def _scatter(self, blocks: list[tuple[int, NDArray[Any]]], pieces: list[list[int]]) -> None:
-        bands = self.plan.windows.bands
+    def _scatter(self, blocks: list[tuple[int, NDArray[Any]]], pieces: list[Piece]) -> None:
+        bands = self.bands
         if len(blocks) == 1 and bands is None and not pieces[0][7]:  # most reads: whole pixels of one array
-            target, ((top, block),) = self.target, blocks
+            targets, ((top, block),) = self.targets, blocks
             for window, y0, y1, x0, x1, y, x, _ in pieces:
-                target(window)[y : y + y1 - y0, x : x + x1 - x0] = block[y0 - top : y1 - top, x0:x1]
+                targets[window][y : y + y1 - y0, x : x + x1 - x0] = block[y0 - top : y1 - top, x0:x1]
             return
         for window, y0, y1, x0, x1, y, x, band in pieces:
-            whole = self.target(window)
+            whole = self.targets[window]
             for top, block in blocks:
                 start, stop = max(y0, top), min(y1, top + block.shape[0])
                 if stop <= start:
@@ -338,79 +441,3 @@ def _inside(page: Page, segment: int, offset: int, size: int) -> tuple[int, int]
             "bytes; the file is cut short or its tables are damaged: restore it or leave its windows out"
         )
     return offset, size
-
-
-def _spread(
-    work: Callable[[int], None],
-    jobs: int,
-    threads: int,
-    stop: threading.Event,
-    beside: Callable[[], None] | None = None,
-    *,
-    aside: bool = False,
-) -> None:
-    """Do jobs 0, 1, 2, … on so many threads, and `beside` on one more or before the jobs of one.
-
-    The calling thread is one of them, and the others are shared. With `aside` it only waits, unless they are busy.
-    """
-    numbers = itertools.count()
-    begun, broken = threading.Event(), threading.Event()
-
-    def loop() -> None:
-        begun.set()
-        try:
-            while not (stop.is_set() or broken.is_set()) and (number := next(numbers)) < jobs:
-                work(number)
-        except BaseException:
-            broken.set()
-            raise
-
-    def first() -> None:
-        if beside is not None:
-            beside()
-        loop()
-
-    helpers: list[Future[None]] = []
-    others = threads if aside else threads - 1
-    try:
-        with suppress(RuntimeError):  # the interpreter ends, or a larger pool came: the calling thread does the rest
-            helpers.extend(shared.executor(others).submit(loop if k or aside else first) for k in range(others))
-        if beside is not None and (aside or not helpers):
-            beside()
-        if aside and helpers and begun.wait(_PATIENCE_S):
-            wait(helpers, return_when=FIRST_COMPLETED)
-        else:
-            loop()
-        for helper in helpers:
-            if not helper.cancel():
-                helper.result()
-    except BaseException:  # of whichever thread; no other may go on to write when the caller has the error
-        broken.set()
-        wait([helper for helper in helpers if not helper.cancel()])
-        raise
-
-
-def read(
-    plan: Plan,
-    target: Target,
-    done: Done,
-    failed: Failed,
-    *,
-    threads: int | None = None,
-    stop: threading.Event | None = None,
-    aside: bool = False,
-) -> None:
-    """Carry out a plan.
-
-    Parameters
-    ----------
-    plan : what to read
-    target : the array (height, width, bands) into which a window is written, by its number
-    done : told, from any thread, which windows are complete, each once
-    failed : told, from any thread, which windows cannot be completed, and why; maybe more than once each
-    threads : threads that decode, the calling one included; default as configured
-    stop : set by anyone to leave the rest undone
-    aside : let shared threads do all of it. A thread that makes arrays which live long should not decode besides:
-        where the two mix, the memory of each decoded segment goes back to the system and is asked for anew
-    """
-    _Read(plan, target, done, failed, stop).run(threads or settings().threads, aside=aside)

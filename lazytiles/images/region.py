@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import operator
 import os
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.display import CHEAP_BYTES, stretched
-from lazytiles.errors import LazyTilesError, RegionError
+from lazytiles.errors import RegionError
 from lazytiles.images.containers import identify, other_pages
 from lazytiles.images.files import FileKey, pool
 from lazytiles.images.page import Page, facts, levels_of, page_at, parsed, stack_planes
-from lazytiles.images.plan import Plan, Windows, plan
-from lazytiles.images.reader import check_limit, read
+from lazytiles.images.plan import Plan, Windows, planned
+from lazytiles.images.reader import carry_out, check_limit
 from lazytiles.images.resample import to_integers
 from lazytiles.indexing.lazy import LazyArray, by
 from lazytiles.indexing.requests import Request, request
@@ -112,7 +111,7 @@ class Region(LazyArray):
         ----------
         key : anything NumPy takes
         """
-        return plan(self._windows(self._request(key))[0])
+        return planned(self._windows(self._request(key))[0])
 
     def take(
         self, indices: NDArray[np.int64], out: NDArray[Any] | None = None, *, threads: int | None = None
@@ -210,16 +209,9 @@ def read_windows(
 ) -> NDArray[Any]:
     """Windows of one size as one new array (n, *inner); the first that cannot be read raises its error."""
     out = np.empty((len(windows), *inner), dtype)
-    errors: dict[int, LazyTilesError] = {}
-    stop = threading.Event()
-
-    def failed(numbers: Sequence[int], error: LazyTilesError) -> None:
-        errors[min(numbers, default=-1)] = error
-        stop.set()
-
-    read(plan(windows), out.__getitem__, lambda numbers: None, failed, threads=threads, stop=stop)
-    if errors:
-        raise errors[min(errors)]
+    for _, failed in carry_out(planned(windows), out, threads=threads):
+        if failed:
+            raise failed[min(failed)]
     return out
 
 

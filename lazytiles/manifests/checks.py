@@ -313,10 +313,11 @@ class _Checkup:
         """Images of one training set have one dtype, and bands unless some are chosen; codecs may differ, at a cost."""
         report, odd = self.report, set()
         chosen = self.given["bands"] is not None or self.given["gray"]
+        fact: Callable[[Region], str]
         for name, sink, fact in (
             ("dtype", report.problems, lambda r: str(r.dtype)),
             ("bands", report.problems, lambda r: str(r.inner_shape[2])),
-            ("codec", report.warnings, lambda r: codec_name(r)),
+            ("codec", report.warnings, codec_name),
             ("size", None, lambda r: f"{r.inner_shape[0]} x {r.inner_shape[1]}"),
         ):
             facts = {path: fact(region) for path, region in regions.items()}

@@ -12,8 +12,7 @@ import pytest
 import tifffile
 
 import lazytiles as lt
-from lazytiles import config
-from lazytiles.images import reader
+from lazytiles import config, threads
 from tests.limits import Counting, within_limits
 from tests.made import LAYOUTS, make, pixels, write
 
@@ -701,8 +700,8 @@ def test_fifty_epochs_leave_threads_files_and_memory_where_they_were(tmp_path, m
         resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
         return threading.active_count(), len(os.listdir("/proc/self/fd")), resident
 
-    own = reader._Threads()
-    monkeypatch.setattr(reader, "shared", own)
+    own = threads._Shared()
+    monkeypatch.setattr(threads, "shared", own)
     alone = threading.active_count()
     with within_limits(cache_bytes=100_000, threads=4):
         for epoch in range(50):
