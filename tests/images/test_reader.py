@@ -13,6 +13,7 @@ import tifffile
 
 import lazytiles as lt
 from lazytiles import config, threads
+from lazytiles.images.files import FilePool
 from tests.limits import Counting, within_limits
 from tests.made import LAYOUTS, make, pixels, write
 
@@ -377,8 +378,9 @@ def test_uncompressed_tiles_are_sliced(regions, frames, planar, dtype, bands, ma
         tiles.take(np.arange(len(tiles)))
 
 
-def test_batches_come_early_first_and_stop_when_told(tmp_path):
+def test_batches_come_early_first_and_stop_when_told(tmp_path, monkeypatch):
     import threading
+    import time
 
     made = make(tmp_path, tiles=200, layouts=(TILED,))
     tiles = lt.open_tiles(made.manifest, made.folder, frames=list(made.frames))
@@ -388,11 +390,17 @@ def test_batches_come_early_first_and_stop_when_told(tmp_path):
     assert sorted(seen) == list(range(20))
     assert seen.index(0) < 5
     stop, some = threading.Event(), []
+    read = FilePool.read
+
+    def slowly(*where):
+        time.sleep(0.001)  # whoever waits for batches has time to say stop
+        return read(*where)
 
     def done(k, batch):
         some.append(k)
         stop.set()
 
+    monkeypatch.setattr(FilePool, "read", slowly)
     with Counting() as counted:
         tiles.take_batches(batches, done, threads=1, stop=stop)
     assert 1 <= len(some) < 20
@@ -682,9 +690,9 @@ def test_threads_make_no_difference(tmp_path):
     made = make(tmp_path, tiles=40)
     tiles = lt.open_tiles(made.manifest, made.folder, frames=list(made.frames))
     wanted = made.dense()
-    for threads in (1, 2, 8):
-        np.testing.assert_array_equal(tiles.take(np.arange(40), threads=threads), wanted)
-        with within_limits(threads=threads, cache_bytes=5000):
+    for n in (1, 2, 8):
+        np.testing.assert_array_equal(tiles.take(np.arange(40), threads=n), wanted)
+        with within_limits(threads=n, cache_bytes=5000):
             np.testing.assert_array_equal(tiles[::-1], wanted[::-1])
 
 
