@@ -1,39 +1,87 @@
-"""Memory of batches that is used again.
+"""Memory of batches that is used again, in this process alone or shared with the processes that read into it.
 
 The system clears and maps each new page when it is first touched, which takes several times as long as a copy to it.
 Where several threads allocate, as beside TensorFlow, the C library gives arrays of this size back as soon as they are
-dropped, so that all their pages are new ones the next time.
+dropped, so that all their pages are new ones the next time; memory that other processes map is new to each of them.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+import mmap
 import os
+import tempfile
 import threading
-from typing import Any
+import weakref
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 _LEAST = 2**16  # bytes; of smaller arrays the C library uses the memory again by itself
 _LIMIT = 64 * 2**20  # bytes that wait for their next use
+_SHARED_LIMIT = 256 * 2**20  # the same of shared memory: as much as is read ahead by default
 _LINE = 64  # bytes; arrays begin at a multiple of it
 _EIGHTHS = 4  # bits of a size that count: sizes are rounded up to eighths of a power of two
 
+_numbers = itertools.count()
+_generation = 0  # forks so far: what a child may still see is not used again
 
-class _Loan:
-    """Memory in use by an array and its views; when the last of them is gone, it waits for the next array."""
 
-    __slots__ = ("__array_interface__", "_memory", "_shelf")
+class Memory:
+    """Bytes for one array at a time; shared ones belong to a file without a name, whose descriptor can be sent.
 
-    def __init__(self, shelf: Shelf, memory: NDArray[np.uint8], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        begin = memory.__array_interface__["data"][0]
-        place = (begin + -begin % _LINE, False)
-        self.__array_interface__ = {"version": 3, "shape": shape, "typestr": dtype.str, "data": place}
-        self._memory, self._shelf = memory, shelf
+    Attributes
+    ----------
+    number : no two of a process are alike
+    nbytes : how many
+    fd : descriptor of shared memory, else None
+    """
 
-    def __del__(self) -> None:
-        self._shelf.put(self._memory)
+    def __init__(self, nbytes: int, *, shared: bool) -> None:
+        self.number, self.nbytes, self.generation = next(_numbers), nbytes, _generation
+        self.fd = _nameless_file(nbytes) if shared else None
+        self._bytes: Any = np.empty(nbytes, np.uint8) if self.fd is None else mmap.mmap(self.fd, nbytes)
+        if self.fd is not None:
+            weakref.finalize(self, os.close, self.fd).atexit = False
+
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """The first bytes as an array, which the last of its views keeps alive."""
+        # A memoryview ends the chain of bases: views refer to this array, not to what lies below.
+        flat = np.frombuffer(memoryview(self._bytes), np.uint8)
+        begin = -flat.__array_interface__["data"][0] % _LINE
+        return np.frombuffer(memoryview(self._bytes)[begin : begin + math.prod(shape) * dtype.itemsize], dtype)
+
+
+def _nameless_file(nbytes: int) -> int:
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("lazytiles", os.MFD_CLOEXEC)
+    else:
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
+    os.ftruncate(fd, nbytes)
+    return fd
+
+
+class Place(NamedTuple):
+    """Where an array lies in shared memory, which must outlive it: bytes from its begin."""
+
+    memory: Memory
+    offset: int
+
+
+class Placed(NamedTuple):
+    """Where some arrays lie in shared memory.
+
+    Parameters
+    ----------
+    memories : all that they lie in
+    where : int64, shape (n, 5): number in `memories`, first byte, height, width, bands
+    """
+
+    memories: tuple[Memory, ...]
+    where: NDArray[np.int64]
 
 
 class Shelf:
@@ -42,6 +90,7 @@ class Shelf:
     Parameters
     ----------
     limit : bytes that wait at most; beyond it, what has waited the longest goes first
+    shared : whether it is shared memory
 
     >>> shelf = Shelf(2**20)
     >>> array = shelf.empty((300, 400), np.dtype("float32"))
@@ -52,10 +101,11 @@ class Shelf:
     491584
     """
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    def __init__(self, limit: int, *, shared: bool = False) -> None:
+        self.limit, self.shared = limit, shared
         self.nbytes = 0
-        self._waiting: list[NDArray[np.uint8]] = []
+        self._waiting: list[Memory] = []
+        self._lent: dict[int, Memory] = {}  # by the address of the array
         self._lock = threading.RLock()  # memory may come back at any moment, also within a call of this thread
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -63,17 +113,34 @@ class Shelf:
         nbytes = math.prod(shape) * dtype.itemsize
         step = 1 << max(0, nbytes.bit_length() - _EIGHTHS)
         size = -(-nbytes // step) * step + _LINE
-        if nbytes < _LEAST or size > self.limit:
+        if not self.shared and (nbytes < _LEAST or size > self.limit):
             return np.empty(shape, dtype)
         with self._lock:
             same = next((k for k in reversed(range(len(self._waiting))) if self._waiting[k].nbytes == size), None)
-            memory = np.empty(size, np.uint8) if same is None else self._waiting.pop(same)
+            memory = Memory(size, shared=self.shared) if same is None else self._waiting.pop(same)
             self.nbytes -= 0 if same is None else size
-        return np.asarray(_Loan(self, memory, shape, dtype))
+            array = memory.array(shape, dtype)
+            address = array.__array_interface__["data"][0]
+            self._lent[address] = memory
+            # A generation is that of the loan: what is lent when the process forks is not used again.
+            memory.generation = _generation
+            weakref.finalize(array, self._back, address, os.getpid()).atexit = False
+        return array.reshape(shape)
 
-    def put(self, memory: NDArray[np.uint8]) -> None:
-        """Let memory wait that nobody uses any more."""
+    def place(self, array: NDArray[Any]) -> Place:
+        """Where an array that was lent here lies, or a view of one."""
+        owner: Any = array.base if isinstance(array.base, np.ndarray) else array
+        address = array.__array_interface__["data"][0]
         with self._lock:
+            memory = self._lent[owner.__array_interface__["data"][0]]
+        return Place(memory, address - np.frombuffer(memory._bytes, np.uint8).__array_interface__["data"][0])
+
+    def _back(self, address: int, process: int) -> None:
+        with self._lock:
+            memory = self._lent.pop(address, None)
+            is_alone = not self.shared or (process == os.getpid() and memory and memory.generation == _generation)
+            if memory is None or not is_alone:
+                return
             self._waiting.append(memory)
             self.nbytes += memory.nbytes
             while self.nbytes > self.limit:
@@ -87,9 +154,16 @@ class Shelf:
 
     def forget(self) -> None:
         """Start anew in a forked child, where the lock may be held by a thread that is not there."""
-        self.__init__(self.limit)  # type: ignore[misc]  # the same object stays imported everywhere
+        self.__init__(self.limit, shared=self.shared)  # type: ignore[misc]  # the same object is imported everywhere
+
+
+def _forked() -> None:
+    global _generation
+    _generation += 1
 
 
 shelf = Shelf(_LIMIT)
+shared_shelf = Shelf(_SHARED_LIMIT, shared=True)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=shelf.forget)
+    os.register_at_fork(after_in_child=shelf.forget, after_in_parent=_forked)
+    os.register_at_fork(after_in_child=shared_shelf.forget)

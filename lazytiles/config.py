@@ -6,15 +6,21 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from lazytiles.errors import LimitError
 
 MIB = 2**20
+_MANY_CORES = 8  # from which on processes read instead of threads
 _WORDS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +28,22 @@ class Settings:
     """The limits in force; see `configure` for their meaning and units."""
 
     cache_bytes: int = 256 * MIB
-    threads: int = os.cpu_count() or 1
+    threads: int = field(default_factory=cores)
     max_segment_bytes: int = 256 * MIB
     max_window_bytes: int = 4096 * MIB
     open_files: int = 64
     mmap: bool = True
+    readers: int = "auto"  # type: ignore[assignment]  # the number that it stands for is set below
 
     def __post_init__(self) -> None:
         for name, least in (("cache_bytes", 0), ("threads", 1), ("max_segment_bytes", 1)):
             self._check(name, least)
         for name, least in (("max_window_bytes", 1), ("open_files", 1)):
             self._check(name, least)
+        if str(self.readers) == "auto":
+            n = cores()
+            object.__setattr__(self, "readers", n // 4 if n >= _MANY_CORES else 0)
+        self._check("readers", 0)
         if not isinstance(self.mmap, bool):
             raise LimitError(f"mmap must be True or False, not {self.mmap!r}")
 
@@ -43,8 +54,10 @@ class Settings:
         object.__setattr__(self, name, int(value))
 
 
-def _given(name: str, text: str) -> int | bool:
+def _given(name: str, text: str) -> Any:
     """The value that an environment variable gives to a setting."""
+    if name == "readers" and text.strip().lower() == "auto":
+        return "auto"
     if name == "mmap":
         if text.strip().lower() in _WORDS:
             return _WORDS[text.strip().lower()]
@@ -56,13 +69,13 @@ def _given(name: str, text: str) -> int | bool:
 
 
 def _from_environment() -> Settings:
-    given: dict[str, int | bool] = {}
-    for field in fields(Settings):
-        text = os.environ.get(f"LAZYTILES_{field.name.upper()}")
+    given: dict[str, Any] = {}
+    for each in fields(Settings):
+        text = os.environ.get(f"LAZYTILES_{each.name.upper()}")
         if text is None:
             continue
-        given[field.name] = _given(field.name, text)
-    return Settings(**given)  # type: ignore[arg-type]  # names come from the dataclass itself
+        given[each.name] = _given(each.name, text)
+    return Settings(**given)
 
 
 _settings = _from_environment()
@@ -82,6 +95,7 @@ def configure(
     max_window_bytes: int | None = None,
     open_files: int | None = None,
     mmap: bool | None = None,
+    readers: int | Literal["auto"] | None = None,
 ) -> Settings:
     """Set limits for this process and return all that are in force; what is not given stays.
 
@@ -95,6 +109,7 @@ def configure(
     max_window_bytes : bytes of one read (the array that it returns) or batch of a flow; a larger one is refused
     open_files : descriptors kept open; a quarter of the process's limit is never exceeded
     mmap : whether uncompressed pages are read through a memory map
+    readers : processes that decode for reads of many segments; ``"auto"`` is 0 below 8 cores, else a quarter of them
 
     Raises
     ------
@@ -114,6 +129,7 @@ def configure(
         "max_window_bytes": max_window_bytes,
         "open_files": open_files,
         "mmap": mmap,
+        "readers": readers,
     }
     with _lock:
         _settings = replace(_settings, **{k: v for k, v in given.items() if v is not None})

@@ -46,8 +46,8 @@ def hostile_dir() -> Path:
 
 # Owned by the system, the interpreter or a test tool for the whole run: no test can leak these.
 # Matplotlib keeps the fonts open that it has drawn with, its own or the system's.
-_STANDING_FILES = ("/dev/", "/proc/", "/sys/", "/usr/share/fonts/", sys.prefix, sys.base_prefix)
-_STANDING_CHILDREN = (b"resource_tracker", b"forkserver")
+_STANDING_FILES = ("/dev/", "/proc/", "/sys/", "/usr/share/fonts/", sys.prefix, sys.base_prefix, np.__path__[0][:-6])
+_STANDING_CHILDREN = (b"resource_tracker", b"forkserver", b"lazytiles.images.workers")
 _STANDING_THREADS = ("lazytiles-shared", "pytest_timeout", "Profile", "IO loop", "TCP-Executor")
 
 

@@ -6,6 +6,7 @@ number of regions and frames, and reads them together.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,17 +15,22 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from lazytiles.buffers import Memory, Placed, shared_shelf, shelf
+from lazytiles.config import settings
 from lazytiles.errors import LazyTilesError
 from lazytiles.images.page import Page
 from lazytiles.images.plan import Plan, Targets, Windows, planned
 from lazytiles.images.reader import carry_out, check_limit
 from lazytiles.images.region import to_gray, to_rgb
 from lazytiles.images.resample import resize
+from lazytiles.images.workers import is_sendable
 from lazytiles.threads import do_all
 
 Int64s: TypeAlias = NDArray[np.int64]
 Box: TypeAlias = tuple[tuple[int, int], ...]
 
+_ARENA_BYTES = 16 * 2**20
+_ARENAS = 16
 PAD_MODES = ("constant", "edge", "reflect", "symmetric", "wrap")
 LINE_MODES = ("linear_ramp", "maximum", "mean", "median", "minimum")  # worked out from whole lines of an image
 
@@ -93,6 +99,7 @@ class Gather:
         self._windows: list[Int64s] = []
         self._slots: list[Int64s] = []
         self._whole: dict[int, _Whole] = {}
+        self._absent: list[Int64s] = []
         self._count = 0
 
     @property
@@ -125,6 +132,10 @@ class Gather:
         self._slots.append(slots)
         self._count += len(slots)
 
+    def leave_out(self, slots: Int64s) -> None:
+        """Rows of the blocks whose image is missing; they hold zeros."""
+        self._absent.append(slots)
+
     def _straight(self, page: Page, windows: Int64s) -> NDArray[np.bool_]:
         if self.form.is_mixed or self._band_origins():
             return np.zeros(len(windows), dtype=np.bool_)
@@ -149,39 +160,111 @@ class Gather:
 
     def read(
         self,
-        blocks: Sequence[NDArray[Any]],
+        lengths: Sequence[int],
         *,
+        out: NDArray[Any] | None = None,
         threads: int | None = None,
+        readers: int | None = None,
         stop: threading.Event | None = None,
         aside: bool = False,
-    ) -> Iterator[tuple[int, LazyTilesError | None]]:
-        """Fill the blocks, whose rows are the slots one after the other.
+    ) -> Iterator[tuple[int, NDArray[Any] | LazyTilesError]]:
+        """Read blocks of so many rows, whose rows are the slots one after the other.
 
-        `threads`, `stop` and `aside` are those of `lazytiles.images.reader.carry_out`.
+        Parameters
+        ----------
+        lengths : rows of each block
+        out : the memory of all blocks, contiguous; None makes new ones
+        readers : processes that decode, where that is worth it; None as configured
+        threads, stop, aside : as in `lazytiles.images.reader.carry_out`
 
         Yields
         ------
-        (number of a block, None or why it cannot be completed), each block once, as they are ready
+        (number of a block, its array (rows, height, width, bands) or why it cannot be completed), each block once, as
+        they are ready
         """
-        rows = [row for block in blocks for row in block]
         slots = np.concatenate(self._slots) if self._slots else np.empty(0, np.int64)
-        number = np.repeat(np.arange(len(blocks)), [len(block) for block in blocks])[slots]
-        yield from ((k, None) for k in np.flatnonzero(np.bincount(number, minlength=len(blocks)) == 0).tolist())
-        own = [rows[slot] for slot in slots.tolist()]
+        number = np.repeat(np.arange(len(lengths)), lengths)[slots]
         windows = self.windows()
+        plan = planned(windows, number if len(lengths) > 1 else None)
+        readers = settings().readers if readers is None else readers
+        is_sent = out is None and bool(readers) and is_sendable(plan)
+        blocks: list[Any] = self._blocks(lengths, out, is_sent=is_sent, is_kept=aside)
+        own = [row for block in blocks for row in block]
+        for absent in self._absent:
+            for slot in absent.tolist():
+                own[slot][...] = 0
+        own = [own[slot] for slot in slots.tolist()]
+        placed = self._placed(blocks, slots, windows) if is_sent else None
         targets = own if not self._whole else _Scratch(own, self._whole, windows)
-        plan = planned(windows, number if len(blocks) > 1 else None)
-        members = by_number(plan.batch, len(blocks)) if self._whole else []
-        for batch, failed in carry_out(plan, targets, threads=threads, stop=stop, aside=aside):
-            error = None
+        members = by_number(plan.batch, len(lengths)) if self._whole else []
+        for batch in np.flatnonzero(np.bincount(number, minlength=len(lengths)) == 0).tolist():
+            yield batch, blocks[batch]
+            blocks[batch] = None
+        options: dict[str, Any] = {"threads": threads, "stop": stop, "aside": aside}
+        for batch, failed in carry_out(plan, targets, placed=placed, readers=readers, **options):
+            result, blocks[batch] = blocks[batch], None
             try:
                 for window, reason in failed.items():
                     raise self._named(window, slots, reason)
                 if self._whole:
                     self._finish(members[batch].tolist(), targets, own, slots, threads)
             except LazyTilesError as reason:
-                error = reason
-            yield batch, error
+                result = reason
+            yield batch, result
+            del result  # a batch that its consumer dropped is not kept alive here
+
+    def _blocks(
+        self, lengths: Sequence[int], out: NDArray[Any] | None, *, is_sent: bool, is_kept: bool
+    ) -> list[NDArray[Any]]:
+        inner = tuple(stop - start for start, stop in self.box)
+        if out is None and not is_sent:
+            return [(shelf.empty if is_kept else np.empty)((n, *inner), self.form.dtype) for n in lengths]
+        if out is not None:
+            arenas = [out.reshape(sum(lengths), *inner)]
+        else:
+            arenas = [shared_shelf.empty((n, *inner), self.form.dtype) for n in _arenas(lengths, self._row_bytes)]
+        blocks = []
+        for n in lengths:
+            if len(arenas[0]) < n or not len(arenas[0]):
+                del arenas[0]
+            blocks.append(arenas[0][:n])
+            arenas[0] = arenas[0][n:]
+        return blocks
+
+    @property
+    def _row_bytes(self) -> int:
+        return math.prod(stop - start for start, stop in self.box) * self.form.dtype.itemsize
+
+    def _placed(self, blocks: Sequence[NDArray[Any]], slots: Int64s, windows: Windows) -> Placed:
+        """Where the windows go, in the shared memory of the blocks and of what is only on its way to them."""
+        row, memories, starts, offsets = self._row_bytes, list[Memory](), list[int](), list[int]()
+        first = 0
+        for block in blocks:
+            place = shared_shelf.place(block)
+            if not memories or place.memory is not memories[-1]:
+                memories.append(place.memory)
+                starts.append(first)
+                offsets.append(place.offset)
+            first += len(block)
+        at = np.searchsorted(starts, slots, side="right") - 1
+        where = np.empty((len(slots), 5), np.int64)
+        where[:, 0] = at
+        where[:, 1] = (slots - np.array(starts)[at]) * row + np.array(offsets)[at]
+        where[:, 2:] = [stop - start for start, stop in self.box]
+        if self._whole:
+            number = np.array(sorted(self._whole))
+            y0, x0, y1, x1 = windows.boxes[number].T
+            samples = [self._whole[k].page.shape[2] if windows.bands is None else len(windows.bands) for k in number]
+            shapes = np.column_stack([y1 - y0, x1 - x0, samples])
+            sizes = shapes.prod(axis=1) * self.form.dtype.itemsize
+            begins = np.cumsum(sizes) - sizes
+            scratch = shared_shelf.empty((max(1, int(sizes.sum())),), np.dtype(np.uint8))
+            place = shared_shelf.place(scratch)
+            for k, begin, shape in zip(number.tolist(), begins.tolist(), shapes.tolist(), strict=True):
+                self._whole[k].pixels = np.ndarray(shape, self.form.dtype, scratch, begin)
+            where[number] = np.column_stack([np.full(len(number), len(memories)), begins + place.offset, shapes])
+            memories.append(place.memory)
+        return Placed(tuple(memories), where)
 
     def _finish(
         self, windows: Sequence[int], targets: Targets, own: Sequence[NDArray[Any]], slots: Int64s, threads: int | None
@@ -240,6 +323,18 @@ class _Scratch:
                 samples = whole.page.shape[2] if bands is None else len(bands)
                 whole.pixels = np.empty((y1 - y0, x1 - x0, samples), whole.page.dtype)
             return whole.pixels
+
+
+def _arenas(lengths: Sequence[int], row_bytes: int) -> list[int]:
+    """Rows of neighbouring blocks that share one memory: each is open in every process that reads."""
+    most = max(_ARENA_BYTES, sum(lengths) * row_bytes // _ARENAS)
+    rows: list[int] = []
+    for n in lengths:
+        if rows and (rows[-1] + n) * row_bytes <= most:
+            rows[-1] += n
+        else:
+            rows.append(n)
+    return rows
 
 
 def by_number(numbers: Int64s, count: int) -> list[Int64s]:

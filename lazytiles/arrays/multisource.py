@@ -415,6 +415,7 @@ class MultiSourceArray(Travels, LazyArray):
         done: Callable[[int, NDArray[Any] | LazyTilesError], None],
         *,
         threads: int | None = None,
+        readers: int | None = None,
         stop: threading.Event | None = None,
     ) -> None:
         """Read several batches as one plan, each segment decoded once for all of them.
@@ -425,6 +426,7 @@ class MultiSourceArray(Travels, LazyArray):
         done : called once for each batch, ``done(k, array or error)``, as soon as it is complete; early batches
             first where that is possible. The array is new, contiguous and the caller's own
         threads : threads that decode
+        readers : processes that decode instead; None as configured
         stop : set by anyone to leave the rest undone
         """
         if self._form is None:
@@ -432,8 +434,9 @@ class MultiSourceArray(Travels, LazyArray):
                 done(k, result)
             return
         places = [request(positions(batch), self.shape, row_axes=self._row_axes) for batch in batches]
+        options: dict[str, Any] = {"threads": threads, "readers": readers, "stop": stop}
         if places:
-            for k, result in read_blocks(places, self.shape[1:], self._form, self._parts, threads=threads, stop=stop):
+            for k, result in read_blocks(places, self.shape[1:], self._form, self._parts, **options):
                 done(k, result)
                 del result  # a batch that its consumer dropped is not kept alive here
 
@@ -456,7 +459,7 @@ class MultiSourceArray(Travels, LazyArray):
         if of_epoch:
             raise TypeError(f"{', '.join(of_epoch)} is for a whole epoch, plan() without indices")
         asked = request(select_rows(indices, len(self)), self.shape, row_axes=self._row_axes)
-        return gathered(self._parts(asked.rows), asked.box, None, self._form)[0].plan()
+        return gathered(self._parts(asked.rows), asked.box, None, self._form).plan()
 
     def verify(self) -> None:
         """Open every region's tags once and refuse, in one error, all windows and files that cannot be read.

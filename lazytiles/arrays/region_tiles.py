@@ -260,8 +260,8 @@ class RegionTiles(LazyArray):
             for kind, row, cause in found
         ]
 
-    def add_to(self, gather: Gather, rows: Int64s, frames: Int64s, slots: Int64s, absent: list[Int64s]) -> None:
-        """Put some of its tiles on the way; `absent` collects the slots of missing frames."""
+    def add_to(self, gather: Gather, rows: Int64s, frames: Int64s, slots: Int64s) -> None:
+        """Put some of its tiles on the way."""
         single = len(self.regions) == 1
         for frame in range(len(self.regions)) if not single else (0,):
             chosen = slice(None) if single else np.flatnonzero(frames == frame)
@@ -270,7 +270,7 @@ class RegionTiles(LazyArray):
                 continue
             page = self._named_page(frame, int(wanted[0]))
             if page is None:
-                absent.append(slots[chosen])
+                gather.leave_out(slots[chosen])
                 continue
             if not self._sound:
                 self.check(page, wanted)
@@ -321,8 +321,8 @@ def stamp(path: str) -> tuple[int, int]:
 Parts: TypeAlias = "Sequence[tuple[RegionTiles, Int64s, tuple[Int64s, ...]]]"
 
 
-def gathered(parts: Parts, box: Box, origins: Int64s | None, form: TileForm) -> tuple[Gather, list[Int64s]]:
-    """Tiles of some regions on their way into blocks, and the slots of missing frames.
+def gathered(parts: Parts, box: Box, origins: Int64s | None, form: TileForm) -> Gather:
+    """Tiles of some regions on their way into blocks.
 
     Parameters
     ----------
@@ -340,12 +340,11 @@ def gathered(parts: Parts, box: Box, origins: Int64s | None, form: TileForm) -> 
 
     open_ahead(parts)
     gather = Gather(form, box, origins, name)
-    absent: list[Int64s] = []
     for tiles, slots, places in parts:
         frames = places[1] if tiles.timed else np.zeros(len(slots), dtype=np.int64)
         where.append((tiles, slots, places[0]))
-        tiles.add_to(gather, places[0], frames, slots, absent)
-    return gather, absent
+        tiles.add_to(gather, places[0], frames, slots)
+    return gather
 
 
 def open_ahead(parts: Parts) -> None:
@@ -379,14 +378,12 @@ def read_tiles(
         short = _slices(parts, asked, form, shape, out)
         if short is not None:
             return short
-    block = np.empty(shape, form.dtype) if out is None else out.reshape(shape)
-    gather, absent = gathered(parts, asked.box, asked.origins, form)
-    for slots in absent:
-        block[slots] = 0
-    if all(shape):
-        for _, error in gather.read([block], threads=threads):
-            if error is not None:
-                raise error
+    gather = gathered(parts, asked.box, asked.origins, form)
+    if not all(shape):
+        return np.empty(shape, form.dtype) if out is None else out.reshape(shape)
+    ((_, block),) = gather.read([shape[0]], out=out, threads=threads)
+    if isinstance(block, LazyTilesError):
+        raise block
     return block
 
 

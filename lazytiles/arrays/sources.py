@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from lazytiles.arrays.gather import Gather, TileForm
 from lazytiles.arrays.region_tiles import RegionTiles, gathered, open_ahead
 from lazytiles.arrays.view import read_box
-from lazytiles.buffers import shelf
 from lazytiles.errors import LazyTilesError, LimitError
 from lazytiles.images.reader import check_limit
 from lazytiles.indexing.requests import Request
@@ -59,6 +58,7 @@ def read_blocks(
     parts_of: Callable[[tuple[Int64s, ...]], list[Part]],
     *,
     threads: int | None = None,
+    readers: int | None = None,
     stop: threading.Event | None = None,
 ) -> Iterator[tuple[int, NDArray[Any] | LazyTilesError]]:
     """Read batches of whole tiles together.
@@ -69,7 +69,7 @@ def read_blocks(
     inner : shape of a sample, ([frames,] height, width, bands)
     form : what the tiles look like
     parts_of : which regions some rows lie in, as in `gathered`
-    threads, stop : as in `lazytiles.images.reader.carry_out`
+    threads, readers, stop : as in `Gather.read`
 
     Yields
     ------
@@ -86,24 +86,20 @@ def read_blocks(
         yield from ((number, refusal) for number in range(len(lengths)))
         return
     rows = tuple(np.concatenate(column) for column in zip(*(place.rows for place in places), strict=True))
-    gather, absent, failed = _collected(parts_of(rows), box, form, starts)
-    blocks: list[Any] = [shelf.empty((length, *inner[-3:]), form.dtype) for length in lengths]
-    for slots in absent:
-        for slot in slots.tolist():
-            number = int(np.searchsorted(starts, slot, side="right")) - 1
-            blocks[number][slot - starts[number]] = 0
+    gather, failed = _collected(parts_of(rows), box, form, starts)
     yield from failed.items()
-    for number, error in gather.read(blocks, threads=threads, stop=stop, aside=True):
-        block, blocks[number] = blocks[number], None
+    for number, result in gather.read(lengths, threads=threads, readers=readers, stop=stop, aside=True):
         if number not in failed:
-            yield number, error or block.reshape(lengths[number] // frames, *inner)
-        del block  # a batch that its consumer dropped is not kept alive here
+            if not isinstance(result, LazyTilesError):
+                result = result.reshape(lengths[number] // frames, *inner)
+            yield number, result
+        del result  # a batch that its consumer dropped is not kept alive here
 
 
 def _collected(
     parts: Sequence[Part], box: Box, form: TileForm, starts: Int64s
-) -> tuple[Gather, list[Int64s], dict[int, LazyTilesError]]:
-    """The tiles on their way, the slots of missing frames, and the batches that have failed already."""
+) -> tuple[Gather, dict[int, LazyTilesError]]:
+    """The tiles on their way, and the batches that have failed already."""
     open_ahead(parts)
     failed: dict[int, LazyTilesError] = {}
     good: list[Part] = []
@@ -112,8 +108,7 @@ def _collected(
             good.append(part)
         else:
             good += _by_batch(part, box, form, starts, failed)
-    gather, absent = gathered(good, box, None, form)
-    return gather, absent, failed
+    return gathered(good, box, None, form), failed
 
 
 def _opens(part: Part, box: Box, form: TileForm) -> LazyTilesError | None:

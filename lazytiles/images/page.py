@@ -51,6 +51,7 @@ class Page:
     samples_axis : whether users see a samples axis
     palette : whether samples are places in a table of colours
     placed : whether the file says where on the ground its pixels are
+    origin : by what it is opened again from its file, in another process too; None where it cannot be
     """
 
     file: FileKey
@@ -68,6 +69,7 @@ class Page:
     samples_axis: bool
     palette: bool = False
     placed: bool = False
+    origin: Any = None
 
     @property
     def key(self) -> tuple[FileKey, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import os
 from collections.abc import Sequence
@@ -13,9 +12,10 @@ from numpy.typing import NDArray
 
 from lazytiles.display import CHEAP_BYTES, stretched
 from lazytiles.errors import RegionError
-from lazytiles.images.containers import identify, other_pages
+from lazytiles.images.containers import identify
 from lazytiles.images.files import FileKey, pool
-from lazytiles.images.page import Page, facts, levels_of, page_at, parsed, stack_planes
+from lazytiles.images.opening import Where, level_shapes, open_pages
+from lazytiles.images.page import Page
 from lazytiles.images.plan import Plan, Windows, planned
 from lazytiles.images.reader import carry_out, check_limit
 from lazytiles.images.resample import to_integers
@@ -25,7 +25,6 @@ from lazytiles.verbs import verb
 
 Int64s = NDArray[np.int64]
 Bands = Sequence[int] | str | None
-Where = tuple[str | None, int | str, int]  # dataset, page, level
 
 LUMA = (299, 587, 114)  # thousandths of red, green and blue: ITU-R BT.601, as Pillow and OpenCV weigh them
 
@@ -87,7 +86,7 @@ class Region(LazyArray):
     def levels(self) -> tuple[tuple[int, ...], ...]:
         """Shapes (height, width) of the pyramid that the page heads, largest first."""
         if self._levels is None:
-            self._levels = _level_shapes(*self._reopen)
+            self._levels = level_shapes(*self._reopen)
         return self._levels
 
     @property
@@ -343,7 +342,7 @@ def asked_bands(bands: Any) -> tuple[int, ...] | str | None:
 
 
 def _region(key: FileKey, where: Where, bands: tuple[int, ...] | str | None, gray: bool) -> Region:
-    pages, stacked = _open_pages(key, *where)
+    pages, stacked = open_pages(key, *where)
     if bands is not None and gray:
         raise ValueError("pass bands= or gray=True, not both")
     read = bands_read(pages[0], bands, gray)
@@ -351,60 +350,6 @@ def _region(key: FileKey, where: Where, bands: tuple[int, ...] | str | None, gra
         read = (0, 0, 0)
     chosen = None if bands is None else read
     return Region(pages, stacked=stacked, bands=chosen, gray=gray, reopen=(key, *where))
-
-
-def _open_pages(key: FileKey, inner: str | None, page: int | str, level: int) -> tuple[list[Page], bool]:
-    other = other_pages(key, inner, page)
-    if other is not None:
-        if level:
-            raise RegionError(f"{key.path}: has no level {level}; it has levels 0 to 0")
-        return other
-    with parsed(key) as tiff:
-        if page == "all":
-            if level:
-                raise RegionError(f"{key.path}: level={level} together with page='all' is not supported")
-            return _all_pages(key, tiff), True
-        if not level:
-            return [facts(key, page_at(tiff, int(page)), str(page))], False
-        levels = levels_of(tiff, int(page))
-        if level >= len(levels):
-            raise RegionError(f"{key.path} page {page}: has no level {level}; it has levels 0 to {len(levels) - 1}")
-        return [facts(key, levels[level], f"{page} level {level}")], False
-
-
-def _all_pages(key: FileKey, tiff: Any) -> list[Page]:
-    images = _images_in_one_page(tiff) if len(tiff.pages) == 1 else 1
-    if images > 1:
-        return stack_planes(facts(key, page_at(tiff, 0), "0"), images)
-    pages = [(k, page_at(tiff, k)) for k in range(len(tiff.pages))]
-    chosen = [facts(key, p, str(k)) for k, p in pages if not p.subfiletype & 5]  # neither overviews nor masks
-    if not chosen:
-        raise RegionError(f"{key.path}: has no full-resolution page")
-    for other in chosen[1:]:
-        if (other.shape, other.dtype) != (chosen[0].shape, chosen[0].dtype):
-            raise RegionError(
-                f"{other}: is {other.shape} {other.dtype}, page {chosen[0].number} is {chosen[0].shape} "
-                f"{chosen[0].dtype}; pages of one shape stack, open others by page=k"
-            )
-    return chosen
-
-
-def _images_in_one_page(tiff: Any) -> int:
-    """How many images the only directory of a file stands for, as ImageJ and tifffile may write a stack."""
-    if tiff.is_imagej and tiff.imagej_metadata:
-        return int(tiff.imagej_metadata.get("images", 1))
-    shaped = tiff.shaped_metadata
-    if shaped and shaped[0].get("truncated"):
-        return int(math.prod(shaped[0]["shape"])) // math.prod(page_at(tiff, 0).shape)
-    return 1
-
-
-def _level_shapes(key: FileKey, inner: str | None, page: int | str, level: int) -> tuple[tuple[int, ...], ...]:
-    other = other_pages(key, inner, page)
-    if page == "all" or other is not None:
-        return () if other is None or other[1] else (other[0][0].shape[:2],)
-    with parsed(key) as tiff:
-        return tuple((p.imagelength, p.imagewidth) for p in levels_of(tiff, int(page)))
 
 
 def _reopened(key: FileKey, where: Where, bands: tuple[int, ...] | None, gray: bool, has_samples: bool) -> Region:
