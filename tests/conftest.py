@@ -52,9 +52,13 @@ _STANDING_THREADS = ("lazytiles-shared", "pytest_timeout", "Profile", "IO loop",
 
 
 def _descriptors() -> Counter[str]:
-    """What each open descriptor leads to, without the bounded pool of image files."""
+    """What each open descriptor leads to, without the bounded pool of image files and the reader processes."""
     found: Counter[str] = Counter()
+    workers = sys.modules.get("lazytiles.images.workers")
+    standing = set() if workers is None else workers.readers.descriptors()
     for name in os.listdir("/proc/self/fd"):
+        if int(name) in standing:
+            continue
         try:
             target = os.readlink(f"/proc/self/fd/{name}")
         except OSError:
@@ -93,7 +97,10 @@ def _children() -> Counter[str]:
 
 
 def _close_shared_files() -> None:
-    """Empty the library's pool of descriptors, which is bounded and outlives a read on purpose."""
+    """Empty the library's pools of descriptors and memory, which are bounded and outlive a read on purpose."""
+    buffers = sys.modules.get("lazytiles.buffers")
+    if buffers is not None:
+        buffers.shared_shelf.clear()
     files = sys.modules.get("lazytiles.images.files")
     if files is not None:
         files.pool.clear()

@@ -91,6 +91,7 @@ class SegmentCache:
         self._finds = 0  # runs found of late,
         self._soon = 0  # and how many of them were among the latest quarter of those that are kept
         self._refused = 0
+        self.clears = 0  # how often all was forgotten, by which workers know that they should too
 
     def enter(self, claim: Claim) -> Claim | None:
         """Set what a claim finds, misses and keeps; or give another one to wait for before it is entered again."""
@@ -252,6 +253,7 @@ class SegmentCache:
     def clear(self) -> None:
         """Forget every array."""
         with self._lock:
+            self.clears += 1
             self._empty()
 
     def _empty(self) -> None:

@@ -86,9 +86,11 @@ class Plan:
     bytes_decoded: int
     bytes_delivered: int
 
-    def part(self, first: int, stop: int) -> Plan:
-        """The jobs ``first:stop`` alone, with the numbers that the windows have; small enough to send."""
-        begin, end = self.starts[first], self.starts[stop]
+    def part(self, numbers: Int64s) -> Plan:
+        """Some jobs alone, about the same windows; small enough to send, but for the pages."""
+        lengths = self.starts[numbers + 1] - self.starts[numbers]
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        inner = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
         none = self.raw[:0]
         return replace(
             self,
@@ -97,10 +99,10 @@ class Plan:
             raw=none,
             empty=none,
             raw_bytes=0,
-            jobs=self.jobs[first:stop],
-            starts=self.starts[first : stop + 1] - begin,
-            pieces=self.pieces[begin:end],
-            ranges=self.ranges[first:stop],
+            jobs=self.jobs[numbers],
+            starts=starts,
+            pieces=self.pieces[np.repeat(self.starts[numbers], lengths) + inner],
+            ranges=self.ranges[numbers],
         )
 
     def __repr__(self) -> str:

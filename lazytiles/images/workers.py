@@ -26,6 +26,7 @@ from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ from numpy.typing import NDArray
 from lazytiles.buffers import Memory, Placed
 from lazytiles.config import configure, cores, count, counters, settings, when_configured
 from lazytiles.errors import LazyTilesError
+from lazytiles.images.cache import cache, clear_cache
 from lazytiles.images.files import FileKey
 from lazytiles.images.jobs import COUNTED, Counts, Jobs, Settled
 from lazytiles.images.opening import reopened
@@ -49,6 +51,7 @@ _TRIES = 2  # workers that a part may kill
 _STARTS = 3  # workers that may die before they were ready, until no more are started
 _LEAST_JOBS = 16  # of a plan that is worth sending
 _MOST_JOBS = 16  # of a part
+_TALL, _WIDE = 1024, 4  # rows of strips, and rows and columns of tiles, that one worker keeps together
 _PATIENCE_S = 0.2  # between looks for workers that have come or gone
 
 
@@ -62,6 +65,7 @@ class Part(NamedTuple):
     places : int64, shape (k, 6): window, number of the memory, first byte, height, width, bands
     dtype : of the pixels
     limits : the settings under which it is read
+    clears : how often the cache of the process that asks was cleared
     new : (number, bytes) of memory whose descriptors come with the part
     gone : numbers of memory that will not be used again
     """
@@ -71,6 +75,7 @@ class Part(NamedTuple):
     places: NDArray[np.int64]
     dtype: np.dtype[Any]
     limits: dict[str, Any]
+    clears: int
     new: tuple[tuple[int, int], ...]
     gone: tuple[int, ...]
 
@@ -171,6 +176,9 @@ def _keep_up(part: Part, fds: Sequence[int]) -> None:
             _maps.pop(number, None)
         if part.limits != asdict(settings()):
             configure(**part.limits)
+        if part.clears > cache.clears:
+            clear_cache()
+            cache.clears = part.clears
 
 
 def _plain(error: LazyTilesError) -> LazyTilesError:
@@ -270,15 +278,19 @@ class Worker:
             for _, theirs in pairs:
                 theirs.close()
         self.connections = [Connection(self, ours) for ours, _ in pairs]
+        self.idle: queue.LifoQueue[Connection] = queue.LifoQueue()
         self.is_ready = False
+        self.is_gone = False
 
     def kill(self) -> None:
         """End it at once; nothing of it writes afterwards."""
+        self.is_gone = True
         self._process.kill()
         self._process.wait()
 
     def close(self) -> None:
         """Let it end by itself, or end it where it does not."""
+        self.is_gone = True
         for connection in self.connections:
             connection.close()
         try:
@@ -306,7 +318,6 @@ class Readers:
 
     def __init__(self) -> None:
         self._workers: list[Worker] = []
-        self._idle: queue.LifoQueue[Connection] = queue.LifoQueue()
         self._lock = threading.Lock()
         self._failures = 0  # workers that died before they were ready
 
@@ -341,37 +352,47 @@ class Readers:
             worker.is_ready = True
             self._failures = 0
             for each in worker.connections:
-                self._idle.put(each)
+                worker.idle.put(each)
 
-    def take(self) -> Connection | None:
-        """A connection that nobody uses, waited for; None while no worker is ready."""
+    def take(self, number: int, *, is_bound: bool) -> Connection | None:
+        """A connection of a worker, waited for; None while that worker is not ready.
+
+        Parameters
+        ----------
+        number : of the worker; it wraps around
+        is_bound : whether it must be that worker, because it keeps what it decodes
+        """
         while True:
             with self._lock:
                 self._look()
-                if not any(worker.is_ready for worker in self._workers):
-                    return None
+                first = number % max(1, len(self._workers))
+                turned = [*self._workers[first:], *self._workers[:first]]
+            ready = [worker for worker in turned[: 1 if is_bound else None] if worker.is_ready and not worker.is_gone]
+            if not ready:
+                return None
+            for worker in ready:
+                with suppress(queue.Empty):
+                    return worker.idle.get_nowait()
             with suppress(queue.Empty):
-                connection = self._idle.get(timeout=_PATIENCE_S)
-                if connection.worker in self._workers:
-                    return connection
+                return ready[0].idle.get(timeout=_PATIENCE_S)
 
     def give(self, connection: Connection) -> None:
         """A connection comes back."""
-        if connection.worker in self._workers:
-            self._idle.put(connection)
+        connection.worker.idle.put(connection)
 
     def bury(self, worker: Worker) -> None:
-        """Forget a worker that is gone; another takes its place when the next plan is read."""
+        """Put another worker in the place of one that is gone."""
         with self._lock:
             if worker in self._workers:
-                self._workers.remove(worker)
+                # Its place is kept, so that the others go on with the segments that are theirs.
+                self._workers[self._workers.index(worker)] = Worker(len(worker.connections))
                 worker.kill()
                 worker.close()
 
     def close(self) -> None:
         """End all workers."""
         with self._lock:
-            workers, self._workers, self._idle = self._workers, [], queue.LifoQueue()
+            workers, self._workers = self._workers, []
             for worker in workers:
                 worker.close()
 
@@ -379,6 +400,11 @@ class Readers:
         """End the workers that are more than the settings allow."""
         if not settings().readers:
             self.close()
+
+    def descriptors(self) -> set[int]:
+        """The descriptors of all connections."""
+        with self._lock:
+            return {each.fileno() for worker in self._workers for each in worker.connections}
 
     def forget(self) -> None:
         """Start anew in a forked child; the workers are the parent's."""
@@ -409,32 +435,44 @@ class Parts:
     ----------
     plan : sendable
     placed : where the pixels of each window go
-    jobs : its jobs with the same memory as targets, for parts that are read here while no worker is ready
+    jobs : its jobs with the same memory as targets, for what is done here: what is kept decoded here, and what is
+        wanted while a worker is not ready
     workers : how many processes read
     """
 
     def __init__(self, plan: Plan, placed: Placed, jobs: Jobs, workers: int) -> None:
-        self._plan, self._placed, self._jobs = plan, placed, jobs
+        self._plan, self._placed, self._jobs, limits = plan, placed, jobs, settings()
         self.connections = readers.connections(workers)
-        size = max(1, min(_MOST_JOBS, len(plan.jobs) // (4 * max(1, self.connections))))
-        self._cuts = [*range(0, len(plan.jobs), size), len(plan.jobs)]
-        limits = settings()
+        size = max(1, min(_MOST_JOBS, len(plan.jobs) // (8 * max(1, self.connections))))
+        self._keeps = limits.cache_bytes > 0
+        self._parts: list[tuple[int, Int64s]] = []  # which worker, or -1 for this process, and which jobs
+        if self._keeps:
+            owners = _owners(plan, workers)
+            every = [(k, np.flatnonzero(owners == k)) for k in range(-1, workers)]
+            cut = [(k, numbers[at : at + size]) for k, numbers in every for at in range(0, len(numbers), size)]
+            # What is kept here comes first, then what is wanted first.
+            self._parts = sorted(cut, key=lambda part: (part[0] >= 0, part[1][0]))
+        else:
+            everything = np.arange(len(plan.jobs))
+            self._parts = [(k, everything[at : at + size]) for k, at in enumerate(range(0, len(everything), size))]
         self._limits = asdict(limits) | {"readers": 0, "cache_bytes": limits.cache_bytes // (workers + 1)}
         self._limits["open_files"] = max(1, limits.open_files // (workers + 1))
 
     def __len__(self) -> int:
-        return len(self._cuts) - 1
+        return len(self._parts)
 
     def do(self, number: int) -> Settled:
-        """Have a part carried out by a worker that is free."""
-        first, stop = self._cuts[number], self._cuts[number + 1]
-        pieces = self._plan.pieces[self._plan.starts[first] : self._plan.starts[stop], 0]
+        """Have a part carried out by a worker that is free, or the one that keeps its segments."""
+        owner, jobs = self._parts[number]
+        if owner < 0:
+            return self._do_here(jobs)
+        plan = self._plan.part(jobs)
         for _ in range(_TRIES):
-            connection = readers.take()
+            connection = readers.take(owner, is_bound=self._keeps)
             if connection is None:
-                return self._do_here(range(first, stop))
+                return self._do_here(jobs)
             try:
-                answer = connection.ask(*self._part(first, stop, pieces))
+                answer = connection.ask(*self._part(plan))
             except GoneError:
                 readers.bury(connection.worker)
                 continue
@@ -443,33 +481,44 @@ class Parts:
                 raise answer.error
             for name, amount in answer.counted.items():
                 count(name, amount)
-            return Settled([w for w in pieces.tolist() if w not in answer.failed], answer.failed)
-        pages = sorted({str(self._plan.windows.pages[k]) for k in np.unique(self._plan.jobs[first:stop, 0]).tolist()})
+            return Settled([w for w in plan.pieces[:, 0].tolist() if w not in answer.failed], answer.failed)
+        pages = sorted({str(plan.windows.pages[k]) for k in np.unique(plan.jobs[:, 0]).tolist()})
         error = LazyTilesError(
             f"{_TRIES} reader processes died while they read {', '.join(pages[:3])}: memory ran out, or a codec "
             "crashed; read these windows with readers=0 to see which, or leave them out"
         )
-        return Settled([], dict.fromkeys(pieces.tolist(), error))
+        return Settled([], dict.fromkeys(plan.pieces[:, 0].tolist(), error))
 
-    def _do_here(self, numbers: range) -> Settled:
+    def _do_here(self, numbers: Int64s) -> Settled:
         pieces: list[int] = []
         failed: dict[int, LazyTilesError] = {}
-        for number in numbers:
+        for number in numbers.tolist():
             done = self._jobs.do(number)
             pieces += done.pieces
             failed.update(done.failed)
         return Settled(pieces, failed)
 
-    def _part(self, first: int, stop: int, pieces: Int64s) -> tuple[Part, list[Memory]]:
-        plan, placed = self._plan.part(first, stop), self._placed
+    def _part(self, plan: Plan) -> tuple[Part, list[Memory]]:
+        placed = self._placed
         used, renumbered = np.unique(plan.jobs[:, 0], return_inverse=True)
-        pages = [self._plan.windows.pages[k] for k in used.tolist()]
+        pages = [plan.windows.pages[k] for k in used.tolist()]
         jobs = np.column_stack([renumbered, plan.jobs[:, 1:]])
         plan = replace(plan, windows=replace(plan.windows, pages=()), jobs=jobs)
-        windows = np.unique(pieces)
+        windows = np.unique(plan.pieces[:, 0])
         where = placed.where[windows]
         memories = [placed.memories[k] for k in np.unique(where[:, 0]).tolist()]
         numbers = np.array([memory.number for memory in placed.memories])
         places = np.column_stack([windows, numbers[where[:, 0]], where[:, 1:]])
         keys = tuple((page.file, page.origin) for page in pages)
-        return Part(keys, plan, places, pages[0].dtype, self._limits, (), ()), memories
+        return Part(keys, plan, places, pages[0].dtype, self._limits, cache.clears, (), ()), memories
+
+
+def _owners(plan: Plan, workers: int) -> Int64s:
+    """Which worker keeps the segments of each job; -1 where this process keeps them already."""
+    pages = plan.windows.pages
+    jobs = plan.jobs.tolist()
+    held = cache.held((pages[at].key, first, first + length) for at, first, length, _, _ in jobs)
+    tall = [_TALL if page.grid[1] == 1 else _WIDE for page in pages]
+    seeds = [crc32(repr((page.file.path, page.number)).encode()) for page in pages]
+    owners = [seeds[at] + row // tall[at] + 31 * (column // tall[at]) for at, _, _, row, column in jobs]
+    return np.where(held, -1, np.array(owners) % workers)

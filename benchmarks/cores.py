@@ -1,0 +1,223 @@
+"""How reading grows with the cores: ``python -m benchmarks.cores``; segments a second by threads and by processes.
+
+With ``--sleep 0.001`` every decoder sleeps instead of computing, which shows the serial part of the reader on any
+machine: what sleeping alone would reach is known.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import lazytiles as lt
+from benchmarks import readers, workloads
+from lazytiles.config import cores
+from lazytiles.images import jobs as jobs_room
+from lazytiles.images import workers
+from lazytiles.images.codecs import Codec
+
+BATCHES = 16
+_blank: dict[tuple[int, ...], np.ndarray] = {}
+
+
+def sleep_instead(seconds: float) -> None:
+    """Let every TIFF segment take so long, and be blank."""
+
+    def blank(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        return _blank.setdefault((*shape, hash(dtype)), np.zeros(shape, dtype))
+
+    def one(self: Codec, data: Any, index: int, row: int, column: int) -> np.ndarray:
+        time.sleep(seconds)
+        return blank(self.segment, self.dtype)
+
+    def run(self: Codec, datas: Any, sizes: Any, row: int, rows: int) -> np.ndarray:
+        time.sleep(seconds * len(sizes))
+        return blank((min(rows, self.segment[0] * len(sizes)), *self.segment[1:]), self.dtype)
+
+    Codec.__call__ = one  # type: ignore[method-assign]
+    Codec.decode_run = run  # type: ignore[method-assign]
+
+
+class _Alone:
+    """The decoding of a plan's segments and nothing else: their bytes are read before, what comes out is dropped."""
+
+    def __init__(self, tiles: lt.MultiSourceArray, batches: list[np.ndarray]) -> None:
+        plan = tiles.plan(np.concatenate(batches))
+        self.jobs = jobs_room.Jobs(plan.windows.pages, plan, {}, [])
+        self.numbers = range(len(plan.jobs))
+        kept: dict[int, list[bytes]] = {}
+        read = jobs_room.pool.read
+        for number in self.numbers:
+            kept[number] = []
+            jobs_room.pool.read = lambda *where, to=kept[number]: to.append(read(*where)) or to[-1]  # type: ignore[method-assign]
+            self._decode(number, None)
+        del jobs_room.pool.read  # type: ignore[method-assign]
+        self.kept = kept
+
+    def _decode(self, number: int, data: Any) -> None:
+        at, first, length, row, column = self.jobs.jobs[number]
+        page = self.jobs.pages[at]
+        pieces = self.jobs.pieces[self.jobs.starts[number] : self.jobs.starts[number + 1]]
+        if data is None:
+            where = self.jobs.ranges[number]
+            self.jobs._decode(page, range(first, first + length), row, column, int(pieces[:, 2].max()), where)
+        else:
+            sizes = page.counts[first : first + length].tolist()
+            jobs_room._decoded(page, range(first, first + length), row, column, int(pieces[:, 2].max()), data, sizes)
+
+    def __call__(self, threads: int) -> None:
+        with ThreadPoolExecutor(threads) as pool:
+            parts = [self.numbers[k::threads] for k in range(threads)]
+            list(pool.map(lambda part: [self._decode(k, self.kept[k]) for k in part], parts))
+
+
+class _ByHand:
+    """What people write for a `DataLoader`: one window at a time, its segments decoded, nothing shared."""
+
+    def __init__(self, workload: workloads.Workload) -> None:
+        self.tiles = workload
+        self.read = readers.Limit(workload, readers.lazytiles_reader(workload))
+
+    def __getitem__(self, k: int) -> np.ndarray:
+        self.read.prepare(np.array([k]))
+        return self.read(np.array([k]))[0]
+
+
+def _segments(tiles: lt.MultiSourceArray, batches: list[np.ndarray]) -> int:
+    return int(tiles.plan(np.concatenate(batches)).segments)
+
+
+def _processor_s() -> float:
+    """Processor time of this process and of its workers so far."""
+    total = time.process_time()
+    ticks = 100
+    for worker in workers.readers._workers:
+        fields = Path(f"/proc/{worker._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        total += (int(fields[11]) + int(fields[12])) / ticks
+    return total
+
+
+def _ways(workload: workloads.Workload, n: int, each: int) -> dict[str, Callable[[list[np.ndarray]], None]]:
+    tiles = readers.open_workload(workload)
+    processes = max(1, n // each)
+
+    def threads(batches: list[np.ndarray]) -> None:
+        tiles.take_batches(batches, lambda k, batch: None, threads=n, readers=0)
+
+    def by_readers(batches: list[np.ndarray]) -> None:
+        tiles.take_batches(batches, lambda k, batch: None, readers=processes)
+
+    return {"threads": threads, "readers": by_readers}
+
+
+def measure(workload: workloads.Workload, n: int, *, repeats: int, sleep: float, each: int) -> dict[str, float]:
+    """Segments a second of each way on n workers, medians of interleaved repeats."""
+    tiles, ways = readers.open_workload(workload), _ways(workload, n, min(n, each))
+    workers._MOST_THREADS = min(n, each)
+    batches = workload.batches(BATCHES, 0)
+    alone = None if sleep else _Alone(tiles, batches)
+    count = _segments(tiles, batches)
+    times: dict[str, list[float]] = {name: [] for name in (*ways, "alone")}
+    spent: dict[str, list[float]] = {name: [] for name in ways}
+    deadline = time.monotonic() + 30
+    while (n > 1 and not all(worker.is_ready for worker in workers.readers._workers)) or not workers.readers._workers:
+        ways["readers"](batches)
+        if time.monotonic() > deadline:
+            raise SystemExit("the reader processes do not start")
+    for repeat in range(repeats + 1):
+        for name, way in ways.items():
+            begin, before = time.perf_counter(), _processor_s()
+            way(batches)
+            if repeat:
+                times[name].append(time.perf_counter() - begin)
+                spent[name].append(_processor_s() - before)
+        if alone is not None:
+            begin = time.perf_counter()
+            alone(n)
+            if repeat:
+                times["alone"].append(time.perf_counter() - begin)
+    workers.readers.close()
+    row = {name: count / statistics.median(each) for name, each in times.items() if each}
+    if sleep:
+        row["alone"] = n / sleep
+    row |= {f"{name} us": statistics.median(each) / count * 1e6 for name, each in spent.items()}
+    return row
+
+
+def picture(results: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
+    """A line for each way and workload, beside the ideal."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+
+    figure, axes = pyplot.subplots(
+        1, len(results), figsize=(4 * len(results), 3.6), layout="constrained", squeeze=False
+    )
+    for ax, (name, rows) in zip(axes[0], results.items(), strict=True):
+        n = sorted(rows)
+        for way in ("alone", "readers", "threads"):
+            ax.plot(n, [rows[k][way] for k in n], marker="o", label=way)
+        first = rows[n[0]]["alone"] / n[0]
+        ax.plot(n, [first * k for k in n], color="grey", linestyle=":", label="ideal")
+        ax.set(title=name, xlabel="workers", ylabel="segments a second", xscale="log", yscale="log")
+        ax.set_xticks(n, [str(k) for k in n])
+    axes[0][0].legend()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("benchmarks-data"), help="where the images are made")
+    parser.add_argument("--workers", default="", help="numbers of workers, such as 1,2,4; default up to the cores")
+    parser.add_argument("--sleep", type=float, default=0.0, help="seconds that each decoder sleeps instead")
+    parser.add_argument("--only", default="W1,W2,W5")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads-a-process", type=int, default=2, help="threads of each reader process")
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--json", type=Path, nargs="?", const=Path("cores.json"))
+    parser.add_argument("--png", type=Path)
+    given = parser.parse_args()
+    n_cores = cores()
+    numbers = [int(k) for k in given.workers.split(",") if k] or [
+        1 << k for k in range(n_cores.bit_length()) if 1 << k <= n_cores
+    ]
+    given.folder.mkdir(parents=True, exist_ok=True)
+    made = {"W1": workloads.w1, "W2": workloads.w2, "W3": workloads.w3, "W5": workloads.w5}
+    every = {name: made[name](given.folder, full=given.full) for name in given.only.split(",")}
+    if given.sleep:
+        sleep_instead(given.sleep)
+        workers.PROGRAM = f"from benchmarks.cores import sleep_instead; sleep_instead({given.sleep}); {workers.PROGRAM}"
+    lt.configure(cache_bytes=0)
+    results: dict[str, dict[int, dict[str, float]]] = {}
+    for name, workload in every.items():
+        options = {"repeats": given.repeats, "sleep": given.sleep, "each": given.threads_a_process}
+        results[name] = {n: measure(workload, n, **options) for n in numbers}
+    table = Table(
+        "workload", "workers", "threads", "readers", "alone", "readers / alone", "us a segment: threads", "readers"
+    )
+    for name, rows in results.items():
+        for n, row in rows.items():
+            figures = [f"{row[way]:,.0f}" for way in ("threads", "readers", "alone")]
+            ratio = f"{row['readers'] / row['alone']:.2f}"
+            table.add_row(name, str(n), *figures, ratio, f"{row['threads us']:.0f}", f"{row['readers us']:.0f}")
+    Console(width=110).print(table)
+    if given.json:
+        about = {"machine": platform.processor() or platform.machine(), "cores": n_cores, "sleep_s": given.sleep}
+        given.json.write_text(json.dumps(about | {"segments_a_second": results}, indent=1))
+    if given.png:
+        picture(results, given.png)
+
+
+if __name__ == "__main__":
+    main()
