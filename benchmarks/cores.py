@@ -102,8 +102,8 @@ def _processor_s() -> float:
     """Processor time of this process and of its workers so far."""
     total = time.process_time()
     ticks = 100
-    for worker in workers.readers._workers:
-        fields = Path(f"/proc/{worker._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    for worker in workers.readers.workers:
+        fields = Path(f"/proc/{worker.pid}/stat").read_text().rsplit(")", 1)[1].split()
         total += (int(fields[11]) + int(fields[12])) / ticks
     return total
 
@@ -131,7 +131,7 @@ def measure(workload: workloads.Workload, n: int, *, repeats: int, sleep: float,
     times: dict[str, list[float]] = {name: [] for name in (*ways, "alone")}
     spent: dict[str, list[float]] = {name: [] for name in ways}
     deadline = time.monotonic() + 30
-    while (n > 1 and not all(worker.is_ready for worker in workers.readers._workers)) or not workers.readers._workers:
+    while (n > 1 and not all(worker.is_ready for worker in workers.readers.workers)) or not workers.readers.workers:
         ways["readers"](batches)
         if time.monotonic() > deadline:
             raise SystemExit("the reader processes do not start")
@@ -160,10 +160,9 @@ def picture(results: dict[str, dict[int, dict[str, float]]], path: Path) -> None
     import matplotlib as mpl
 
     mpl.use("Agg")
+    from matplotlib import pyplot as plt
 
-    figure, axes = pyplot.subplots(
-        1, len(results), figsize=(4 * len(results), 3.6), layout="constrained", squeeze=False
-    )
+    figure, axes = plt.subplots(1, len(results), figsize=(4 * len(results), 3.6), layout="constrained", squeeze=False)
     for ax, (name, rows) in zip(axes[0], results.items(), strict=True):
         n = sorted(rows)
         for way in ("alone", "readers", "threads"):

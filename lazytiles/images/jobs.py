@@ -52,6 +52,11 @@ class Jobs:
         self.jobs, self.ranges = plan.jobs.tolist(), plan.ranges.tolist()
         self.starts, self.pieces = plan.starts.tolist(), plan.pieces
 
+    def windows_of(self, number: int) -> list[int]:
+        """The window of each piece of a job."""
+        windows: list[int] = self.pieces[self.starts[number] : self.starts[number + 1], 0].tolist()
+        return windows
+
     def wanted(self, number: int) -> list[Range]:
         """The byte ranges of the segments of a job that are not kept decoded."""
         at, first, length = self.jobs[number][:3]

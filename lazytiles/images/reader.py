@@ -161,7 +161,11 @@ def carry_out(
     threads = threads or settings().threads
     progress.settle_windows(plan.empty.tolist(), _changed_files(plan))
     jobs = Jobs(plan.windows.pages, plan, targets, tally)
-    work: Callable[[int], Settled]
+    work: Callable[[int], None]
+
+    def settle(done: Settled) -> None:
+        progress.settle(*done)
+
     try:
         if any(page.file.is_remote for page in plan.windows.pages):
             yield from _from_afar(plan, jobs, progress, threads)
@@ -170,13 +174,17 @@ def carry_out(
             progress.settle_windows(*slice_windows(plan.windows, plan.raw.tolist(), targets))
         first = (lambda: _advise(plan)) if len(plan.jobs) > 1 else None
         if placed is not None and readers:
-            parts = Parts(plan, placed, jobs, readers)
-            work, n, threads = parts.do, len(parts), parts.connections
-        elif settings().cache_bytes:
+            parts = Parts(plan, placed, jobs, readers, settle, progress.is_enough)
+            # One thread talks to the workers; others read while no worker is ready, or what is kept here.
+            others = threads if parts.is_local else 0
+            tasks = [parts.run, *[parts.help] * others]
+            yield from _by_crew(lambda k: tasks[k](), len(tasks), progress, len(tasks), first=first, aside=aside)
+            return
+        if settings().cache_bytes:
             order = _kept_first(plan)
-            work, n = lambda k: jobs.do(order[k]), len(order)
+            work, n = lambda k: settle(jobs.do(order[k])), len(order)
         else:
-            work, n = jobs.do, len(plan.jobs)
+            work, n = lambda k: settle(jobs.do(k)), len(plan.jobs)
         yield from _by_crew(work, n, progress, min(threads, n), first=first, aside=aside)
     finally:
         sums = np.array([(0, plan.raw_bytes, 0), *tally]).sum(axis=0).tolist()
@@ -185,7 +193,7 @@ def carry_out(
 
 
 def _by_crew(
-    do: Callable[[int], Settled],
+    work: Callable[[int], None],
     jobs: int,
     progress: _Progress,
     threads: int,
@@ -197,10 +205,6 @@ def _by_crew(
     if not jobs:
         yield from progress.arrivals(lambda: True)
         return
-
-    def work(number: int) -> None:
-        progress.settle(*do(number))
-
     helpers = threads if aside else threads - 1
     crew = Crew(work, jobs, progress.is_enough, helpers=helpers, first=first, ended=progress.wake)
     try:
@@ -226,7 +230,8 @@ def _from_afar(plan: Plan, jobs: Jobs, progress: _Progress, threads: int) -> Ite
     wanted = [jobs.wanted(number) for number in range(len(plan.jobs))]
     for part in portions(wanted):
         with remote.ahead(item for k in part for item in wanted[k]):
-            yield from _by_crew(lambda k, first=part.start: jobs.do(first + k), len(part), progress, threads)  # type: ignore[misc]
+            first = part.start
+            yield from _by_crew(lambda k: progress.settle(*jobs.do(first + k)), len(part), progress, threads)
 
 
 def _changed_files(plan: Plan) -> dict[int, LazyTilesError]:

@@ -1,28 +1,30 @@
-"""Reader processes: each carries out parts of a plan and writes straight into the batches' shared memory.
+"""Reader processes: they carry out the jobs of one plan and write straight into the batches' shared memory.
 
 A worker imports the reader and nothing of the user's, has a connection for each of its threads, and ends when the
-process that started it does. It opens the pages that a part names by itself and keeps some of them. What goes over a
-connection is a few kilobytes: jobs and pieces as integers, the names of pages, descriptors of memory it has not seen.
+process that started it does. A plan lies in shared memory too; what goes over a connection is which of its jobs are
+to be done next, and that they are done.
 """
 
 from __future__ import annotations
 
 import atexit
+import itertools
 import mmap
 import os
 import pickle
-import queue
 import select
 import socket
 import struct
 import subprocess
 import sys
 import threading
+import time
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,53 +33,59 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.buffers import Memory, Placed
+from lazytiles.buffers import Memory, Placed, shared_shelf
 from lazytiles.config import configure, cores, count, counters, settings, when_configured
 from lazytiles.errors import LazyTilesError
 from lazytiles.images.cache import cache, clear_cache
 from lazytiles.images.files import FileKey
-from lazytiles.images.jobs import COUNTED, Counts, Jobs, Settled
+from lazytiles.images.jobs import COUNTED, Jobs, Settled
 from lazytiles.images.opening import reopened
 from lazytiles.images.page import Page
-from lazytiles.images.plan import Int64s, Plan
+from lazytiles.images.plan import Int64s, Plan, Windows
 
 PROGRAM = "from lazytiles.images.workers import serve; serve({fds})"  # what a worker runs
 
-_HEAD = struct.Struct("<QI")  # bytes of a message, descriptors beside it
-_MOST_DESCRIPTORS = 64  # in one message
-_MOST_PAGES = 2048  # that a worker keeps open facts of
+_HEAD = struct.Struct("<Q")  # bytes of a message
+_MOST_DESCRIPTORS = 250  # in one message
+_MOST_PAGES = 2048  # that a worker keeps facts of
+_MOST_PLANS = 8  # that a worker keeps
 _MOST_THREADS = 4  # of a worker
 _TRIES = 2  # workers that a part may kill
 _STARTS = 3  # workers that may die before they were ready, until no more are started
 _LEAST_JOBS = 16  # of a plan that is worth sending
 _MOST_JOBS = 16  # of a part
+_AHEAD = 2  # parts that a connection has at once, so that a worker never waits for the next
 _TALL, _WIDE = 1024, 4  # rows of strips, and rows and columns of tiles, that one worker keeps together
-_PATIENCE_S = 0.2  # between looks for workers that have come or gone
+_PATIENCE_S = 0.1  # between looks for workers that have come, and for a worker to end
 
 
-class Part(NamedTuple):
-    """Some jobs of a plan, and where the pixels of their windows go.
+_sheets = itertools.count()
+
+
+class Sheet(NamedTuple):
+    """A plan as workers see it.
 
     Parameters
     ----------
-    pages : by which each page is opened again
-    plan : jobs, pieces and ranges; its windows have no pages
-    places : int64, shape (k, 6): window, number of the memory, first byte, height, width, bands
-    dtype : of the pixels
+    number : of the plan
+    tables : of its arrays (jobs, starts, pieces, ranges, places) the number of the memory, first byte and shape
+    pages : the memory, first byte and bytes of what each page is opened by, pickled
+    bands, dtype : of the pixels
     limits : the settings under which it is read
     clears : how often the cache of the process that asks was cleared
-    new : (number, bytes) of memory whose descriptors come with the part
-    gone : numbers of memory that will not be used again
+    new : (number, bytes) of the memory whose descriptors come with the sheet
+    gone : numbers of the memory that will not be used again
     """
 
-    pages: tuple[tuple[FileKey, Any], ...]
-    plan: Plan
-    places: NDArray[np.int64]
+    number: int
+    tables: tuple[tuple[int, int, tuple[int, ...]], ...]
+    pages: tuple[int, int, int]
+    bands: tuple[int, ...] | None
     dtype: np.dtype[Any]
     limits: dict[str, Any]
     clears: int
-    new: tuple[tuple[int, int], ...]
-    gone: tuple[int, ...]
+    new: tuple[tuple[int, int], ...] = ()
+    gone: tuple[int, ...] = ()
 
 
 class Answer(NamedTuple):
@@ -90,42 +98,44 @@ class Answer(NamedTuple):
 
 def _send(connection: socket.socket, message: object, fds: Sequence[int] = ()) -> None:
     data = pickle.dumps(message, protocol=5)
-    socket.send_fds(connection, [_HEAD.pack(len(data), len(fds))], list(fds))
-    connection.sendall(data)
+    if fds:
+        socket.send_fds(connection, [_HEAD.pack(len(data))], list(fds))
+        connection.sendall(data)
+    else:
+        connection.sendall(_HEAD.pack(len(data)) + data)
 
 
 def _receive(connection: socket.socket) -> tuple[Any, list[int]]:
-    """The next message and its descriptors; EOFError where the other side has gone."""
+    """The next message and the descriptors that came with it; EOFError where the other side has gone."""
     head, fds, _, _ = socket.recv_fds(connection, _HEAD.size, _MOST_DESCRIPTORS)
-    head += _exactly(connection, _HEAD.size - len(head)) if head else b""
     if not head:
         raise EOFError
-    size, _ = _HEAD.unpack(head)
-    return pickle.loads(_exactly(connection, size)), fds  # noqa: S301  # from the process at the other end
+    if len(head) < _HEAD.size:
+        head += _exactly(connection, _HEAD.size - len(head))
+    return pickle.loads(_exactly(connection, *_HEAD.unpack(head))), fds  # noqa: S301  # from the other end
 
 
-def _exactly(connection: socket.socket, size: int) -> bytearray:
-    data = bytearray(size)
-    view = memoryview(data)
-    while view:
-        n = connection.recv_into(view)
-        if not n:
+def _exactly(connection: socket.socket, size: int) -> bytes:
+    data = connection.recv(size)
+    while len(data) < size:
+        more = connection.recv(size - len(data))
+        if not more:
             raise EOFError
-        view = view[n:]
+        data += more
     return data
 
 
-# ---- in the worker ----
-
+# In the worker: one set of maps and plans for all its connections.
 _maps: dict[int, mmap.mmap] = {}
-_told: dict[str, int] = {}  # what the parent has been told of the counters
+_plans: OrderedDict[int, Jobs] = OrderedDict()
+_told: dict[str, int] = {}  # what the other side has been told of the counters
 _lock = threading.Lock()
 
 
 def serve(fds: Sequence[int]) -> None:
     """Answer on some connections until the other side is gone; what a worker runs."""
     with suppress(BaseException):
-        threads = [threading.Thread(target=_answer_all, args=(fd,), daemon=True) for fd in fds]
+        threads = [threading.Thread(target=_serve, args=(fd,), daemon=True) for fd in fds]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -133,71 +143,66 @@ def serve(fds: Sequence[int]) -> None:
     os._exit(0)
 
 
-def _answer_all(fd: int) -> None:
+def _serve(fd: int) -> None:
     with socket.socket(fileno=fd) as connection, suppress(OSError, EOFError):
         _send(connection, "ready")
+        wrong: BaseException | None = None
         while True:
-            part, fds = _receive(connection)
-            _send(connection, _answer(part, fds))
-    os._exit(0)  # one connection that ends ends them all
+            message, fds = _receive(connection)
+            if isinstance(message, Sheet):
+                wrong = _take_over(message, fds)
+            else:
+                _send(connection, _answer(*message) if wrong is None else Answer({}, {}, wrong))
+    os._exit(0)  # where one connection ends, all of them do
 
 
-def _answer(part: Part, fds: Sequence[int]) -> Answer:
-    failed: dict[int, LazyTilesError] = {}
-    wrong: BaseException | None = None
+def _take_over(sheet: Sheet, fds: Sequence[int]) -> BaseException | None:
+    """Map memory that is new, forget memory that is gone, and make jobs of a plan; what went wrong, if anything did."""
     try:
-        _keep_up(part, fds)
-        tally: list[Counts] = []
-        try:
-            pages = [_page(key, origin) for key, origin in part.pages]
-        except LazyTilesError as error:
-            failed.update(dict.fromkeys(part.places[:, 0].tolist(), error))
-        else:
-            jobs = Jobs(pages, part.plan, dict(_targets(part)), tally)
-            for number in range(len(part.plan.jobs)):
-                failed.update(jobs.do(number).failed)
-        for counts in tally:
-            for name, amount in zip(COUNTED, counts, strict=True):
-                count(name, amount)
+        with _lock:
+            for (number, nbytes), fd in zip(sheet.new, fds, strict=True):
+                if number not in _maps:
+                    # All pages at once: a fault for each of them costs more than what is written there.
+                    _maps[number] = mmap.mmap(fd, nbytes, flags=mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
+                os.close(fd)
+            for number in sheet.gone:
+                _maps.pop(number, None)
+            if sheet.limits != asdict(settings()):
+                configure(**sheet.limits)
+            if sheet.clears > cache.clears:
+                clear_cache()
+                cache.clears = sheet.clears
+            if sheet.number not in _plans:
+                _plans[sheet.number] = _jobs_of(sheet)
+                while len(_plans) > _MOST_PLANS:
+                    _plans.popitem(last=False)
     except BaseException as error:
-        wrong = error
-    return Answer({window: _plain(error) for window, error in failed.items()}, _counted(), wrong)
+        return error
+    return None
 
 
-def _keep_up(part: Part, fds: Sequence[int]) -> None:
-    """Map memory that is new, forget memory that is gone, and take over the limits."""
-    with _lock:
-        for (number, nbytes), fd in zip(part.new, fds, strict=True):
-            if number not in _maps:
-                # All pages at once: a fault for each of them costs more than what is written there.
-                _maps[number] = mmap.mmap(fd, nbytes, flags=mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
-            os.close(fd)
-        for number in part.gone:
-            _maps.pop(number, None)
-        if part.limits != asdict(settings()):
-            configure(**part.limits)
-        if part.clears > cache.clears:
-            clear_cache()
-            cache.clears = part.clears
+def _jobs_of(sheet: Sheet) -> Jobs:
+    jobs, starts, pieces, ranges, places = (
+        np.ndarray(shape, np.int64, _maps[memory], offset) for memory, offset, shape in sheet.tables
+    )
+    memory, offset, size = sheet.pages
+    pages: Any = _Pages(pickle.loads(_maps[memory][offset : offset + size]))  # noqa: S301  # from the other end
+    nothing = np.empty(0, np.int64)
+    windows = Windows(pages, nothing, nothing.reshape(0, 4), sheet.bands)
+    head = windows, nothing, nothing, nothing, 0
+    # The tables are copied: their memory is used again when the plan is over.
+    plan = Plan(*head, jobs.copy(), starts.copy(), pieces.copy(), ranges.copy(), 0, 0, 0, 0)
+    return Jobs(pages, plan, _Targets(places.tolist(), sheet.dtype), [])
 
 
-def _plain(error: LazyTilesError) -> LazyTilesError:
-    """The error without what caused it, which need not be fit to be sent; its message says it."""
-    return type(error)(str(error))
+class _Pages:
+    """Pages that are opened when they are first wanted."""
 
+    def __init__(self, origins: Sequence[tuple[FileKey, Any]]) -> None:
+        self._origins = origins
 
-def _counted() -> dict[str, int]:
-    """What this worker has counted since the last answer."""
-    with _lock:
-        now = dict(counters())
-        new = {name: amount - _told.get(name, 0) for name, amount in now.items() if amount != _told.get(name, 0)}
-        _told.update(now)
-        return new
-
-
-def _targets(part: Part) -> Iterator[tuple[int, NDArray[Any]]]:
-    for window, number, offset, height, width, bands in part.places.tolist():
-        yield window, np.ndarray((height, width, bands), part.dtype, _maps[number], offset)
+    def __getitem__(self, k: int) -> Page:
+        return _page(*self._origins[k])
 
 
 @lru_cache(_MOST_PAGES)
@@ -205,7 +210,47 @@ def _page(key: FileKey, origin: Any) -> Page:
     return reopened(key, origin)
 
 
-# ---- in the process that reads ----
+class _Targets:
+    """The pixels of windows in mapped memory."""
+
+    def __init__(self, places: list[list[int]], dtype: np.dtype[Any]) -> None:
+        self._places, self._dtype = places, dtype
+
+    def __getitem__(self, window: int) -> NDArray[Any]:
+        number, offset, *shape = self._places[window]
+        return np.ndarray(shape, self._dtype, _maps[number], offset)
+
+
+def _answer(number: int, numbers: Sequence[int]) -> Answer:
+    """Do some jobs of a plan."""
+    failed: dict[int, LazyTilesError] = {}
+    wrong: BaseException | None = None
+    try:
+        with _lock:
+            jobs = _plans[number]
+        for k in numbers:
+            try:
+                failed.update(jobs.do(k).failed)
+            except LazyTilesError as error:  # its page cannot be opened
+                failed.update(dict.fromkeys(jobs.windows_of(k), error))
+        while jobs.tally:
+            for name, amount in zip(COUNTED, jobs.tally.pop(), strict=True):
+                count(name, amount)
+    except BaseException as error:
+        wrong = error
+    return Answer({window: type(error)(str(error)) for window, error in failed.items()}, _counted(), wrong)
+
+
+def _counted() -> dict[str, int]:
+    """What this worker has counted since it was last told."""
+    with _lock:
+        now = counters()
+        new = {name: amount - _told.get(name, 0) for name, amount in now.items() if amount != _told.get(name, 0)}
+        _told.update(now)
+        return new
+
+
+# In the process that reads.
 
 
 class GoneError(Exception):
@@ -213,45 +258,47 @@ class GoneError(Exception):
 
 
 class Connection:
-    """One thread of one worker; for one caller at a time."""
+    """One thread of one worker; for one reading thread at a time."""
 
     def __init__(self, worker: Worker, ours: socket.socket) -> None:
         self.worker, self._socket = worker, ours
-        self._sent: dict[int, weakref.ref[Memory]] = {}  # the memory that the other end knows, by number
+        self.parts = deque[int]()  # asked for and not answered
+        self._plan = -1  # the number of the plan that the other end has last got
+        self._known: dict[int, weakref.ref[Memory]] = {}  # the memory that it knows
 
     def fileno(self) -> int:
         """For `select`."""
         return self._socket.fileno()
 
-    def begin(self) -> None:
-        """Take the word that the worker is ready."""
+    def receive(self) -> Any:
+        """The next message of the worker, waited for."""
         try:
-            _receive(self._socket)
+            return _receive(self._socket)[0]
         except (EOFError, OSError) as error:
             raise GoneError from error
 
-    def ask(self, part: Part, memories: Sequence[Memory]) -> Answer:
-        """Have a part carried out, which is written into some shared memories.
+    def ask(self, sheet: Sheet, memories: Sequence[Memory], part: int, numbers: Sequence[int]) -> None:
+        """Have jobs of a plan done, which is written into some shared memories.
 
         Raises
         ------
-        GoneError : the worker died of it
+        GoneError : the worker is no more
         """
-        gone = tuple(number for number, memory in self._sent.items() if memory() is None)
-        new = [memory for memory in memories if memory.number not in self._sent]
-        part = part._replace(new=tuple((memory.number, memory.nbytes) for memory in new), gone=gone)
         try:
-            _send(self._socket, part, [memory.fd for memory in new if memory.fd is not None])
-            answer: Answer = _receive(self._socket)[0]
-        except (EOFError, OSError) as error:
+            if self._plan != sheet.number:
+                new = {memory.number: memory for memory in memories if memory.number not in self._known}
+                gone = tuple(number for number, memory in self._known.items() if memory() is None)
+                fresh = tuple((memory.number, memory.nbytes) for memory in new.values())
+                fds = [memory.fd for memory in new.values() if memory.fd is not None]
+                _send(self._socket, sheet._replace(new=fresh, gone=gone), fds)
+                self._plan = sheet.number
+                self._known.update((number, weakref.ref(memory)) for number, memory in new.items())
+                for number in gone:
+                    del self._known[number]
+            _send(self._socket, (sheet.number, numbers))
+        except OSError as error:
             raise GoneError from error
-        except BaseException:
-            self.worker.kill()  # it may be writing still, and its answer would be taken for that of the next part
-            raise
-        self._sent.update((memory.number, weakref.ref(memory)) for memory in new)
-        for number in gone:
-            del self._sent[number]
-        return answer
+        self.parts.append(part)
 
     def close(self) -> None:
         """Let the worker end."""
@@ -278,25 +325,24 @@ class Worker:
             for _, theirs in pairs:
                 theirs.close()
         self.connections = [Connection(self, ours) for ours, _ in pairs]
-        self.idle: queue.LifoQueue[Connection] = queue.LifoQueue()
         self.is_ready = False
-        self.is_gone = False
 
-    def kill(self) -> None:
-        """End it at once; nothing of it writes afterwards."""
-        self.is_gone = True
-        self._process.kill()
-        self._process.wait()
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
 
-    def close(self) -> None:
-        """Let it end by itself, or end it where it does not."""
-        self.is_gone = True
+    def close(self, *, at_once: bool = False) -> None:
+        """Let it end by itself, or end it; nothing of it writes afterwards."""
         for connection in self.connections:
             connection.close()
+        if at_once:
+            self._process.kill()
         try:
             self._process.wait(_PATIENCE_S)
         except subprocess.TimeoutExpired:
-            self.kill()
+            self._process.kill()
+            self._process.wait()
 
 
 def _import_path() -> list[str]:
@@ -304,8 +350,7 @@ def _import_path() -> list[str]:
     own = str(Path(__file__).parents[2])
     main = getattr(sys.modules.get("__main__"), "__file__", None)
     script = str(Path(main).resolve().parent) if main else None
-    rest = [entry for entry in sys.path if entry and entry not in (own, script)]
-    return [*rest, own]
+    return [*(entry for entry in sys.path if entry and entry not in (own, script)), own]
 
 
 class Readers:
@@ -317,98 +362,82 @@ class Readers:
     """
 
     def __init__(self) -> None:
-        self._workers: list[Worker] = []
+        self.workers: list[Worker] = []
+        self._idle: set[Connection] = set()
         self._lock = threading.Lock()
         self._failures = 0  # workers that died before they were ready
 
-    def connections(self, readers: int) -> int:
-        """See that so many workers are there or on their way; how many connections they have together."""
-        threads = max(1, min(_MOST_THREADS, cores() // readers))
+    def lease(self, wanted: int) -> list[Connection]:
+        """See that so many workers are there or on their way; the connections of those that are ready and free.
+
+        They are the caller's until they are given back.
+        """
+        threads = max(1, min(_MOST_THREADS, cores() // max(1, wanted)))
         with self._lock:
-            while len(self._workers) < readers and self._failures < _STARTS:
-                self._workers.append(Worker(threads))
+            while len(self.workers) < wanted and self._failures < _STARTS:
+                self.workers.append(Worker(threads))
             self._look()
-            return sum(len(worker.connections) for worker in self._workers[:readers])
+            taken = [each for worker in self.workers[:wanted] for each in worker.connections if each in self._idle]
+            self._idle.difference_update(taken)
+            return taken
+
+    def give_back(self, connections: Iterable[Connection]) -> None:
+        """The end of a lease."""
+        with self._lock:
+            self._idle.update(each for each in connections if each.worker in self.workers)
+
+    def replace(self, worker: Worker) -> None:
+        """Put another worker in the place of one; the others go on with the segments that are theirs."""
+        with self._lock:
+            if worker not in self.workers:
+                return
+            self._idle.difference_update(worker.connections)
+            self.workers[self.workers.index(worker)] = Worker(len(worker.connections))
+        worker.close(at_once=True)
 
     def _look(self) -> None:
         """Take up the workers that have become ready; the caller has the lock."""
-        starting = {c: worker for worker in self._workers if not worker.is_ready for c in worker.connections[:1]}
+        starting = {worker.connections[0]: worker for worker in self.workers if not worker.is_ready}
         for connection in select.select(list(starting), [], [], 0)[0] if starting else ():
             worker = starting[connection]
             try:
                 for each in worker.connections:
-                    each.begin()
+                    each.receive()
             except GoneError:
-                self._workers.remove(worker)
-                worker.close()
                 self._failures += 1
+                self.workers.remove(worker)
+                worker.close()
                 if self._failures == _STARTS:
                     warnings.warn(
-                        "reader processes do not start; threads read instead. Run LAZYTILES_READERS=1 in a terminal "
-                        "to see why, or set readers=0",
+                        "reader processes do not start, so threads read instead; pass readers=0, or see what "
+                        '`python -c "import lazytiles.images.workers"` says',
                         stacklevel=2,
                     )
                 continue
             worker.is_ready = True
             self._failures = 0
-            for each in worker.connections:
-                worker.idle.put(each)
-
-    def take(self, number: int, *, is_bound: bool) -> Connection | None:
-        """A connection of a worker, waited for; None while that worker is not ready.
-
-        Parameters
-        ----------
-        number : of the worker; it wraps around
-        is_bound : whether it must be that worker, because it keeps what it decodes
-        """
-        while True:
-            with self._lock:
-                self._look()
-                first = number % max(1, len(self._workers))
-                turned = [*self._workers[first:], *self._workers[:first]]
-            ready = [worker for worker in turned[: 1 if is_bound else None] if worker.is_ready and not worker.is_gone]
-            if not ready:
-                return None
-            for worker in ready:
-                with suppress(queue.Empty):
-                    return worker.idle.get_nowait()
-            with suppress(queue.Empty):
-                return ready[0].idle.get(timeout=_PATIENCE_S)
-
-    def give(self, connection: Connection) -> None:
-        """A connection comes back."""
-        connection.worker.idle.put(connection)
-
-    def bury(self, worker: Worker) -> None:
-        """Put another worker in the place of one that is gone."""
-        with self._lock:
-            if worker in self._workers:
-                # Its place is kept, so that the others go on with the segments that are theirs.
-                self._workers[self._workers.index(worker)] = Worker(len(worker.connections))
-                worker.kill()
-                worker.close()
-
-    def close(self) -> None:
-        """End all workers."""
-        with self._lock:
-            workers, self._workers = self._workers, []
-            for worker in workers:
-                worker.close()
-
-    def fit(self) -> None:
-        """End the workers that are more than the settings allow."""
-        if not settings().readers:
-            self.close()
+            self._idle.update(worker.connections)
 
     def descriptors(self) -> set[int]:
         """The descriptors of all connections."""
         with self._lock:
-            return {each.fileno() for worker in self._workers for each in worker.connections}
+            return {each.fileno() for worker in self.workers for each in worker.connections}
+
+    def close(self) -> None:
+        """End all workers."""
+        with self._lock:
+            workers, self.workers, self._idle = self.workers, [], set()
+        for worker in workers:
+            worker.close()
+
+    def fit(self) -> None:
+        """End the workers where the settings want none any more."""
+        if not settings().readers:
+            self.close()
 
     def forget(self) -> None:
         """Start anew in a forked child; the workers are the parent's."""
-        for worker in self._workers:
+        for worker in self.workers:
             for connection in worker.connections:
                 connection.close()
         self.__init__()  # type: ignore[misc]  # the same object stays imported everywhere
@@ -429,88 +458,168 @@ def is_sendable(plan: Plan) -> bool:
 
 
 class Parts:
-    """A plan in parts, which any threads may have carried out, each once.
+    """A plan in parts, for workers and, while none is ready, for threads of this process.
 
     Parameters
     ----------
     plan : sendable
     placed : where the pixels of each window go
-    jobs : its jobs with the same memory as targets, for what is done here: what is kept decoded here, and what is
-        wanted while a worker is not ready
+    jobs : its jobs with the same memory as targets
     workers : how many processes read
+    settle : told what has come of a part
+    is_enough : asked before each part; true leaves the rest undone
     """
 
-    def __init__(self, plan: Plan, placed: Placed, jobs: Jobs, workers: int) -> None:
-        self._plan, self._placed, self._jobs, limits = plan, placed, jobs, settings()
-        self.connections = readers.connections(workers)
-        size = max(1, min(_MOST_JOBS, len(plan.jobs) // (8 * max(1, self.connections))))
-        self._keeps = limits.cache_bytes > 0
-        self._parts: list[tuple[int, Int64s]] = []  # which worker, or -1 for this process, and which jobs
+    def __init__(
+        self,
+        plan: Plan,
+        placed: Placed,
+        jobs: Jobs,
+        workers: int,
+        settle: Callable[[Settled], None],
+        is_enough: Callable[[], bool],
+    ) -> None:
+        self._jobs, self._workers, self._settle, self._is_enough = jobs, workers, settle, is_enough
+        self._keeps = settings().cache_bytes > 0
+        self._leased = readers.lease(workers)
+        size = max(1, min(_MOST_JOBS, len(plan.jobs) // (8 * max(len(self._leased), settings().threads))))
         if self._keeps:
             owners = _owners(plan, workers)
             every = [(k, np.flatnonzero(owners == k)) for k in range(-1, workers)]
             cut = [(k, numbers[at : at + size]) for k, numbers in every for at in range(0, len(numbers), size)]
-            # What is kept here comes first, then what is wanted first.
-            self._parts = sorted(cut, key=lambda part: (part[0] >= 0, part[1][0]))
+            cut.sort(key=lambda part: (part[0] >= 0, part[1][0]))  # what is kept here comes first
         else:
-            everything = np.arange(len(plan.jobs))
-            self._parts = [(k, everything[at : at + size]) for k, at in enumerate(range(0, len(everything), size))]
-        self._limits = asdict(limits) | {"readers": 0, "cache_bytes": limits.cache_bytes // (workers + 1)}
-        self._limits["open_files"] = max(1, limits.open_files // (workers + 1))
+            cut = [(0, np.arange(at, min(at + size, len(plan.jobs)))) for at in range(0, len(plan.jobs), size)]
+        self._parts = [numbers.tolist() for _, numbers in cut]
+        self._tries = [0] * len(cut)
+        # Of each worker, or of all where nothing is kept, and last of this process: the parts not begun.
+        self._left = [deque[int]() for _ in range((workers if self._keeps else 1) + 1)]
+        for part, (owner, _) in enumerate(cut):
+            self._left[owner].append(part)
+        self._plan = plan
+        self._tables, self._sheet, self._memories = _sheet_of(plan, placed, workers)
 
-    def __len__(self) -> int:
-        return len(self._parts)
+    @property
+    def is_local(self) -> bool:
+        """Whether threads of this process are to help: no worker is ready, or something is kept here."""
+        return not self._leased or bool(self._left[-1])
 
-    def do(self, number: int) -> Settled:
-        """Have a part carried out by a worker that is free, or the one that keeps its segments."""
-        owner, jobs = self._parts[number]
-        if owner < 0:
-            return self._do_here(jobs)
-        plan = self._plan.part(jobs)
-        for _ in range(_TRIES):
-            connection = readers.take(owner, is_bound=self._keeps)
-            if connection is None:
-                return self._do_here(jobs)
+    def help(self, _: int = 0) -> None:
+        """Do parts on this thread: those whose segments are kept here, and others while no worker is ready."""
+        while not self._is_enough():
             try:
-                answer = connection.ask(*self._part(plan))
-            except GoneError:
-                readers.bury(connection.worker)
-                continue
-            readers.give(connection)
-            if answer.error is not None:
-                raise answer.error
-            for name, amount in answer.counted.items():
-                count(name, amount)
-            return Settled([w for w in plan.pieces[:, 0].tolist() if w not in answer.failed], answer.failed)
-        pages = sorted({str(plan.windows.pages[k]) for k in np.unique(plan.jobs[:, 0]).tolist()})
-        error = LazyTilesError(
-            f"{_TRIES} reader processes died while they read {', '.join(pages[:3])}: memory ran out, or a codec "
-            "crashed; read these windows with readers=0 to see which, or leave them out"
+                part = self._next(-1 if self._leased else None)
+            except IndexError:
+                return
+            self._do_here(part)
+
+    def _next(self, owner: int | None) -> int:
+        """A part that is not begun: of a worker, or of whomever; IndexError where there is none."""
+        if owner is not None:
+            return self._left[owner if self._keeps or owner < 0 else 0].popleft()
+        for left in reversed(self._left):
+            with suppress(IndexError):
+                return left.popleft()
+        raise IndexError
+
+    def run(self) -> None:
+        """Keep the workers busy until all is done; what they raise is raised here."""
+        try:
+            looked = time.monotonic()
+            while not self._is_enough():
+                if not self._leased or time.monotonic() > looked + _PATIENCE_S:
+                    self._leased += readers.lease(self._workers)
+                    looked = time.monotonic()
+                for connection in self._leased:
+                    self._feed(connection)
+                busy = [connection for connection in self._leased if connection.parts]
+                if busy:
+                    for connection in select.select(busy, [], [], _PATIENCE_S)[0]:
+                        self._collect(connection)
+                elif not any(self._left):
+                    return
+                elif self._leased or not readers.workers:  # what is left is nobody's, or a worker's that is not ready
+                    with suppress(IndexError):
+                        self._do_here(self._next(None))
+                else:
+                    time.sleep(_PATIENCE_S / 10)
+        except BaseException:
+            for connection in self._leased:
+                readers.replace(connection.worker)  # it may be in mid-answer, and writing
+            self._leased = []
+            raise
+        finally:
+            self._finish()
+
+    def _feed(self, connection: Connection) -> None:
+        owner = readers.workers.index(connection.worker) if connection.worker in readers.workers else 0
+        with suppress(IndexError):
+            while len(connection.parts) < _AHEAD and not self._is_enough():
+                part = self._next(owner)
+                try:
+                    connection.ask(self._sheet, self._memories, part, self._parts[part])
+                except GoneError:
+                    connection.parts.append(part)
+                    self._lost(connection.worker)
+                    return
+
+    def _collect(self, connection: Connection) -> None:
+        try:
+            answer: Answer = connection.receive()
+        except GoneError:
+            self._lost(connection.worker)
+            return
+        part = connection.parts.popleft()
+        for name, amount in answer.counted.items():
+            count(name, amount)
+        if answer.error is not None:
+            raise answer.error
+        windows = self._windows(part)
+        self._settle(
+            Settled([w for w in windows if w not in answer.failed] if answer.failed else windows, answer.failed)
         )
-        return Settled([], dict.fromkeys(plan.pieces[:, 0].tolist(), error))
 
-    def _do_here(self, numbers: Int64s) -> Settled:
-        pieces: list[int] = []
-        failed: dict[int, LazyTilesError] = {}
-        for number in numbers.tolist():
-            done = self._jobs.do(number)
-            pieces += done.pieces
-            failed.update(done.failed)
-        return Settled(pieces, failed)
+    def _windows(self, part: int) -> list[int]:
+        return [window for number in self._parts[part] for window in self._jobs.windows_of(number)]
 
-    def _part(self, plan: Plan) -> tuple[Part, list[Memory]]:
-        placed = self._placed
-        used, renumbered = np.unique(plan.jobs[:, 0], return_inverse=True)
-        pages = [plan.windows.pages[k] for k in used.tolist()]
-        jobs = np.column_stack([renumbered, plan.jobs[:, 1:]])
-        plan = replace(plan, windows=replace(plan.windows, pages=()), jobs=jobs)
-        windows = np.unique(plan.pieces[:, 0])
-        where = placed.where[windows]
-        memories = [placed.memories[k] for k in np.unique(where[:, 0]).tolist()]
-        numbers = np.array([memory.number for memory in placed.memories])
-        places = np.column_stack([windows, numbers[where[:, 0]], where[:, 1:]])
-        keys = tuple((page.file, page.origin) for page in pages)
-        return Part(keys, plan, places, pages[0].dtype, self._limits, cache.clears, (), ()), memories
+    def _lost(self, worker: Worker) -> None:
+        """A worker has died: its parts are begun again, but for one that has killed two."""
+        gone = [connection for connection in self._leased if connection.worker is worker]
+        self._leased = [connection for connection in self._leased if connection.worker is not worker]
+        readers.replace(worker)
+        for connection in gone:
+            for k, part in enumerate(connection.parts):
+                self._tries[part] += k == 0  # those behind it had not begun
+                if self._tries[part] < _TRIES:
+                    self._left[0 if not self._keeps else -1].appendleft(part)
+                else:
+                    self._settle(Settled([], dict.fromkeys(self._windows(part), self._killed(part))))
+
+    def _killed(self, part: int) -> LazyTilesError:
+        numbers = {self._jobs.jobs[number][0] for number in self._parts[part]}
+        pages = ", ".join(sorted(str(self._plan.windows.pages[k]) for k in numbers)[:3])
+        return LazyTilesError(
+            f"{_TRIES} reader processes died while they read {pages}: memory ran out, or a codec crashed; read these "
+            "windows with readers=0 to see which, or leave them out"
+        )
+
+    def _do_here(self, part: int) -> None:
+        for number in self._parts[part]:
+            self._settle(self._jobs.do(number))
+
+    def _finish(self) -> None:
+        """Wait for what is begun, which writes into memory that may be used again, and give the connections back."""
+        try:
+            for connection in self._leased:
+                with suppress(GoneError):
+                    while connection.parts:
+                        connection.receive()
+                        connection.parts.popleft()
+        finally:
+            for connection in self._leased:
+                if connection.parts:
+                    readers.replace(connection.worker)
+            readers.give_back(self._leased)
 
 
 def _owners(plan: Plan, workers: int) -> Int64s:
@@ -522,3 +631,32 @@ def _owners(plan: Plan, workers: int) -> Int64s:
     seeds = [crc32(repr((page.file.path, page.number)).encode()) for page in pages]
     owners = [seeds[at] + row // tall[at] + 31 * (column // tall[at]) for at, _, _, row, column in jobs]
     return np.where(held, -1, np.array(owners) % workers)
+
+
+def _sheet_of(plan: Plan, placed: Placed, workers: int) -> tuple[NDArray[np.uint8], Sheet, list[Memory]]:
+    """A plan as an array in shared memory, where its parts lie, and all the memory that workers need for it."""
+    numbers = np.array([memory.number for memory in placed.memories])
+    places = np.column_stack([numbers[placed.where[:, 0]], placed.where[:, 1:]])
+    pages = pickle.dumps([(page.file, page.origin) for page in plan.windows.pages], protocol=5)
+    tables = [np.ascontiguousarray(each) for each in (plan.jobs, plan.starts, plan.pieces, plan.ranges, places)]
+    sizes = [*(each.nbytes for each in tables), len(pages)]
+    offsets = np.cumsum([0, *sizes]).tolist()
+    flat = shared_shelf.empty((offsets[-1],), np.dtype(np.uint8))
+    place = shared_shelf.place(flat)
+    begins = [place.offset + offset for offset in offsets]
+    for each, offset in zip(tables, offsets, strict=False):
+        flat[offset : offset + each.nbytes] = each.reshape(-1).view(np.uint8)
+    flat[offsets[-2] :] = np.frombuffer(pages, np.uint8)
+    limits = settings()
+    own = asdict(limits) | {"readers": 0, "cache_bytes": limits.cache_bytes // (workers + 1)}
+    own["open_files"] = max(1, limits.open_files // (workers + 1))
+    sheet = Sheet(
+        next(_sheets),
+        tuple((place.memory.number, begin, each.shape) for begin, each in zip(begins, tables, strict=False)),
+        (place.memory.number, begins[-2], len(pages)),
+        plan.windows.bands,
+        plan.windows.pages[0].dtype,
+        own,
+        cache.clears,
+    )
+    return flat, sheet, [place.memory, *placed.memories]
