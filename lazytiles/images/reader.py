@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from lazytiles.config import count, settings
 from lazytiles.errors import LazyTilesError, LimitError
 from lazytiles.images.cache import cache
 from lazytiles.images.files import FileKey, pool
-from lazytiles.images.jobs import COUNTED, Counts, Jobs, Settled
+from lazytiles.images.jobs import COUNTED, Counts, Jobs
 from lazytiles.images.mapped import row_ranges, slice_windows
 from lazytiles.images.plan import Plan, Targets
 from lazytiles.images.ranges import portions
@@ -161,11 +162,6 @@ def carry_out(
     threads = threads or settings().threads
     progress.settle_windows(plan.empty.tolist(), _changed_files(plan))
     jobs = Jobs(plan.windows.pages, plan, targets, tally)
-    work: Callable[[int], None]
-
-    def settle(done: Settled) -> None:
-        progress.settle(*done)
-
     try:
         if any(page.file.is_remote for page in plan.windows.pages):
             yield from _from_afar(plan, jobs, progress, threads)
@@ -174,22 +170,27 @@ def carry_out(
             progress.settle_windows(*slice_windows(plan.windows, plan.raw.tolist(), targets))
         first = (lambda: _advise(plan)) if len(plan.jobs) > 1 else None
         if placed is not None and readers:
-            parts = Parts(plan, placed, jobs, readers, settle, progress.is_enough)
+            parts = Parts(plan, placed, jobs, readers, lambda done: progress.settle(*done), progress.is_enough)
             # One thread talks to the workers; others read while no worker is ready, or what is kept here.
-            others = threads if parts.is_local else 0
+            others = threads - 1 if parts.is_local else 0
             tasks = [parts.run, *[parts.help] * others]
             yield from _by_crew(lambda k: tasks[k](), len(tasks), progress, len(tasks), first=first, aside=aside)
             return
         if settings().cache_bytes:
-            order = _kept_first(plan)
-            work, n = lambda k: settle(jobs.do(order[k])), len(order)
+            order: Sequence[int] = _kept_first(plan)
         else:
-            work, n = lambda k: settle(jobs.do(k)), len(plan.jobs)
+            order = range(len(plan.jobs))
+        work, n = partial(_settled, jobs, order, progress), len(order)
         yield from _by_crew(work, n, progress, min(threads, n), first=first, aside=aside)
     finally:
         sums = np.array([(0, plan.raw_bytes, 0), *tally]).sum(axis=0).tolist()
         for name, amount in zip(COUNTED, sums, strict=True):
             count(name, amount)
+
+
+def _settled(jobs: Jobs, order: Sequence[int], progress: _Progress, k: int) -> None:
+    """The k-th job of an order, done and told."""
+    progress.settle(*jobs.do(order[k]))
 
 
 def _by_crew(
@@ -230,8 +231,8 @@ def _from_afar(plan: Plan, jobs: Jobs, progress: _Progress, threads: int) -> Ite
     wanted = [jobs.wanted(number) for number in range(len(plan.jobs))]
     for part in portions(wanted):
         with remote.ahead(item for k in part for item in wanted[k]):
-            first = part.start
-            yield from _by_crew(lambda k: progress.settle(*jobs.do(first + k)), len(part), progress, threads)
+            work = partial(_settled, jobs, part, progress)
+            yield from _by_crew(work, len(part), progress, threads)
 
 
 def _changed_files(plan: Plan) -> dict[int, LazyTilesError]:

@@ -451,10 +451,13 @@ if hasattr(os, "register_at_fork"):
 
 
 def is_sendable(plan: Plan) -> bool:
-    """Whether workers can read what a plan says: enough to be worth it, of files that they can open by themselves."""
-    return len(plan.jobs) >= _LEAST_JOBS and all(
-        page.origin is not None and not page.file.is_remote for page in plan.windows.pages
-    )
+    """Whether workers are to read what a plan says: much of it, or what one of them may keep and this process does not.
+
+    They open the files by themselves, which must be possible.
+    """
+    if not all(page.origin is not None and not page.file.is_remote for page in plan.windows.pages):
+        return False
+    return len(plan.jobs) >= _LEAST_JOBS or (settings().cache_bytes > 0 and not all(_held(plan)))
 
 
 class Parts:
@@ -622,15 +625,20 @@ class Parts:
             readers.give_back(self._leased)
 
 
+def _held(plan: Plan) -> list[bool]:
+    """Which jobs this process keeps decoded."""
+    pages = plan.windows.pages
+    return cache.held((pages[at].key, first, first + length) for at, first, length, _, _ in plan.jobs.tolist())
+
+
 def _owners(plan: Plan, workers: int) -> Int64s:
     """Which worker keeps the segments of each job; -1 where this process keeps them already."""
     pages = plan.windows.pages
     jobs = plan.jobs.tolist()
-    held = cache.held((pages[at].key, first, first + length) for at, first, length, _, _ in jobs)
     tall = [_TALL if page.grid[1] == 1 else _WIDE for page in pages]
     seeds = [crc32(repr((page.file.path, page.number)).encode()) for page in pages]
     owners = [seeds[at] + row // tall[at] + 31 * (column // tall[at]) for at, _, _, row, column in jobs]
-    return np.where(held, -1, np.array(owners) % workers)
+    return np.where(_held(plan), -1, np.array(owners) % workers)
 
 
 def _sheet_of(plan: Plan, placed: Placed, workers: int) -> tuple[NDArray[np.uint8], Sheet, list[Memory]]:

