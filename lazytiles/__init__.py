@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import lazytiles.augment as augment  # noqa: F401  # the form of re-export that mypy takes for a submodule
     from lazytiles.arrays.multisource import MultiSourceArray as MultiSourceArray
     from lazytiles.arrays.patches import PatchGenerator as PatchGenerator
-    from lazytiles.arrays.patches import create_dataset as create_dataset
     from lazytiles.arrays.view import DelayedView as DelayedView
     from lazytiles.arrays.volumes import stack_regions as stack_regions
     from lazytiles.config import configure as configure
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from lazytiles.manifests.volumes import open_volumes as open_volumes
     from lazytiles.predictions.canvas import Canvas as Canvas
     from lazytiles.predictions.regions import predict as predict
+    from lazytiles.stores.patch_sets import create_dataset as create_dataset
     from lazytiles.stores.saving import export as export
     from lazytiles.stores.saving import open_store as open_store
     from lazytiles.stores.saving import persist as persist
@@ -86,7 +86,7 @@ _PUBLIC = {
     "clear_cache": "images.cache",
     "configure": "config",
     "counters": "config",
-    "create_dataset": "arrays.patches",
+    "create_dataset": "stores.patch_sets",
     "export": "stores.saving",
     "leakage": "indexing.splits",
     "make_grid": "manifests.grids",

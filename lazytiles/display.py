@@ -145,3 +145,12 @@ def side_by_side(samples: NDArray[Any], columns: int, gap: int = 2) -> tuple[NDA
             start = left + frame * (width + gap)
             sheet[top : top + height, start : start + width] = pixels
     return sheet, places
+
+
+def plural(count: int, word: str) -> str:
+    """A number and its word.
+
+    >>> plural(1, "problem"), plural(1200, "problem")
+    ('1 problem', '1,200 problems')
+    """
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"

@@ -35,12 +35,12 @@ import numpy as np
 
 import lazytiles as lt
 from lazytiles.arrays.multisource import MultiSourceArray
-from lazytiles.arrays.patches import create_dataset
 from lazytiles.errors import LazyTilesError, StoreError
 from lazytiles.predictions.regions import predict
 from lazytiles.stores import saving as store
 from lazytiles.stores import sink
 from lazytiles.stores.journal import StoreLock
+from lazytiles.stores.patch_sets import create_dataset
 from lazytiles.stores.store_array import StoreArray
 from lazytiles.stores.writers import StoreWriter
 from lazytiles.training.flow import BatchFlow

@@ -6,25 +6,17 @@ ends the work with its own error, and the others are cancelled.
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import pickle
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.arrays.multisource import MultiSourceArray
 from lazytiles.errors import LazyTilesError, require
-from lazytiles.stores.distributed import BlockTarget, write_block
-from lazytiles.stores.sink import StoreSink
-
-STEP_BYTES = 16 * 2**20
 
 
 @contextmanager
@@ -51,53 +43,6 @@ def connected(scheduler: Any) -> Iterator[Any]:
             yield client
     else:
         yield scheduler
-
-
-def write_on(client: Any, tiles: MultiSourceArray, sink: StoreSink, report: Callable[[int, int], object]) -> None:
-    """Write all samples into the chunks of a scattered sink, on the workers of a cluster, and complete it.
-
-    Parameters
-    ----------
-    client : a `distributed.Client`; its workers see the same file system
-    tiles : the samples, in the order of the store
-    sink : begun, for ``len(tiles)`` rows; chunks that it has already are not written again
-    report : told (samples written, all samples)
-
-    Raises
-    ------
-    LazyTilesError : a sample cannot be read or written, as the task said it; what is there stays for `resume`
-    """
-    try:
-        layout = BlockTarget.of(sink, len(tiles)).layout
-        step = layout.chunk * max(1, STEP_BYTES // max(1, layout.chunk * layout.row_bytes))
-        starts = sorted({start // step * step for start in sink.missing})
-        there = sorted({*range(0, len(tiles), step)} - {*starts})
-        sink.compare((start, tiles.take(np.arange(start, min(start + step, len(tiles))))) for start in there)
-        target = BlockTarget.of(sink, len(tiles))
-        starts = sorted({start // step * step for start in sink.missing})
-        done = len(tiles) - sum(min(step, len(tiles) - start) for start in starts)
-        blocks = tiles.to_dask(chunks=(step, *tiles.shape[1:])).to_delayed().ravel()
-        delayed = importlib.import_module("dask").delayed
-        writes = [delayed(write_block, pure=False)(target, start, blocks[start // step]) for start in starts]
-        parts = [range(start, min(start + step, len(tiles))) for start in starts]
-        for start, crcs in _as_they_end(client, client.compute(writes), tiles, parts):
-            sink.place(start, crcs)
-            done += min(step, len(tiles) - start)
-            report(done, len(tiles))
-        sink.close()
-    finally:
-        sink.abort()
-
-
-def _as_they_end(client: Any, futures: Sequence[Any], tiles: Any, parts: Sequence[Any]) -> Iterator[Any]:
-    completed = require("distributed", extra="cluster").as_completed(futures)
-    samples = {future.key: part for future, part in zip(futures, parts, strict=True)}
-    try:
-        for future in completed:
-            yield result_of(future, tiles, samples[future.key])
-            future.release()
-    finally:
-        client.cancel(futures)
 
 
 def result_of(future: Any, tiles: Any, samples: Sequence[int] | NDArray[np.int64]) -> Any:
@@ -162,43 +107,3 @@ def in_order(client: Any, work: Callable[..., Any], shared: Any, parts: Sequence
 
 def _same(shared: Any) -> Any:
     return shared
-
-
-class Loaded:
-    """A model made by a function that can be sent; each process calls the function once.
-
-    Parameters
-    ----------
-    factory : without arguments; returns the model
-
-    Notes
-    -----
-    The threads of a worker call the model one after the other.
-    """
-
-    _models: ClassVar[dict[str, Any]] = {}
-    _lock: ClassVar[Any] = threading.RLock()
-
-    def __init__(self, factory: Callable[[], Any]) -> None:
-        self.pickled = _sent(factory)
-        self.name = hashlib.sha256(self.pickled).hexdigest()
-
-    def __call__(self, batch: Any) -> NDArray[Any]:
-        """The model's predictions of a batch."""
-        with Loaded._lock:
-            if self.name not in Loaded._models:
-                model = pickle.loads(self.pickled)()  # noqa: S301 # made by the constructor above
-                Loaded._models[self.name] = getattr(model, "predict_on_batch", model)
-            found = Loaded._models[self.name](batch)
-            return np.asarray(found.detach().cpu() if hasattr(found, "detach") else found)
-
-
-def _sent(factory: Callable[[], Any]) -> bytes:
-    """A function as bytes; one of a notebook or script too, where cloudpickle is there, as it is beside dask."""
-    if not callable(factory):
-        raise TypeError(
-            f"with client= the model is a function without arguments that makes it, such as "
-            f"functools.partial(keras.models.load_model, path), not a {type(factory).__name__}"
-        )
-    dumped: bytes = require("cloudpickle", extra="cluster").dumps(factory)
-    return dumped

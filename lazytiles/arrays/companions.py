@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lazytiles.arrays.classes import check_classes, class_name, is_numeric
 from lazytiles.arrays.view import held
 from lazytiles.indexing.orders import permutation
-from lazytiles.manifests.columns import check_classes, class_name, is_numeric
 
 Int64s: TypeAlias = NDArray[np.int64]
 

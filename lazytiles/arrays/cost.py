@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.config import settings
+from lazytiles.display import plural
 from lazytiles.images.page import Page
 from lazytiles.indexing.orders import permutation
-from lazytiles.manifests.problems import plural
 
 _SAMPLED = 12
 _READAHEAD_BYTES = 256 * 2**20

@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from lazytiles.augment.boxes import Boxes
 from lazytiles.augment.transform import mask_readings, spatial_axes
-from lazytiles.manifests.box_labels import Boxes
 
 Path: TypeAlias = tuple[Any, ...]
 Names: TypeAlias = Collection[str | int] | None

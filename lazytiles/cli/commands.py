@@ -29,6 +29,7 @@ from lazytiles.cli.options import (
     parse_size,
     two_numbers,
 )
+from lazytiles.display import plural
 from lazytiles.errors import ManifestError, require
 from lazytiles.images.region import open_region
 from lazytiles.indexing.tilings import EDGES, Edge, cover
@@ -38,7 +39,6 @@ from lazytiles.manifests.findings import Report
 from lazytiles.manifests.grids import Site, find_sites, make_grid
 from lazytiles.manifests.manifest import read_manifest
 from lazytiles.manifests.paths import default_template
-from lazytiles.manifests.problems import plural
 from lazytiles.manifests.samples import Frames, Images
 from lazytiles.manifests.tiles import reading
 from lazytiles.reports.html import check_page, preview_page

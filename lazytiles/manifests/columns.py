@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lazytiles.arrays.classes import class_name, is_numeric
+
 _BASE = 0x9E3779B97F4A7C15
 _NUMBER = r"[ \t]*(?P<n{}>-?[0-9]{{1,10}})[ \t]*"
 _PLAIN_NUMBER = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]{1,3})?$"
@@ -235,41 +237,6 @@ def to_numbers(column: pd.Series) -> NDArray[np.generic]:
         return np.asarray(column.to_numpy(np.float64, na_value=np.nan))
     values = np.asarray(column)
     return values.astype(np.int64) if values.dtype == bool else values
-
-
-def class_name(value: object) -> str:
-    """A value of a target column as the text that classes are compared by; whole numbers without a point.
-
-    >>> class_name("cat"), class_name(3.0), class_name(True)
-    ('cat', '3', 'True')
-    """
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        return str(int(value))
-    return str(value)
-
-
-def check_classes(classes: Sequence[Any] | None) -> list[Any] | None:
-    """The classes that a user names, as a list; refused where they are no list, or not different.
-
-    Raises
-    ------
-    ValueError : saying what they are
-    """
-    if classes is None:
-        return None
-    if isinstance(classes, str) or not isinstance(classes, Sequence | np.ndarray | pd.Index | pd.Series):
-        raise ValueError(f"classes are a list of names, such as ['cat', 'dog'], not {classes!r}")
-    given = [value.item() if isinstance(value, np.generic) else value for value in classes]
-    names = [class_name(value) for value in given]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice or not names:
-        raise ValueError(f"classes={given}: " + (f"{twice[0]!r} is there twice" if twice else "no class is named"))
-    return given
-
-
-def is_numeric(column: pd.Series) -> bool:
-    """Whether a column is of numbers by its type; booleans are none."""
-    return pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype)
 
 
 def is_blank(column: pd.Series) -> NDArray[np.bool_]:

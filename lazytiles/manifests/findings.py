@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lazytiles.display import plural
 from lazytiles.indexing.overlaps import overlapping_pairs
 from lazytiles.manifests.columns import column_hashes, count_distinct, first_rows, to_numbers
 from lazytiles.manifests.manifest import BOX_2D, BOX_3D
 from lazytiles.manifests.paths import region_names
-from lazytiles.manifests.problems import Problems, plural
+from lazytiles.manifests.problems import Problems
 from lazytiles.manifests.samples import Frames
 
 _FEW_CLASSES = 50

@@ -15,16 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lazytiles.arrays.classes import check_classes, is_numeric
 from lazytiles.errors import ManifestError
 from lazytiles.manifests.columns import (
     Growing,
     as_text,
-    check_classes,
     hash_text,
     integers,
     is_blank,
     is_like_number,
-    is_numeric,
     is_text,
     label_column,
     mask,

@@ -13,15 +13,6 @@ SHOWN = 20
 """How many problems of one kind are written out by default; the rest are counted."""
 
 
-def plural(count: int, word: str) -> str:
-    """A number and its word.
-
-    >>> plural(1, "problem"), plural(1200, "problem")
-    ('1 problem', '1,200 problems')
-    """
-    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
-
-
 @dataclass(slots=True, repr=False)
 class Problems:
     """Findings by kind: the first `SHOWN` of each as text, and how many there are.

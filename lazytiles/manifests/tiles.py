@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from lazytiles.arrays.gather import LINE_MODES, PAD_MODES, TileForm
 from lazytiles.arrays.multisource import MultiSourceArray
 from lazytiles.arrays.region_tiles import RegionTiles
+from lazytiles.augment.boxes import Boxes, scaled_boxes
 from lazytiles.errors import ManifestError
 from lazytiles.images.region import Bands, Region, asked_bands, bands_read, check_resample, open_region
 from lazytiles.images.resample import METHODS
 from lazytiles.indexing.splits import region_column
-from lazytiles.manifests.box_labels import Boxes, scaled_boxes
 from lazytiles.manifests.catalog import by_name
 from lazytiles.manifests.columns import names_of
 from lazytiles.manifests.manifest import BOX_2D, read_manifest

@@ -19,7 +19,8 @@ from lazytiles.images.page import Page
 from lazytiles.images.resample import resize
 from lazytiles.indexing.windows import boxes_from_windows
 from lazytiles.predictions.canvas import Canvas
-from lazytiles.predictions.sinks import FramesFirst, RowSink, cast, open_sink
+from lazytiles.predictions.sinks import FramesFirst, RowSink, open_sink
+from lazytiles.stores.array_sink import cast
 from lazytiles.stores.beside import region_name, windows_in
 
 Int64s = NDArray[np.int64]

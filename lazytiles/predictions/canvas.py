@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from lazytiles.indexing.windows import boxes_from_windows
 from lazytiles.predictions.blends import BOXES, COMBINE, Band, tile_weights, windows_of
-from lazytiles.predictions.sinks import FramesFirst, Out, RowSink, cast, check_out, open_sink
+from lazytiles.predictions.sinks import FramesFirst, Out, RowSink, check_out, open_sink
+from lazytiles.stores.array_sink import cast
 
 
 class Canvas:

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from lazytiles.arrays.cluster import Loaded, in_order
+from lazytiles.arrays.cluster import in_order
 from lazytiles.arrays.multisource import MultiSourceArray
 from lazytiles.manifests.paths import is_component
 from lazytiles.predictions.assembly import Assembly, Layout, Options, layouts_of
 from lazytiles.predictions.blends import COMBINE
+from lazytiles.predictions.model import Loaded
 from lazytiles.predictions.sinks import FILES, Replacing, check_out, sweep
 from lazytiles.stores.saving import Report, reporting
 from lazytiles.training.batches import Inputs, Scaling, as_sources

@@ -12,13 +12,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lazytiles.display import coloured_by, colours, png, stretched
+from lazytiles.display import coloured_by, colours, plural, png, stretched
 from lazytiles.errors import LazyTilesError
 from lazytiles.images.region import open_region, thumbnail
 from lazytiles.manifests.findings import Report
 from lazytiles.manifests.manifest import BOX_2D
 from lazytiles.manifests.paths import region_names
-from lazytiles.manifests.problems import plural
 
 MOST_DRAWN = 2000
 MOST_REGIONS = 200

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lazytiles.arrays.cluster import connected, result_of
 from lazytiles.arrays.multisource import MultiSourceArray
 from lazytiles.arrays.view import held
-from lazytiles.manifests.problems import plural
+from lazytiles.display import plural
 from lazytiles.training.tandem import read_rows
 
 _BATCH_BYTES = 16 * 2**20

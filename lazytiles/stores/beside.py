@@ -16,8 +16,8 @@ from pyarrow import parquet
 
 from lazytiles.arrays.multisource import MultiSourceArray
 from lazytiles.arrays.region_tiles import RegionTiles, open_ahead
+from lazytiles.augment.boxes import Boxes
 from lazytiles.errors import LazyTilesError, LimitError, StoreError
-from lazytiles.manifests.box_labels import Boxes
 from lazytiles.stores.formats.base import array_in
 from lazytiles.stores.journal import labels_path
 from lazytiles.stores.store_array import StoreArray

@@ -7,6 +7,8 @@ a `BlockTarget`; anyone anywhere writes chunks with `write_block` and sends back
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +16,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.errors import StoreError
+from lazytiles.arrays.cluster import result_of
+from lazytiles.arrays.multisource import MultiSourceArray
+from lazytiles.errors import StoreError, require
 from lazytiles.stores.formats.base import Layout
 from lazytiles.stores.formats.chunked import ZarrFormat
 from lazytiles.stores.sink import StoreSink
@@ -63,3 +67,53 @@ def write_block(target: BlockTarget, start: int, rows: NDArray[Any]) -> tuple[in
     form = ZarrFormat({})
     form.join(target.path, layout)
     return start, [crc for crc, _ in form.put(start, np.ascontiguousarray(rows))]
+
+
+STEP_BYTES = 16 * 2**20
+
+
+def write_on(client: Any, tiles: MultiSourceArray, sink: StoreSink, report: Callable[[int, int], object]) -> None:
+    """Write all samples into the chunks of a scattered sink, on the workers of a cluster, and complete it.
+
+    Parameters
+    ----------
+    client : a `distributed.Client`; its workers see the same file system
+    tiles : the samples, in the order of the store
+    sink : begun, for ``len(tiles)`` rows; chunks that it has already are not written again
+    report : told (samples written, all samples)
+
+    Raises
+    ------
+    LazyTilesError : a sample cannot be read or written, as the task said it; what is there stays for `resume`
+    """
+    try:
+        layout = BlockTarget.of(sink, len(tiles)).layout
+        step = layout.chunk * max(1, STEP_BYTES // max(1, layout.chunk * layout.row_bytes))
+        starts = sorted({start // step * step for start in sink.missing})
+        there = sorted({*range(0, len(tiles), step)} - {*starts})
+        sink.compare((start, tiles.take(np.arange(start, min(start + step, len(tiles))))) for start in there)
+        target = BlockTarget.of(sink, len(tiles))
+        starts = sorted({start // step * step for start in sink.missing})
+        done = len(tiles) - sum(min(step, len(tiles) - start) for start in starts)
+        blocks = tiles.to_dask(chunks=(step, *tiles.shape[1:])).to_delayed().ravel()
+        delayed = importlib.import_module("dask").delayed
+        writes = [delayed(write_block, pure=False)(target, start, blocks[start // step]) for start in starts]
+        parts = [range(start, min(start + step, len(tiles))) for start in starts]
+        for start, crcs in _as_they_end(client, client.compute(writes), tiles, parts):
+            sink.place(start, crcs)
+            done += min(step, len(tiles) - start)
+            report(done, len(tiles))
+        sink.close()
+    finally:
+        sink.abort()
+
+
+def _as_they_end(client: Any, futures: Sequence[Any], tiles: Any, parts: Sequence[Any]) -> Iterator[Any]:
+    completed = require("distributed", extra="cluster").as_completed(futures)
+    samples = {future.key: part for future, part in zip(futures, parts, strict=True)}
+    try:
+        for future in completed:
+            yield result_of(future, tiles, samples[future.key])
+            future.release()
+    finally:
+        client.cancel(futures)

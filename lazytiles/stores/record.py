@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.errors import LazyTilesError, StoreError
-from lazytiles.hdf5 import HDF5Format, HDF5Reader
 from lazytiles.images.files import open_plain
 from lazytiles.images.pictures import split_name
 from lazytiles.images.reader import check_chunk
@@ -26,6 +25,7 @@ from lazytiles.stores.formats.chunked import (
     ZarrFormat,
     ZarrReader,
 )
+from lazytiles.stores.formats.hdf5 import HDF5Format, HDF5Reader
 from lazytiles.stores.formats.tfrecord import TFRecordFormat, TFRecordReader
 from lazytiles.stores.journal import PARTIAL, Entry, cause_of, failed, partials
 

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from lazytiles.arrays.cluster import write_on
 from lazytiles.arrays.multisource import MultiSourceArray
 from lazytiles.errors import LazyTilesError, StoreError
 from lazytiles.stores.beside import Beside, label_store
+from lazytiles.stores.distributed import write_on
 from lazytiles.stores.formats.base import Layout, crc_of
 from lazytiles.stores.journal import is_interrupted, labels_path
 from lazytiles.stores.record import file_of, kind_of

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.errors import StoreError
-from lazytiles.hdf5 import holds_dataset
 from lazytiles.images.pictures import split_name
 from lazytiles.images.reader import check_chunk
 from lazytiles.stores.formats.base import RECORD, Format, Layout, Reader, crc_of, crcs_of, first_difference
+from lazytiles.stores.formats.hdf5 import holds_dataset
 from lazytiles.stores.journal import (
     Entry,
     Journal,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from lazytiles.errors import LazyTilesError, StoreError
-from lazytiles.predictions.sinks import ArraySink
+from lazytiles.stores.array_sink import ArraySink
 from lazytiles.stores.record import KINDS, kind_of
 from lazytiles.stores.sink import StoreSink
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lazytiles.indexing.seeds import Seed
-from lazytiles.schedule import READAHEAD_BYTES, Feed
 from lazytiles.training.readahead import Key, ReadAhead
+from lazytiles.training.schedule import READAHEAD_BYTES, Feed
 from lazytiles.training.shards import Shard
 from lazytiles.training.tandem import Structure
 from lazytiles.training.transforms import Transform

@@ -14,11 +14,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from lazytiles.errors import LazyTilesError, require
 from lazytiles.indexing.seeds import Seed
-from lazytiles.schedule import READAHEAD_BYTES, Feed, Schedule
 from lazytiles.training.batches import Inputs, Output, Scaling, class_count, differences, parts_of
 from lazytiles.training.keras_callbacks import EpochCallback, ResumeCallback
 from lazytiles.training.keras_serving import Owner, Server
 from lazytiles.training.readahead import Key
+from lazytiles.training.schedule import READAHEAD_BYTES, Feed, Schedule
 from lazytiles.training.shards import Shard
 from lazytiles.training.tandem import Structure, leaves, rebuilt
 from lazytiles.training.transforms import Transform

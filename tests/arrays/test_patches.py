@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from lazytiles.arrays.patch_cuts import runs
 from lazytiles.arrays.patch_pixels import MaskPixels, Scatter
-from lazytiles.arrays.patches import PatchGenerator, create_dataset
+from lazytiles.arrays.patches import PatchGenerator
 from lazytiles.config import counters
 from lazytiles.errors import StoreError
 from lazytiles.images.region import open_region
+from lazytiles.stores.patch_sets import create_dataset
 
 FORMATS = [
     "hdf5",

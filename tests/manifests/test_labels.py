@@ -13,7 +13,7 @@ import tifffile
 
 import lazytiles as lt
 from lazytiles.augment import Augment
-from lazytiles.manifests.box_labels import FORMATS, Boxes
+from lazytiles.augment.boxes import FORMATS, Boxes
 from lazytiles.training.batches import class_count, one_hot
 
 RNG = np.random.default_rng(0)

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from lazytiles.errors import StoreError
 from lazytiles.predictions.blends import COMBINE, Band, tile_weights, windows_of
 from lazytiles.predictions.canvas import Canvas
-from lazytiles.predictions.sinks import Replacing, cast, open_sink, sweep
+from lazytiles.predictions.sinks import Replacing, open_sink, sweep
+from lazytiles.stores.array_sink import cast
 
 ZARR = pytest.param(".zarr", marks=pytest.mark.leaks(reason="zarr keeps its event loop"))
 

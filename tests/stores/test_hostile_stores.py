@@ -20,9 +20,9 @@ import pytest
 
 import lazytiles as lt
 from lazytiles.arrays.multisource import MultiSourceArray
-from lazytiles.hdf5 import HDF5Reader, lookup3
 from lazytiles.stores.formats.base import RECORD, zipped
 from lazytiles.stores.formats.chunked import Blosc2Reader
+from lazytiles.stores.formats.hdf5 import HDF5Reader, lookup3
 from lazytiles.stores.journal import Journal, StoreLock, partials
 from lazytiles.stores.saving import export, open_store, verify_store
 from lazytiles.stores.writers import StoreWriter

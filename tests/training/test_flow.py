@@ -27,8 +27,8 @@ from hypothesis import strategies as st
 import lazytiles as lt
 from lazytiles.errors import LazyTilesError, RegionError
 from lazytiles.indexing.orders import permutation
-from lazytiles.schedule import Schedule
 from lazytiles.training.flow import BatchFlow
+from lazytiles.training.schedule import Schedule
 from lazytiles.training.tandem import Tandem, leaves, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
