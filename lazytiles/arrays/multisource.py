@@ -359,7 +359,14 @@ class MultiSourceArray(Travels, LazyArray):
             return None
         return (*(self._segment or self._form.size), None)
 
-    def take(self, indices: Any, out: NDArray[Any] | None = None, *, threads: int | None = None) -> NDArray[Any]:
+    def take(
+        self,
+        indices: Any,
+        out: NDArray[Any] | None = None,
+        *,
+        threads: int | None = None,
+        readers: int | None = None,
+    ) -> NDArray[Any]:
         """The batch read that everything uses: one plan, each segment decoded once, one new array.
 
         Parameters
@@ -367,6 +374,7 @@ class MultiSourceArray(Travels, LazyArray):
         indices : integers, shape (n,), positions in the current order; negative ones count from the end
         out : array (n, *sample shape) of the array's dtype to fill, or None
         threads : threads that decode; default as configured
+        readers : processes that decode instead, where that is worth it; default as configured
 
         Returns
         -------
@@ -376,7 +384,7 @@ class MultiSourceArray(Travels, LazyArray):
         direct = out if out is not None and out.flags.c_contiguous else None
         if direct is not None:
             fits(direct, (len(indices), *self.shape[1:]), self.dtype)
-        block: NDArray[Any] = asked.finish(self._block(asked, out=direct, threads=threads))
+        block: NDArray[Any] = asked.finish(self._block(asked, out=direct, threads=threads, readers=readers))
         return block if out is None else out if direct is not None else into(block, out)
 
     def read_box(self, rows: Int64s, box: Box, origins: Int64s | None) -> NDArray[Any]:
@@ -393,10 +401,17 @@ class MultiSourceArray(Travels, LazyArray):
             out[k] = self[(row, *moved)]
         return out
 
-    def _block(self, asked: Request, *, out: NDArray[Any] | None = None, threads: int | None = None) -> NDArray[Any]:
+    def _block(
+        self,
+        asked: Request,
+        *,
+        out: NDArray[Any] | None = None,
+        threads: int | None = None,
+        readers: int | None = None,
+    ) -> NDArray[Any]:
         parts = self._parts(asked.rows)
         if self._form is not None:
-            return read_tiles(parts, asked, self._form, out=out, threads=threads)
+            return read_tiles(parts, asked, self._form, out=out, threads=threads, readers=readers)
         return read_parts(parts, asked, self.dtype, out=out)
 
     def _parts(self, places: tuple[Int64s, ...]) -> list[tuple[Any, Int64s, tuple[Int64s, ...]]]:

@@ -370,6 +370,7 @@ def read_tiles(
     *,
     out: NDArray[Any] | None = None,
     threads: int | None = None,
+    readers: int | None = None,
 ) -> NDArray[Any]:
     """The block of a request over the tiles of some regions; the first error met is raised."""
     shape = asked.block_shape
@@ -381,7 +382,7 @@ def read_tiles(
     gather = gathered(parts, asked.box, asked.origins, form)
     if not all(shape):
         return np.empty(shape, form.dtype) if out is None else out.reshape(shape)
-    ((_, block),) = gather.read([shape[0]], out=out, threads=threads)
+    ((_, block),) = gather.read([shape[0]], out=out, threads=threads, readers=readers)
     if isinstance(block, LazyTilesError):
         raise block
     return block

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from html import escape
 from itertools import chain, count
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -44,6 +44,7 @@ class BatchFlow:
     prefetch : finished batches that wait
     readahead_bytes : bytes of the batches that are planned and decoded together, each segment once
     threads : threads that read and transform; None takes the setting of that name
+    readers : processes that read instead; ``"auto"`` takes the setting of that name
     processes : processes that run `transform` instead of threads (needs the extra ``processes``)
     loop : go on with the next epoch, without end
 
@@ -54,7 +55,8 @@ class BatchFlow:
 
     Notes
     -----
-    What was given is held as it is now: reordering an array later changes no batch (see `lazytiles.training.tandem.Tandem`).
+    What was given is held as it is now: reordering an array later changes no batch (see
+    `lazytiles.training.tandem.Tandem`).
 
     The numbers of `rng` are a function of (seed, epoch, place of the batch's first sample in the order of the epoch);
     those of ``rng.samples[i]``, which `Augment` and functions of one image use, of (seed, epoch, place of sample i).
@@ -88,6 +90,7 @@ class BatchFlow:
         prefetch: int = 2,
         readahead_bytes: int = READAHEAD_BYTES,
         threads: int | None = None,
+        readers: int | Literal["auto"] = "auto",
         processes: int = 0,
         loop: bool = False,
     ) -> None:
@@ -105,6 +108,7 @@ class BatchFlow:
             prefetch=prefetch,
             readahead_bytes=readahead_bytes,
             threads=threads,
+            readers=readers,
             processes=processes,
         )
         self._begin: Key = (0, 0)  # where the next iteration begins

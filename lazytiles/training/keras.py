@@ -58,7 +58,7 @@ class KerasAdapter(keras.utils.PyDataset):
         becomes 0); ``(mean, std)`` per band, or an object or dict with both, such as ``tiles.statistics()``. A
         transform before it must keep the source's range, whatever dtype it makes of it
     num_classes : make the target one-hot, of so many classes; True takes the classes of `x` (see `MultiSourceArray`)
-    prefetch, readahead_bytes, threads, processes : as in `BatchFlow`
+    prefetch, readahead_bytes, threads, readers, processes : as in `BatchFlow`
 
     Raises
     ------
@@ -100,6 +100,7 @@ class KerasAdapter(keras.utils.PyDataset):
         prefetch: int = 2,
         readahead_bytes: int = READAHEAD_BYTES,
         threads: int | None = None,
+        readers: int | Literal["auto"] = "auto",
         processes: int = 0,
     ) -> None:
         super().__init__(workers=1, use_multiprocessing=False)
@@ -120,6 +121,7 @@ class KerasAdapter(keras.utils.PyDataset):
             prefetch=prefetch,
             readahead_bytes=readahead_bytes,
             threads=threads,
+            readers=readers,
             processes=processes,
         )
         feed.tandem.verify()

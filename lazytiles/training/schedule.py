@@ -6,7 +6,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from operator import index
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -157,7 +157,7 @@ class Feed:
     Parameters
     ----------
     data, batch_size, shuffle, window, replacement, weights, drop_last, transform, seed, shard, prefetch, \
-readahead_bytes, threads, processes : as for `BatchFlow`
+readahead_bytes, threads, readers, processes : as for `BatchFlow`
     labels : what ``weights="balanced"`` goes by, shape (N,) or (N, k); by default those of the first array with labels
     output : batch -> batch, done last; None does nothing
 
@@ -190,12 +190,16 @@ readahead_bytes, threads, processes : as for `BatchFlow`
         prefetch: int = 2,
         readahead_bytes: int = READAHEAD_BYTES,
         threads: int | None = None,
+        readers: int | Literal["auto"] = "auto",
         processes: int = 0,
     ) -> None:
-        check_budgets(prefetch=prefetch, readahead_bytes=readahead_bytes, threads=threads, processes=processes)
+        given = None if readers == "auto" else readers
+        check_budgets(
+            prefetch=prefetch, readahead_bytes=readahead_bytes, threads=threads, readers=given, processes=processes
+        )
         self.prefetch, self.readahead_bytes = prefetch, readahead_bytes
         self.keeps_seed = seed is not None and not isinstance(seed, np.random.Generator | np.random.RandomState)
-        self.tandem = Tandem(data, threads=threads)
+        self.tandem = Tandem(data, threads=threads, readers=given)
         self.schedule = Schedule(
             *(self.tandem.samples, batch_size),
             shuffle=shuffle,
@@ -328,7 +332,9 @@ def _weights_of(weights: Any, labels: Any, tandem: Tandem) -> ArrayLike | None:
     return balanced_weights(held(labels))
 
 
-def check_budgets(*, prefetch: int, readahead_bytes: int, threads: int | None, processes: int = 0) -> None:
+def check_budgets(
+    *, prefetch: int, readahead_bytes: int, threads: int | None, readers: int | None = None, processes: int = 0
+) -> None:
     """Refuse budgets out of range.
 
     Raises
@@ -339,11 +345,12 @@ def check_budgets(*, prefetch: int, readahead_bytes: int, threads: int | None, p
     Traceback (most recent call last):
     ValueError: prefetch must be an integer of at least 0, not -1
     """
-    least = {"prefetch": 0, "readahead_bytes": 0, "threads": 1, "processes": 0}
+    least = {"prefetch": 0, "readahead_bytes": 0, "threads": 1, "readers": 0, "processes": 0}
     given = {
         "prefetch": prefetch,
         "readahead_bytes": readahead_bytes,
         "threads": threads,
+        "readers": readers,
         "processes": processes,
     }
     for name, value in given.items():

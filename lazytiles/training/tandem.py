@@ -165,6 +165,7 @@ class Tandem:
     data : one source, or tuples, lists and dicts of sources
     threads : int or None; sources that are neither NumPy's nor able to read batches themselves are read by
         one thread at a time, unless a number of threads is given
+    readers : processes that decode, or None for the setting of that name
 
     Raises
     ------
@@ -180,7 +181,7 @@ class Tandem:
     (array([[0., 0.], [0., 0.]]), array([1, 3]))
     """
 
-    def __init__(self, data: Structure, *, threads: int | None = None) -> None:
+    def __init__(self, data: Structure, *, threads: int | None = None, readers: int | None = None) -> None:
         sources = [as_source(leaf) for leaf in leaves(data)]
         self.sources: list[Any] = [s.copy() if type(s) is np.ndarray and s.ndim <= _LABEL_AXES else s for s in sources]
         if not self.sources:
@@ -190,6 +191,7 @@ class Tandem:
             raise ValueError(f"sources in tandem need one length, these have {', '.join(map(str, lengths))}")
         self.samples = lengths[0]
         self.threads = threads
+        self._how: dict[str, Any] = {"threads": threads} | ({} if readers is None else {"readers": readers})
         self._form = rebuilt(data, iter(range(len(self.sources))))
         # The sources that plan several batches together (lazytiles' own arrays over image files).
         self.planned = tuple(
@@ -222,7 +224,7 @@ class Tandem:
 
     def read_planned(self, which: int, batches: Sequence[Rows], done: Done, stop: threading.Event) -> None:
         """Several batches of one planned source as one plan; see ``MultiSourceArray.take_batches``."""
-        self.sources[which].take_batches(batches, done, threads=self.threads, stop=stop)
+        self.sources[which].take_batches(batches, done, stop=stop, **self._how)
 
     def verify(self) -> None:
         """Let every source that can do so check that all its samples can be read.
@@ -252,7 +254,7 @@ class Tandem:
     def _rows(self, which: int, rows: Rows) -> Array:
         source = self.sources[which]
         if which in self.planned:
-            return native(source.take(rows, threads=self.threads))
+            return native(source.take(rows, **self._how))
         alone = self.threads is None and not isinstance(source, np.ndarray)
         with self._turn if alone else nullcontext():
             return read_rows(source, rows)
