@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -10,6 +11,8 @@ from dataclasses import dataclass, field, fields, replace
 from numbers import Integral
 from types import MappingProxyType
 from typing import Any, Literal
+
+import numpy as np
 
 from lazytiles.errors import LimitError
 
@@ -165,3 +168,23 @@ def counters() -> Mapping[str, int]:
     """
     with _lock:
         return MappingProxyType(dict(_counts))
+
+
+def check_limit(nbytes: int, what: str, *named: object) -> None:
+    """Refuse a read whose array would exceed `max_window_bytes`; `what` is its name, with a ``{}`` for each `named`."""
+    limit = settings().max_window_bytes
+    if nbytes > limit:
+        raise LimitError(
+            f"{what.format(*named)} is {nbytes:,} bytes, max_window_bytes is {limit:,}; read less at once, or raise "
+            "it with lazytiles.configure(max_window_bytes=...)"
+        )
+
+
+def check_chunk(where: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Refuse chunks, to be written or read, of more bytes than `max_segment_bytes`."""
+    nbytes, limit = math.prod(shape) * dtype.itemsize, settings().max_segment_bytes
+    if nbytes > limit:
+        raise LimitError(
+            f"{where}: one chunk of shape {shape} is {nbytes} bytes decoded, max_segment_bytes is {limit}; write "
+            "smaller chunks, or raise it with lazytiles.configure(max_segment_bytes=...)"
+        )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lazytiles.arrays.patch_cuts import cut, spatial_axes
 from lazytiles.arrays.patch_pixels import AllPixels, MaskPixels, Scatter
 from lazytiles.arrays.view import held
-from lazytiles.images.reader import check_limit
+from lazytiles.config import check_limit
 from lazytiles.indexing.requests import request
 from lazytiles.indexing.seeds import Seed, seed_of
 

@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.arrays.gather import Gather, TileForm, is_straight
-from lazytiles.config import count
+from lazytiles.config import check_limit, count
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError
 from lazytiles.images.mapped import cut_windows, slice_page
 from lazytiles.images.page import Page
-from lazytiles.images.reader import check_limit
 from lazytiles.images.region import Region, bands_read, check_resample
 from lazytiles.images.remote import is_remote
 from lazytiles.indexing.lazy import LazyArray, token

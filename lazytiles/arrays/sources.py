@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from lazytiles.arrays.gather import Gather, TileForm
 from lazytiles.arrays.region_tiles import RegionTiles, gathered, open_ahead
 from lazytiles.arrays.view import read_box
+from lazytiles.config import check_limit
 from lazytiles.errors import LazyTilesError, LimitError
-from lazytiles.images.reader import check_limit
 from lazytiles.indexing.requests import Request
 
 Int64s: TypeAlias = NDArray[np.int64]

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lazytiles.arrays.travel import Travels
-from lazytiles.images.reader import check_limit
+from lazytiles.config import check_limit
 from lazytiles.indexing.lazy import LazyArray
 from lazytiles.indexing.orders import permutation
 from lazytiles.indexing.requests import request

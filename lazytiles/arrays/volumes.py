@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lazytiles.config import check_limit
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError
 from lazytiles.images.plan import Windows
-from lazytiles.images.reader import check_limit
 from lazytiles.images.region import Region, open_region, read_windows
 from lazytiles.indexing.lazy import LazyArray
 from lazytiles.indexing.requests import request

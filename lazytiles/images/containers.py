@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lazytiles.config import check_chunk
 from lazytiles.errors import LazyTilesError, RegionError, require, unreadable
 from lazytiles.images.cache import cache
 from lazytiles.images.files import FileKey, open_plain, pool
@@ -31,7 +32,6 @@ from lazytiles.images.pictures import (
     split_name,
     split_shape,
 )
-from lazytiles.images.reader import check_chunk
 
 _ZARR = ("zarr.json", ".zarray")
 _HDF5 = b"\x89HDF\r\n\x1a\n"

@@ -6,19 +6,18 @@ threads beside it, or ranges fetched from a server first. What is not finished w
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from lazytiles.buffers import Placed
 from lazytiles.config import count, settings
-from lazytiles.errors import LazyTilesError, LimitError
+from lazytiles.errors import LazyTilesError
 from lazytiles.images.cache import cache
 from lazytiles.images.files import FileKey, pool
 from lazytiles.images.jobs import COUNTED, Counts, Jobs
@@ -28,26 +27,6 @@ from lazytiles.images.ranges import portions
 from lazytiles.images.remote import remote
 from lazytiles.images.workers import Parts
 from lazytiles.threads import Crew
-
-
-def check_limit(nbytes: int, what: str, *named: object) -> None:
-    """Refuse a read whose array would exceed `max_window_bytes`; `what` is its name, with a ``{}`` for each `named`."""
-    limit = settings().max_window_bytes
-    if nbytes > limit:
-        raise LimitError(
-            f"{what.format(*named)} is {nbytes:,} bytes, max_window_bytes is {limit:,}; read less at once, or raise "
-            "it with lazytiles.configure(max_window_bytes=...)"
-        )
-
-
-def check_chunk(where: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    """Refuse chunks, to be written or read, of more bytes than `max_segment_bytes`."""
-    nbytes, limit = math.prod(shape) * dtype.itemsize, settings().max_segment_bytes
-    if nbytes > limit:
-        raise LimitError(
-            f"{where}: one chunk of shape {shape} is {nbytes} bytes decoded, max_segment_bytes is {limit}; write "
-            "smaller chunks, or raise it with lazytiles.configure(max_segment_bytes=...)"
-        )
 
 
 class Arrived(NamedTuple):

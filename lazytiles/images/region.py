@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lazytiles.config import check_limit
 from lazytiles.display import CHEAP_BYTES, stretched
 from lazytiles.errors import RegionError
 from lazytiles.images.containers import identify
@@ -17,7 +18,7 @@ from lazytiles.images.files import FileKey, pool
 from lazytiles.images.opening import Where, level_shapes, open_pages
 from lazytiles.images.page import Page
 from lazytiles.images.plan import Plan, Windows, planned
-from lazytiles.images.reader import carry_out, check_limit
+from lazytiles.images.reader import carry_out
 from lazytiles.images.resample import to_integers
 from lazytiles.indexing.lazy import LazyArray, by
 from lazytiles.indexing.requests import Request, request

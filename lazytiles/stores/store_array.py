@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.arrays.view import into
+from lazytiles.config import check_limit
 from lazytiles.errors import StoreError
 from lazytiles.images.cache import cache
 from lazytiles.images.files import FileKey
-from lazytiles.images.reader import check_limit
 from lazytiles.indexing.lazy import LazyArray
 from lazytiles.indexing.requests import request
 from lazytiles.stores.formats.base import NpyReader, crc_of, first_difference
