@@ -509,3 +509,114 @@ def test_check_takes_the_options_of_open_tiles_and_no_others(years: pd.DataFrame
     kept = options | {"where": {"target": 0}}
     assert check(years, tmp_path, **kept).is_sound
     assert lt.open_tiles(years, tmp_path, **kept)[:].shape == (1, 2, 8, 8, 1)
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> dict[str, pd.DataFrame]:
+    """Tables over pictures of several kinds, and over volumes, in one folder."""
+    for k, mode in enumerate(["L", "RGB", "RGBA", "P"]):
+        Image.fromarray(np.full((16, 16, 3), k * 9, np.uint8)).convert(mode).save(tmp_path / f"{k}.png")
+    for name, shape in (("v", (5, 8, 8)), ("w", (5, 8, 8)), ("half", (5, 8, 4)), ("flat", (8, 8))):
+        write(tmp_path / f"{name}.tif", np.zeros(shape, np.uint8))
+    np.save(tmp_path / "u.npy", np.zeros((5, 8, 8), np.uint16))
+    boxes = ["(0, 0, 0, 4, 4, 2)", "(0, 0, 2, 4, 4, 4)"]
+    photos = pd.DataFrame({"path": ["0.png", "1.png", "2.png"], "target": ["cat", "dog", "cat"]})
+    volumes = pd.DataFrame({"tile_id": ["a", "b"], "region_id": "v", "region_coordinates": boxes, "target": ["x", "y"]})
+    return {
+        "photos": photos,
+        "colours": photos[1:],
+        "partly": photos.assign(target=["a", None, "b"]),
+        "unlabelled": photos.assign(target=[None] * 3),
+        "palette": pd.DataFrame({"path": ["3.png"]}),
+        "several": photos.assign(label_id=["1", "1", "2"], tile_id=["a", "b", "a"]),
+        "volumes": volumes,
+        "other dtype": volumes.assign(path=["v.tif", "u.npy"]),
+        "whole": volumes.drop(columns="region_coordinates").assign(path=["v.tif", "w.tif"]),
+        "whole mixed": volumes.drop(columns="region_coordinates").assign(path=["v.tif", "half.tif"]),
+        "stack": pd.DataFrame({"path": ["u.npy"]}),
+        "flat": volumes.assign(path="flat.tif"),
+        "extents": volumes.assign(region_coordinates=[boxes[0], "(0, 0, 2, 4, 4, 5)"]),
+        "leaves": volumes.assign(region_coordinates=[boxes[0], "(0, 0, 4, 4, 4, 6)"]),
+        "apart": volumes.assign(region_coordinates=[boxes[0], "(0, 0, 6, 4, 4, 8)"]),
+        "none": pd.DataFrame({"path": []}),
+        "absent": pd.DataFrame({"tile_id": ["a"], "region_id": ["zz"]}),
+    }
+
+
+JUDGED: list[tuple[str, dict[str, Any], bool]] = [
+    ("photos", {}, False),
+    ("photos", {"bands": "rgb"}, True),
+    ("photos", {"gray": True}, True),
+    ("photos", {"bands": [0]}, True),
+    ("photos", {"bands": [0, 1, 2]}, False),
+    ("photos", {"bands": "rgb", "gray": True}, False),
+    ("photos", {"bands": [True, False]}, False),
+    ("photos", {"bands": "rgb", "size": (8, 8)}, True),
+    ("photos", {"gray": True, "classes": ["dog", "cat"]}, True),
+    ("photos", {"gray": True, "classes": ["dog"]}, False),
+    ("photos", {"gray": True, "masks": "0.png"}, True),
+    ("photos", {"gray": True, "masks": "v.tif"}, False),
+    ("photos", {"gray": True, "masks": "9.png"}, False),
+    ("photos", {"gray": True, "scale_boxes": ["target"]}, False),
+    ("photos", {"gray": True, "level": 1}, False),
+    ("colours", {"bands": [0, 1, 2]}, True),
+    ("colours", {"bands": [-1]}, False),
+    ("colours", {}, False),
+    ("partly", {"gray": True}, False),
+    ("partly", {"gray": True, "target": None}, True),
+    ("unlabelled", {"gray": True}, True),
+    ("palette", {}, True),
+    ("palette", {"size": (8, 8)}, False),
+    ("palette", {"size": (8, 8), "resample": "nearest"}, True),
+    ("several", {"gray": True}, False),
+    ("several", {"gray": True, "frames": ["1", "2"]}, False),
+    ("several", {"gray": True, "frames": ["2", "1"]}, False),
+    ("several", {"gray": True, "frames": ["2", "1"], "missing": "fill"}, True),
+    ("several", {"gray": True, "frames": ["1", "1"]}, True),
+    ("several", {"gray": True, "frames": "each"}, True),
+    ("several", {"gray": True, "where": {"label_id": 1}}, True),
+    ("volumes", {}, True),
+    ("volumes", {"classes": ["y", "x"]}, True),
+    ("volumes", {"classes": ["y"]}, False),
+    ("volumes", {"size": (8, 8)}, False),
+    ("volumes", {"gray": True}, False),
+    ("volumes", {"missing": "fill"}, False),
+    ("volumes", {"bands": [0]}, True),
+    ("volumes", {"bands": [1]}, False),
+    ("volumes", {"masks": "w.tif"}, True),
+    ("volumes", {"masks": "half.tif"}, False),
+    ("volumes", {"masks": "half.tif", "pad": "edge"}, False),
+    ("volumes", {"masks": "absent.tif"}, False),
+    ("volumes", {"where": {"target": "x"}}, True),
+    ("volumes", {"where": {"target": "z"}}, False),
+    ("volumes", {"tabular": ["q"]}, False),
+    ("other dtype", {}, False),
+    ("whole", {}, True),
+    ("whole mixed", {}, False),
+    ("stack", {}, True),
+    ("flat", {}, False),
+    ("extents", {}, False),
+    ("leaves", {}, False),
+    ("leaves", {"pad": "reflect"}, True),
+    ("apart", {"pad": "reflect"}, False),
+    ("none", {}, False),
+    ("absent", {}, False),
+    ("absent", {"missing": "fill"}, False),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "is_good"), JUDGED)
+def test_check_judges_as_reading_does(
+    name: str, options: dict[str, Any], is_good: bool, mixed: dict[str, pd.DataFrame], tmp_path: Path
+) -> None:
+    for read in (False, True):
+        assert check(mixed[name], tmp_path, read=read, **options).is_sound == is_good
+    try:
+        tiles = lt.open_tiles(mixed[name], tmp_path, **options)
+        assert tiles[:].shape == tiles.shape
+        assert len(tiles.labels[:] if options.get("masks") else tiles) == len(tiles)
+    except (lt.LazyTilesError, ValueError):
+        is_read = False
+    else:
+        is_read = True
+    assert is_read == is_good
