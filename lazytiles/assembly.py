@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import DTypeLike, NDArray
 
+from lazytiles.beside import region_name, windows_in
 from lazytiles.cache import cache
 from lazytiles.config import settings
 from lazytiles.files import pool
 from lazytiles.page import Page
 from lazytiles.resample import resize
-from lazytiles.rows import RowSink, open_sink
+from lazytiles.rows import FramesFirst, RowSink, cast, open_sink
 from lazytiles.stitch import Canvas
 from lazytiles.window import boxes_from_windows
 
@@ -72,7 +73,7 @@ class Layout:
         ------
         ValueError : slices of different extents
         """
-        found = [_windows_in(*part) for part in self.parts]
+        found = [windows_in(*part) for part in self.parts]
         spaces = [part[0] for part in found if part is not None]
         if len(spaces) < len(found):
             return None
@@ -81,33 +82,16 @@ class Layout:
         other = next((k for k, space in enumerate(spaces) if space != spaces[0] or len(space) != 2), None)
         if other is not None:
             raise ValueError(
-                f"scan {self.id}: region {_name(self.parts[other][0], other)} is {spaces[other]} pixels, the "
+                f"scan {self.id}: region {region_name(self.parts[other][0], other)} is {spaces[other]} pixels, the "
                 f"first {spaces[0]}; only images of one size are stacked as slices"
             )
         windows = [_as_slice(part[1], k) for k, part in enumerate(found) if part is not None]
         return (len(spaces), *spaces[0]), np.concatenate(windows)
 
 
-def _windows_in(source: Any, indices: Int64s) -> tuple[tuple[int, ...], Int64s] | None:
-    windows = getattr(source, "windows", None)
-    if windows is None:
-        return None
-    space = getattr(source, "space", None)
-    if space is None:
-        pages = (source.page(frame) for frame in reversed(range(len(source.regions))))
-        space = next(page.shape[:2] for page in pages if page is not None)
-    if getattr(source, "whole", False):
-        return tuple(space), np.tile(np.array([0] * len(space) + list(space), np.int64), (len(indices), 1))
-    return tuple(space), windows[indices]
-
-
 def _as_slice(windows: Int64s, z: int) -> Int64s:
     at = np.full((len(windows), 1), z, np.int64)
     return np.concatenate([at, windows[:, :2], at + 1, windows[:, 2:]], axis=1)
-
-
-def _name(source: Any, number: int) -> Any:
-    return getattr(source, "name", "") or number
 
 
 def layouts_of(tiles: Any, by: str | None) -> list[Layout]:
@@ -124,13 +108,14 @@ def layouts_of(tiles: Any, by: str | None) -> list[Layout]:
     """
     if not len(tiles):
         return []
-    pairs, numbers = tiles.index_pairs, np.asarray(tiles.order)
+    regions, places = tiles.places
+    pairs, numbers = places[:, :2], places[:, 2]
     group = pairs[:, 0] if by is None else _group_numbers(tiles.table, by, pairs[:, 0])
     order = np.lexsort((numbers, pairs[:, 0], group))
     scans = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
     sources = [np.split(scan, np.flatnonzero(np.diff(pairs[scan, 0])) + 1) for scan in scans]
     stacked = any(len(parts) > 1 for parts in sources)
-    return [_layout(tiles, parts, pairs, numbers, by, stacked) for parts in sources]
+    return [_layout(tiles, parts, regions, pairs, numbers, by, stacked) for parts in sources]
 
 
 def _group_numbers(table: pd.DataFrame | None, by: str, source: Int64s) -> Int64s:
@@ -147,11 +132,19 @@ def _group_numbers(table: pd.DataFrame | None, by: str, source: Int64s) -> Int64
     return ranked
 
 
-def _layout(tiles: Any, parts: list[Int64s], pairs: Int64s, numbers: Int64s, by: str | None, stacked: bool) -> Layout:
+def _layout(
+    tiles: Any,
+    parts: list[Int64s],
+    regions: Sequence[Any],
+    pairs: Int64s,
+    numbers: Int64s,
+    by: str | None,
+    stacked: bool,
+) -> Layout:
     rows, found = [], []
     for part in parts:
         number = int(pairs[part[0], 0])
-        source = tiles.sources[number]
+        source = regions[number]
         windows = getattr(source, "windows", None)
         if windows is not None:
             here = windows[pairs[part, 1]]
@@ -160,7 +153,7 @@ def _layout(tiles: Any, parts: list[Int64s], pairs: Int64s, numbers: Int64s, by:
         found.append((source, pairs[part, 1]))
     positions = np.concatenate(rows)
     first = int(positions[0])
-    name = _name(found[0][0], int(pairs[first, 0])) if by is None else tiles.table[by].iloc[first]
+    name = region_name(found[0][0], int(pairs[first, 0])) if by is None else tiles.table[by].iloc[first]
     return Layout(name, positions, numbers[positions], tuple(found), stacked)
 
 
@@ -220,6 +213,7 @@ class Assembly:
         self._rows: list[Array] = []
         self._canvases: dict[str, Canvas] = {}
         self._sinks: dict[str, RowSink] = {}
+        self._dtypes: dict[str, np.dtype[Any]] = {}
         self._moved: set[str] = set()
         self._added = 0
         self._passed = Passed(layout)
@@ -252,8 +246,9 @@ class Assembly:
             if name not in self._sinks:
                 dtype = np.dtype(self._options.dtype or values.dtype) if name == "y" else values.dtype
                 goal = self._goal if name == "y" else None
-                self._sinks[name] = open_sink(goal, (len(self._layout), *values.shape[1:]), dtype, axes=3)
-            self._sinks[name].append(values)
+                sink = open_sink(goal, (len(self._layout), *values.shape[1:]), dtype, axes=3)
+                self._sinks[name], self._dtypes[name] = sink, dtype
+            self._sinks[name].append(cast(values, self._dtypes[name]))
         else:
             self._stitch(name, self._as_maps(name, values))
 
@@ -297,9 +292,8 @@ class Assembly:
     def _canvas(self, name: str, space: tuple[int, ...], windows: Int64s, dtype: np.dtype[Any]) -> Canvas:
         if name in ("y", "map"):
             o = self._options
-            return Canvas(
-                space, blend=o.blend, dtype=o.dtype, fill=o.fill, out=self._goal, boxes=boxes_from_windows(windows)
-            )
+            goal = FramesFirst(self._goal) if name in self._moved and self._goal is not None else self._goal
+            return Canvas(space, blend=o.blend, dtype=o.dtype, fill=o.fill, out=goal, boxes=boxes_from_windows(windows))
         return Canvas(space, blend="crop", fill=None if dtype.kind in "fc" else 0, boxes=boxes_from_windows(windows))
 
     def finish(self, seconds: float) -> dict[str, Any]:
@@ -327,7 +321,7 @@ class Assembly:
         if name in self._sinks:
             return self._sinks[name].close()
         whole = self._canvases[name].finish()
-        if name in self._moved and isinstance(whole, np.ndarray):
+        if name in self._moved and (name != "y" or self._goal is None):  # else its sink has put them in front
             return np.moveaxis(whole, len(self._place[0]) if self._place else 0, 0)
         return whole
 

@@ -4,18 +4,90 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from lazytiles.boxlabels import Boxes
-from lazytiles.errors import StoreError
+from lazytiles.errors import LazyTilesError, StoreError
+from lazytiles.journal import labels_path
 from lazytiles.multisource import MultiSourceArray
+from lazytiles.regiontiles import RegionTiles, open_ahead
 from lazytiles.stored import StoreArray
+
+Int64s: TypeAlias = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredRegion:
+    """A region whose tiles were written: where they lay in it, so that predictions find back.
+
+    Parameters
+    ----------
+    name : of the region, or its number where it has none
+    windows : int64, shape (n, 4) or (n, 6), starts then stops; None where samples are no windows
+    space : extents of the region, pixels
+    flat : whether its tiles lack the axis of slices that the region has
+    """
+
+    name: Any
+    windows: Int64s | None
+    space: tuple[int, ...]
+    flat: bool
+
+
+def windows_in(source: Any, indices: Int64s) -> tuple[tuple[int, ...], Int64s] | None:
+    """The extents of the region that a source is, and the windows of some tiles in it; None where it is no region.
+
+    Raises
+    ------
+    RegionError : the region, which is opened for it, cannot be read
+    """
+    windows = getattr(source, "windows", None)
+    if windows is None:
+        return None
+    space = getattr(source, "space", None)
+    if space is None:
+        try:
+            pages = (source.page(frame) for frame in reversed(range(len(source.regions))))
+            first = next((page for page in pages if page is not None), None)
+        except LazyTilesError as error:
+            raise type(error)(f"{source.describe(int(indices[0]))}: {error}") from error
+        if first is None:  # no frame of it is there: it is as large as its tiles need it
+            windows = np.tile([0, 0, *source.form.size], (len(windows), 1)) if source.whole else windows
+            return tuple(windows[:, 2:].max(axis=0).tolist()), windows[indices]
+        space, windows = first.shape[:2], source.windows  # those of whole images are known now
+    return tuple(space), windows[indices]
+
+
+def region_name(source: Any, number: int) -> Any:
+    """The name of a region, or its number where it has none."""
+    return getattr(source, "name", "") or number
+
+
+def _regions_of(tiles: MultiSourceArray, positions: Int64s) -> tuple[tuple[StoredRegion, ...], Int64s] | None:
+    """The `places` of some samples; None of one source that is no region."""
+    sources, places = tiles.places
+    pairs, numbers = places[positions, :2], places[positions, 2]
+    used, codes = np.unique(pairs[:, 0], return_inverse=True)
+    if not len(used) or (len(used) == 1 and not hasattr(sources[used[0]], "windows")):
+        return None
+    open_ahead([(source, pairs[:0, 0], ()) for k in used.tolist() if isinstance(source := sources[k], RegionTiles)])
+    by_region = np.argsort(codes, kind="stable")
+    regions, tile = [], np.empty(len(pairs), np.int64)
+    for number, rows in zip(used.tolist(), np.split(by_region, np.cumsum(np.bincount(codes))[:-1]), strict=True):
+        source = sources[number]
+        found = windows_in(source, pairs[rows, 1])
+        space, windows = found or ((), None)
+        flat = found is not None and getattr(source, "flat", False)
+        regions.append(StoredRegion(region_name(source, number), windows, space, flat))
+        tile[rows] = np.arange(len(rows))
+    return tuple(regions), np.stack([codes.astype(np.int64), tile, numbers], axis=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +102,7 @@ class Beside:
     seed: int | None = None
     classes: list[Any] | None = None
     boxes: Boxes | None = None
+    places: tuple[tuple[StoredRegion, ...], Int64s] | None = None
 
     @classmethod
     def of(cls, tiles: MultiSourceArray, positions: NDArray[np.int64]) -> Beside:
@@ -46,6 +119,7 @@ class Beside:
             None if valid is None else valid[positions],
             classes=tiles.classes,
             boxes=tiles.boxes,
+            places=_regions_of(tiles, positions),
         )
 
     def join(self, source: Any) -> MultiSourceArray:
@@ -55,7 +129,7 @@ class Beside:
             result._labels = None
         result._classes, result._boxes = self.classes or result._classes, self.boxes
         result.tabular_columns = self.tabular
-        result._valid = self.valid
+        result._valid, result._places = self.valid, self.places
         if self.order is not None:
             result.order = self.order
             result.seed = self.seed
@@ -67,6 +141,12 @@ class Beside:
         for name, values in (("labels", self.labels), ("valid", self.valid), ("order", self.order)):
             if isinstance(values, np.ndarray):
                 found[f"{name}.npy"] = _saved(values)
+        if self.places is not None:
+            regions, pairs = self.places
+            found["regions.npy"] = _saved(pairs)
+            windows = [region.windows for region in regions if region.windows is not None]
+            if len(windows) == len(regions):
+                found["windows.npy"] = _saved(np.concatenate(windows))
         if self.classes is not None or self.boxes is not None:
             meaning = {"classes": self.classes, "boxes": None if self.boxes is None else asdict(self.boxes)}
             found["labels.json"] = json.dumps(meaning).encode()
@@ -76,13 +156,43 @@ class Beside:
             found["table.parquet"] = buffer.getvalue()
         return found
 
+    def about(self) -> dict[str, Any]:
+        """What a store's record says of it, as JSON takes it."""
+        regions = [] if self.places is None else self.places[0]
+        said = [{"name": region.name, "space": region.space, "flat": region.flat} for region in regions]
+        return {"tabular": self.tabular, "seed": self.seed, "regions": said}
+
+    def difference(self, other: Beside) -> str | None:
+        """What of another is not the same, such as ``"label of row 3"``; None where all is. Mask labels are not read.
+
+        >>> Beside(np.array([1, 2])).difference(Beside(np.array([1, 3])))
+        'label of row 1'
+        """
+        for name in ("labels", "valid", "order"):
+            one, two = (_array_of(getattr(beside, name)) for beside in (self, other))
+            if one is None and two is None:
+                continue
+            if one is None or two is None or one.shape != two.shape or one.dtype.kind != two.dtype.kind:
+                return f"{name} of all rows"
+            unequal = (one != two) & ~((one != one) & (two != two))
+            if unequal.any():
+                row = int(unequal.reshape(len(unequal), -1).any(axis=1).argmax())
+                return f"{'label' if name == 'labels' else name} of row {row}"
+        if isinstance(self.labels, np.ndarray | None) != isinstance(other.labels, np.ndarray | None):
+            return "labels of all rows"
+        if (self.tabular, self.seed, self.table is None) != (other.tabular, other.seed, other.table is None):
+            return "table or order of all rows"
+        if self.table is not None and other.table is not None:
+            return _table_difference(self.table, other.table)
+        return None
+
     @classmethod
     def load(cls, store: StoreArray) -> Beside:
         """What a store carries beside its rows."""
         opened = store.opened
         arrays = {
             name: np.load(io.BytesIO(opened.members[f"{name}.npy"]))
-            for name in ("labels", "valid", "order")
+            for name in ("labels", "valid", "order", "regions", "windows")
             if f"{name}.npy" in opened.members
         }
         table = opened.members.get("table.parquet")
@@ -101,7 +211,38 @@ class Beside:
             about.get("seed"),
             meaning.get("classes"),
             None if boxes is None else Boxes(boxes["format"], boxes["columns"] and tuple(boxes["columns"])),
+            _places_of(about.get("regions"), arrays.get("regions"), arrays.get("windows")),
         )
+
+
+def _places_of(
+    said: list[dict[str, Any]] | None, pairs: Int64s | None, windows: Int64s | None
+) -> tuple[tuple[StoredRegion, ...], Int64s] | None:
+    """The places that a store carries, if it does."""
+    if not said or pairs is None:
+        return None
+    counts = np.bincount(pairs[:, 0], minlength=len(said))
+    parts = [None] * len(said) if windows is None else np.split(windows, np.cumsum(counts)[:-1])
+    regions = (
+        StoredRegion(one["name"], part, tuple(one["space"]), one["flat"]) for one, part in zip(said, parts, strict=True)
+    )
+    return tuple(regions), pairs
+
+
+def _array_of(values: Any) -> NDArray[Any] | None:
+    """What a store keeps of an array of labels and the like; None of what is lazy."""
+    return np.load(io.BytesIO(_saved(values))) if isinstance(values, np.ndarray) else None
+
+
+def _table_difference(one: pd.DataFrame, two: pd.DataFrame) -> str | None:
+    if list(one.columns) != list(two.columns) or len(one) != len(two):
+        return "table's columns or length"
+    for name in one.columns:
+        first, second = one[name].astype(object), two[name].astype(object)
+        unequal = ((first != second) & ~(first.isna() & second.isna())).to_numpy()
+        if unequal.any():
+            return f"{name} in the table of row {int(unequal.argmax())}"
+    return None
 
 
 def _saved(values: NDArray[Any]) -> bytes:
@@ -115,14 +256,15 @@ def _saved(values: NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def labels_path(path: Path) -> Path:
-    """Where the mask labels of a store lie."""
-    return path.with_name(f"{path.stem}.labels{path.suffix}")
+def label_store(path: Path, about: Mapping[str, Any], *, check: bool) -> StoreArray:
+    """The mask labels that were written with a store, or a StoreError when they are others.
 
-
-def label_store(path: Path, uid: str, *, check: bool) -> StoreArray:
-    """The mask labels that were written with a store, or a StoreError when they are others."""
-    labels = StoreArray(labels_path(path), check=check)
-    if labels.opened.record.uid != uid:
+    Parameters
+    ----------
+    path : the store
+    about : its record's words of them: their version and uid
+    """
+    labels = StoreArray(labels_path(path, int(about["version"])), check=check)
+    if labels.opened.record.uid != about["uid"]:
         raise StoreError(f"{labels.path} is not the one that was written with {path}; export both again")
     return labels

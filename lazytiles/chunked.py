@@ -16,19 +16,27 @@ from numpy.typing import NDArray
 
 from lazytiles.errors import StoreError, require
 from lazytiles.formats import Layout, crcs_of
+from lazytiles.kinds import split_name
 
 # Zarr's shape is set when the array is complete; chunks are named by position, so any large number does.
 _ROOM = 2**40
+DATASET = "data"
 
 
 class HDF5Format:
-    """Rows in the dataset ``data`` of an HDF5 file, members in its group ``lazytiles``."""
+    """Rows in a dataset of an HDF5 file, ``data`` if not named, and members in its group ``lazytiles``.
+
+    Among the options, `dataset` names another, whose members lie in the group ``lazytiles/NAME``, and `others` the
+    file whose other datasets are kept.
+    """
 
     name = "hdf5"
     continues = False
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options = dict(options)
+        self._name = self._options.pop("dataset", None) or DATASET
+        self._others: Path | None = self._options.pop("others", None)
         self._file: Any = None
 
     def create(self, path: Path, layout: Layout, length: int | None) -> None:
@@ -39,7 +47,7 @@ class HDF5Format:
         self._path = path
         self._file = h5py.File(path, "w", libver=("v110", "v110"), rdcc_nbytes=0)
         self._data = self._file.create_dataset(
-            "data",
+            self._name,
             shape=(0, *layout.shape),
             maxshape=(None, *layout.shape),
             chunks=(layout.chunk, *layout.shape),
@@ -63,18 +71,22 @@ class HDF5Format:
         """See `Format.sync`."""
         self._data.flush()
 
-    def finish(self, rows: int, members: Mapping[str, bytes]) -> None:
+    def finish(self, rows: int, members: Mapping[str, bytes]) -> str:
         """See `Format.finish`."""
         h5py = require("h5py", extra="hdf5")
         self.close()
         with h5py.File(self._path, "r+", libver=("v110", "v110"), rdcc_nbytes=0) as file:
-            if "labels.npy" in members:
+            if self._others is not None and self._others.exists():
+                with h5py.File(self._others, "r") as others:
+                    _copy_others(h5py, others, file, self._name)
+            if "labels.npy" in members and self._name == DATASET:
                 labels = np.load(io.BytesIO(members["labels.npy"]))
                 if labels.dtype.kind in "biufc":
                     file.create_dataset("labels", data=labels, fletcher32=labels.size > 0)
-            group = file.create_group("lazytiles")
+            group = file.require_group(_members_of(self._name))
             for name, content in members.items():
                 group.create_dataset(name, data=np.frombuffer(content, np.uint8))
+        return ""
 
     def adopt(self, store: Path, path: Path, chunks: int) -> bool:
         """Not possible: an HDF5 file that is written must be its writer's from the start."""
@@ -83,7 +95,7 @@ class HDF5Format:
     def inherit(self, store: Path) -> None:
         """See `Format.inherit`."""
         with require("h5py", extra="hdf5").File(store, "r") as file:
-            data = file["data"]
+            data = file[self._name]
             held = {"shuffle": data.shuffle, "fletcher32": data.fletcher32}
             if "compression" not in self._options:
                 held |= {"compression": data.compression, "compression_opts": data.compression_opts}
@@ -96,15 +108,58 @@ class HDF5Format:
             file.close()
 
 
+def _members_of(name: str) -> str:
+    return "lazytiles" if name == DATASET else f"lazytiles/{name}"
+
+
+def holds_dataset(path: Path, name: str | None) -> bool:
+    """Whether an HDF5 file has a dataset, ``data`` if not named."""
+    with require("h5py", extra="hdf5").File(path, "r") as file:
+        return (name or DATASET) in file
+
+
+def _copy_others(h5py: Any, source: Any, target: Any, dataset: str) -> None:
+    """Copy what a file holds but a dataset and its members; links stay links."""
+    members = f"/{_members_of(dataset)}"
+    own = {f"/{dataset}"}
+    if members in source:
+        own |= {f"{members}/{name}" for name in source[members] if isinstance(source[members][name], h5py.Dataset)}
+        own |= {"/labels"} if dataset == DATASET and "labels.npy" in source[members] else set()
+    for name, value in source.attrs.items():
+        target.attrs[name] = value
+    pending = [(source, target)]
+    while pending:
+        group, copy = pending.pop()
+        for name in group:
+            path, link = f"{group.name.rstrip('/')}/{name}", group.get(name, getlink=True)
+            if path in own:
+                continue
+            if not isinstance(link, h5py.HardLink):
+                copy[name] = link
+            elif isinstance(group[name], h5py.Group) and any(one.startswith(path + "/") for one in own):
+                pending.append((group[name], copy.require_group(name)))
+            else:
+                group.copy(group[name], copy, name)
+
+
 class HDF5Reader:
-    """An HDF5 store, or a killed writer's partial, which only opens as one that is still written."""
+    """An HDF5 store, or a killed writer's partial, which only opens as one that is still written.
+
+    The path may name a dataset, as in ``tiles.h5::images``.
+    """
 
     holds = True
 
     def __init__(self, path: Path, *, torn: bool = False) -> None:
         h5py = require("h5py", extra="hdf5")
-        self._file = h5py.File(path, "r", swmr=torn, rdcc_nbytes=0)
-        self._data = self._file["data"]
+        name, inner = split_name(str(path))
+        self._name = inner or DATASET
+        self._file = h5py.File(name, "r", swmr=torn, rdcc_nbytes=0)
+        if not isinstance(self._file.get(self._name), h5py.Dataset):
+            there = ", ".join(sorted(self._file)) or "nothing"
+            self._file.close()
+            raise StoreError(f"{name} has no dataset {self._name!r}; it has {there}")
+        self._data = self._file[self._name]
         self.shape: tuple[int, ...] = self._data.shape
         self.dtype: np.dtype[Any] = self._data.dtype
 
@@ -114,8 +169,9 @@ class HDF5Reader:
 
     def members(self) -> Mapping[str, bytes]:
         """See `Reader.members`."""
-        group = self._file.get("lazytiles", {})
-        return {name: group[name][()].tobytes() for name in group}
+        h5py = require("h5py", extra="hdf5")
+        group = self._file.get(_members_of(self._name), {})
+        return {name: group[name][()].tobytes() for name in group if isinstance(group[name], h5py.Dataset)}
 
     def close(self) -> None:
         """Let go of what is open."""
@@ -182,7 +238,7 @@ class ZarrFormat:
     def sync(self) -> None:
         """Nothing: every chunk is its own file, renamed when complete."""
 
-    def finish(self, rows: int, members: Mapping[str, bytes]) -> None:
+    def finish(self, rows: int, members: Mapping[str, bytes]) -> str:
         """See `Format.finish`."""
         self._set_length(rows)
         for leftover in self._path.rglob("*.partial"):
@@ -192,6 +248,7 @@ class ZarrFormat:
         for name, content in members.items():
             (place / name).write_bytes(content)
         self.close()
+        return ""
 
     def adopt(self, store: Path, path: Path, chunks: int) -> bool:
         """Link the chunk files, but for those that will be written again: a link shares what is written."""
@@ -300,7 +357,7 @@ class Blosc2Format:
     def sync(self) -> None:
         """Nothing: a chunk is in the file, behind the earlier ones, when it has been put."""
 
-    def finish(self, rows: int, members: Mapping[str, bytes]) -> None:
+    def finish(self, rows: int, members: Mapping[str, bytes]) -> str:
         """See `Format.finish`."""
         if len(self._array) != rows:
             self._array.resize((rows, *self._layout.shape))
@@ -309,6 +366,7 @@ class Blosc2Format:
         for name, content in members.items():
             owner.vlmeta[name] = content
         self.close()
+        return ""
 
     def adopt(self, store: Path, path: Path, chunks: int) -> bool:
         """Not possible: a frame is one file that its writer rewrites in part."""

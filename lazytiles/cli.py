@@ -156,6 +156,7 @@ def _print_facts(title: str, facts: dict[str, Any]) -> None:
 @click.option("--split", help="Column whose different values must not share pixels, such as fold.")
 @click.option("--read", is_flag=True, help="Decode every segment of every image.")
 @click.option("--digest", is_flag=True, help="Write MANIFEST.sha256 with the SHA-256 of every image.")
+@click.option("--overwrite", is_flag=True, help="Replace MANIFEST.sha256 if it is there.")
 @click.option("--verify", type=click.Path(exists=True, dir_okay=False), help="Compare images with this .sha256 file.")
 @click.option("--html", "html", type=click.Path(dir_okay=False), help="Write the findings as one page.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
@@ -165,6 +166,7 @@ def check(
     images: str | None,
     target: list[str] | None,
     digest: bool,
+    overwrite: bool,
     html: str | None,
     as_json: bool,
     scheduler: str | None,
@@ -178,6 +180,8 @@ def check(
       lazytiles check tiles.csv --images Images --digest && lazytiles verify tiles.csv.sha256 --images Images
     """
     folder = images or os.path.dirname(manifest) or "."
+    if digest and os.path.exists(f"{manifest}.sha256") and not overwrite:
+        raise ManifestError(f"{manifest}.sha256 is there already; pass --overwrite to replace it")
     with connected(scheduler) as client, bar("reading rows") as tell:
         report = check_manifest(
             manifest, folder, digest=digest, progress=tell, client=client, **chosen(target, options)

@@ -68,9 +68,12 @@ def write_on(client: Any, tiles: MultiSourceArray, sink: StoreSink, report: Call
     LazyTilesError : a sample cannot be read or written, as the task said it; what is there stays for `resume`
     """
     try:
+        layout = BlockTarget.of(sink, len(tiles)).layout
+        step = layout.chunk * max(1, STEP_BYTES // max(1, layout.chunk * layout.row_bytes))
+        starts = sorted({start // step * step for start in sink.missing})
+        there = sorted({*range(0, len(tiles), step)} - {*starts})
+        sink.compare((start, tiles.take(np.arange(start, min(start + step, len(tiles))))) for start in there)
         target = BlockTarget.of(sink, len(tiles))
-        chunk = target.layout.chunk
-        step = chunk * max(1, STEP_BYTES // max(1, chunk * target.layout.row_bytes))
         starts = sorted({start // step * step for start in sink.missing})
         done = len(tiles) - sum(min(step, len(tiles) - start) for start in starts)
         blocks = tiles.to_dask(chunks=(step, *tiles.shape[1:])).to_delayed().ravel()

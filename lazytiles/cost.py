@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lazytiles.config import settings
 from lazytiles.order import permutation
 from lazytiles.page import Page
+from lazytiles.problems import plural
 from lazytiles.region import Region
 
 _SAMPLED = 12
@@ -69,7 +70,7 @@ class OrderCost:
         return self.bytes_decoded / max(self.bytes_delivered, 1)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Cost:
     """What reading tiles in batches costs, from tags alone.
 
@@ -94,6 +95,13 @@ class Cost:
     segments: int
     orders: list[OrderCost]
     advice: list[str]
+
+    def __repr__(self) -> str:
+        first = self.orders[0]
+        return (
+            f"<Cost of {self.tiles:,} tiles of {plural(self.regions, 'region')} in batches of {self.batch_size}: "
+            f"{first.amplification:.2f} times as much decoded as delivered {first.order}>"
+        )
 
     def __str__(self) -> str:
         first = f"{self.tiles:,} tiles of {self.regions:,} regions; a batch of {self.batch_size}: "

@@ -10,18 +10,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lazytiles.columns import column_hashes, count_distinct, first_rows
+from lazytiles.columns import column_hashes, count_distinct, first_rows, to_numbers
 from lazytiles.frames import Frames
 from lazytiles.manifest import BOX_2D, BOX_3D
 from lazytiles.overlap import overlapping_pairs
 from lazytiles.paths import region_names
-from lazytiles.problems import Problems
+from lazytiles.problems import Problems, plural
 
 _FEW_CLASSES = 50
 _LOOKED_AT = 100_000
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Report:
     """What was found: problems that stop training, warnings that may not, and the facts.
 
@@ -49,6 +49,13 @@ class Report:
     def is_sound(self) -> bool:
         """Whether nothing stops training."""
         return not len(self.problems)
+
+    def __repr__(self) -> str:
+        counts = plural(len(self.problems), "problem"), plural(len(self.warnings), "warning")
+        return f"<Report on {self.name}: {', '.join(counts)}>"
+
+    def __str__(self) -> str:
+        return "\n".join([repr(self), *self.problems.lines(), *self.warnings.lines()])
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON takes it."""
@@ -119,7 +126,7 @@ def check_targets(report: Report, columns: Sequence[str]) -> None:
         if isinstance(table[name].dtype, pd.CategoricalDtype):
             _check_names(report, name, table[name])
             continue
-        values = table[name].to_numpy()
+        values = to_numbers(table[name])
         finite = np.isfinite(values)
         values = values if finite.all() else values[finite]
         if not len(values):

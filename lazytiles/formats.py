@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import imagecodecs
 import numpy as np
+from imagecodecs import deflate_crc32
 from numpy.typing import NDArray
 
 from lazytiles.config import settings
@@ -95,8 +95,12 @@ class Format(Protocol):
     def sync(self) -> None:
         """Make what has been put survive the death of this process."""
 
-    def finish(self, rows: int, members: Mapping[str, bytes]) -> None:
-        """Set the length, add the members, the record last, and close."""
+    def finish(self, rows: int, members: Mapping[str, bytes]) -> str:
+        """Set the length, add the members, the record last, and close.
+
+        Returns what the name of the file that holds the members ends in, beside the store, or nothing where the
+        store itself holds them.
+        """
 
     def adopt(self, store: Path, path: Path, chunks: int) -> bool:
         """Make a partial from the first chunks of a store without reading them, ready for `resume`; or False."""
@@ -112,12 +116,25 @@ def crc_of(rows: NDArray[Any]) -> int:
     """The CRC-32 of the bytes of rows, in C order."""
     # The same number as zlib's, several times as fast: a writer's speed depends on it.
     content: Any = np.ascontiguousarray(rows)
-    return int(imagecodecs.deflate_crc32(content))
+    return int(deflate_crc32(content))
 
 
 def crcs_of(rows: NDArray[Any], chunk: int) -> list[int]:
     """The CRC-32 of each chunk of rows."""
     return [crc_of(rows[first : first + chunk]) for first in range(0, len(rows), chunk)]
+
+
+def first_difference(one: NDArray[Any], other: NDArray[Any]) -> int | None:
+    """The first row in which two arrays of one shape and dtype differ in any byte; None where they are equal.
+
+    >>> first_difference(np.array([1, 2, 3]), np.array([1, 2, 4]))
+    2
+    """
+    if not len(one):
+        return None
+    first, second = (np.ascontiguousarray(rows).reshape(len(rows), -1).view(np.uint8) for rows in (one, other))
+    differs = (first != second).any(axis=1)
+    return int(differs.argmax()) if differs.any() else None
 
 
 def members_of(files: zipfile.ZipFile) -> dict[str, bytes]:
@@ -170,14 +187,14 @@ class NpyFormat:
             # Pieces end where the system's own pages do: others cost it a tenth more.
             piece = rest[: _PIECE_BYTES - at % _PIECE_BYTES]
             written = self._file.write(piece)
-            crc = int(imagecodecs.deflate_crc32(piece[:written], crc))
+            crc = int(deflate_crc32(piece[:written], crc))
             rest, at = rest[written:], at + written
         return crc
 
     def sync(self) -> None:
         """Nothing: the rows are the system's when they have been put."""
 
-    def finish(self, rows: int, members: Mapping[str, bytes]) -> None:
+    def finish(self, rows: int, members: Mapping[str, bytes]) -> str:
         """See `Format.finish`."""
         self._file.seek(0)
         write_all(self._file, np.frombuffer(npy_header(self._layout, rows), np.uint8))
@@ -186,6 +203,7 @@ class NpyFormat:
         self._file.seek(end)
         write_all(self._file, np.frombuffer(zipped(members), np.uint8))
         self.close()
+        return ""
 
     def adopt(self, store: Path, path: Path, chunks: int) -> bool:
         """Copy the file: the members behind the rows are overwritten or cut off."""

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import json
 import os
+import re
 import secrets
 import shutil
+import weakref
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,10 +27,15 @@ PARTIAL = ".partial-"
 OLD = ".old-"
 JOURNAL = ".journal"
 TAIL = ".tail"
+SIDE = ".meta"  # of a file beside a store that holds its members
+LABELS = ".labels-"
 
 
 class StoreLock:
-    """The right to write one store, held by one writer at a time and let go when its process dies.
+    """The right to write one store, held by one writer at a time.
+
+    It ends with `release`, with this object or with its process, whichever comes first. A forked child never
+    holds it.
 
     Parameters
     ----------
@@ -35,44 +43,94 @@ class StoreLock:
 
     Raises
     ------
-    StoreError : another writer holds it
+    StoreError : another writer holds it, or the lock cannot be made
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path.with_name(path.name + ".lock")
-        self._descriptor: int | None = None
-        while self._descriptor is None:
-            self._descriptor = self._try(path)
-
-    def _try(self, path: Path) -> int | None:
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The holder before us unlinks the file; a lock on an unlinked file locks nothing.
-            if not _same_file(descriptor, self._path):
-                os.close(descriptor)
-                return None
-            # Padded and not truncated: some file systems wait for the disk after a truncation.
-            os.pwrite(descriptor, str(os.getpid()).encode().ljust(32), 0)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-            os.close(descriptor)
-            raise StoreError(
-                f"{path} is being written by another writer (process {holder}, lock {self._path.name}); "
-                "wait for it or write to another path"
-            ) from None
-        except OSError as error:
-            os.close(descriptor)
-            raise StoreError(f"{path} cannot be locked: {error}") from error
-        return descriptor
+        name = path.with_name(path.name + ".lock")
+        self._file = _locked(path, name)
+        self._end = weakref.finalize(self, _unlock, self._file, name, os.getpid())
+        _LOCKS.add(self)
 
     def release(self) -> None:
         """Let the next writer in; a second call does nothing."""
-        if self._descriptor is not None:
-            with contextlib.suppress(FileNotFoundError):
-                self._path.unlink()
-            os.close(self._descriptor)
-            self._descriptor = None
+        self._end()
+
+    close = release  # for contextlib.closing
+
+    def forget(self) -> None:
+        """In a forked child: the lock is the parent's alone."""
+        self._file.close()
+
+
+_LOCKS: weakref.WeakSet[StoreLock] = weakref.WeakSet()
+
+
+def _forget_locks() -> None:
+    for lock in list(_LOCKS):
+        lock.forget()
+
+
+os.register_at_fork(after_in_child=_forget_locks)
+
+
+def _locked(path: Path, name: Path) -> Any:
+    """The lock file, open and locked: an object, so that the lock goes when nobody holds it any more."""
+    looked = False
+    while True:
+        file = None
+        try:
+            file = open(name, "r+b", buffering=0, opener=_create)  # noqa: SIM115 # it lives as long as the lock
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The holder before us unlinks the file; a lock on an unlinked file locks nothing.
+            if _same_file(file.fileno(), name):
+                # Padded and not truncated: some file systems wait for the disk after a truncation.
+                os.pwrite(file.fileno(), str(os.getpid()).encode().ljust(32), 0)
+                return file
+            file.close()
+        except BlockingIOError:
+            assert file is not None  # for mypy: only flock blocks
+            holder = os.pread(file.fileno(), 32, 0).decode(errors="replace").strip() or "unknown"
+            file.close()
+            if holder == str(os.getpid()) and not looked:
+                looked = True
+                gc.collect()  # A writer that nobody can reach any more holds its lock until it is collected.
+                continue
+            own = "close() or abort() it" if holder == str(os.getpid()) else "wait for it"
+            raise StoreError(
+                f"{path} is being written by another writer (process {holder}, lock {name.name}); "
+                f"{own}, or write to another path"
+            ) from None
+        except BaseException as error:
+            if file is not None:
+                file.close()
+            if isinstance(error, OSError):
+                raise failed(f"{path} cannot be locked: {cause_of(error)}", error) from error
+            raise
+
+
+def _create(name: str, flags: int) -> int:
+    return os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+
+def _unlock(file: Any, name: Path, process: int) -> None:
+    if os.getpid() == process:
+        with contextlib.suppress(OSError):
+            name.unlink()
+    file.close()
+
+
+def cause_of(error: BaseException) -> str:
+    """What an error of the system or of a library says, in one line."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return said.partition("\n")[0].strip() or type(error).__name__
+
+
+def failed(message: str, error: BaseException) -> StoreError:
+    """A StoreError with the number of the system's error that it comes from."""
+    failure = StoreError(message)
+    failure.errno = getattr(error, "errno", None)
+    return failure
 
 
 def _same_file(descriptor: int, path: Path) -> bool:
@@ -177,8 +235,8 @@ class Journal:
     def discard(self) -> None:
         """Remove the partial with all that belongs to it."""
         remove(self.partial)
-        for suffix in (JOURNAL, TAIL, JOURNAL + ".new", TAIL + ".new"):
-            self.partial.with_name(self.partial.name + suffix).unlink(missing_ok=True)
+        for leftover in list(_beside(self.partial, ".")):
+            remove(leftover)
 
 
 def remove(path: Path) -> None:
@@ -203,31 +261,53 @@ def _beside(path: Path, mark: str) -> Iterator[Path]:
                 yield path.parent / name
 
 
-def sweep(path: Path) -> None:
-    """Remove what earlier writers of a store left beside it; only with the lock, when the store is there."""
+def labels_path(path: Path, version: int) -> Path:
+    """Where the mask labels of a store lie that were written with one version of it."""
+    return path.with_name(f"{path.stem}{LABELS}{version}{path.suffix}")
+
+
+def sweep(path: Path, side: str, labels: int | None, *, labels_too: bool) -> None:
+    """Remove what earlier writers of a store left beside it; only with the lock, when the store is there.
+
+    Parameters
+    ----------
+    path : the store
+    side : what the name of the file with its members ends in, if it has one
+    labels : the version of its mask labels, if it has any
+    labels_too : whether mask labels of other versions go
+    """
     for leftover in (*_beside(path, PARTIAL), *_beside(path, OLD)):
         remove(leftover)
+    unfinished = f"(({re.escape(PARTIAL)}|{re.escape(OLD)}).+)?"
+    version = re.compile(re.escape(path.stem + LABELS) + r"(\d+)" + re.escape(path.suffix) + unfinished)
+    meta = re.compile(re.escape(path.name) + r"(\.[0-9a-f]{16})?" + re.escape(SIDE))
+    for name in os.listdir(path.parent):
+        found = version.fullmatch(name) if labels_too else None
+        if (found and found[1] != str(labels)) or (meta.fullmatch(name) and name != path.name + side):
+            remove(path.with_name(name))
 
 
-def publish(partial: Path, path: Path, *, beside: str) -> None:
+def publish(partial: Path, path: Path, side: str) -> None:
     """Give a complete partial its name, in one rename where the system can, replacing what had it.
 
-    A format that cannot hold its members keeps them in a file with the ending `beside`. That gets its name
-    last, and the store is incomplete until it has.
+    A format that cannot hold its members keeps them in a file with the ending `side`, which carries the version
+    of the store: it gets its name first, and is that of no store until the rename of the store itself.
 
     A directory cannot be replaced in one step: the old one steps aside first, and `recover` puts it back
     should the process die between the two renames.
     """
-    side, new_side = path.with_name(path.name + beside), partial.with_name(partial.name + beside)
-    side.unlink(missing_ok=True)
+    if side:
+        partial.with_name(partial.name + side).replace(path.with_name(path.name + side))
     if not path.is_dir():
         partial.replace(path)
-        if new_side.exists():
-            new_side.replace(side)
         return
     aside = path.with_name(path.name + OLD + secrets.token_hex(4))
     path.rename(aside)
-    partial.rename(path)
+    try:
+        partial.rename(path)
+    except BaseException:
+        recover(path)
+        raise
 
 
 def is_interrupted(path: Path) -> bool:

@@ -26,7 +26,7 @@ from lazytiles.regiontiles import RegionTiles, gathered, open_ahead, read_tiles
 from lazytiles.seeds import Seed, seed_of
 from lazytiles.split import kfold_rows, split_rows
 from lazytiles.travel import Travels
-from lazytiles.view import checked_order, fits, held, into
+from lazytiles.view import DelayedView, checked_order, fits, held, into
 
 if TYPE_CHECKING:
     from lazytiles.cost import Cost
@@ -105,6 +105,7 @@ class MultiSourceArray(TileDoors, Travels, LazyArray):
         if own is not None and table is None:
             table = joined_tables([source.table for source in self.sources])
         self._table = table_of(table, total)
+        self._places: tuple[tuple[Any, ...], Int64s] | None = None  # the regions that written tiles came from
         self._segment: tuple[int, int] | None = None  # of the images, as far as is known
         self._rows = np.arange(total, dtype=np.int64)
         self._order: Int64s | None = None
@@ -157,6 +158,9 @@ class MultiSourceArray(TileDoors, Travels, LazyArray):
         self._labels = chosen(self._labels, positions)
         self._table = None if self._table is None else self._table.iloc[positions]
         self._valid = None if self._valid is None else self._valid[positions]
+        if self._places is not None:
+            regions, places = self._places
+            self._places = regions, np.column_stack([places[positions, :2], np.arange(len(positions))])
         self.shape = (len(self._rows), *self.shape[1:])
         self._order = None
 
@@ -203,12 +207,38 @@ class MultiSourceArray(TileDoors, Travels, LazyArray):
     @property
     def valid(self) -> NDArray[np.bool_] | None:
         """Which frames of which samples are there, (n, frames), in the current order; None where all must be."""
-        return None if self._valid is None else self._ordered(self._valid)
+        if self._valid is not None:
+            return self._ordered(self._valid)
+        parts = [
+            source.valid if isinstance(source, MultiSourceArray | DelayedView) else None for source in self.sources
+        ]
+        known = [part for part in parts if part is not None]
+        if not known:
+            return None
+        frames = known[0].shape[1:]
+        there = [
+            np.ones((source.shape[0], *frames), np.bool_) if part is None else part
+            for source, part in zip(self.sources, parts, strict=True)
+        ]
+        whole: NDArray[np.bool_] = np.concatenate(there)[self._rows]
+        return self._ordered(whole)
 
     @property
     def region_ids(self) -> NDArray[np.int64]:
         """The number of the source of each sample, in the current order."""
         return self.index_pairs[:, 0]
+
+    @property
+    def places(self) -> tuple[tuple[Any, ...], Int64s]:
+        """The regions that samples lie in; and of each sample its region, its place there and in the unshuffled array.
+
+        The regions are the sources; of tiles that were written to memory or a store, what they came from. The numbers
+        are int64, shape (n, 3), in the current order.
+        """
+        if self._places is None:
+            return self.sources, np.column_stack([self.index_pairs, self.order])
+        regions, places = self._places
+        return regions, places[self._now()]
 
     @property
     def sample_windows(self) -> Int64s | None:

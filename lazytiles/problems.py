@@ -22,7 +22,7 @@ def plural(count: int, word: str) -> str:
     return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Problems:
     """Findings by kind: the first `SHOWN` of each as text, and how many there are.
 
@@ -78,6 +78,10 @@ class Problems:
 
     def __len__(self) -> int:
         return sum(self.counts.values())
+
+    def __repr__(self) -> str:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in self.counts.items())
+        return f"<Problems of {self.name}: {kinds or 'none'}>"
 
     def __str__(self) -> str:
         if len(self) == 1:

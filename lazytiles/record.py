@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from lazytiles.chunked import (
     ZarrReader,
 )
 from lazytiles.errors import StoreError
-from lazytiles.formats import RECORD, Format, Layout, NpyFormat, NpyReader, Reader
-from lazytiles.journal import PARTIAL, partials
+from lazytiles.formats import RECORD, Format, Layout, NpyFormat, NpyReader, Reader, crc_of
+from lazytiles.journal import PARTIAL, Entry, cause_of, failed, partials
+from lazytiles.kinds import split_name
 from lazytiles.tfrecord import TFRecordFormat, TFRecordReader
 
 VERSION = 1
@@ -53,8 +55,17 @@ KINDS = {
 }
 
 
+def file_of(path: Path) -> Path:
+    """The file or folder of a store, which may be named by a dataset in it.
+
+    >>> file_of(Path("tiles.h5::images")).name
+    'tiles.h5'
+    """
+    return Path(split_name(str(path))[0])
+
+
 def kind_of(path: Path) -> Kind:
-    """The format that a path's ending names.
+    """The format that a path's ending names, a dataset behind ``::`` left out.
 
     Raises
     ------
@@ -63,8 +74,9 @@ def kind_of(path: Path) -> Kind:
     >>> kind_of(Path("tiles.zarr")).name
     'zarr'
     """
+    file = file_of(path)
     for kind in KINDS.values():
-        if path.name.lower().endswith(kind.suffixes):
+        if file.name.lower().endswith(kind.suffixes):
             return kind
     known = ", ".join(suffix for kind in KINDS.values() for suffix in kind.suffixes)
     raise StoreError(f"{path} names no format of stores; its name must end in one of {known}")
@@ -134,11 +146,19 @@ def open_complete(path: Path) -> Opened:
     ------
     StoreError : it is not there, unfinished, damaged, or was not written by lazytiles
     """
-    if not path.exists():
-        raise StoreError(_absence(path))
-    if PARTIAL in path.name:
-        raise StoreError(f"{path} is an unfinished partial, not a store; finish it with resume=True")
-    kind = _kind_at(path)
+    file = file_of(path)
+    try:
+        if not file.exists():
+            raise StoreError(_absence(file))
+        if PARTIAL in file.name:
+            raise StoreError(f"{path} is an unfinished partial, not a store; finish it with resume=True")
+        kind = _kind_at(file)
+        if file != path and kind.name != "hdf5":
+            raise StoreError(f"{path}: only an HDF5 file has datasets; this is a {kind.name} store")
+    except OSError as error:
+        if isinstance(error, StoreError):
+            raise
+        raise failed(f"{path} cannot be opened: {cause_of(error)}", error) from error
     try:
         reader = kind.reader(path)
         try:
@@ -151,7 +171,7 @@ def open_complete(path: Path) -> Opened:
     except (StoreError, ImportError):
         raise
     except Exception as error:
-        raise StoreError(f"{path} cannot be opened as a {kind.name} store: {error}") from error
+        raise failed(f"{path} cannot be opened as a {kind.name} store: {error}", error) from error
     return Opened(path, reader, record, members, digests)
 
 
@@ -192,3 +212,26 @@ def _checked(path: Path, kind: Kind, reader: Reader, members: Mapping[str, bytes
         if name not in members or zlib.crc32(members[name]) != crc:
             raise StoreError(f"{path} is damaged: its {name} is missing or not as it was written")
     return record
+
+
+def intact(reader: Reader, entries: list[Entry], layout: Layout) -> Iterator[Entry]:
+    """The entries up to the first whose rows are no longer as they were written."""
+    start = 0
+    for entry in entries:
+        try:
+            rows = reader.read(start, entry.stop)
+        except Exception:  # Torn bytes can fail in any way a codec can.
+            return
+        if rows.shape != (entry.stop - start, *layout.shape) or crc_of(rows) != entry.crc:
+            return
+        yield entry
+        start = entry.stop
+
+
+def intact_chunks(reader: Reader, entries: list[Entry], layout: Layout) -> Iterator[Entry]:
+    """The entries, in any order, whose chunk is as it was written."""
+    for entry in {entry.stop: entry for entry in entries}.values():
+        start = (entry.stop - 1) // layout.chunk * layout.chunk
+        with contextlib.suppress(Exception):  # Torn bytes can fail in any way a codec can.
+            if crc_of(reader.read(start, entry.stop)) == entry.crc:
+                yield entry

@@ -51,7 +51,14 @@ class Region(RegionDoors, LazyArray):
     """
 
     def __init__(
-        self, pages: Sequence[Page], *, stacked: bool, bands: tuple[int, ...] | None, gray: bool, reopen: Any
+        self,
+        pages: Sequence[Page],
+        *,
+        stacked: bool,
+        bands: tuple[int, ...] | None,
+        gray: bool,
+        reopen: Any,
+        has_samples: bool = False,
     ) -> None:
         self.pages = tuple(pages)
         self.bands = bands
@@ -62,7 +69,7 @@ class Region(RegionDoors, LazyArray):
         first = self.pages[0]
         height, width, samples = first.shape
         wanted = 1 if gray else samples if bands is None else len(bands)
-        self._has_samples = (first.samples_axis or wanted > 1) and not gray
+        self._has_samples = has_samples or ((first.samples_axis or wanted > 1) and not gray)
         self._inner = (height, width, wanted)
         self.dtype = first.dtype
         pages_axis = (len(self.pages),) if stacked else ()
@@ -87,6 +94,11 @@ class Region(RegionDoors, LazyArray):
     def inner_shape(self) -> tuple[int, int, int]:
         """(height, width, samples) of one image, the samples axis always there."""
         return self._inner
+
+    def with_samples(self) -> Region:
+        """The same image with its axis of samples, (H, W, S), also where there is but one sample a pixel."""
+        how: Any = {"stacked": self._stacked, "bands": self.bands, "gray": self.gray, "reopen": self._reopen}
+        return Region(self.pages, **how, has_samples=True)
 
     def __getitem__(self, key: Any) -> Any:
         asked = self._request(key)
@@ -118,12 +130,12 @@ class Region(RegionDoors, LazyArray):
 
     def __reduce__(self) -> tuple[Any, ...]:
         key = self.pages[0].file
-        return _reopened, (key, self._reopen[1:], self.bands, self.gray)
+        return _reopened, (key, self._reopen[1:], self.bands, self.gray, self._has_samples)
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         key = self.pages[0].file
         numbers = tuple(page.number for page in self.pages)
-        return "lazytiles.Region", key.path, key.size, key.mtime_ns, numbers, self.bands, self.gray
+        return "lazytiles.Region", key.path, key.size, key.mtime_ns, numbers, self.bands, self.gray, self.shape
 
     def _cells(self) -> tuple[int | None, ...]:
         cells = (*self.pages[0].segment, None)
@@ -377,9 +389,10 @@ def _level_shapes(key: FileKey, inner: str | None, page: int | str, level: int) 
         return tuple((p.imagelength, p.imagewidth) for p in levels_of(tiff, int(page)))
 
 
-def _reopened(key: FileKey, where: Where, bands: tuple[int, ...] | None, gray: bool) -> Region:
+def _reopened(key: FileKey, where: Where, bands: tuple[int, ...] | None, gray: bool, has_samples: bool) -> Region:
     here = pool.identify(key.path)
     # Device and inode are left out: each host numbers those of a shared file system in its own way.
     if (here.size, here.mtime_ns) != (key.size, key.mtime_ns):
         raise key.changed()
-    return _region(here, where, bands, gray)
+    region = _region(here, where, bands, gray)
+    return region.with_samples() if has_samples else region

@@ -50,7 +50,13 @@ def plot_tiles(
         raise ValueError("there are no tiles to plot")
     indices = np.arange(n)
     samples = tiles.take(indices) if hasattr(tiles, "take_batches") else np.asarray(tiles[:n])
-    shown = stretched(samples if samples.ndim > 3 else samples[..., None], bands=bands, limits=limits)
+    samples = samples if samples.ndim > 3 else samples[..., None]
+    there = getattr(tiles, "valid", None)
+    if isinstance(there, np.ndarray) and limits is None and not there[:n].all():
+        # What stands for missing frames is black, and says nothing of the contrast of the others.
+        known = there[:n].reshape(n, *there.shape[1:] * (samples.ndim == 5), *[1] * (3 if samples.ndim > 3 else 2))
+        samples = np.where(known, samples, np.nan)
+    shown = stretched(samples, bands=bands, limits=limits)
     frames = shown.shape[1] if shown.ndim == 5 else 1
     wide, high = frames * shown.shape[-2], shown.shape[-3]
     columns = columns or max(1, min(n, round((n * 1.5 * high / wide) ** 0.5)))
@@ -141,13 +147,8 @@ def _draw_windows(ax: Any, region: Region, table: Any, target: str) -> None:
     mine = mine[~mine["tile_id"].duplicated(keep="last").to_numpy()]
     if not len(mine) or "xmin" not in mine:
         return
-    # Drawn a little inside, so that neighbours do not paint over each other's colour.
-    corners = mine[["xmin", "ymin", "xmax", "ymax"]].to_numpy(np.float64)
-    sides = (corners[:, 2:] - corners[:, :2]) * 0.92
-    starts = corners[:, :2] + sides * 0.04 / 0.92
-    boxes = [
-        patches.Rectangle(tuple(start), *side) for start, side in zip(starts.tolist(), sides.tolist(), strict=True)
-    ]
+    corners = mine[["xmin", "ymin", "xmax", "ymax"]].to_numpy(np.float64).tolist()
+    boxes = [patches.Rectangle((x0, y0), x1 - x0, y1 - y0) for x0, y0, x1, y1 in corners]
     drawn = collections.PatchCollection(boxes, facecolor="none", linewidth=1.8)
     found = coloured_by(mine, target)
     if found is None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import glob
+import math
 import os
-import shutil
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -15,14 +18,15 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from lazytiles.errors import StoreError, require
+from lazytiles.errors import LazyTilesError, StoreError, require
+from lazytiles.journal import OLD, PARTIAL, cause_of, failed, publish, recover, remove
 from lazytiles.region import open_region
 
 Out: TypeAlias = Any
 """Nothing, an array, a path, or an object with `append(rows)` and `close()`."""
 
 TILE = 256
-PARTIAL = ".partial-"  # and some letters: the ending of what is not complete
+_LETTERS = 12  # behind the mark of what is not complete: other than those of a store
 
 
 class RowSink(Protocol):
@@ -44,10 +48,10 @@ class _Appends(Protocol):
     def close(self) -> Any: ...
 
 
-class Rerun(os.PathLike[str]):
-    """A path that one task alone writes, perhaps twice: what lies there already is the work of its first run.
+class Replacing(os.PathLike[str]):
+    """A path whose file is replaced, once the new one is complete: by a task that runs again, or as the user asked.
 
-    >>> os.fspath(Rerun("maps/1225.tif"))
+    >>> os.fspath(Replacing("maps/1225.tif"))
     'maps/1225.tif'
     """
 
@@ -58,15 +62,22 @@ class Rerun(os.PathLike[str]):
         return self.path
 
 
+@dataclass(frozen=True, slots=True)
+class FramesFirst:
+    """An output whose frames are its first axis, though they come as an axis behind those of space."""
+
+    out: Out
+
+
 def open_sink(out: Out, shape: Sequence[int], dtype: np.dtype[Any], *, axes: int = 2) -> RowSink:
     """The sink for an `out` argument.
 
     Parameters
     ----------
     out : `None`, an array of that shape, a path that ends in .npy, .tif, .tiff or .zarr (its folder is made where
-        there is none), or an object with `append(rows)` and `close()`
+        there is none), an object with `append(rows)` and `close()`, or one of these as `FramesFirst`
     shape : of all rows together
-    dtype : of the rows
+    dtype : of the rows; what goes into an array is cast to its dtype, see `cast`
     axes : how many of the first axes are space: 2 for `(height, width, ...)`, 3 for `(depth, height, ...)`
 
     Raises
@@ -79,50 +90,106 @@ def open_sink(out: Out, shape: Sequence[int], dtype: np.dtype[Any], *, axes: int
     array([[1, 1, 1],
            [1, 1, 1]], dtype=uint8)
     """
-    shape = tuple(shape)
+    shape, frames = tuple(shape), None
+    if isinstance(out, FramesFirst):
+        out, frames = out.out, axes
     if out is None:
-        return ArraySink(np.empty(shape, dtype))
+        return ArraySink(np.empty(_laid_out(shape, frames), dtype), frames)
+    check_out(out)
     if isinstance(out, (str, os.PathLike)):
         path = Path(out)
-        kind = FILES.get(path.suffix.lower())
-        if kind is None:
-            raise ValueError(f"{path}: rows can be written to {', '.join(FILES)}; choose one of these endings")
-        if not isinstance(out, Rerun):
-            refuse_existing(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return kind(path, shape, dtype, axes)
+        return _File(path, FILES[path.suffix.lower()], shape, dtype, axes, frames)
     if hasattr(out, "__setitem__"):
-        given = tuple(out.shape)
-        if given != shape and given != (shape[:-1] if shape[-1] == 1 else None):
-            raise ValueError(f"out= has shape {given}; {shape} is needed")
-        return ArraySink(out)
-    if isinstance(out, _Appends):
-        return _Foreign(out)
-    raise ValueError(f"out={out!r} is no array, path or object with append() and close()")
+        given, needed = tuple(out.shape), _laid_out(shape, frames)
+        # A single channel needs no axis in an array of NumPy's: a view of it has one.
+        if needed[-1] == 1 and given == needed[:-1] and isinstance(out, np.ndarray):
+            out = out[..., np.newaxis]
+        elif given != needed:
+            raise ValueError(f"out= has shape {given}; {needed} is needed")
+        return ArraySink(out, frames)
+    return _Foreign(out)
 
 
-def refuse_existing(path: Path) -> None:
-    """Maps never replace what is there.
+def check_out(out: Out) -> None:
+    """Refuse an output that cannot be written, before there is anything to write.
 
     Raises
     ------
-    StoreError : the path exists
+    ValueError : a path of no known kind, or no output at all
+    StoreError : the path exists, and is not given as `Replacing`
     """
-    if path.exists():
-        raise StoreError(f"{path} exists; remove it or choose another name")
+    if isinstance(out, (str, os.PathLike)):
+        path = Path(out)
+        if path.suffix.lower() not in FILES:
+            raise ValueError(f"{path}: rows can be written to {', '.join(FILES)}; choose one of these endings")
+        recover(path)
+        if path.exists() and not isinstance(out, Replacing):
+            raise StoreError(f"{path} exists; remove it, choose another name, or pass overwrite=True")
+    elif out is not None and not hasattr(out, "__setitem__") and not isinstance(out, _Appends):
+        raise ValueError(f"out={out!r} is no array, path or object with append() and close()")
 
 
-def sweep(path: Path) -> None:
-    """Remove what killed processes left beside a finished file."""
-    for left in path.parent.glob(f"{glob.escape(path.name)}{PARTIAL}*"):
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
+def _laid_out(shape: tuple[int, ...], frames: int | None) -> tuple[int, ...]:
+    """The shape of an output whose frames, at that axis of the rows, come first."""
+    return shape if frames is None else (shape[frames], *shape[:frames], *shape[frames + 1 :])
+
+
+def _placed(rows: NDArray[Any], start: int, frames: int | None) -> tuple[Any, NDArray[Any]]:
+    """Where rows lie in an output, and as what: their frames, at that axis, in front."""
+    place = slice(start, start + len(rows))
+    return (place, rows) if frames is None else ((slice(None), place), np.moveaxis(rows, frames, 0))
+
+
+def cast(block: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Values as another dtype: rounded and clipped to its range where it holds integers, never wrapped round.
+
+    Raises
+    ------
+    ValueError : NaN, which no integer is
+
+    >>> cast(np.array([300.7, -1, 1.5]), np.dtype("uint8"))
+    array([255,   0,   2], dtype=uint8)
+    """
+    if block.dtype == dtype:
+        return block
+    if block.dtype.kind not in "biuf" or dtype.kind not in "biu":
+        return block.astype(dtype)
+    if block.dtype.kind == "f" and np.isnan(block).any():
+        raise ValueError(f"the values hold NaN, which {dtype} cannot; choose a floating dtype= or out=")
+    if dtype.kind == "b":
+        return block >= 0.5
+    limits = np.iinfo(dtype)
+    if block.dtype.kind != "f":
+        given = np.iinfo(block.dtype if block.dtype.kind != "b" else np.uint8)
+        return block.clip(max(limits.min, given.min), min(limits.max, given.max)).astype(dtype)
+    # In double precision, which holds the limits of 32 bits; those of 64 bits are set as they are.
+    rounded = np.rint(block, dtype=np.float64)
+    clipped: NDArray[Any] = rounded.clip(limits.min, np.nextafter(float(limits.max), 0)).astype(dtype)
+    clipped[rounded >= float(limits.max)] = limits.max
+    return clipped
+
+
+def sweep(path: Path, *, dead: bool = False) -> None:
+    """Remove what other runs left beside a finished file.
+
+    Parameters
+    ----------
+    path : the file
+    dead : only that of processes that have ended: what is still written is locked
+    """
+    for left in path.parent.glob(f"{glob.escape(path.name)}{PARTIAL}{'?' * _LETTERS}"):
+        with suppress(OSError):
+            descriptor = os.open(left, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                if dead:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove(left)
+            finally:
+                os.close(descriptor)
 
 
 class ArraySink:
-    """Rows into anything that takes `array[start:stop] = rows`.
+    """Rows into anything that takes `array[start:stop] = rows`, cast to its dtype.
 
     >>> sink = ArraySink(np.zeros((2, 2)))
     >>> sink.append(np.ones((1, 2))); sink.close()
@@ -130,12 +197,13 @@ class ArraySink:
            [0., 0.]])
     """
 
-    def __init__(self, array: Any) -> None:
-        self.array, self._row = array, 0
+    def __init__(self, array: Any, frames: int | None = None) -> None:
+        self.array, self._frames, self._row = array, frames, 0
 
     def append(self, rows: NDArray[Any]) -> None:
         """Write the next rows."""
-        self.array[self._row : self._row + len(rows)] = rows.reshape(len(rows), *self.array.shape[1:])
+        place, values = _placed(rows, self._row, self._frames)
+        self.array[place] = cast(values, np.dtype(getattr(self.array, "dtype", values.dtype)))
         self._row += len(rows)
 
     def close(self) -> Any:
@@ -166,43 +234,132 @@ class _Foreign:
         """The sink is the caller's to close."""
 
 
-class _Partial:
-    """A file beside the final one, renamed when it is complete."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self._beside = path, _beside(path)
-        # Not closed by a with-block: it lives as long as the sink that owns it.
-        self.file = open(self._beside, "x+b")  # noqa: SIM115
-
-    def publish(self) -> None:
-        self.file.close()
-        os.replace(self._beside, self.path)
-
-    def discard(self) -> None:
-        self.file.close()
-        self._beside.unlink(missing_ok=True)
-
-
-class NpySink:
-    """Rows into one `.npy` file, written front to back, never mapped."""
-
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], axes: int) -> None:
-        self._partial = _Partial(path)
-        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_2_0(self._partial.file, header)
+class FileSink(Protocol):
+    """Takes the rows of one file from first to last; what they lie in gets its name from others."""
 
     def append(self, rows: NDArray[Any]) -> None:
         """Write the next rows."""
-        self._partial.file.write(np.ascontiguousarray(rows).data)
+
+    def close(self) -> None:
+        """All rows came: complete what they lie in."""
+
+    def opened(self, path: Path) -> Any:
+        """What reads the file, once it has its name."""
+
+
+class Partial:
+    """A file or folder beside the final one, renamed when it is complete; locked, so that `sweep` leaves it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.with_name(f"{path.name}{PARTIAL}{uuid.uuid4().hex[:_LETTERS]}")
+        self._closing = ExitStack()
+
+    def file(self) -> Any:
+        """The new file, open for writing and reading."""
+        file = self._closing.enter_context(open(self.name, "x+b"))  # noqa: SIM115
+        with suppress(OSError):  # A file system without locks.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file
+
+    def hold(self) -> None:
+        """Lock the folder that has been made."""
+        descriptor = os.open(self.name, os.O_RDONLY | os.O_CLOEXEC)
+        self._closing.callback(os.close, descriptor)
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def publish(self) -> None:
+        """Give it its name."""
+        self._closing.close()
+        publish(self.name, self.path, "")
+
+    def discard(self) -> None:
+        """Remove it, if it is still there."""
+        with suppress(OSError):
+            self._closing.close()
+        with suppress(OSError):
+            remove(self.name)
+
+
+Kind: TypeAlias = Callable[[Partial, tuple[int, ...], np.dtype[Any], int, int | None], FileSink]
+
+
+class _File:
+    """The sink of a file: its errors name the file and what was done, and nothing unfinished stays after one."""
+
+    def __init__(self, path: Path, kind: Kind, shape: tuple[int, ...], dtype: np.dtype[Any], *places: Any) -> None:
+        self._partial, self._row = Partial(path), 0
+        with self._clean("starting"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sweep(path, dead=True)
+            self._sink = kind(self._partial, shape, dtype, *places)
+
+    def append(self, rows: NDArray[Any]) -> None:
+        """Write the next rows."""
+        with self._clean(f"writing rows {self._row} to {self._row + len(rows)}"):
+            self._sink.append(rows)
+        self._row += len(rows)
 
     def close(self) -> Any:
-        """The file, mapped for reading."""
-        self._partial.publish()
-        return np.load(self._partial.path, mmap_mode="r", allow_pickle=False)
+        """Complete the file, give it its name, and open it."""
+        with self._clean("completing the file"):
+            self._sink.close()
+            self._partial.publish()
+            for left in self._partial.path.parent.glob(f"{glob.escape(self._partial.path.name)}{OLD}*"):
+                remove(left)
+            return self._sink.opened(self._partial.path)
 
     def abort(self) -> None:
         """Remove what was written."""
         self._partial.discard()
+
+    @contextmanager
+    def _clean(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self.abort()
+            if not isinstance(error, OSError) or isinstance(error, LazyTilesError):
+                raise
+            path = self._partial.path
+            raise failed(
+                f"{path}: {doing} failed: {cause_of(error)}; nothing of it stays: make room or mend the cause, then "
+                "predict again",
+                error,
+            ) from error
+
+
+class NpySink:
+    """Rows into one `.npy` file, each frame front to back, never mapped."""
+
+    def __init__(
+        self, partial: Partial, shape: tuple[int, ...], dtype: np.dtype[Any], axes: int, frames: int | None = None
+    ) -> None:
+        self._file, self._frames, self._row = partial.file(), frames, 0
+        whole = _laid_out(shape, frames)
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": whole}
+        np.lib.format.write_array_header_2_0(self._file, header)
+        self._first, self._row_bytes = self._file.tell(), math.prod(shape[1:]) * dtype.itemsize
+        if frames is not None:
+            self._row_bytes //= shape[frames]
+        self._frame_bytes = shape[0] * self._row_bytes
+
+    def append(self, rows: NDArray[Any]) -> None:
+        """Write the next rows."""
+        blocks = rows[np.newaxis] if self._frames is None else np.moveaxis(rows, self._frames, 0)
+        for frame, block in enumerate(blocks):
+            self._file.seek(self._first + frame * self._frame_bytes + self._row * self._row_bytes)
+            self._file.write(np.ascontiguousarray(block).data)
+        self._row += len(rows)
+
+    def close(self) -> None:
+        """Let the system have all of it."""
+        self._file.flush()
+
+    def opened(self, path: Path) -> Any:
+        """The file, mapped for reading."""
+        return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 class TiffSink:
@@ -212,13 +369,18 @@ class TiffSink:
     tables need all lengths first, is put together from them at the end. At most one row of tiles is held.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], axes: int) -> None:
-        if len(shape) > axes + 1:
-            raise ValueError(f"{path}: a TIFF holds one row of channels a pixel, not values of shape {shape[axes:]}")
-        self._volume = axes == 3
+    def __init__(
+        self, partial: Partial, shape: tuple[int, ...], dtype: np.dtype[Any], axes: int, frames: int | None = None
+    ) -> None:
+        if len(shape) > axes + 1 or frames is not None:
+            raise ValueError(
+                f"{partial.path}: a TIFF holds one row of channels a pixel, not values of shape {shape[axes:]}; "
+                "choose .npy or .zarr"
+            )
+        self._volume, self._has_axis = axes == 3, len(shape) > axes
         self._shape = shape[:axes] if shape[axes:] == (1,) else shape
         self._dtype = np.dtype(np.uint8) if dtype.kind == "b" else dtype
-        self._spool = _Partial(path)
+        self._partial, self._spool = partial, partial.file()
         self._lengths: list[int] = []
         self._held = np.empty((0 if self._volume else TILE, *self._shape[1:]), self._dtype)
         self._count = 0
@@ -251,21 +413,21 @@ class TiffSink:
                 tile[: part.shape[0], : part.shape[1]] = part
                 packed = zlib.compress(tile.data, 1)
                 self._lengths.append(len(packed))
-                self._spool.file.write(packed)
+                self._spool.write(packed)
 
     def _packed(self) -> Iterator[bytes]:
-        self._spool.file.seek(0)
+        self._spool.seek(0)
         for length in self._lengths:
-            yield self._spool.file.read(length)
+            yield self._spool.read(length)
 
-    def close(self) -> Any:
-        """The finished file as a region."""
+    def close(self) -> None:
+        """Put the TIFF together, in the place of its tiles."""
         if self._count:
             self._deflate(self._held[: self._count])
-        final = _Partial(self._spool.path)
+        final = Partial(self._partial.path)
         try:
             tifffile.imwrite(
-                final.file,
+                final.file(),
                 self._packed(),
                 shape=self._shape,
                 dtype=self._dtype,
@@ -276,27 +438,28 @@ class TiffSink:
                 metadata=None,
                 bigtiff=sum(self._lengths) > 3 * 2**30,
             )
-        except BaseException:
-            final.discard()
-            raise
+            os.replace(final.name, self._partial.name)
         finally:
-            self._spool.discard()
-        final.publish()
-        return open_region(self._spool.path, page="all" if self._volume else 0)
+            final.discard()
 
-    def abort(self) -> None:
-        """Remove what was written."""
-        self._spool.discard()
+    def opened(self, path: Path) -> Any:
+        """The finished file as a region."""
+        region = open_region(path, page="all" if self._volume else 0)
+        return region.with_samples() if self._has_axis else region
 
 
 class ZarrSink:
     """Rows into one Zarr array, whole chunks at a time; named `NAME.zarr` only when it is complete."""
 
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], axes: int) -> None:
+    def __init__(
+        self, partial: Partial, shape: tuple[int, ...], dtype: np.dtype[Any], axes: int, frames: int | None = None
+    ) -> None:
         zarr = require("zarr", extra="zarr")
-        self._path, self._partial = path, _beside(path)
-        chunks = [1] * (axes - 2) + [min(TILE, n) for n in shape[axes - 2 : axes]] + list(shape[axes:])
-        self._array = zarr.create_array(str(self._partial), shape=shape, dtype=dtype, chunks=tuple(chunks))
+        self._frames = frames
+        chunks = (*[1] * (axes - 2), *(min(TILE, n) for n in shape[axes - 2 : axes]), *shape[axes:])
+        whole, stored = _laid_out(shape, frames), _laid_out(chunks, frames)
+        self._array = zarr.create_array(str(partial.name), shape=whole, dtype=dtype, chunks=stored)
+        partial.hold()
         self._step, self._row, self._held = chunks[0], 0, np.empty((0, *shape[1:]), dtype)
 
     def append(self, rows: NDArray[Any]) -> None:
@@ -308,29 +471,22 @@ class ZarrSink:
 
     def _write(self, rows: NDArray[Any]) -> None:
         if len(rows):
-            self._array[self._row : self._row + len(rows)] = rows
+            place, values = _placed(rows, self._row, self._frames)
+            self._array[place] = values
             self._row += len(rows)
 
-    def close(self) -> Any:
-        """The array, open for reading."""
+    def close(self) -> None:
+        """Write what is held."""
         self._write(self._held)
-        if self._path.exists():  # of the first run of the same task, see `Rerun`
-            os.replace(self._path, _beside(self._path))
-        os.replace(self._partial, self._path)
-        return require("zarr", extra="zarr").open_array(str(self._path), mode="r")
 
-    def abort(self) -> None:
-        """Remove what was written."""
-        shutil.rmtree(self._partial, ignore_errors=True)
+    def opened(self, path: Path) -> Any:
+        """The array, open for reading."""
+        return require("zarr", extra="zarr").open_array(str(path), mode="r")
 
 
-FILES: dict[str, Callable[[Path, tuple[int, ...], np.dtype[Any], int], RowSink]] = {
+FILES: dict[str, Kind] = {
     ".npy": NpySink,
     ".tif": TiffSink,
     ".tiff": TiffSink,
     ".zarr": ZarrSink,
 }
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f"{path.name}{PARTIAL}{uuid.uuid4().hex[:12]}")

@@ -58,7 +58,8 @@ def seed_of(seed: Seed) -> int:
         return operator.index(seed)
     except TypeError:
         raise TypeError(
-            f"seed is a whole number, a NumPy Generator or RandomState, or None for a fresh one; not {seed!r}, a {type(seed).__name__}"
+            "seed is a whole number, a NumPy Generator or RandomState, or None for a fresh one; "
+            f"not {seed!r}, a {type(seed).__name__}"
         ) from None
 
 
@@ -127,7 +128,7 @@ class BatchGenerator(np.random.Generator):
         """The generators of the samples, in the order of the batch."""
         seed, epoch, first, size = self._key
         places = range(first, first + size)
-        return tuple(np.random.Generator(stream("sample", seed, epoch, place)) for place in places)
+        return tuple(generator(seed, epoch, place) for place in places)
 
 
 def samples_of(rng: np.random.Generator, n: int) -> Sequence[np.random.Generator]:

@@ -7,19 +7,21 @@ import io
 import os
 import secrets
 import time
+import weakref
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lazytiles.chunked import holds_dataset
 from lazytiles.errors import StoreError
-from lazytiles.formats import RECORD, Layout, Reader, crc_of
-from lazytiles.journal import Entry, Journal, StoreLock, partials, publish, recover, sweep, sync_tree
-from lazytiles.record import Kind, Opened, Record, open_complete
-from lazytiles.tfrecord import SIDE
+from lazytiles.formats import RECORD, Format, Layout, Reader, crc_of, crcs_of, first_difference
+from lazytiles.journal import Entry, Journal, StoreLock, cause_of, failed, partials, publish, recover, sweep, sync_tree
+from lazytiles.kinds import split_name
+from lazytiles.record import Kind, Opened, Record, intact, intact_chunks, open_complete
 
 _STEP_BYTES = 64 * 2**20
 _COMMIT_S = 0.5
@@ -67,13 +69,15 @@ class StoreSink:
     ) -> None:
         if mode not in ("w", "a") or (mode == "a" and overwrite):
             raise ValueError(f"mode must be 'w' or 'a', and 'a' never overwrites; not mode={mode!r}")
-        self.path = Path(path)
+        self.path, self._inner, options = _placed(path, kind, options, mode)
         self._kind = kind
         self._format = kind.writer(options)
         self._members = dict(members or {})
-        self._about = dict(about or {})
+        self.about = dict(about or {})
         self._length = length
         self._sync = sync
+        self._overwrite = overwrite
+        self.is_complete = False  # whether a complete store is all that is asked for
         self._header: dict[str, Any] = {
             "format": kind.name,
             "chunk": chunk,
@@ -81,31 +85,40 @@ class StoreSink:
             "base": "",
             "base_rows": 0,
             "scattered": scattered,
+            "dataset": self._inner or "",
         }
         self.layout: Layout | None = None
         self.rows = 0
         self.tail = b""
         self._journal: Journal | None = None
         self._committed_at = time.monotonic()
-        if not self.path.parent.is_dir():
-            raise StoreError(f"{path}: there is no directory {self.path.parent}; make it first")
-        self._lock: StoreLock | None = StoreLock(self.path)
+        self._lock: StoreLock | None = None
+        self._dropped = weakref.finalize(self, _let_go, self._format, os.getpid())
         try:
-            self._start(mode, overwrite, resume)
+            with self._clean("opening"):
+                if not self.path.parent.is_dir():
+                    raise StoreError(f"{path}: there is no directory {self.path.parent}; make it first")
+                self._lock = StoreLock(self.path)
+                self._start(mode, resume)
         except BaseException:
             self.abort()
             raise
 
-    def _start(self, mode: str, overwrite: bool, resume: bool) -> None:
+    def _start(self, mode: str, resume: bool) -> None:
         recover(self.path)
+        left = next((j for j in partials(self.path) if self._continues(j)), None) if resume else None
         base: Opened | None = None
-        if self.path.exists() and not overwrite:
-            if mode == "w":
+        if self.path.exists() and not self._overwrite and (mode == "w" or self._is_in_file()):
+            if mode == "w" and (left is not None or not resume):
                 raise StoreError(f"{self.path} exists; pass overwrite=True to replace it, mode='a' to append")
-            base = open_complete(self.path)
-            self._check_base(base)
+            base = open_complete(self._named(self.path))
         try:
-            left = next((j for j in partials(self.path) if resume and self._continues(j)), None)
+            if base is not None and mode == "w":
+                self._take(base)
+                return
+            if base is not None:
+                self._check_base(base)
+                left = next((j for j in partials(self.path) if self._continues(j)), None) if resume else None
             carried = left is not None and self._carry_on(left)
             if base is not None and not carried:
                 self._append_to(base)
@@ -113,8 +126,31 @@ class StoreSink:
             if base is not None:
                 base.reader.close()
 
+    def _is_in_file(self) -> bool:
+        return self._kind.name != "hdf5" or holds_dataset(self.path, self._inner)
+
+    def _named(self, file: Path) -> Path:
+        return file if self._inner is None else Path(f"{file}::{self._inner}")
+
+    def _take(self, base: Opened) -> None:
+        """Have a complete store as it is: what a writer left that was killed after its last rename."""
+        record = base.record
+        mine = (self._header["fingerprint"], self._header["chunk"], self._length or record.rows)
+        if mine != (record.about.get("fingerprint", ""), record.layout.chunk, record.rows):
+            raise StoreError(
+                f"{self.path} exists and is complete, with {record.rows} rows in chunks of {record.layout.chunk} "
+                "of another writer; pass overwrite=True to replace it, mode='a' to append"
+            )
+        start = 0
+        for crc in base.digests.tolist():
+            stop = min(start + record.layout.chunk, record.rows)
+            if crc_of(base.reader.read(start, stop)) != crc:
+                raise StoreError(f"{self.path} is damaged in rows {start} to {stop}; pass overwrite=True to replace it")
+            start = stop
+        self.layout, self.rows, self.is_complete = record.layout, record.rows, True
+
     def _check_base(self, base: Opened) -> None:
-        extra = sorted(set(base.members) - {RECORD, "digests.npy"})
+        extra = sorted(set(base.members) - {RECORD, "digests.npy"}) + ["mask labels"] * ("labels" in base.record.about)
         if extra:
             raise StoreError(
                 f"{self.path} carries {', '.join(extra)}, which would no longer fit its rows; export it again"
@@ -143,7 +179,7 @@ class StoreSink:
         reader = self._reader_of(left, layout, notes)
         try:
             entries = left.entries
-            check = _intact_chunks if self._header["scattered"] else _intact
+            check = intact_chunks if self._header["scattered"] else intact
             good = [] if reader is None else list(check(reader, entries, layout))
             tail = left.load_tail() if len(good) == len(entries) else b""
             rows = (good[-1].stop if good else 0) + len(tail) // layout.row_bytes
@@ -169,7 +205,7 @@ class StoreSink:
 
     def _reader_of(self, left: Journal, layout: Layout, notes: list[int]) -> Reader | None:
         try:
-            return self._kind.torn(left.partial, layout, notes)
+            return self._kind.torn(self._named(left.partial), layout, notes)
         except ImportError:
             raise
         except Exception:  # A torn partial can fail in any way; then nothing of it is used.
@@ -215,6 +251,8 @@ class StoreSink:
         ------
         StoreError : the disk is full or the write failed otherwise; what is safe stays in the partial
         """
+        if self.is_complete:
+            raise StoreError(f"{self.path} is complete with {self.rows} rows; pass mode='a' to append")
         if self.layout is None:
             self.begin(rows.shape[1:], rows.dtype)
         assert self.layout is not None  # for mypy: begin has set it
@@ -245,6 +283,53 @@ class StoreSink:
         self._format.sync()
         journal.commit()
         self._committed_at = time.monotonic()
+
+    def compare(self, blocks: Iterable[tuple[int, NDArray[Any]]]) -> None:
+        """Refuse to go on with a partial unless its rows are these; with `overwrite` begin it anew instead.
+
+        Parameters
+        ----------
+        blocks : the first row of each block, and its rows: whole chunks, but for the last of the store
+
+        Raises
+        ------
+        StoreError : names the first row that is another
+        """
+        journal, layout = self._started(), self.layout
+        assert layout is not None  # for mypy: a partial that goes on has one
+        held = {entry.stop: entry.crc for entry in journal.entries}
+        for start, rows in blocks:
+            stops = [
+                min(start + first + layout.chunk, start + len(rows)) for first in range(0, len(rows), layout.chunk)
+            ]
+            crcs = crcs_of(rows, layout.chunk)
+            wrong = next((k for k, stop in enumerate(stops) if held.get(stop, crcs[k]) != crcs[k]), None)
+            if wrong is None:
+                continue
+            if not self._overwrite:
+                first = wrong * layout.chunk
+                raise self._other(journal, layout, start + first, rows[first : first + layout.chunk])
+            with self._clean("starting again"):
+                self._format.close()
+                journal.discard()
+                self.rows, self.tail = 0, b""
+            self.begin(layout.shape, layout.dtype)
+            return
+
+    def _other(self, journal: Journal, layout: Layout, start: int, rows: NDArray[Any]) -> StoreError:
+        """The error that names the first row of a chunk of the partial that is not as given."""
+        notes = [entry.note for entry in journal.entries]
+        self.abort()
+        reader = self._reader_of(journal, layout, notes)
+        where = f"one of the rows {start} to {start + len(rows)}"
+        if reader is not None:
+            with contextlib.closing(reader), contextlib.suppress(Exception):  # The chunk is named at least.
+                row = first_difference(reader.read(start, start + len(rows)), rows)
+                where = where if row is None else f"row {start + row}"
+        return StoreError(
+            f"{self.path}: {where} of what is there already ({journal.partial.name}) is not as it would be written "
+            "now, so this is another export; pass overwrite=True to begin anew"
+        )
 
     def flush(self, tail: NDArray[Any]) -> None:
         """Make every row survive the death of this process; `tail` is the rows after the last whole chunk."""
@@ -287,6 +372,10 @@ class StoreSink:
         if self._lock is None:
             return
         try:
+            if self.is_complete:
+                with contextlib.suppress(OSError):
+                    sweep(self.path, "", self.about.get("labels", {}).get("version"), labels_too=False)
+                return
             if self.layout is None:
                 raise StoreError(f"{self.path}: nothing to store: no rows came and no shape and dtype are given")
             if self._header["scattered"]:
@@ -311,29 +400,38 @@ class StoreSink:
         members = {**self._members, "digests.npy": buffer.getvalue()}
         assert self.layout is not None  # for mypy: close has looked
         crcs = {name: zlib.crc32(content) for name, content in members.items()}
-        record = Record(self._kind.name, self.rows, self.layout, secrets.token_hex(8), crcs, self._about)
-        self._format.finish(self.rows, {**members, RECORD: record.dump()})
+        record = Record(self._kind.name, self.rows, self.layout, secrets.token_hex(8), crcs, self.about)
+        side = self._format.finish(self.rows, {**members, RECORD: record.dump()})
         if self._sync:
             sync_tree(journal.partial)
-        publish(journal.partial, self.path, beside=SIDE)
+        publish(journal.partial, self.path, side)
         self._journal = None
-        sweep(self.path)
+        with contextlib.suppress(OSError):  # The store is complete; what is left beside it goes another time.
+            sweep(self.path, side, self.about.get("labels", {}).get("version"), labels_too=self._inner is None)
 
     def abort(self) -> None:
         """Leave the store as it was; what is safe stays in the partial, for `resume`."""
-        if self._lock is None:
+        lock, self._lock = self._lock, None
+        if lock is None:
             return
-        journal, self._journal = self._journal, None
-        with contextlib.suppress(Exception):
-            if journal is not None:
-                self._format.sync()
-                journal.commit()
-        with contextlib.suppress(Exception):
-            self._format.close()
-        if journal is not None and self._is_idle(journal):
-            journal.discard()
-        self._lock.release()
-        self._lock = None
+        try:
+            journal, self._journal = self._journal, None
+            with contextlib.suppress(Exception):
+                if journal is not None:
+                    self._format.sync()
+                    journal.commit()
+            self._dropped()
+            with contextlib.suppress(OSError):
+                if journal is not None and self._is_idle(journal):
+                    journal.discard()
+        finally:
+            lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.abort()
 
     def _is_idle(self, journal: Journal) -> bool:
         """Whether a partial holds nothing that the store has not: then it is not worth keeping."""
@@ -344,39 +442,34 @@ class StoreSink:
     def _clean(self, doing: str) -> Iterator[None]:
         try:
             yield
-        except (StoreError, ImportError, TypeError):
-            self.abort()
-            raise
-        except Exception as error:
+        except BaseException as error:
             journal = self._journal
             self.abort()
-            cause = str(error).partition("\n")[0].strip() or type(error).__name__
-            failure = StoreError(
-                f"{self.path}: {doing} failed: {cause}; {journal.rows if journal else 0} rows are safe in "
-                "the unfinished partial: make room or mend the cause, then write on with resume=True"
-            )
-            failure.errno = getattr(error, "errno", None)
-            raise failure from error
+            if isinstance(error, StoreError | ImportError | TypeError) or not isinstance(error, Exception):
+                raise
+            what = f"{self.path}: {doing} failed: {cause_of(error)}"
+            safe = "" if journal is None else f"; {journal.rows} rows are safe in the unfinished partial"
+            then = "try again" if journal is None else "write on with resume=True"
+            raise failed(f"{what}{safe}: make room or mend the cause, then {then}", error) from error
 
 
-def _intact(reader: Reader, entries: list[Entry], layout: Layout) -> Iterator[Entry]:
-    """The entries up to the first whose rows are no longer as they were written."""
-    start = 0
-    for entry in entries:
-        try:
-            rows = reader.read(start, entry.stop)
-        except Exception:  # Torn bytes can fail in any way a codec can.
-            return
-        if rows.shape != (entry.stop - start, *layout.shape) or crc_of(rows) != entry.crc:
-            return
-        yield entry
-        start = entry.stop
+def _let_go(form: Format, process: int) -> None:
+    """Close what a sink has open, without completing it; a forked child leaves that to its parent."""
+    if os.getpid() == process:
+        with contextlib.suppress(Exception):
+            form.close()
 
 
-def _intact_chunks(reader: Reader, entries: list[Entry], layout: Layout) -> Iterator[Entry]:
-    """The entries, in any order, whose chunk is as it was written."""
-    for entry in {entry.stop: entry for entry in entries}.values():
-        start = (entry.stop - 1) // layout.chunk * layout.chunk
-        with contextlib.suppress(Exception):  # Torn bytes can fail in any way a codec can.
-            if crc_of(reader.read(start, entry.stop)) == entry.crc:
-                yield entry
+def _placed(
+    path: str | os.PathLike[str], kind: Kind, options: Mapping[str, Any], mode: str
+) -> tuple[Path, str | None, Mapping[str, Any]]:
+    """The file of a store, the dataset that its name has behind ``::``, and the options of its format."""
+    file, inner = split_name(os.fspath(path))
+    if kind.name != "hdf5":
+        if inner is not None:
+            raise StoreError(f"{path}: only an HDF5 file has datasets; leave ::{inner}")
+        return Path(file), None, options
+    if inner is not None and inner.split("/")[0] in ("", "lazytiles", "labels"):
+        raise StoreError(f"{path}: a dataset is named behind ::, such as images, but not lazytiles or labels")
+    others = Path(file) if inner is not None or mode == "a" else None
+    return Path(file), inner, {**options, "dataset": inner, "others": others}

@@ -17,23 +17,25 @@ from numpy.typing import NDArray
 
 from lazytiles.cluster import connected, result_of
 from lazytiles.multisource import MultiSourceArray
+from lazytiles.problems import plural
 from lazytiles.tandem import read_rows
 from lazytiles.view import held
 
 _BATCH_BYTES = 16 * 2**20
 _BINS = 256
+_SHOWN = 4  # means in a repr
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Statistics:
-    """What pixel values are like, per band and per frame.
+    """What pixel values are like, per band and per frame; frames that are missing (see `valid`) are left out.
 
     Integer images are summed in integers, so their mean and deviation are exact to the last rounding and do not
     depend on batches, threads or workers.
 
     Parameters
     ----------
-    count : finite values of each band, shape (C,)
+    count : finite values of each band, shape (C,), of frames that are there
     mean, std, min, max : shape (C,); the deviation of the population (divided by `count`)
     frames : the same of each frame, with its own `histogram`, a list of dicts; empty where tiles have no time axis
     histogram : ``"counts"``, shape (C, bins), and ``"edges"``, shape (bins + 1,)
@@ -59,6 +61,11 @@ class Statistics:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON; `load_statistics` reads it."""
         Path(path).write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
+
+    def __repr__(self) -> str:
+        means = ", ".join(f"{mean:.4g}" for mean in self.mean[:_SHOWN].tolist())
+        more = ", ..." if len(self.mean) > _SHOWN else ""
+        return f"<Statistics of {self.tiles} tiles, {plural(len(self.mean), 'band')}: mean {means}{more}>"
 
     def __str__(self) -> str:
         lines = [f"{self.tiles} tiles; band: mean ± deviation, from least to most"]
@@ -132,7 +139,7 @@ def statistics(
 
     Returns
     -------
-    Statistics; NaN and infinities are counted apart and left out
+    Statistics; NaN and infinities are counted apart and left out, and so is what stands for frames that are missing
 
     Raises
     ------
@@ -154,17 +161,18 @@ def statistics(
     if not len(tiles):
         raise ValueError("statistics of no tiles")
     edges = _edges(np.dtype(tiles.dtype), limits)
+    there = _frames_there(tiles)
     parts = _parts(tiles, batch_bytes)
     total = len(tiles) * (1 if edges is not None else 2)
     if edges is None:
-        first = _run(tiles, parts, None, client, threads, partial(_tell, progress, 0, total))
+        first = _run(tiles, there, parts, None, client, threads, partial(_tell, progress, 0, total))
         low, high = float(first.low.min()), float(first.high.max())
         if not np.isfinite([low, high]).all():
             raise ValueError("no value of the tiles is finite")
         edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
     done = total - len(tiles)
-    sums = _run(tiles, parts, edges, client, threads, partial(_tell, progress, done, total))
-    return _finished(sums, edges, len(tiles), tiles.ndim == 5, _values_per_band(tiles))
+    sums = _run(tiles, there, parts, edges, client, threads, partial(_tell, progress, done, total))
+    return _finished(sums, edges, len(tiles), tiles.ndim == 5, _values_per_band(tiles, there))
 
 
 def _tell(progress: Callable[[int, int], None] | None, before: int, total: int, done: int) -> None:
@@ -172,9 +180,17 @@ def _tell(progress: Callable[[int, int], None] | None, before: int, total: int, 
         progress(before + done, total)
 
 
-def _values_per_band(tiles: Any) -> int:
+def _frames_there(tiles: Any) -> NDArray[np.bool_] | None:
+    """Which frames of which tiles are there, (n, frames); None where all are."""
+    there = getattr(tiles, "valid", None)
+    shape = (len(tiles), tiles.shape[1] if len(tiles.shape) == 5 else 1)
+    return there if isinstance(there, np.ndarray) and there.shape == shape and not there.all() else None
+
+
+def _values_per_band(tiles: Any, there: NDArray[np.bool_] | None) -> int:
     bands = tiles.shape[-1] if tiles.ndim >= 4 else 1
-    return int(np.prod(tiles.shape, dtype=np.int64)) // int(bands)
+    every = int(np.prod(tiles.shape, dtype=np.int64)) // int(bands)
+    return every if there is None else every // there.size * int(there.sum())
 
 
 def _edges(dtype: np.dtype[Any], given: tuple[float, float] | None) -> NDArray[np.float64] | None:
@@ -199,6 +215,7 @@ def _parts(tiles: Any, batch_bytes: int) -> list[NDArray[np.int64]]:
 
 def _run(
     tiles: Any,
+    there: NDArray[np.bool_] | None,
     parts: list[NDArray[np.int64]],
     edges: NDArray[np.float64] | None,
     client: Any,
@@ -207,7 +224,7 @@ def _run(
 ) -> _Sums:
     found: _Sums | None = None
     done = 0
-    for sums in _each(tiles, parts, edges, client, threads):
+    for sums in _each(tiles, there, parts, edges, client, threads):
         found = sums if found is None else found + sums
         done += sums.tiles
         tell(done)
@@ -216,19 +233,28 @@ def _run(
     return found
 
 
-def _each(tiles: Any, parts: list[NDArray[np.int64]], edges: Any, client: Any, threads: int | None) -> Iterable[_Sums]:
+def _each(
+    tiles: Any,
+    there: NDArray[np.bool_] | None,
+    parts: list[NDArray[np.int64]],
+    edges: Any,
+    client: Any,
+    threads: int | None,
+) -> Iterable[_Sums]:
     """The sums of each part, in their order, so that floats add up alike everywhere."""
+    frames = [None if there is None else there[part] for part in parts]
     if client is None:
-        return (_sum_part(tiles, part, edges, threads) for part in parts)
+        return (_sum_part(tiles, part, edges, chosen, threads) for part, chosen in zip(parts, frames, strict=True))
     if isinstance(tiles, MultiSourceArray):
         # Each task carries its own windows; the array itself, with its table, is not sent.
         chunks = (tuple(len(part) for part in parts), *tiles.shape[1:])
         blocks = tiles.select(np.concatenate(parts)).to_dask(chunks=chunks).to_delayed().ravel()
         sums = importlib.import_module("dask").delayed(_sum_block, pure=False)
-        return _results(client, client.compute([sums(block, edges) for block in blocks]), tiles, parts)
+        return _results(client, client.compute(list(map(sums, blocks, [edges] * len(frames), frames))), tiles, parts)
     # Held by the scheduler as a task, not as data: it is made again when the worker that has it dies.
     shared = client.submit(_same, tiles, pure=False)
-    futures = [client.submit(_sum_part, shared, part, edges, 1, pure=False) for part in parts]
+    asked = zip(parts, frames, strict=True)
+    futures = [client.submit(_sum_part, shared, part, edges, chosen, 1, pure=False) for part, chosen in asked]
     return _results(client, futures, tiles, parts)
 
 
@@ -244,32 +270,32 @@ def _results(client: Any, futures: list[Any], tiles: Any, parts: list[NDArray[np
         client.cancel(futures)
 
 
-def _sum_part(tiles: Any, part: NDArray[np.int64], edges: Any, threads: int | None) -> _Sums:
+def _sum_part(tiles: Any, part: NDArray[np.int64], edges: Any, there: Any, threads: int | None) -> _Sums:
     if hasattr(tiles, "take_batches"):
         block = tiles.take(part, threads=threads)
     else:
         block = read_rows(tiles, part)
-    return _sum_block(block, edges)
+    return _sum_block(block, edges, there)
 
 
-def _sum_block(block: NDArray[Any], edges: Any) -> _Sums:
+def _sum_block(block: NDArray[Any], edges: Any, there: NDArray[np.bool_] | None) -> _Sums:
     if block.ndim < 4:
         block = block[..., None]
     if block.ndim == 4:
         block = block[:, None]
-    return _sums(block, edges)
+    return _sums(block, edges, there)
 
 
-def _sums(block: NDArray[Any], edges: NDArray[np.float64] | None) -> _Sums:
-    """Sums of tiles of shape (n, T, H, W, C)."""
+def _sums(block: NDArray[Any], edges: NDArray[np.float64] | None, there: NDArray[np.bool_] | None) -> _Sums:
+    """Sums of tiles of shape (n, T, H, W, C), of which those frames are there, (n, T); None for all."""
     frames, bands = block.shape[1], block.shape[-1]
-    values = np.moveaxis(block, (1, 4), (0, 1)).reshape(frames, bands, -1)
     shape = (frames, bands)
     count, total, squares = np.zeros(shape, np.int64), np.zeros(shape, object), np.zeros(shape, object)
     low, high = np.full(shape, np.inf), np.full(shape, -np.inf)
     bins = np.zeros((*shape, 0 if edges is None else len(edges) - 1), np.int64)
     for place in np.ndindex(shape):
-        one = values[place]
+        frame, band = place
+        one = (block[:, frame] if there is None else block[there[:, frame], frame])[..., band].ravel()
         if one.dtype.kind == "f":
             one = one[np.isfinite(one)]
         if not one.size:
@@ -340,4 +366,5 @@ def _described(
             centre = Fraction(total[k]) / n
             mean[k] = float(centre)
             std[k] = float(max(Fraction(squares[k]) / n - centre * centre, Fraction(0))) ** 0.5
-    return {"count": count, "mean": mean, "std": std, "min": low.astype(float), "max": high.astype(float)}
+    ends = (np.where(count > 0, end.astype(float), np.nan) for end in (low, high))
+    return {"count": count, "mean": mean, "std": std, **dict(zip(("min", "max"), ends, strict=True))}

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from lazytiles.blends import BOXES, COMBINE, Band, tile_weights, windows_of
-from lazytiles.rows import Out, RowSink, open_sink
+from lazytiles.rows import FramesFirst, Out, RowSink, cast, check_out, open_sink
 from lazytiles.window import boxes_from_windows
 
 
@@ -26,11 +26,12 @@ class Canvas:
         weighted by closeness to the tile's centre (sine squared over the tile; a sigma of an eighth of it);
         ``"crop"``, the value of the tile whose centre is nearest, the first added of equals; ``"max"``, the
         largest value of each channel
-    dtype : of the result; by default that of the values for ``"crop"`` and ``"max"``, else float32, or
-        float64 where float32 does not hold the values. Integers are rounded and clipped.
+    dtype : of the result; by default that of an `out` that has one; else that of the values for ``"crop"`` and
+        ``"max"``, and float32 for the others, or float64 where float32 does not hold the values. Integers are
+        rounded and clipped; they hold no NaN, which is refused
     fill : value of pixels under no tile; by default NaN in a floating-point result and an error in others
     out : where finished rows go: nothing (a fresh array), an array (`memmap`, Zarr, HDF5 dataset), a path
-        that ends in ``.tif``, ``.npy`` or ``.zarr``, or an object with `append(rows)` and `close()`
+        that ends in ``.tif``, ``.npy`` or ``.zarr`` and does not exist, or an object with `append(rows)` and `close()`
     boxes : all boxes that will be added, in the order in which they will be. With them the canvas keeps only
         rows that a later tile can still touch, and hands the others to `out` at once.
 
@@ -66,6 +67,10 @@ class Canvas:
         if len(self.shape) < 2 or min(self.shape) < 1:
             raise ValueError(f"shape={self.shape} is no region: two or three positive extents in pixels are needed")
         self.blend, self.fill = blend, fill
+        goal = out.out if isinstance(out, FramesFirst) else out
+        check_out(goal)
+        if dtype is None and hasattr(goal, "__setitem__"):
+            dtype = getattr(goal, "dtype", None)
         self._dtype = None if dtype is None else np.dtype(dtype)
         self._out = out
         self._plan = None if boxes is None else Band.of(windows_of(boxes), self.shape[0])
@@ -208,13 +213,15 @@ class Canvas:
     def _finished_rows(self, count: int) -> NDArray[Any]:
         assert self._sums is not None
         bare = self._weights[:count] == 0
-        block = _cast(self._sums[:count], self._final)
+        block = cast(self._sums[:count], self._final)
         if bare.any():
             block[bare] = self._filling(bare)
         return block
 
     def _filling(self, bare: NDArray[np.bool_]) -> Any:
         if self.fill is not None:
+            if self._final.kind in "biu" and np.any(cast(np.atleast_1d(self.fill), self._final) != self.fill):
+                raise ValueError(f"fill={self.fill!r} is no {self._final}; choose another fill= or dtype=")
             return self.fill
         if self._final.kind in "fc":
             return np.nan
@@ -256,17 +263,3 @@ class Canvas:
 
 def _slices(start: NDArray[np.int64], stop: NDArray[np.int64]) -> tuple[slice, ...]:
     return tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
-
-
-def _cast(block: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    if block.dtype == dtype:
-        return block
-    if block.dtype.kind != "f" or dtype.kind not in "biu":
-        return block.astype(dtype)
-    if dtype.kind == "b":
-        return block >= 0.5
-    if np.isnan(block).any():
-        raise ValueError(f"the values hold NaN, which {dtype} cannot; choose a floating dtype=")
-    limits = np.iinfo(dtype)
-    rounded: NDArray[Any] = np.clip(np.rint(block), limits.min, limits.max).astype(dtype)
-    return rounded

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,14 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from lazytiles.beside import Beside, label_store, labels_path
+from lazytiles.beside import Beside, label_store
 from lazytiles.cluster import write_on
 from lazytiles.errors import StoreError
 from lazytiles.formats import Layout, crc_of
+from lazytiles.journal import is_interrupted, labels_path
 from lazytiles.multisource import MultiSourceArray
-from lazytiles.record import kind_of
+from lazytiles.record import file_of, kind_of
 from lazytiles.sink import StoreSink
-from lazytiles.stored import StoreArray, is_store_of
+from lazytiles.stored import StoreArray, refuse_other_rows, replaceable, tidy
 
 Report: TypeAlias = Callable[[int, int], object]
 
@@ -102,7 +103,7 @@ def verify_store(path: str | os.PathLike[str]) -> Verified:
             raise StoreError(f"{path} is damaged in rows {', '.join(runs[:20])}{more}; write it again")
         if "labels" in record.about:
             label_store(store.path, record.about["labels"], check=True).close()
-            verify_store(labels_path(store.path))
+            verify_store(labels_path(store.path, int(record.about["labels"]["version"])))
         return Verified(store.path, record.kind, len(store), len(store.opened.digests), store.nbytes)
     finally:
         store.close()
@@ -221,7 +222,7 @@ class Job:
         """All samples as one array, and mask labels as another."""
         tiles = self.tiles
         data = np.empty((len(tiles), *tiles.shape[1:]), tiles.dtype)
-        with _reporting(progress, len(tiles)) as report:
+        with reporting(progress, len(tiles)) as report:
             for start, rows in self._read(0, 1):
                 data[start : start + len(rows)] = rows
                 report(start + len(rows), len(tiles))
@@ -231,32 +232,37 @@ class Job:
         return beside.join(data)
 
     def run(self, path: Path, chunk: int | None, progress: bool | Report, client: Any = None) -> MultiSourceArray:
-        """All samples into a store, mask labels into one beside it first."""
+        """All samples into a store, and mask labels into one beside it first."""
         if client is not None and kind_of(path).name != "zarr":
             raise ValueError(f"{path}: only a Zarr store is written by many processes; name it .zarr, or leave client")
         if client is not None and self.options.get("shards") is not None:
             raise ValueError(f"{path}: many processes would write one shard at once; leave shards, or client")
-        sink = self.sink(path, chunk, scattered=client is not None)
-        if sink is not None and client is None:
-            self._fill(sink, progress)
-        elif sink is not None:
-            with _reporting(progress, len(self.tiles)) as report:
-                write_on(client, self.tiles.select(self.positions), sink, report)
+        file = file_of(path)
+        if file != path and isinstance(self.beside.labels, MultiSourceArray):
+            raise StoreError(f"{path}: mask labels lie in a store beside; write these tiles to a file of their own")
+        if self.resume and not self.overwrite and (file.exists() or is_interrupted(file)):
+            self._compare(path)
+            return open_store(path)
+        with self._sink(path, chunk, scattered=client is not None) as sink:
+            labels = self.beside.labels
+            if isinstance(labels, MultiSourceArray):
+                sink.about["labels"] = self._write_labels(labels, path, chunk)
+            if sink.layout is None:
+                sink.begin(self.tiles.shape[1:], self.tiles.dtype)
+            if client is None:
+                self._fill(sink, progress)
+            else:
+                with reporting(progress, len(self.tiles)) as report:
+                    write_on(client, self.tiles.select(self.positions), sink, report)
         return open_store(path)
 
-    def sink(self, path: Path, chunk: int | None, *, scattered: bool = False) -> StoreSink | None:
-        """Where the samples go, its layout fixed; None when this very export is complete and resumed."""
+    def _sink(self, path: Path, chunk: int | None, *, scattered: bool) -> StoreSink:
+        """Where the samples go; the store is locked."""
         tiles, kind = self.tiles, kind_of(path)
         row_bytes = max(1, Layout(tiles.shape[1:], tiles.dtype, 1).row_bytes)
-        about: dict[str, Any] = {"tabular": self.beside.tabular, "seed": self.beside.seed}
-        labels = self.beside.labels
-        if isinstance(labels, MultiSourceArray):
-            about["labels"] = self._write_labels(labels, path, chunk)
-        members = self.beside.members()
-        about["fingerprint"] = _fingerprint(tiles, self.positions, members)
-        if self.resume and not self.overwrite and is_store_of(path, about["fingerprint"]):
-            return None
-        sink = StoreSink(
+        members, labels = self.beside.members(), self.beside.labels
+        fingerprint = _fingerprint(tiles, self.positions, members)
+        return StoreSink(
             path,
             kind,
             self.options | ({"labels": labels} if kind.name == "tfrecord" else {}),
@@ -264,52 +270,87 @@ class Job:
             overwrite=self.overwrite,
             resume=self.resume,
             length=len(tiles),
-            fingerprint=about["fingerprint"],
+            fingerprint=fingerprint,
             members=members,
-            about=about,
+            about={**self.beside.about(), "fingerprint": fingerprint},
             sync=self.sync,
             scattered=scattered,
         )
-        if sink.layout is None:
-            sink.begin(tiles.shape[1:], tiles.dtype)
-        return sink
 
-    def _write_labels(self, labels: MultiSourceArray, path: Path, chunk: int | None) -> str:
-        """Mask labels into their own store; its uid."""
+    def _write_labels(self, labels: MultiSourceArray, path: Path, chunk: int | None) -> dict[str, Any]:
+        """Mask labels into their own store, named by a version that no store has yet; what the record says of it."""
+        version = 1 + _labels_version(path)
+        overwrite = self.overwrite or not self.resume  # Until the new store is complete, they are nobody's.
+        store: StoreArray = self._of_labels(labels, overwrite).run(labels_path(path, version), chunk, False).sources[0]
+        return {"version": version, "uid": store.opened.record.uid}
+
+    def _of_labels(self, labels: MultiSourceArray, overwrite: bool) -> Job:
         every = np.arange(len(labels), dtype=np.int64)
-        job = Job(labels, every, Beside(), self.threads, self.overwrite, self.resume, self.sync, self.options)
-        store: StoreArray = job.run(labels_path(path), chunk, False).sources[0]
-        return store.opened.record.uid
+        return Job(labels, every, Beside(), self.threads, overwrite, self.resume, self.sync, self.options)
+
+    def _compare(self, path: Path) -> None:
+        """Refuse a complete store that is damaged, or is not this very export."""
+        try:
+            store = StoreArray(path)
+        except StoreError as error:
+            raise replaceable(path, error) from error
+        with contextlib.closing(store):
+            if (store.shape, store.dtype) != (self.tiles.shape, self.tiles.dtype):
+                is_, be = (f"{array.shape} {array.dtype}" for array in (store, self.tiles))
+                raise replaceable(path, f"row 0 is the first that would be written otherwise now: {is_} would be {be}")
+            try:
+                other = self.beside.difference(Beside.load(store))
+            except StoreError as error:
+                raise replaceable(path, error) from error
+            if other is not None:
+                raise replaceable(path, f"the {other} would be written otherwise now")
+            with contextlib.closing(self._read(0, store.chunks[0])) as blocks:
+                refuse_other_rows(store, blocks)
+            if "labels" in store.opened.record.about:
+                about = store.opened.record.about["labels"]
+                self._of_labels(self.beside.labels, False)._compare(labels_path(path, about["version"]))
+            tidy(store)
 
     def _fill(self, sink: StoreSink, progress: bool | Report) -> None:
         total = len(self.tiles)
         assert sink.layout is not None  # for mypy: it is fixed
-        try:
-            with _reporting(progress, total) as report:
-                for start, rows in self._read(sink.rows, sink.layout.chunk):
-                    sink.append(rows)
-                    report(start + len(rows), total)
-            sink.close()
-        finally:
-            sink.abort()
+        chunk = sink.layout.chunk
+        if sink.rows:
+            with contextlib.closing(self._read(0, chunk, sink.rows)) as blocks:
+                sink.compare(blocks)
+        with reporting(progress, total) as report, contextlib.closing(self._read(sink.rows, chunk)) as blocks:
+            for start, rows in blocks:
+                sink.append(rows)
+                report(start + len(rows), total)
+        sink.close()
 
-    def _read(self, first: int, chunk: int) -> Iterator[tuple[int, NDArray[Any]]]:
+    def _read(self, first: int, chunk: int, last: int | None = None) -> Generator[tuple[int, NDArray[Any]], None, None]:
         """Blocks of whole chunks from sample `first` on; while one is used the next is read."""
         tiles = self.tiles
+        last = len(tiles) if last is None else last
         step = max(1, _READ_BYTES // max(1, chunk * tiles.nbytes // max(1, len(tiles)))) * chunk
-        starts = list(range(first, len(tiles), step))
+        starts = list(range(first, last, step))
         if not starts:
             return
         with ThreadPoolExecutor(1, thread_name_prefix="lazytiles-export") as pool:
-            read = [pool.submit(self._block, starts[0], step)]
+            read = [pool.submit(self._block, starts[0], min(last, starts[0] + step))]
             for k, start in enumerate(starts):
                 rows = read.pop().result()
                 if k + 1 < len(starts):
-                    read.append(pool.submit(self._block, starts[k + 1], step))
+                    read.append(pool.submit(self._block, starts[k + 1], min(last, starts[k + 1] + step)))
                 yield start, rows
 
-    def _block(self, start: int, step: int) -> NDArray[Any]:
-        return self.tiles.take(self.positions[start : start + step], threads=self.threads)
+    def _block(self, start: int, stop: int) -> NDArray[Any]:
+        return self.tiles.take(self.positions[start:stop], threads=self.threads)
+
+
+def _labels_version(path: Path) -> int:
+    """The version of the mask labels of the store that is there; 0 where it has none or cannot be opened."""
+    try:
+        with contextlib.closing(StoreArray(path)) as store:
+            return int(store.opened.record.about.get("labels", {}).get("version", 0))
+    except StoreError:
+        return 0
 
 
 def _fingerprint(tiles: MultiSourceArray, positions: NDArray[np.int64], members: dict[str, bytes]) -> str:
@@ -329,12 +370,13 @@ def identity(source: Any) -> str:
 
 
 @contextlib.contextmanager
-def _reporting(progress: bool | Report, total: int) -> Iterator[Report]:
+def reporting(progress: bool | Report, total: int, said: str = "writing tiles") -> Iterator[Report]:
+    """Where to report (tiles done, all tiles): a function that is given, a bar drawn for True, nowhere for False."""
     if callable(progress):
         yield progress
     elif not progress:
         yield lambda done, total: None
     else:
         with Progress() as bar:
-            task = bar.add_task("writing tiles", total=total)
+            task = bar.add_task(said, total=total)
             yield lambda done, total: bar.update(task, completed=done)

@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from lazytiles.cache import cache
 from lazytiles.errors import StoreError
 from lazytiles.files import FileKey
-from lazytiles.formats import NpyReader, crc_of
+from lazytiles.formats import NpyReader, crc_of, first_difference
 from lazytiles.indexing import request
-from lazytiles.journal import StoreLock, is_interrupted, recover
+from lazytiles.journal import StoreLock, failed, is_interrupted, recover, sweep
 from lazytiles.lazy import LazyArray
 from lazytiles.reader import check_limit
-from lazytiles.record import Opened, open_complete
+from lazytiles.record import Opened, file_of, open_complete
+from lazytiles.tfrecord import TFRecordReader
 from lazytiles.view import into
 
 Int64s: TypeAlias = NDArray[np.int64]
@@ -59,6 +60,7 @@ class StoreArray(LazyArray):
 
     def __init__(self, path: str | os.PathLike[str], *, check: bool = True) -> None:
         self.path = Path(path)
+        self._file = file_of(self.path)
         self.check = check
         self._uid: str | None = None
         self._open()
@@ -73,7 +75,7 @@ class StoreArray(LazyArray):
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._layout = opened.record.layout
-        self._key = _file_key(self.path)
+        self._key = _file_key(self._file)
         self.shape: tuple[int, ...] = (opened.record.rows, *self._layout.shape)
         self.dtype = self._layout.dtype
         self._seen = np.full(len(opened.digests), not self.check)
@@ -146,12 +148,12 @@ class StoreArray(LazyArray):
                 rows = self.opened.reader.read(start, stop)
         except Exception as error:  # Libraries raise anything over damaged bytes.
             self._check_identity()
-            raise StoreError(f"{self.path}: rows {start} to {stop} cannot be read: {error}") from error
+            raise failed(f"{self.path}: rows {start} to {stop} cannot be read: {error}", error) from error
         self._check_identity()
         return rows
 
     def _check_identity(self) -> None:
-        if not self._opened.reader.holds and not (self.path.exists() and _file_key(self.path) == self._key):
+        if not self._opened.reader.holds and _file_key(self._file) != self._key:
             raise StoreError(f"{self.path} was replaced or removed meanwhile; open it again")
 
     def _checked(self, number: int, block: NDArray[Any]) -> NDArray[Any]:
@@ -181,7 +183,7 @@ class StoreArray(LazyArray):
         return asked.finish(self.read_box(asked.rows[0], asked.box, asked.origins))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "check": self.check, "_uid": self._uid}
+        return {"path": self.path, "_file": self._file, "check": self.check, "_uid": self._uid}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state)
@@ -194,33 +196,59 @@ class StoreArray(LazyArray):
         return f"<StoreArray {self.path}: {self.shape} {self.dtype}>"
 
 
-def is_store_of(path: Path, fingerprint: str) -> bool:
-    """Whether a complete store is there whose writer had this fingerprint.
+def replaceable(path: Path, what: object) -> StoreError:
+    """The error of a complete store that is not what `resume` would write."""
+    return StoreError(f"{path} exists; pass overwrite=True to replace it: {what}")
+
+
+def refuse_other_rows(store: StoreArray, blocks: Iterable[tuple[int, NDArray[Any]]]) -> None:
+    """Make sure that a complete store has these rows.
+
+    Parameters
+    ----------
+    store : of their shape and dtype
+    blocks : the first row of each block, and its rows
 
     Raises
     ------
-    StoreError : what is there is not a complete store
+    StoreError : names the first row that is another, or rows that are damaged
     """
-    if not path.exists():
-        return False
-    with contextlib.closing(StoreArray(path)) as store:
-        return store.opened.record.about.get("fingerprint") == fingerprint
+    for start, rows in blocks:
+        try:
+            row = first_difference(store[start : start + len(rows)], rows)
+        except StoreError as error:
+            raise replaceable(store.path, error) from error
+        if row is not None:
+            raise replaceable(store.path, f"row {start + row} is the first that would be written otherwise now")
+
+
+def tidy(store: StoreArray) -> None:
+    """Remove what a writer left beside a store that is complete, unless another one is at it."""
+    reader, about = store.opened.reader, store.opened.record.about
+    file = file_of(store.path)
+    with contextlib.suppress(OSError), contextlib.closing(StoreLock(file)):
+        side = reader.side if isinstance(reader, TFRecordReader) else ""
+        sweep(file, side, about.get("labels", {}).get("version"), labels_too=file == store.path)
 
 
 def _file_key(path: Path) -> FileKey:
-    facts = path.stat()
+    try:
+        facts = path.stat()
+    except OSError as error:
+        raise failed(f"{path} was replaced or removed meanwhile; open it again", error) from error
     return FileKey(str(path), facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
 
 
 def _opened(path: Path) -> Opened:
     """Open a store, putting back one whose replacement was interrupted between its two renames."""
-    if is_interrupted(path):
+    file = file_of(path)
+    if is_interrupted(file):
         try:
-            lock = StoreLock(path)
+            lock = StoreLock(file)
         except OSError:  # A writer is at it, or nothing can be written here.
             return open_complete(path)
         try:
-            recover(path)
+            recover(file)
         finally:
             lock.release()
     return open_complete(path)

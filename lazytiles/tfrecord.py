@@ -8,6 +8,7 @@ name), ``label`` (int64 or float list, text, or the bytes of a mask) and last ``
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
@@ -21,9 +22,11 @@ from numpy.typing import NDArray
 
 from lazytiles.errors import StoreError, require
 from lazytiles.formats import RECORD, Layout, crcs_of, members_of, write_all, zipped
+from lazytiles.journal import PARTIAL, SIDE
 
-# The members lie in a zip archive beside the records, as a reader of records would stumble over them.
-SIDE = ".meta"
+# The members lie in a zip archive beside the records, as a reader of records would stumble over them. Its name
+# carries the version of the store, which the last record ends in as the feature "store": 16 hexadecimal digits.
+_NO_VERSION = "0" * 16  # of a store without records
 
 
 def crc32c(content: bytes) -> int:
@@ -132,13 +135,32 @@ class TFRecordFormat:
     def sync(self) -> None:
         """Nothing: the records are the system's when they have been put."""
 
-    def finish(self, rows: int, members: Mapping[str, bytes]) -> None:
-        """See `Format.finish`."""
+    def finish(self, rows: int, members: Mapping[str, bytes]) -> str:
+        """See `Format.finish`; the version is a digest of rows and members."""
         self._file.truncate(self._end)
+        contents = {name: content for name, content in members.items() if name != RECORD}
+        version = hashlib.sha256(zipped(contents)).hexdigest()[:16] if rows else _NO_VERSION
+        if rows:
+            self._mark(version)
         ends = np.array(self._ends, np.int64).tobytes()
-        side = self._path.with_name(self._path.name + SIDE)
-        side.write_bytes(zipped({**members, "ends.bin": ends}))
+        side = f".{version}{SIDE}"
+        self._path.with_name(self._path.name + side).write_bytes(zipped({**members, "ends.bin": ends}))
         self.close()
+        return side
+
+    def _mark(self, version: str) -> None:
+        """Write the last record again, with the version of the store behind its data."""
+        first = self._ends[-2] if len(self._ends) > 1 else 0
+        chunk = os.pread(self._file.fileno(), self._end - first, first)
+        at = 0
+        while (stop := at + 16 + struct.unpack_from("<Q", chunk, at)[0]) < len(chunk):
+            at = stop
+        example = chunk[at + 12 : stop - 4]
+        features = example[len(example) - _inner(example) :]
+        marked = framed(field(1, features + _mark_of(version)))
+        self._file.seek(first + at)
+        write_all(self._file, np.frombuffer(marked, np.uint8))
+        self._ends[-1] = first + at + len(marked)
 
     def adopt(self, store: Path, path: Path, chunks: int) -> bool:
         """Not possible: labels of further rows have no place to come from."""
@@ -154,6 +176,36 @@ class TFRecordFormat:
             self._file = None
 
 
+def _mark_of(version: str) -> bytes:
+    return entry("store", feature(version.encode()))
+
+
+def _inner(example: bytes) -> int:
+    """How many bytes the only field of a protocol buffer has."""
+    size, shift = 0, 0
+    for byte in example[1:]:
+        size |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            break
+    return size
+
+
+def _side_of(path: Path) -> Path | None:
+    """The file with the members of a TFRecord store: the one that its last record names."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        tail = os.pread(file.fileno(), 64, max(0, size - 64))[:-4]
+    version = tail[-16:].decode("ascii", errors="replace") if size else _NO_VERSION
+    if not size or tail.endswith(_mark_of(version)):
+        named = path.with_name(f"{path.name}.{version}{SIDE}")
+        if named.is_file():
+            return named
+    # Its last bytes may be damaged, which is said best by what knows how they were.
+    others = [p for p in path.parent.iterdir() if p.name.startswith(path.name + ".") and p.name.endswith(SIDE)]
+    return others[0] if len(others) == 1 and PARTIAL not in others[0].name else None
+
+
 class TFRecordReader:
     """A TFRecord store; or, with a layout and notes, what a killed writer left of one."""
 
@@ -162,8 +214,9 @@ class TFRecordReader:
     def __init__(self, path: Path, layout: Layout | None = None, notes: list[int] | None = None) -> None:
         self._path = path
         self._members: dict[str, bytes] = {}
-        side = path.with_name(path.name + SIDE)
-        if layout is None and side.exists():
+        side = _side_of(path) if layout is None else None
+        self.side = "" if side is None else side.name[len(path.name) :]
+        if side is not None:
             with zipfile.ZipFile(side) as files:
                 self._members = members_of(files)
             facts = json.loads(self._members[RECORD])
@@ -172,7 +225,7 @@ class TFRecordReader:
             notes = np.frombuffer(self._members["ends.bin"], np.int64).tolist()
         self._layout = Layout((), np.dtype(np.uint8), 1) if layout is None else layout
         self._ends = [0, *(notes or [])]
-        if side.exists() and path.stat().st_size != self._ends[-1]:
+        if self._members and path.stat().st_size != self._ends[-1]:
             raise StoreError(f"{path}: {self._ends[-1]} bytes expected, {path.stat().st_size} are there")
         self.dtype = self._layout.dtype
 
@@ -197,7 +250,9 @@ class TFRecordReader:
             # The checksum of the rows leaves out the label and all else that a record has.
             if content[at : end + 4] != framed(content[at + 12 : end]):
                 raise StoreError(f"record {number * layout.chunk + len(rows)} is damaged")
-            rows.append(np.frombuffer(content[end - layout.row_bytes : end], layout.dtype))
+            marked = bool(self._members) and first + end + 4 == self._ends[-1]
+            data = end - len(_mark_of(_NO_VERSION)) if marked else end
+            rows.append(np.frombuffer(content[data - layout.row_bytes : data], layout.dtype))
             at = end + 4
         return np.stack(rows).reshape(-1, *layout.shape)
 

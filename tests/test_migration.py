@@ -235,4 +235,4 @@ def test_medical_loaders_of_volumes_and_patches(tmp_path):
     slices = lt.open_volumes(grid, stacks, masks=truths, context=1)
     assert slices.shape[1:] == (16, 16, 3)
     for scan in lt.predict(lambda x: x.mean(axis=-1, keepdims=True), slices, out=tmp_path / "maps"):
-        assert scan["y_pred"].shape == scans[scan["id"]].shape
+        assert scan["y_pred"].shape == (*scans[scan["id"]].shape, 1)

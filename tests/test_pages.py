@@ -264,6 +264,8 @@ def test_plots_take_axes_and_draw_what_they_say(plain: Any, desk: tuple[Path, pd
     ax = plot_region(region, plain)
     assert len(ax.collections[0].get_paths()) == 6
     assert ax.get_xlim() == (0, 192)
+    ends = [path.get_extents().extents.tolist() for path in ax.collections[0].get_paths()]
+    assert ends == [[x, y, x + 64, y + 64] for y in (0, 64) for x in (0, 64, 128)]
     np.testing.assert_allclose(ax.collections[0].get_array(), [0, 0.1, 0.2, 0.3, 0.4, 0.5])
     assert not plot_region(region).collections
     table = desk[1]
@@ -287,3 +289,28 @@ def test_notebooks_show_facts_and_a_cheap_picture(plain: Any, desk: tuple[Path, 
     assert "<img" not in DelayedView(np.zeros((3, 4)))._repr_html_()
     assert "72 KiB" in html
     assert "<img" not in array_html(np.zeros((3, 3)))
+
+
+def test_what_is_black_for_missing_frames_changes_no_contrast(plain: Any) -> None:
+    from matplotlib.figure import Figure
+
+    class Gaps:
+        """Tiles of which the second frames are missing."""
+
+        def __init__(self) -> None:
+            self.pixels = np.full((4, 2, 8, 8, 1), 0, np.uint8)
+            self.pixels[:, 0] = np.linspace(100, 110, 64).reshape(8, 8, 1)
+            self.valid = np.array([[True, False]] * 4)
+
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, key: Any) -> Any:
+            return self.pixels[key]
+
+    gaps = Gaps()
+    sheets = []
+    for source in (gaps, gaps.pixels[:, 0]):
+        ax = plot_tiles(source, 4, columns=1, ax=Figure().subplots())
+        sheets.append(np.asarray(ax.images[0].get_array()))
+    np.testing.assert_array_equal(sheets[0][:, : sheets[1].shape[1] - 2], sheets[1][:, :-2])

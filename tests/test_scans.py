@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 
 import numpy as np
@@ -13,6 +14,7 @@ import lazytiles as lt
 from lazytiles.multisource import MultiSourceArray
 from lazytiles.scans import predict
 
+ZARR = pytest.param("zarr", marks=pytest.mark.leaks("zarr keeps its event loop and threads"))
 SHAPES = {"a": (70, 90), "b": (64, 64), "c": (100, 40)}
 
 
@@ -177,6 +179,68 @@ def test_outputs_are_folders_paths_mappings_functions_and_arrays(scene, tmp_path
         predict(identity, tiles, out={"b": arrays["b"]})
     with pytest.raises(ValueError, match=r"one file for 3 regions; write \{id\}"):
         predict(identity, tiles, out=tmp_path / "x.tif")
+
+
+@pytest.fixture
+def years(tmp_path):
+    """Two regions in two years, and tiles of both years."""
+    rng, rows, images = np.random.default_rng(0), [], {}
+    for year in ("2017", "2018"):
+        (tmp_path / year).mkdir()
+        for name, shape in (("a", (300, 40)), ("b", (64, 64))):
+            images[year, name] = rng.integers(0, 255, (*shape, 3), np.uint8)
+            tifffile.imwrite(tmp_path / year / f"{name}.tif", images[year, name], tile=(32, 32), compression="zlib")
+            rows += [(*row[:2], year, *row[2:]) for row in grid(name, shape, 32, 30)]
+    names = ["tile_id", "region_id", "label_id", "xmin", "ymin", "xmax", "ymax"]
+    return lt.open_tiles(pd.DataFrame(rows, columns=names), tmp_path, frames=["2017", "2018"])
+
+
+@pytest.mark.parametrize("kind", ["npy", ZARR, "tif", "arrays"])
+def test_predictions_have_one_shape_wherever_they_go(years, tmp_path, kind):
+    if kind == "zarr":
+        pytest.importorskip("zarr")
+    plain = MultiSourceArray([np.random.default_rng(0).random((n, 8, 9, 1), np.float32) for n in (1, 5)])
+    for number, (tiles, function) in enumerate(
+        [
+            (years, identity),
+            (years, lambda x: x[:, -1].mean(axis=-1, keepdims=True)),
+            (years, lambda x: x[:, -1].mean(axis=-1)),
+            (plain, identity),
+            (plain, lambda x: x[..., 0]),
+        ]
+    ):
+        expected = {scan["id"]: scan["y_pred"] for scan in predict(function, tiles, dtype="float32")}
+        out = str(tmp_path / f"maps{number}/{{id}}.{kind}")
+        if kind == "arrays":
+            out = {name: np.zeros(whole.shape, np.float32) for name, whole in expected.items()}
+        if kind == "tif" and number == 0:
+            with pytest.raises(ValueError, match=r"a TIFF holds one row of channels.*choose \.npy or \.zarr"):
+                next(predict(function, tiles, out=out))
+            continue
+        for scan in predict(function, tiles, out=out, dtype="float32"):
+            found = scan["y_pred"]
+            assert found.shape == expected[scan["id"]].shape
+            np.testing.assert_array_equal(np.asarray(found[:]), expected[scan["id"]])
+            if kind == "arrays":
+                assert found is out[scan["id"]]
+            assert pickle.loads(pickle.dumps(found)).shape == found.shape
+
+
+def test_an_array_without_an_axis_for_the_one_channel_gets_it(scene):
+    folder, table, images, _ = scene
+    arrays = {name: np.zeros(shape, np.uint8) for name, shape in SHAPES.items()}
+    for scan in predict(lambda x: x[..., :1], lt.open_tiles(table, folder), out=arrays):
+        np.testing.assert_array_equal(scan["y_pred"], images[scan["id"]][..., :1])
+        np.testing.assert_array_equal(arrays[scan["id"]], images[scan["id"]][..., 0])
+
+
+def test_samples_of_arrays_are_rounded_and_clipped_too(tmp_path):
+    volume = np.array([300.7, -3, 1.6, 2.5], np.float32).reshape(1, 2, 2, 1)
+    for out in (None, tmp_path / "a.npy", tmp_path / "a.tif", np.zeros(volume.shape, np.uint8)):
+        (scan,) = predict(identity, volume, dtype="uint8", out=out)
+        assert np.asarray(scan["y_pred"]).ravel().tolist() == [255, 0, 2, 2]
+    with pytest.raises(ValueError, match="the values hold NaN, which uint8 cannot"):
+        next(predict(lambda x: x * np.nan, volume, out=np.zeros(volume.shape, np.uint8)))
 
 
 def test_one_class_or_number_a_tile_becomes_a_table_and_a_map(scene):
@@ -374,3 +438,211 @@ def test_memory_is_bounded_by_rows_in_flight(tmp_path):
     assert canvas.rows_held == 64
     # 64 rows on the canvas, 256 of the TIFF's tiles, out of 4096.
     assert peak < shape[0] * shape[1] * 16 / 6
+
+
+def levels(batch):
+    """The mean of each pixel; tells apart what is scaled from what is not."""
+    return batch.mean(axis=-1, keepdims=True, dtype=np.float64)
+
+
+def test_predict_scales_as_the_model_was_trained(scene):
+    folder, table, images, _ = scene
+    tiles = lt.open_tiles(table, folder).shuffle(3)
+    found = tiles.statistics()
+    for normalize, scaled in [
+        (True, lambda image: image / 255),
+        (([1, 2, 3], 4), lambda image: (image - np.array([1.0, 2, 3])) / 4),
+        ({"mean": 100, "std": 50}, lambda image: (image - 100.0) / 50),
+        (found, lambda image: (image - found.mean) / found.std),
+    ]:
+        for scan in predict(levels, tiles, normalize=normalize, with_x=True):
+            expected = scaled(images[scan["id"]]).mean(axis=-1, keepdims=True)
+            np.testing.assert_allclose(scan["y_pred"], expected, rtol=1e-4, atol=1e-5)
+            np.testing.assert_array_equal(scan["x"], images[scan["id"]])
+    with pytest.raises(ValueError, match=r"normalize is True, False, .*; not 'yes'"):
+        predict(levels, tiles, normalize="yes")
+    with pytest.raises(ValueError, match=r"x is float64, whose range is not known; pass normalize=\(mean, std\)"):
+        predict(levels, np.zeros((2, 4, 4, 1)), normalize=True)
+
+
+@pytest.mark.leaks(reason="a framework keeps its threads")
+def test_an_adapter_brings_its_normalisation_and_batch_size(scene):
+    pytest.importorskip("keras")
+    folder, table, images, masks = scene
+    tiles = lt.open_tiles(table.assign(height=np.arange(len(table)) / 7.0), folder, tabular="height").shuffle(2)
+    sizes = set()
+
+    def model(batch):
+        image, height = batch
+        assert image.dtype == np.float32
+        sizes.add(len(image))
+        return np.stack([image.mean(axis=(1, 2, 3)), height[:, 0]], axis=-1)
+
+    adapter = lt.KerasAdapter(tiles, batch_size=5, shuffle=True, seed=3, normalize=True, drop_last=True)
+    found = list(predict(model, adapter))
+    assert max(sizes) == 5
+    assert [scan["id"] for scan in found] == [scan["id"] for scan in predict(model, tiles, normalize=True)]
+    scores = pd.concat([scan["y_pred"] for scan in found])
+    assert len(scores) == len(tiles)
+    for position, row in enumerate(tiles.table.itertuples()):
+        tile = images[row.region_id][row.ymin : row.ymax, row.xmin : row.xmax]
+        np.testing.assert_allclose(scores.loc[row.tile_id], [tile.mean() / 255, row.height], rtol=1e-4)
+        assert tiles.labels[position] == row.target
+    for scan in found:
+        expected = tiles.table[tiles.table.region_id == scan["id"]].set_index("tile_id").target
+        np.testing.assert_array_equal(scan["y_true"], expected.loc[scan["y_pred"].index])
+
+    # Maps, mask tiles and dicts of inputs come the same way.
+    tiles = lt.open_tiles(table, folder, masks="{region_id}_mask.tif").shuffle(1)
+    adapter = lt.KerasAdapter({"image": tiles, "number": np.arange(len(tiles))}, tiles.labels, normalize=(10, 2))
+    for scan in predict(lambda x: x["image"], adapter, blend="crop", with_x=True):
+        np.testing.assert_array_equal(scan["y_pred"], (images[scan["id"]] - np.float32(10)) / 2)
+        np.testing.assert_array_equal(scan["y_true"][..., 0], masks[scan["id"]])
+        np.testing.assert_array_equal(scan["x"], images[scan["id"]])
+    plain = lt.KerasAdapter(np.full((4, 3, 3, 1), 51, np.uint8), np.arange(4), normalize=True)
+    (scan,) = predict(identity, plain)
+    np.testing.assert_array_equal(scan["y_pred"], np.full((4, 3, 3, 1), np.float32(0.2)))
+
+    with pytest.raises(ValueError, match="an adapter brings its own normalize and batch_size"):
+        predict(identity, plain, normalize=True)
+    with pytest.raises(ValueError, match="an adapter brings its own normalize and batch_size"):
+        predict(identity, plain, batch_size=7)
+    with pytest.raises(ValueError, match="an adapter without a transform, which may augment"):
+        predict(identity, lt.KerasAdapter(np.zeros((4, 3, 3, 1), "u1"), transform=lambda batch, rng: batch))
+
+
+def test_what_becomes_of_the_array_meanwhile_changes_no_scan(scene):
+    folder, table, images, _ = scene
+    tiles = lt.open_tiles(table, folder).shuffle(1)
+    view = lt.DelayedView(np.arange(6 * 16, dtype=np.uint8).reshape(6, 4, 4, 1), shuffle=True, seed=1)
+    expected = view[:]
+    scans, slices = predict(lambda x: x.mean(axis=(1, 2)), tiles), predict(identity, view)
+    tiles.shuffle(2)
+    view.shuffle(3)
+    for scan in scans:
+        for row in table[table.region_id == scan["id"]].itertuples():
+            tile = images[scan["id"]][row.ymin : row.ymax, row.xmin : row.xmax]
+            np.testing.assert_allclose(scan["y_pred"].loc[row.tile_id], tile.mean(axis=(0, 1)), rtol=1e-6)
+        tiles.shuffle(4)
+    np.testing.assert_array_equal(next(slices)["y_pred"], expected)
+
+
+def test_tuples_and_dicts_of_sources_go_to_the_model_as_they_are(scene):
+    folder, table, images, _ = scene
+    tiles = lt.open_tiles(table, folder).shuffle(1)
+    number = np.arange(len(table))[tiles.order]
+    for scan in predict(lambda x: x["n"], {"n": number, "image": tiles}):
+        rows = table[table.region_id == scan["id"]]
+        assert scan["y_pred"].loc[rows.tile_id, "prediction"].tolist() == rows.index.tolist()
+    for scan in predict(lambda x: x[1], (number[:, None], tiles), normalize=True, blend="crop"):
+        np.testing.assert_allclose(scan["y_pred"], images[scan["id"]] / 255, rtol=1e-6)
+    with pytest.raises(ValueError, match="sources of one length are needed"):
+        predict(identity, (tiles, number[1:]))
+
+
+@pytest.mark.parametrize("ending", ["npy", "tif", ZARR])
+def test_files_are_replaced_only_when_asked_and_said_to_exist_before_the_model_runs(scene, tmp_path, ending):
+    folder, table, images, _ = scene
+    if ending == "zarr":
+        pytest.importorskip("zarr")
+    tiles = lt.open_tiles(table, folder)
+    out = str(tmp_path / "maps" / f"{{id}}.{ending}")
+    for _ in predict(identity, tiles, out=out, blend="crop", dtype="float32"):
+        pass
+
+    def never(batch):
+        raise AssertionError("the model ran")
+
+    for goal in (out, {name: out.replace("{id}", name) for name in SHAPES}):
+        with pytest.raises(lt.StoreError, match=rf"[abc]\.{ending} exists; .*pass overwrite=True"):
+            predict(never, tiles, out=goal)
+    for scan in predict(lambda x: x // 2, tiles, out=out, overwrite=True, blend="crop", dtype="float32"):
+        np.testing.assert_array_equal(np.asarray(scan["y_pred"][:]), images[scan["id"]] // 2)
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == [f"{name}.{ending}" for name in "abc"]
+    scans = predict(identity, tiles, out=out, overwrite=True, batch_size=1)
+    next(scans)
+    scans.close()  # what was not finished is the old file
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == [f"{name}.{ending}" for name in "abc"]
+    with pytest.raises(ValueError, match=r"the scans [abc] and [abc] would be one file"):
+        predict(never, tiles, out=lambda name: tmp_path / "one.npy")
+    with pytest.raises(ValueError, match=r"rows can be written to \.npy"):
+        predict(never, tiles, out=f"{tmp_path}/{{id}}.png")
+
+
+def test_progress_counts_tiles(scene, capsys):
+    folder, table, _, _ = scene
+    tiles = lt.open_tiles(table, folder)
+    seen = []
+    for _ in predict(identity, tiles, batch_size=7, progress=lambda *step: seen.append(step)):
+        pass
+    assert seen == [(min(done, len(tiles)), len(tiles)) for done in range(7, len(tiles) + 7, 7)]
+    assert len(list(predict(identity, tiles, progress=True))) == 3
+    assert "predicting tiles" in capsys.readouterr().out
+
+
+def same_scans(found, expected):
+    found, expected = list(found), list(expected)
+    assert [scan["id"] for scan in found] == [scan["id"] for scan in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys()
+        for key in one.keys() - {"id", "seconds"}:
+            if isinstance(other[key], pd.DataFrame):
+                pd.testing.assert_frame_equal(one[key], other[key])
+            else:
+                np.testing.assert_array_equal(one[key], other[key])
+
+
+@pytest.fixture(params=["memory", "npy", "h5", ZARR])
+def written(request, tmp_path):
+    """Writes tiles and opens what was written."""
+
+    def write(tiles, name="tiles"):
+        if request.param == "memory":
+            return tiles.persist()
+        lt.export(tiles, tmp_path / f"{name}.{request.param}", chunk=7)
+        return lt.open_store(tmp_path / f"{name}.{request.param}")
+
+    pytest.importorskip({"h5": "h5py", "zarr": "zarr"}.get(request.param, "numpy"))
+    return write
+
+
+def test_tiles_that_were_written_give_the_regions_that_they_came_from(scene, written):
+    folder, table, images, _ = scene
+    tiles = lt.open_tiles(table, folder, masks="{region_id}_mask.tif").shuffle(3)
+    kept = written(tiles)
+    for scan in predict(identity, kept, blend="crop"):
+        np.testing.assert_array_equal(scan["y_pred"], images[scan["id"]])
+    same_scans(predict(model, kept, with_x=True), predict(model, tiles, with_x=True))
+    # Selected, reordered, pickled and written once more.
+    chosen = np.flatnonzero(tiles.table.region_id.isin(["a", "c"]))[::2]
+    part, again = tiles.select(chosen), pickle.loads(pickle.dumps(kept.select(chosen).shuffle(1)))
+    same_scans(predict(identity, again, blend="max", fill=0), predict(identity, part, blend="max", fill=0))
+    same_scans(predict(identity, written(again, "more"), fill=0), predict(identity, part, fill=0))
+    labelled = lt.open_tiles(table, folder).shuffle(5)
+    kept = written(labelled, "labelled")
+    same_scans(predict(levels_of, kept, paint=True), predict(levels_of, labelled, paint=True))
+    same_scans(predict(levels_of, kept.shuffle(9)), predict(levels_of, labelled))
+
+
+def levels_of(batch):
+    return batch.mean(axis=(1, 2))
+
+
+def test_frames_volumes_and_whole_images_that_were_written_give_their_regions(years, written, tmp_path):
+    same_scans(predict(identity, written(years)), predict(identity, years))
+    rng = np.random.default_rng(0)
+    volumes = {"u": rng.random((9, 20, 24), np.float32), "v": rng.random((5, 30, 22), np.float32)}
+    table = lt.make_grid(volumes, (3, 8, 8), stride=(2, 6, 6), edge="pad")
+    boxes = lt.open_volumes(table, volumes, pad="reflect").shuffle(1)
+    same_scans(predict(identity, written(boxes, "boxes")), predict(identity, boxes))
+    flat = lt.open_volumes(lt.make_grid(volumes, (1, 8, 8), edge="shift"), volumes, context=1)
+    middle = lambda x: x[..., 1:2]  # noqa: E731
+    same_scans(predict(middle, written(flat, "flat")), predict(middle, flat))
+    files = pd.DataFrame({"tile_id": ["a", "b"], "path": ["2017/a.tif", "2018/b.tif"]})
+    whole = lt.open_tiles(files, tmp_path, size=(50, 40))
+    same_scans(predict(identity, written(whole, "whole")), predict(identity, whole))
+    slices = MultiSourceArray([rng.random((n, 8, 9, 1)) for n in (3, 5)]).shuffle(4)
+    same_scans(predict(identity, written(slices, "slices")), predict(identity, slices))
+    same_scans(predict(levels_of, written(slices, "rows")), predict(levels_of, slices))
+    (scan,) = predict(identity, written(MultiSourceArray(slices.sources[1:]), "one"))
+    np.testing.assert_array_equal(scan["y_pred"], slices.sources[1])

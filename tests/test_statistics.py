@@ -9,6 +9,7 @@ import time
 import warnings
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,8 +21,10 @@ from hypothesis.extra import numpy as hnp
 
 from lazytiles.config import counters
 from lazytiles.errors import ManifestError
+from lazytiles.multisource import MultiSourceArray
 from lazytiles.statistics import load_statistics, statistics
 from lazytiles.tiles import open_tiles
+from lazytiles.view import DelayedView
 
 INTEGERS = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "bool"]
 
@@ -106,6 +109,66 @@ def test_frames_and_files(tmp_path: Path) -> None:
     assert str(found).startswith("32 tiles; band: mean")
 
 
+@pytest.fixture(params=["uint8", "int16", "float32"])
+def gaps(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    """Tiles of two regions in three years, of which some images are missing, and none is zero."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for region in "abc":
+        for year in ("2016", "2017", "2018"):
+            (tmp_path / year).mkdir(exist_ok=True)
+            if (region, year) not in {("a", "2016"), ("b", "2016"), ("c", "2016"), ("b", "2017")}:
+                image = rng.integers(40, 100, (32, 32, 2)).astype(request.param)
+                tifffile.imwrite(
+                    tmp_path / year / f"{region}.tif", image, photometric="minisblack", planarconfig="contig"
+                )
+            rows += [(f"{region}{k}", region, year, f"({8 * k}, 0, {8 * k + 8}, 8)") for k in range(4)]
+    table = pd.DataFrame(rows, columns=["tile_id", "region_id", "label_id", "region_coordinates"])
+    return open_tiles(table, tmp_path, frames=["2016", "2017", "2018"], missing="fill").shuffle(2)
+
+
+def test_missing_frames_are_left_out(gaps: Any) -> None:
+    whole, there = np.asarray(gaps).astype(np.float64), gaps.valid
+    pixels = np.moveaxis(whole, -1, 2)[there][:, :].swapaxes(0, 1).reshape(2, -1)
+    assert pixels.min() >= 40
+    for limits in (None, (0.0, 128.0)):
+        found = statistics(gaps, limits=limits, batch_bytes=3000)
+        np.testing.assert_allclose(found.mean, pixels.mean(axis=1), rtol=1e-12)
+        np.testing.assert_allclose(found.std, pixels.std(axis=1), rtol=1e-9)
+        assert found.min.tolist() == pixels.min(axis=1).tolist()
+        assert found.count.tolist() == [pixels.shape[1]] * 2 == np.sum(found.histogram["counts"], axis=1).tolist()
+        assert found.not_finite.tolist() == [0, 0]
+        assert np.isnan([found.frames[0][name] for name in ("mean", "std", "min", "max")]).all()
+        assert found.frames[0]["count"] == [0, 0]
+        np.testing.assert_allclose(found.frames[1]["mean"], whole[there[:, 1], 1].mean(axis=(0, 1, 2)), rtol=1e-12)
+    expected = json.dumps(statistics(gaps, batch_bytes=1).to_dict())
+    part = gaps.select(slice(3, 9))
+    few = np.moveaxis(whole, -1, 2)[3:9][there[3:9]].swapaxes(0, 1).reshape(2, -1).mean(axis=1)
+    nested = MultiSourceArray([gaps.select([0, 1]), np.ones((2, *gaps.shape[1:]), gaps.dtype)])
+    ones = np.r_[there[:2].reshape(-1), np.ones(6, bool)]
+    for tiles, mean in [
+        (part, few),
+        (DelayedView(gaps, idx_min=3, idx_max=9, shuffle=True, seed=1), few),
+        (part.persist(), few),
+        (nested, np.average(np.asarray(nested).mean(axis=(2, 3)).reshape(-1, 2), axis=0, weights=ones)),
+    ]:
+        np.testing.assert_allclose(statistics(tiles).mean, mean, rtol=1e-6)
+    assert json.dumps(statistics(gaps.persist(), batch_bytes=1).to_dict()) == expected or gaps.dtype.kind == "f"
+
+
+def test_a_missing_image_of_a_single_frame_is_left_out(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.full((8, 8), 50, np.uint8))
+    table = pd.DataFrame({"tile_id": ["a", "b"], "region_id": ["a", "b"], "region_coordinates": "(0, 0, 8, 8)"})
+    found = open_tiles(table, tmp_path, missing="fill").statistics()
+    assert (found.mean.tolist(), found.min.tolist(), found.count.tolist()) == ([50.0], [50.0], [64])
+
+
+def test_the_repr_is_one_short_line() -> None:
+    assert repr(statistics(np.full((3, 2, 2, 1), 7, np.uint8))) == "<Statistics of 3 tiles, 1 band: mean 7>"
+    many = statistics(np.ones((2, 2, 2, 9), np.float32) * np.arange(9, dtype=np.float32))
+    assert repr(many) == "<Statistics of 2 tiles, 9 bands: mean 0, 1, 2, 3, ...>"
+
+
 def test_saved_and_read_again(tmp_path: Path) -> None:
     found = statistics(np.random.default_rng(0).random((3, 4, 4, 2), np.float32))
     found.save(tmp_path / "s.json")
@@ -133,7 +196,7 @@ class Slow:
 
 
 @pytest.mark.leaks("a dask cluster leaves threads and sockets of its own")
-def test_a_cluster_sums_alike_and_survives_a_killed_worker() -> None:
+def test_a_cluster_sums_alike_and_survives_a_killed_worker(tmp_path: Path) -> None:
     distributed = pytest.importorskip("distributed", reason="distributed is not installed")
     values = np.random.default_rng(0).integers(0, 2**16, (200, 4, 4, 2), np.uint16)
     with (
@@ -153,6 +216,13 @@ def test_a_cluster_sums_alike_and_survives_a_killed_worker() -> None:
         found = statistics(Slow(values), client=client, batch_bytes=640, progress=kill_one)
         assert killed
         assert json.dumps(found.to_dict()) == json.dumps(statistics(values).to_dict())
+        rows = [(f"t{k}", "ab"[k // 4], f"({8 * (k % 4)}, 0, {8 * (k % 4) + 8}, 8)") for k in range(8)]
+        tifffile.imwrite(tmp_path / "a.tif", values[:32, :, :, 0].reshape(16, 32))
+        table = pd.DataFrame(rows, columns=["tile_id", "region_id", "region_coordinates"])
+        gaps = open_tiles(table, tmp_path, missing="fill").shuffle(1)
+        assert statistics(gaps, client=client, batch_bytes=300).to_dict() == statistics(gaps).to_dict()
+        shown = DelayedView(gaps)
+        assert statistics(shown, client=client, batch_bytes=300).to_dict() == statistics(gaps).to_dict()
         for scheduler in (client, cluster.scheduler_address):
             assert statistics(Slow(values[:20]), scheduler=scheduler).to_dict() == statistics(values[:20]).to_dict()
         many = np.zeros((1000, 1, 1, 1), np.uint8)

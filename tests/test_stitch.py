@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lazytiles.blends import COMBINE, Band, tile_weights, windows_of
 from lazytiles.errors import StoreError
-from lazytiles.rows import Rerun, open_sink, sweep
+from lazytiles.rows import Replacing, cast, open_sink, sweep
 from lazytiles.stitch import Canvas
 
 ZARR = pytest.param(".zarr", marks=pytest.mark.leaks(reason="zarr keeps its event loop"))
@@ -318,9 +318,9 @@ def test_a_task_that_runs_again_replaces_its_own_file(tmp_path, ending):
     if ending == ".zarr":
         pytest.importorskip("zarr")
     out = tmp_path / f"a[1]{ending}"
-    dead = open_sink(Rerun(out), (8, 8), np.dtype("u1"))
+    dead = open_sink(Replacing(out), (8, 8), np.dtype("u1"))
     for value in (1, 2):
-        sink = open_sink(Rerun(out), (8, 8), np.dtype("u1"))
+        sink = open_sink(Replacing(out), (8, 8), np.dtype("u1"))
         sink.append(np.full((8, 8), value, "u1"))
         result = sink.close()
         assert (np.asarray(result[:]) == value).all()
@@ -367,3 +367,60 @@ def test_threads_may_add_at_once():
     for thread in threads:
         thread.join()
     np.testing.assert_array_equal(canvas.finish(), image)
+
+
+NUMBERS = [0, 0.5, 1.5, 2.5, -0.5, -3, 254.5, 300.7, -1e4, 3e4, np.inf, -np.inf, 2.0**31, 2.0**63, 2.0**64, -(2.0**70)]
+
+
+@pytest.mark.parametrize("given", ["f4", "f8", "i1", "u1", "i4", "u4", "i8", "u8", "?"])
+@pytest.mark.parametrize("wanted", ["u1", "i2", "i4", "u4", "i8", "u8", "?"])
+def test_what_becomes_integers_is_rounded_and_clipped_never_wrapped(given, wanted):
+    dtype, goal = np.dtype(given), np.dtype(wanted)
+    if dtype.kind == "f":
+        values = np.array(NUMBERS, dtype)
+    else:
+        values = np.array([0, 1] if given == "?" else [np.iinfo(dtype).min, np.iinfo(dtype).max, 0, 1, 100], dtype)
+    low, high = (0, 1) if wanted == "?" else (np.iinfo(goal).min, np.iinfo(goal).max)
+    expected = []
+    for value in values.tolist():
+        inside = min(max(value, low), high)  # infinities become a limit
+        expected.append(int(value >= 0.5) if wanted == "?" else round(inside))
+    assert [int(value) for value in cast(values, goal)] == expected
+    assert cast(values, goal).dtype == goal
+
+
+def test_an_array_of_integers_gets_rounded_and_clipped_values_and_no_nan(tmp_path):
+    values = np.array([[300.7, -3, 1.6], [2.5, 255, 254.4]], np.float32)
+    for out in (np.zeros((2, 3), np.uint8), np.lib.format.open_memmap(tmp_path / "a.npy", "w+", "u1", (2, 3))):
+        for dtype in (None, "float32"):
+            with Canvas((2, 3), out=out, dtype=dtype) as canvas:
+                canvas.add([(0, 0, 3, 2)], values[None])
+            np.testing.assert_array_equal(out, [[255, 0, 2], [2, 255, 254]])
+    integers = np.zeros((2, 3), np.uint8)
+    for out, dtype, fill, message in [
+        (integers, None, None, "the values hold NaN, which uint8 cannot; choose a floating dtype= or out="),
+        (integers, "bool", None, "the values hold NaN, which bool cannot"),
+        (integers, "float32", None, "the values hold NaN, which uint8 cannot"),
+    ]:
+        with pytest.raises(ValueError, match=message), Canvas((2, 3), out=out, dtype=dtype, fill=fill) as canvas:
+            canvas.add([(0, 0, 3, 2)], values[None] * np.nan)
+    for fill, message in [
+        (None, r"pixels lie under no tile, .* uint8 has no NaN: pass fill="),
+        (300, "fill=300 is no uint8; choose another"),
+        (0.5, r"fill=0\.5 is no uint8"),
+        (np.nan, "the values hold NaN, which uint8 cannot"),
+    ]:
+        wide = np.zeros((2, 4), np.uint8)
+        with pytest.raises(ValueError, match=message), Canvas((2, 4), out=wide, fill=fill) as canvas:
+            canvas.add([(0, 0, 3, 2)], values[None])
+    with Canvas((1, 2), blend="crop", dtype="uint8") as canvas:
+        canvas.add([(0, 0, 2, 1)], np.array([[[300, -1]]]))
+    np.testing.assert_array_equal(canvas.finish(), [[255, 0]])
+
+
+def test_a_canvas_says_at_once_that_its_file_exists_or_cannot_be(tmp_path):
+    (tmp_path / "a.tif").touch()
+    with pytest.raises(StoreError, match=r"a\.tif exists; remove it"):
+        Canvas((2, 3), out=tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"rows can be written to \.npy"):
+        Canvas((2, 3), out=tmp_path / "a.png")

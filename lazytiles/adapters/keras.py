@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lazytiles.adapters.portable import Output, class_count, differences, parts_of, scale_of
+from lazytiles.adapters.portable import Inputs, Output, Scaling, class_count, differences, parts_of
 from lazytiles.adapters.resume import EpochCallback, ResumeCallback
 from lazytiles.adapters.serving import Owner, Server
 from lazytiles.errors import LazyTilesError, require
@@ -54,8 +54,9 @@ class KerasAdapter(keras.utils.PyDataset):
     shard : (rank, count), or "auto" to ask the launcher: this process's part of each global batch; needs
         full batches
     transform : as in `BatchFlow`, on ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)`` before normalising
-    normalize : True for 0..1 by the range of the dtype, ``(mean, std)`` per band, or an object or dict
-        with both
+    normalize : True for 0..1 by the range of the dtype that the source has, of integers alone (int16: -32768
+        becomes 0); ``(mean, std)`` per band, or an object or dict with both, such as ``tiles.statistics()``. A
+        transform before it must keep the source's range, whatever dtype it makes of it
     num_classes : make the target one-hot, of so many classes; True takes the classes of `x` (see `MultiSourceArray`)
     prefetch, readahead_bytes, threads, processes : as in `BatchFlow`
 
@@ -103,7 +104,7 @@ class KerasAdapter(keras.utils.PyDataset):
     ) -> None:
         super().__init__(workers=1, use_multiprocessing=False)
         data, num_classes = parts_of(x, y, sample_weight), class_count(num_classes, x, y)
-        output = Output(scale_of(normalize), num_classes)
+        output = Output(Scaling.of(normalize, data[0]), num_classes)
         feed = Feed(
             *(data, batch_size),
             shuffle=shuffle,
@@ -125,6 +126,8 @@ class KerasAdapter(keras.utils.PyDataset):
         _check_sizes(feed.schedule, steps_per_epoch)
         if num_classes is not None and _one_target(data) is None:
             raise ValueError("num_classes makes one target one-hot; there must be exactly one")
+        given = (data[0], data[1] if len(data) > 1 else None, output.scaling)
+        self.inputs = Inputs(*given, batch_size, has_transform=transform is not None)
         if transform is None:
             output.check(feed.tandem.data[0])
         self._feed, self._server = feed, Server(feed, steps_per_epoch or len(feed.schedule))

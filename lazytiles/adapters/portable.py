@@ -9,29 +9,13 @@ from typing import Any
 import numpy as np
 
 from lazytiles.errors import LazyTilesError
-from lazytiles.tandem import Array, Structure, leaves, native, rebuilt
+from lazytiles.tandem import Array, Structure, as_source, leaves, native, rebuilt
 from lazytiles.view import held
-
-Scale = Callable[[Array], Array]
 
 _TOO_WIDE = (
     "images are float64, twice the size of what a model computes in; pass normalize=True or (mean, std), "
     "or a transform that casts them"
 )
-
-
-def unit_range(images: Array) -> Array:
-    """Values mapped to 0..1 by the range of their dtype, as float32; floats are only cast.
-
-    >>> unit_range(np.array([0, 51, 255], "uint8"))
-    array([0. , 0.2, 1. ], dtype=float32)
-    """
-    if images.dtype.kind not in "iu":
-        return images.astype(np.float32)
-    span = np.iinfo(images.dtype)
-    if span.min == 0:
-        return np.divide(images, np.float32(span.max), dtype=np.float32)
-    return ((images.astype(np.float32) - span.min) / (float(span.max) - span.min)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -61,25 +45,120 @@ class Standard:
         return scaled
 
 
-def scale_of(normalize: Any) -> Scale | None:
-    """The scaling that `KerasAdapter(normalize=)` names.
+@dataclass(frozen=True)
+class Scaling:
+    """What `normalize` does to the inputs of a model, whatever a transform has made of them.
 
     Parameters
     ----------
-    normalize : False or None, True for `unit_range`, ``(mean, std)``, or anything with ``mean`` and
-        ``std`` as keys or attributes
+    scales : in the form of the sources: the scale of each image, None for what stays as it is
+
+    >>> scaling = Scaling.of(True, {"image": np.zeros((9, 4, 4), "uint8"), "height": np.zeros((9, 2))})
+    >>> scaling({"image": np.full((1, 4, 4), 51.0), "height": np.ones((1, 2))})["image"][0, 0, 0]
+    np.float32(0.2)
+    """
+
+    scales: Structure
+
+    @classmethod
+    def of(cls, normalize: Any, x: Structure) -> Scaling | None:
+        """The scaling that `KerasAdapter(normalize=)` and `predict(normalize=)` name, for these sources.
+
+        Parameters
+        ----------
+        normalize : False or None; True to map the range of each source's dtype to 0..1, int16 from -32768 on, by
+            the dtype that the source has before any transform; ``(mean, std)``; or anything with ``mean`` and
+            ``std`` as keys or attributes
+        x : a source, or a tuple or dict of sources; those of rank 3 and more, and a single one, are images
+
+        Raises
+        ------
+        ValueError : none of these, or True for images that are no integers
+        """
+        if normalize is None or normalize is False:
+            return None
+        units: dict[np.dtype[Any], Standard] = {}
+        given = None if normalize is True else standard_of(normalize)
+        is_single = not isinstance(x, tuple | list | Mapping)
+
+        def scale(source: Any, name: str) -> Standard | None:
+            if not is_single and len(source.shape) < 3:
+                return None
+            dtype = np.dtype(source.dtype)
+            return given if given is not None else units.setdefault(dtype, unit_range(dtype, name))
+
+        return cls(_named(as_sources(x), "x", scale))
+
+    def __call__(self, x: Structure) -> Structure:
+        """Arrays in the form of the sources, scaled.
+
+        Raises
+        ------
+        LazyTilesError : a transform has made inputs of several images whose scales differ
+        """
+        return self._scaled(self.scales, x)
+
+    def _scaled(self, scales: Structure, x: Structure) -> Structure:
+        if isinstance(x, Mapping):
+            named = scales if isinstance(scales, Mapping) else {}
+            return {key: self._scaled(named.get(key, _UNKNOWN), part) for key, part in x.items()}
+        if isinstance(x, tuple | list):
+            is_alike = isinstance(scales, tuple) and len(scales) == len(x)
+            known = scales if is_alike else (_UNKNOWN,) * len(x)
+            return tuple(self._scaled(scale, part) for scale, part in zip(known, x, strict=True))
+        if scales is None or isinstance(scales, Standard):
+            return x if scales is None else scales(x)
+        return self._common(x)
+
+    def _common(self, array: Array) -> Array:
+        """An input that is none of the sources: images are scaled where all sources are scaled alike."""
+        found = {id(scale): scale for scale in leaves(self.scales) if scale is not None}
+        if array.ndim < 3:
+            return array
+        if len(found) != 1:
+            raise LazyTilesError(
+                f"the transform gives {array.dtype} images of shape {array.shape} that are none of the sources, which "
+                "are not all scaled alike; scale in the transform, and leave normalize out"
+            )
+        (scale,) = found.values()
+        scaled: Array = scale(array)
+        return scaled
+
+
+_UNKNOWN = "an input that the sources lack"
+
+
+def unit_range(dtype: np.dtype[Any], name: str = "x") -> Standard:
+    """The scale that maps the range of an integer dtype to 0..1, its least value to 0.
+
+    Raises
+    ------
+    ValueError : another dtype, whose values have no known range
+
+    >>> unit_range(np.dtype("uint8"))(np.array([0, 51, 255], "uint8"))
+    array([0. , 0.2, 1. ], dtype=float32)
+    """
+    if dtype.kind == "b":
+        return Standard(0, 1)
+    if dtype.kind not in "iu":
+        raise ValueError(
+            f"normalize=True maps the range of integers to 0..1, but {name} is {dtype}, whose range is not known; pass "
+            "normalize=(mean, std) or the result of tiles.statistics(), or leave normalize out and scale in a transform"
+        )
+    limits = np.iinfo(dtype)
+    return Standard(limits.min, limits.max - limits.min)
+
+
+def standard_of(normalize: Any) -> Standard:
+    """The mean and deviation that are given in any of their forms.
 
     Raises
     ------
     ValueError : none of these
 
-    >>> scale_of({"mean": 0, "std": 2})(np.array([4.0]))
+    >>> standard_of({"mean": 0, "std": 2})(np.array([4.0]))
     array([2.], dtype=float32)
     """
-    if normalize is None or normalize is False:
-        return None
-    if normalize is True:
-        return unit_range
     if isinstance(normalize, Mapping) and {"mean", "std"} <= set(normalize):
         return Standard(normalize["mean"], normalize["std"])
     if hasattr(normalize, "mean") and hasattr(normalize, "std") and not callable(normalize.mean):
@@ -87,6 +166,20 @@ def scale_of(normalize: Any) -> Scale | None:
     if isinstance(normalize, tuple | list) and len(normalize) == 2:
         return Standard(*normalize)
     raise ValueError(f"normalize is True, False, (mean, std), or something with a mean and a std; not {normalize!r}")
+
+
+def as_sources(x: Structure) -> Structure:
+    """The structure with sources at its ends, see `as_source`."""
+    return rebuilt(x, map(as_source, leaves(x)))
+
+
+def _named(part: Structure, name: str, change: Callable[[Any, str], Any]) -> Structure:
+    """What a function makes of each source and the words for it."""
+    if isinstance(part, Mapping):
+        return {key: _named(value, f"{name}[{key!r}]", change) for key, value in part.items()}
+    if isinstance(part, tuple | list):
+        return tuple(_named(value, f"{name}[{k}]", change) for k, value in enumerate(part))
+    return change(part, name)
 
 
 def one_hot(labels: Array, classes: int) -> Array:
@@ -121,11 +214,11 @@ def one_hot(labels: Array, classes: int) -> Array:
 class Output:
     """The last step of a batch before Keras: a tuple of one to three portable parts.
 
-    Inputs of rank 3 and more (and a single input of any rank) are scaled; float64 features become float32,
-    as Keras itself does with arrays; a single target becomes one-hot where `classes` is given.
+    Inputs are scaled; float64 features become float32, as Keras itself does with arrays; a single target becomes
+    one-hot where `classes` is given.
     """
 
-    scale: Scale | None = None
+    scaling: Scaling | None = None
     classes: int | None = None
 
     def __call__(self, batch: Structure) -> tuple[Structure, ...]:
@@ -133,22 +226,12 @@ class Output:
         parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
         if not 1 <= len(parts) <= 3:
             raise LazyTilesError(f"a batch is (x,), (x, y) or (x, y, sample_weight); this one has {len(parts)} parts")
-        x, *rest = parts
-        alone = not isinstance(x, tuple | list | Mapping)
-        x = _each(x, lambda array: self._input(array, alone=alone))
+        x, *rest = (_each(part, _portable) for part in parts)
+        x = _each(x if self.scaling is None else self.scaling(x), _narrow)
         if self.classes is not None and rest:
-            rest[0] = one_hot(np.asarray(rest[0]), self.classes)
-        return (x, *(_each(part, _portable) for part in rest))
-
-    def _input(self, given: Any, *, alone: bool) -> Array:
-        array = _portable(given)
-        if self.scale is not None and (alone or array.ndim > 2):
-            return native(self.scale(array))
-        if array.dtype != np.float64:
-            return array
-        if len(array.shape) > 2:
-            raise TypeError(_TOO_WIDE)
-        return np.asarray(array, dtype=np.float32)
+            classes = self.classes
+            rest[0] = _each(rest[0], lambda labels: one_hot(np.asarray(labels), classes))
+        return (x, *rest)
 
     def check(self, x: Structure) -> None:
         """Refuse inputs that no batch could be made of.
@@ -157,9 +240,29 @@ class Output:
         ------
         TypeError : images of float64 that nothing casts
         """
-        wide = any(np.dtype(source.dtype) == np.float64 and len(source.shape) > 2 for source in leaves(x))
-        if wide and self.scale is None:
+        wide = any(np.dtype(source.dtype) == np.float64 and len(source.shape) > 2 for source in leaves(as_sources(x)))
+        if wide and self.scaling is None:
             raise TypeError(_TOO_WIDE)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What an adapter was made with, by which `predict` goes on from it.
+
+    Parameters
+    ----------
+    x : the sources that the model gets
+    y : the targets, or None
+    scaling : what is done to a batch of `x`
+    batch_size : samples of a batch
+    has_transform : whether batches are transformed as well
+    """
+
+    x: Structure
+    y: Structure
+    scaling: Scaling | None
+    batch_size: int
+    has_transform: bool
 
 
 def class_count(given: Any, x: Structure, y: Structure) -> int | None:
@@ -298,6 +401,14 @@ def _each(part: Structure, change: Callable[[Any], Array]) -> Structure:
     if isinstance(part, tuple | list):
         return tuple(_each(value, change) for value in part)
     return change(part)
+
+
+def _narrow(array: Array) -> Array:
+    if array.dtype != np.float64:
+        return array
+    if array.ndim > 2:
+        raise TypeError(_TOO_WIDE)
+    return array.astype(np.float32)
 
 
 def _portable(array: Any) -> Array:

@@ -220,6 +220,27 @@ def test_predictions_are_those_of_one_machine(
             next(predict(factory, tiles, client=client, out=goal))
 
 
+def test_options_of_predictions_hold_on_workers_too(client: Any, tmp_path: Path) -> None:
+    tiles = made(tmp_path, regions=3).shuffle(2)
+
+    def factory() -> Callable[[Any], Any]:
+        return lambda batch: batch["image"] + batch["number"].reshape(-1, 1, 1, 1)
+
+    inputs = {"number": np.arange(len(tiles), dtype=np.float32), "image": tiles}
+    options: dict[str, Any] = {"normalize": True, "with_x": True, "blend": "max", "out": tmp_path / "maps"}
+    here = list(predict(factory(), inputs, **options | {"out": None}))
+    for again in (False, True):
+        seen: list[tuple[int, int]] = []
+        progress = {"progress": lambda *step, seen=seen: seen.append(step)}
+        there = list(predict(factory, inputs, client=client, overwrite=again, **options, **progress))
+        assert seen[-1] == (len(tiles), len(tiles))
+        for one, other in zip(here, there, strict=True):
+            assert one["id"] == other["id"]
+            assert one["y_pred"].shape == other["y_pred"].shape
+            assert np.array_equal(one["y_pred"], np.asarray(other["y_pred"]), equal_nan=True)
+            assert np.array_equal(one["x"], other["x"])
+
+
 def test_a_model_that_always_fails_is_an_error(client: Any, tmp_path: Path) -> None:
     def factory() -> Callable[[Any], Any]:
         def fail(batch: Any) -> Any:
