@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import tempfile
 from collections import Counter
@@ -620,3 +621,42 @@ def test_check_judges_as_reading_does(
     else:
         is_read = True
     assert is_read == is_good
+
+
+def test_frames_that_have_a_place_on_the_ground_may_have_other_extents(tmp_path: Path) -> None:
+    pixel_scale, tie_point = (33550, "d", 3, (10.0, 10.0, 0.0), True), (33922, "d", 6, (0.0,) * 6, True)
+    for placed in (True, False):
+        for year, shape in (("2016", (32, 32)), ("2017", (48, 32))):
+            extra = [pixel_scale, tie_point] if placed else None
+            write(tmp_path / year / "r.tif", np.zeros(shape, np.uint8), extratags=extra)
+        table = pd.DataFrame({"tile_id": "t", "region_id": "r", "label_id": ["2016", "2017"]})
+        table["region_coordinates"] = "(0, 0, 8, 8)"
+        assert check(table, tmp_path, frames=[2016, 2017]).is_sound == placed
+        tiles = lt.open_tiles(table, tmp_path, frames=[2016, 2017])
+        if placed:
+            assert tiles[:].shape == (1, 2, 8, 8, 1)
+            tiles.verify()
+            continue
+        with pytest.raises(lt.ManifestError, match=r"2017/r\.tif is 48 x 32 pixels, .*2016/r\.tif is 32 x 32"):
+            tiles[0]
+
+
+def test_remote_frames_and_masks_are_judged_alike() -> None:
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    for name, image in (("a/x", 1), ("b/y", 2), ("m", 0), ("half", 0)):
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, np.full((32, 16 if name == "half" else 32), image, np.uint8))
+        memory.pipe(f"/judged/{name}.tif", buffer.getvalue())
+    table = pd.DataFrame(
+        {"tile_id": "t", "region_id": "r", "label_id": ["2016", "2017"], "path": ["a/x.tif", "b/y.tif"]}
+    )
+    table["region_coordinates"] = "(0, 0, 8, 8)"
+    options: dict[str, Any] = {"frames": [2016, 2017]}
+    for masks, is_good in ((None, True), ("m.tif", True), ("half.tif", False), ("absent.tif", False)):
+        assert check(table, "memory://judged", masks=masks, **options).is_sound == is_good
+        if is_good:
+            tiles = lt.open_tiles(table, "memory://judged", masks=masks, **options)
+            assert tiles[0, :, 0, 0, 0].tolist() == [1, 2]
+        else:
+            with pytest.raises(lt.LazyTilesError):
+                lt.open_tiles(table, "memory://judged", masks=masks, **options).labels[:]
