@@ -153,7 +153,7 @@ def table_of(table: pd.DataFrame | None, total: int) -> pd.DataFrame | None:
 
 def limited(lengths: Int64s, maxlen: int, seed: int | None) -> Int64s:
     """At most `maxlen` positions of each source: the first, or by a seed a random choice in rising order."""
-    if isinstance(maxlen, bool) or maxlen < 1:
+    if isinstance(maxlen, bool) or not isinstance(maxlen, int | np.integer) or maxlen < 1:
         raise ValueError(f"maxlen must be a number of at least 1, not {maxlen!r}")
     starts = np.cumsum(lengths) - lengths
     kept = []

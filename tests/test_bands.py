@@ -206,6 +206,8 @@ def test_a_folder_of_slices_is_read_in_natural_order(tmp_path: Path) -> None:
         (lambda: lt.make_grid({"a": (8, 8)}, True), "size"),
         (lambda: lt.make_grid({"a": (8, 8)}, (4, 4), stride=True), "stride"),
         (lambda: lt.make_grid({"a": (8, 8)}, (True, 4)), "size"),
+        (lambda: lt.augment.Augment(crop=True), "crop=True"),
+        (lambda: lt.PatchGenerator(np.zeros((8, 8)), patch_size=True), "patch_size=True"),
     ],
 )
 def test_true_is_no_number(call: Any, said: str) -> None:
