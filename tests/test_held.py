@@ -173,6 +173,15 @@ def test_balanced_weights_are_of_the_labels_as_they_were():
     np.testing.assert_array_equal(batch[0][:, 0], batch[1])
 
 
+def test_weights_are_held_as_they_were():
+    weights = np.ones(40)
+    flow, twin = (lt.BatchFlow(np.arange(40), 8, weights=weights, replacement=True, seed=0) for _ in range(2))
+    expected = list(twin)
+    weights[:] = np.arange(40) == 7
+    np.testing.assert_array_equal(list(flow), expected)
+    assert len(np.unique(list(flow))) > 5
+
+
 def test_an_array_keeps_its_sources_as_they_were():
     view = lt.DelayedView(np.arange(6))
     both = lt.MultiSourceArray([view, np.arange(6, 9)], labels=[np.arange(6), np.arange(6, 9)])
