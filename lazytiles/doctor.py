@@ -256,7 +256,10 @@ class _Checkup:
         images = find(path, frames=wanted, missing=self.given["missing"])
         self.report.paths, self.report.images = images.by_row(len(self.table))
         self.report.facts["images"] = len(self.report.images)
-        return images, find(masks, frames=Frames(None, False)) if isinstance(masks, str) else None
+        beside = find(masks, frames=Frames(None, False)) if isinstance(masks, str) else None
+        if beside is not None:
+            self.report.facts["masks"] = len(beside.by_row(len(self.table))[1])
+        return images, beside
 
     def _look_at(self, images: Images, masks: Images | None) -> NDArray[np.bool_]:
         """Look at every image and mask; the samples whose images are all there and alike."""

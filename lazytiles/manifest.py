@@ -413,7 +413,7 @@ class _Reading:
     def _is_unlabelled(self, table: pd.DataFrame, rows: NDArray[np.bool_]) -> bool:
         """Whether no label column holds anything; they then hold NaN."""
         for most in (1000, None):  # few rows tell it of nearly every table
-            if not self.targets or not all(is_blank(table[name][rows][:most]).all() for name in self.targets):
+            if not self.targets or not all(is_blank(table[name][:most][rows[:most]]).all() for name in self.targets):
                 return False
         for name in self.targets:
             table[name] = np.full(len(table), np.nan)

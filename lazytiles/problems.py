@@ -86,7 +86,8 @@ class Problems:
     def __str__(self) -> str:
         if len(self) == 1:
             return f"{self.name}: {next(iter(self.texts.values()))[0]}"
-        return "\n".join([f"{self.name}: {len(self)} problems", *self.lines()])
+        word = "problem" if self.shown > 1 else "warning"
+        return "\n".join([f"{self.name}: {plural(len(self), word)}", *self.lines()])
 
     def lines(self) -> list[str]:
         """The texts, and after those of each kind how many more there are."""

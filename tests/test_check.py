@@ -336,10 +336,10 @@ def test_links_are_the_owners_choice(desk: tuple[pd.DataFrame, Path], tmp_path: 
 
 def test_reports_problems_and_costs_have_a_short_repr(desk: tuple[pd.DataFrame, Path]) -> None:
     table, folder = desk
-    report = check(table, folder)
+    report = check(table, folder, frames="each")
     assert repr(report) == "<Report on the DataFrame: 0 problems, 0 warnings>"
     assert repr(report.problems) == "<Problems of the DataFrame: none>"
-    report = check(table.assign(region_coordinates="(0, 0, 1000, 32)"), folder)
+    report = check(table.assign(region_coordinates="(0, 0, 1000, 32)"), folder, frames="each")
     assert repr(report) == "<Report on the DataFrame: 16 problems, 0 warnings>"
     assert repr(report.problems) == "<Problems of the DataFrame: window outside 16>"
     assert str(report).startswith(repr(report) + "\n  row 0: tile a0")
