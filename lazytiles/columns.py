@@ -317,8 +317,8 @@ def label_column(
     empty = blank[codes]
     present = [names[k] for k in np.unique(codes[used & ~empty])]
     truth = bool(present) and {name.lower() for name in present} <= {"true", "false"}
-    if classes is None and truth:
-        order: list[Any] = ["False", "True"]
+    if truth and {class_name(value) for value in classes or ()} <= {"True", "False"}:
+        order: list[Any] = classes or ["False", "True"]
         names = [name.capitalize() for name in names]
     elif classes is None and (any(map(is_like_number, present)) or not present):
         return None, []

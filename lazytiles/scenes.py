@@ -90,15 +90,16 @@ def open_volumes(
     wanted = Frames.of(frames)
     if wanted.timed:
         raise ManifestError(f'frames={list(frames)}: volumes have no time axis; name one label id, or "each"')
+    if masks is not None and classes is not None:
+        raise ManifestError("classes= is for names in a column; with masks= the labels are masks")
     by_default = target == "target"
-    templates = [name for name in (path, masks) if isinstance(name, str)]
     table = read_manifest(
         manifest,
         target=None if by_default else target,
         optional=["target"] if by_default else (),
         tabular=tabular,
         frames=wanted.labels,
-        text=[*(column for template in templates for column in template_columns(template)), "path"],
+        text=[*(name for one in (path, masks) if isinstance(one, str) for name in template_columns(one)), "path"],
         file=path,
         allow_outside=pad is not None,
         classes=classes,

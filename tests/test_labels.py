@@ -75,6 +75,17 @@ def test_named_classes_are_the_same_for_every_table(folder: Path) -> None:
     assert train.classes == test.classes == names
     with pytest.raises(lt.ManifestError, match=r"row 1: tile t1: target 'cow' is none of the classes 'ox', 'dog'"):
         lt.open_tiles(table_of(["cat", "cow"]), folder, classes=names)
+    with pytest.raises(lt.ManifestError, match="classes= is given, but there is no label column"):
+        lt.open_tiles(table_of(["a"]), folder, target=None, classes=["a"])
+    for options, option in (
+        ({"classes": ["a"]}, "classes"),
+        ({"target": ["x", "y"], "scale_boxes": ["x", "y"]}, "scale_boxes"),
+    ):
+        with pytest.raises(lt.ManifestError, match=f"{option}= is for .*with masks= the labels are masks"):
+            lt.open_tiles(table_of(["a"], x=1, y=2), folder, masks="{region_id}.tif", **options)
+    flags = folder / "flags.csv"
+    table_of(["true", "false"]).to_csv(flags, index=False)
+    assert lt.open_tiles(flags, folder, classes=[True, False]).labels.tolist() == [0, 1]
     with pytest.raises(ValueError, match="'a' is there twice"):
         lt.open_tiles(table_of(["a"]), folder, classes=["a", "a"])
     with pytest.raises(ValueError, match="classes are a list of names"):
