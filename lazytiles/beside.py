@@ -23,7 +23,7 @@ from lazytiles.stored import StoreArray
 Int64s: TypeAlias = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class StoredRegion:
     """A region whose tiles were written: where they lay in it, so that predictions find back.
 
@@ -39,6 +39,9 @@ class StoredRegion:
     windows: Int64s | None
     space: tuple[int, ...]
     flat: bool
+
+    def __repr__(self) -> str:
+        return f"<StoredRegion {self.name!r} of {' x '.join(map(str, self.space)) or 'samples'}>"
 
 
 def windows_in(source: Any, indices: Int64s) -> tuple[tuple[int, ...], Int64s] | None:

@@ -628,6 +628,21 @@ def levels_of(batch):
     return batch.mean(axis=(1, 2))
 
 
+def test_views_of_tiles_and_arrays_of_arrays_give_regions_too(scene):
+    folder, table, _, _ = scene
+    tiles = lt.open_tiles(table, folder, masks="{region_id}_mask.tif")
+    expected = list(predict(model, tiles))
+    same_scans(predict(model, lt.DelayedView(tiles, shuffle=True, seed=2)), expected)
+    for sides in (tiles.split(0.5, seed=1), tiles.split(0.5, by="region_id", seed=1)):
+        whole = MultiSourceArray(list(sides)).shuffle(3)
+        found = {scan["id"]: scan for scan in predict(model, whole)}
+        assert len(found) == 3
+        for scan in expected:
+            np.testing.assert_array_equal(found[scan["id"]]["y_pred"], scan["y_pred"])
+            np.testing.assert_array_equal(found[scan["id"]]["y_true"], scan["y_true"])
+        same_scans(predict(model, whole.persist()), predict(model, whole))
+
+
 def test_frames_volumes_and_whole_images_that_were_written_give_their_regions(years, written, tmp_path):
     same_scans(predict(identity, written(years)), predict(identity, years))
     rng = np.random.default_rng(0)
