@@ -661,3 +661,17 @@ def test_frames_volumes_and_whole_images_that_were_written_give_their_regions(ye
     same_scans(predict(levels_of, written(slices, "rows")), predict(levels_of, slices))
     (scan,) = predict(identity, written(MultiSourceArray(slices.sources[1:]), "one"))
     np.testing.assert_array_equal(scan["y_pred"], slices.sources[1])
+
+
+def test_a_region_of_which_no_frame_is_there_is_as_large_as_its_tiles(tmp_path):
+    image = np.random.default_rng(0).integers(1, 255, (40, 50), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", image)
+    rows = [(f"{name}{x}", name, x, 8, x + 16, 24) for name in ("a", "gone") for x in (0, 16)]
+    table = pd.DataFrame(rows, columns=["tile_id", "region_id", "xmin", "ymin", "xmax", "ymax"])
+    tiles = lt.open_tiles(table, tmp_path, missing="fill")
+    for source in (tiles, tiles.persist()):
+        there, gone = predict(identity, source, blend="crop", fill=7)
+        assert there["y_pred"].shape == (40, 50, 1)
+        assert gone["y_pred"].shape == (24, 32, 1)
+        np.testing.assert_array_equal(gone["y_pred"][8:], 0)
+        np.testing.assert_array_equal(there["y_pred"][8:24, :32, 0], image[8:24, :32])
