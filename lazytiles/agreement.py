@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lazytiles.columns import check_classes, class_name, is_numeric
 from lazytiles.order import permutation
+from lazytiles.view import held
 
 Int64s: TypeAlias = NDArray[np.int64]
 
@@ -92,12 +93,11 @@ def _is_text(labels: NDArray[Any]) -> bool:
 def _by_sample(labels: Any, lengths: Int64s, total: int) -> Any:
     if labels is None:
         return np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
-    if not isinstance(labels, np.ndarray) and hasattr(labels, "shape") and hasattr(labels, "dtype"):
-        if isinstance(labels, pd.Series | pd.Index):
-            labels = labels.to_numpy()
-        elif labels.shape[0] != total:  # a zarr.Array has no len()
-            raise ValueError(f"the labels are {labels.shape[0]} samples, the sources hold {total}")
-        else:
+    if hasattr(labels, "shape"):
+        labels = held(labels)
+        if not isinstance(labels, np.ndarray):
+            if labels.shape[0] != total:  # a zarr.Array has no len()
+                raise ValueError(f"the labels are {labels.shape[0]} samples, the sources hold {total}")
             return labels
     if isinstance(labels, np.ndarray):
         if len(labels) == total and (labels.ndim > 1 or total != len(lengths) or (lengths == 1).all()):

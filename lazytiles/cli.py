@@ -37,7 +37,7 @@ from lazytiles.options import (
 )
 from lazytiles.pages import check_page, preview_page
 from lazytiles.paths import default_template
-from lazytiles.problems import plural
+from lazytiles.problems import Problems, plural
 from lazytiles.region import open_region
 from lazytiles.report import plot_tiles
 from lazytiles.statistics import statistics
@@ -321,16 +321,10 @@ def _preview_html(
     table = read_manifest(manifest, **reading(None, None, None, path, None, None, outside=pad is not None))
     wanted, folder = Frames.of(frames), images or os.path.dirname(manifest) or "."
     rows = (Frames.of("each") if frames is None else wanted).samples(table, where)
-    found = Images.of(
-        table,
-        rows,
-        path or default_template(table),
-        folder,
-        wanted,
-        None,
-        missing=missing,
-        follow_symlinks=follow_symlinks,
-    )
+    template, problems = path or default_template(table), Problems(manifest)  # noted, so that each row has its own
+    how: dict[str, Any] = {"missing": missing, "follow_symlinks": follow_symlinks, "problems": problems}
+    found = Images.of(table, rows, template, folder, wanted, None, **how)
+    problems.raise_any()
     codes, names = found.by_row(len(table))
     shown = np.flatnonzero(codes >= 0)
     table, codes = table.iloc[shown].reset_index(drop=True), codes[shown]

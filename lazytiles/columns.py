@@ -365,6 +365,8 @@ def labels_of_table(
         if isinstance(chosen[name].dtype, pd.CategoricalDtype):
             classes = chosen[name].cat.categories.to_list()
             chosen = chosen.assign(**{name: chosen[name].cat.codes.to_numpy(np.int64)})
+        elif not pd.api.types.is_numeric_dtype(chosen[name].dtype):  # a column that a path names, too
+            chosen = chosen.assign(**{name: to_numbers(chosen[name])})
     labels = chosen.to_numpy()
     if labels.dtype.kind == "f" and len(labels) and np.isnan(labels).all():
         return None, None

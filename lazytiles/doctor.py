@@ -217,7 +217,8 @@ class _Checkup:
                 return
             good &= self._look_at(images, masks)
         if good.any():
-            self._open(rows[good], wanted)
+            every = good.all() and len(left) == len(table) and self.given["where"] is None
+            self._open(rows[good], wanted, every=bool(every))
 
     def _usual(self, rows: Int64s, extents: Int64s) -> NDArray[np.bool_]:
         """The samples whose window has the usual size: without `size`, all must have it."""
@@ -229,10 +230,12 @@ class _Checkup:
         if len(counts) > 1:
             at = [int(np.flatnonzero(condition)[0]) for condition in (codes == usual, codes != usual)]
             one, other = (" x ".join(map(str, extents[k, ::-1].tolist())) for k in at)
+            flat = "pass size=(height, width) to resample them to one"
+            cure = flat if extents.shape[1] == 2 else 'make the grid of volumes with edge="shift" or "pad"'
             self.report.problems.add(
                 "window sizes",
                 f"windows have {len(counts)} different sizes, such as {one} and {other} "
-                f"({tile_at(self.report, int(rows[at[1]]))}); pass size=(height, width) to resample them to one",
+                f"({tile_at(self.report, int(rows[at[1]]))}); {cure}",
                 int(rows[at[1]]),
             )
         return np.asarray(codes == usual)
@@ -323,16 +326,18 @@ class _Checkup:
                     odd |= {path} if sink is report.problems else set()
         return odd
 
-    def _open(self, rows: Int64s, wanted: Frames) -> None:
+    def _open(self, rows: Int64s, wanted: Frames, *, every: bool) -> None:
         """Open the samples that seem sound, as a user would, and note what else is wrong with them."""
-        keep = rows
-        if wanted.labels is not None:
+        keep = np.arange(len(self.table)) if every else rows
+        if wanted.labels is not None and not every:
             tiles = pd.factorize(self.table["tile_id"])[0]
             keep = np.flatnonzero(np.isin(tiles, tiles[rows]))
         table = self.table if len(keep) == len(self.table) else self.table.iloc[keep].reset_index(drop=True)
         options = self.given | {"where": None, "verify": None, "frames": "each" if wanted.each else wanted.labels}
         if wanted.labels is not None and not wanted.timed:
             options["frames"] = wanted.labels[0]
+        if "zmin" in table or isinstance(self.folder, Mapping):
+            options |= {"target": None, "tabular": None, "classes": None}  # volumes would read them again
         try:
             opened = open_tiles(Inspected(table, self._opened), self.folder, **options)  # type: ignore[arg-type]
         except (LazyTilesError, ValueError) as error:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lazytiles.columns import column_hashes, count_distinct, first_rows
+from lazytiles.columns import column_hashes, count_distinct, first_rows, to_numbers
 from lazytiles.frames import Frames
 from lazytiles.manifest import BOX_2D, BOX_3D
 from lazytiles.overlap import overlapping_pairs
@@ -126,7 +126,7 @@ def check_targets(report: Report, columns: Sequence[str]) -> None:
         if isinstance(table[name].dtype, pd.CategoricalDtype):
             _check_names(report, name, table[name])
             continue
-        values = table[name].to_numpy()
+        values = to_numbers(table[name])
         finite = np.isfinite(values)
         values = values if finite.all() else values[finite]
         if not len(values):

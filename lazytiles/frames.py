@@ -181,8 +181,7 @@ class Images:
             part, own, named = _naming(table, rows, columns, label, frames, tiles)
             if missing == "raise":
                 noted.add_rows("missing frame", rows[~named], partial(_unnamed, words, label, template))
-            code = np.full(len(rows), -1, np.int64)
-            code[named], names = resolve_paths(
+            code, names = resolve_paths(
                 part,
                 template,
                 image_dir,
@@ -192,8 +191,9 @@ class Images:
                 name_row=words,
                 may_lack=missing == "fill",
             )
-            code[~named] = len(names)
-            names = names if named.all() else [*names, ""]
+            if not named.all():
+                some, code = code, np.full(len(rows), len(names), np.int64)
+                code[named], names = some, [*names, ""]
             found.codes.append(code)
             found.paths.append(names)
             found.there.append(np.array([bool(name) and _is_there(name) for name in names], dtype=np.bool_))
@@ -288,7 +288,7 @@ def _naming(
     """
     every = np.ones(len(rows), np.bool_)
     if label is None or frames.labels is None or label == frames.labels[-1]:
-        return table[columns].iloc[rows], rows, every
+        return table[columns] if len(rows) == len(table) else table[columns].iloc[rows], rows, every
     own = np.full(len(rows), -1, np.int64)
     if tiles is not None:
         mine = np.flatnonzero((table["label_id"] == label).to_numpy())

@@ -464,7 +464,8 @@ class _Reading:
     def _check_numbers(self, table: pd.DataFrame, name: str, used: NDArray[np.bool_]) -> None:
         given = table[name]
         values = to_numbers(given)
-        table[name] = values
+        if name not in self.text:  # what stands in a path stays as it is written
+            table[name] = values
 
         def describe(row: int) -> str:
             cell = given.iloc[row]

@@ -65,6 +65,7 @@ class RegionTiles(LazyArray):
         self.name = name
         self.tile_name = tile_name
         self.partner: RegionTiles | None = None  # the masks of these tiles, or the tiles of these masks
+        self.beside: Callable[[], Page | None] | None = None  # gives its page, which must have the same extent
         self._pages: list[Page | None] = [None] * len(self.regions)
         self._sound = False
         self._straight = False
@@ -196,7 +197,9 @@ class RegionTiles(LazyArray):
         size = f"{page.shape[0]} x {page.shape[1]}"
         is_resized = self.whole and self.form.resample is not None
         others = (one for one in self.opened if one.shape[:2] != page.shape[:2] and not (one.placed and page.placed))
-        other, beside = next(others, None), self._beside()
+        other, beside = next(others, None), None
+        with suppress(LazyTilesError):  # what cannot be opened says so when it is read
+            beside = None if self.beside is None else self.beside()
         if other is not None and not is_resized:
             cause = f": {page.file.path} is {size} pixels, {_sized(other)}; the frames of a tile are cut by one box, "
             yield "frames differ", every, cause + "so they have one extent: bring them to one size and place"
@@ -219,13 +222,15 @@ class RegionTiles(LazyArray):
         if outside.any():
             yield "window outside", outside, cause
 
-    def _beside(self) -> Page | None:
-        """The page of the mask or of the image of these tiles, the last that is there."""
-        if self.partner is not None:
-            with suppress(LazyTilesError):  # what cannot be opened says so when it is read
-                frames = reversed(range(len(self.partner.regions)))
-                return next((page for page in map(self.partner.page, frames) if page is not None), None)
-        return None
+    def pair(self, masks: RegionTiles) -> None:
+        """Let tiles and the masks of the same windows see that they have one extent."""
+        self.partner, masks.partner = masks, self
+        self.beside, masks.beside = masks.last_page, self.last_page
+
+    def last_page(self) -> Page | None:
+        """The page of the last frame that is there."""
+        frames = reversed(range(len(self.regions)))
+        return next((page for page in map(self.page, frames) if page is not None), None)
 
     def faults(self) -> Iterator[Fault]:
         """Everything that would fail when tiles of this region are read, by its tags; opens every frame.

@@ -128,7 +128,7 @@ class BatchGenerator(np.random.Generator):
         """The generators of the samples, in the order of the batch."""
         seed, epoch, first, size = self._key
         places = range(first, first + size)
-        return tuple(np.random.Generator(stream("sample", seed, epoch, place)) for place in places)
+        return tuple(generator(seed, epoch, place) for place in places)
 
 
 def samples_of(rng: np.random.Generator, n: int) -> Sequence[np.random.Generator]:

@@ -135,7 +135,8 @@ def check_parts(before: Structure, after: Structure, samples: int) -> None:
             raise ValueError(f"the transform gave {leaf!r:.60} as a part of the batch; parts are arrays of samples")
         if shape[0] != samples:
             raise ValueError(
-                f"the transform was given {samples} samples and gave an array of {shape[0]}: {tuple(shape)}"
+                f"the transform was given {samples} samples and gave {shape[0]}, an array of shape {tuple(shape)}; "
+                "let it keep their number"
             )
 
 

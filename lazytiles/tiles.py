@@ -158,7 +158,7 @@ def _label(
     if masks is not None:
         array._labels = masks
         for tiles, mask in zip(array.sources, masks.sources, strict=True):
-            tiles.partner, mask.partner = mask, tiles
+            tiles.pair(mask)
     elif len(scale_boxes):
         boxes = Boxes.of(box_format, scale_boxes, names_of(target))
         if array._labels is not None:

@@ -68,14 +68,17 @@ def _values_of(data: Any) -> NDArray[Any]:
         columns = [_values_of(data.iloc[:, k]) for k in range(data.shape[1])]
         if all(column.dtype != object for column in columns):
             return np.stack(columns, axis=1)
+    is_nullable = not isinstance(data, pd.DataFrame) and not isinstance(data.dtype, np.dtype)
+    if is_nullable and pd.api.types.is_numeric_dtype(data.dtype):
+        absent = np.flatnonzero(pd.isna(data))
+        if len(absent):
+            name = "a column" if getattr(data, "name", None) is None else f"column {data.name!r}"
+            raise ValueError(
+                f"{len(absent)} of {len(data)} values of {name} are missing (NA), first in row {absent[0]}"
+            )
+        return np.asarray(data.to_numpy().tolist(), getattr(data.dtype, "numpy_dtype", None))
     values: NDArray[Any] = data.to_numpy()
-    if values.dtype != object or isinstance(data, pd.DataFrame) or not pd.api.types.is_numeric_dtype(data.dtype):
-        return values
-    absent = np.flatnonzero(pd.isna(data))
-    if len(absent):
-        name = "a column" if getattr(data, "name", None) is None else f"column {data.name!r}"
-        raise ValueError(f"{len(absent)} of {len(values)} values of {name} are missing (NA), first in row {absent[0]}")
-    return np.asarray(values.tolist())
+    return values
 
 
 def read_box(source: Any, rows: Int64s, box: Box, origins: Int64s | None) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,10 @@ def test_a_folder_of_photographs_opens_as_rgb_and_gray(order: int, photos: Any) 
     np.testing.assert_array_equal(tiles[::-1, 3:9, ::2, 1], wanted[::-1, 3:9, ::2, 1])
     np.testing.assert_array_equal(tiles[[0, 1], 2, [5, 6], [0, 2]], wanted[[0, 1], 2, [5, 6], [0, 2]])
     tiles.verify()
+    np.testing.assert_array_equal(tiles.to_dask().compute(scheduler="synchronous"), wanted)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(tiles))[1:3], wanted[1:3])
+    assert lt.check(table, folder, bands="rgb").is_sound
+    assert not lt.check(table, folder).is_sound
     gray = lt.open_tiles(table, folder, gray=True)[:, ..., 0]
     weighed = (wanted.astype(int) @ [299, 587, 114] + 500) // 1000
     single = np.array([made[name].shape[-1] == 1 for name in table["path"]])

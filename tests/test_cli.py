@@ -292,3 +292,37 @@ def test_large_strips_are_advised_against(desk: Path) -> None:
     table = pd.DataFrame({"tile_id": ["x", "y"], "region_id": "big", "region_coordinates": boxes})
     cost = reading_cost(open_tiles(table, "Images/2017", path="{region_id}.tif"))
     assert any("rewriting the images with tiles of 256 x 256 pixels would pay" in said for said in cost.advice)
+
+
+def test_commands_take_what_open_tiles_takes(desk: Path) -> None:
+    (desk / "Images/m").mkdir()
+    for region in "ab":
+        tifffile.imwrite(desk / f"Images/m/{region}.tif", np.zeros((96, 64) if region == "a" else (48, 64), np.uint8))
+    masks = ("--masks", "m/{region_id}.tif")
+    assert run("check", *TILES, *FRAMES).exit_code == 0
+    said = run("check", *TILES, *FRAMES, *masks)
+    assert said.exit_code == 1
+    assert "b.tif is 96 x 64 pixels" in said.output
+    assert "m/b.tif is 48 x 64" in said.output
+    assert run("check", *TILES, *FRAMES, *masks, "--where", "region_id=a").exit_code == 0
+    kept = ("--where", "region_id=a", "--where", "target=0.1,0.3", "--gray", "--size", "8x4", "--resample", "area")
+    assert "wrote k.npy: (2, 2, 8, 4, 1) uint8" in run("export", *TILES, *FRAMES, *kept, "-o", "k.npy").output
+    (desk / "Images/2017/b.tif").unlink()
+    assert "2017/b.tif is missing" in run("check", *TILES, *FRAMES).output
+    assert run("check", *TILES, *FRAMES, "--missing", "fill").exit_code == 0
+    assert "(12, 2, 32, 32, 3)" in run("info", *TILES, *FRAMES, "--missing", "fill").output
+    assert run("preview", *TILES, *FRAMES, "--missing", "fill", "-o", "q.html").exit_code == 0
+    assert (desk / "q.html").read_text().count('class="tile"') == 18
+    assert run("check", *TILES, "--where", "region_id").exit_code == 2
+
+
+def test_the_preview_draws_each_row_over_its_own_image(desk: Path) -> None:
+    table = pd.read_csv("tiles.csv", dtype=str)
+    table["file"] = table["label_id"] + "/" + table["region_id"] + ".tif"
+    table.drop(columns="region_id").to_csv("files.csv", index=False)
+    words = ("files.csv", "--images", "Images", "--path", "{file}", *FRAMES)
+    assert run("preview", *words, "-o", "f.html").exit_code == 0
+    page = (desk / "f.html").read_text()
+    assert page.count('class="tile"') == 24
+    assert page.count("<figure") == 4
+    assert run("check", *words).exit_code == 0

@@ -623,3 +623,108 @@ def test_an_error_of_ours_stays_of_its_kind(kind):
 
     with pytest.raises(kind, match=r"too much \(transform of batch 0 of epoch 0: "):
         next(iter(lt.BatchFlow(np.zeros((4, 3)), 2, transform=fail)))
+
+
+def test_a_function_of_the_batch_alone_is_a_transform():
+    def half(batch):
+        return batch[0] / 2, batch[1]
+
+    def scaled(batch, factor=3):
+        return batch[0] * factor, batch[1]
+
+    class Shift:
+        def __call__(self, batch):
+            return batch[0] + 1, batch[1]
+
+    for fn, x in ((half, X / 2), (scaled, X * 3), (Shift(), X + 1), (lambda b: (b[0] - 1, b[1]), X - 1)):
+        flow = pickle.loads(loky.backend.reduction.dumps(BatchFlow((X, IDS), 23, transform=fn)))
+        (batch,) = flow
+        np.testing.assert_array_equal(batch[0], x)
+    (roots,) = BatchFlow(X.astype("f8"), 23, transform=np.sqrt)
+    np.testing.assert_array_equal(roots, np.sqrt(X))
+
+
+def test_a_second_parameter_without_a_default_or_named_rng_gets_the_generator():
+    def with_random(batch, random):
+        return batch + random.integers(0, 9, batch.shape)
+
+    def with_rng(batch, rng=None):
+        return batch + rng.integers(0, 9, batch.shape)
+
+    def with_any(*given):
+        return given[0] + given[1].integers(0, 9, given[0].shape)
+
+    one, two, three = (stream(BatchFlow(X, 4, transform=t, seed=1)) for t in (with_random, with_rng, with_any))
+    assert one == two == three != stream(BatchFlow(X, 4))
+
+
+@pytest.mark.parametrize(
+    ("transform", "what"),
+    [
+        (lambda b: b[0], "a batch of 2 parts and gave one array; let it give all of them back"),
+        (lambda b: (b[0],), "a batch of 2 parts and gave 1 of them"),
+        (lambda b: None, "a batch of 2 parts and gave None"),
+        (lambda b: (b[0], None), "gave None as a part of the batch"),
+        (lambda b: (b[0][1:], b[1]), r"4 samples and gave 3, an array of shape \(3, 3\)"),
+        (lambda b: (b[0], b[1][:2]), "4 samples and gave 2"),
+        (lambda b: (b[0], {"a": b[1], "b": 0.5}), "gave 0.5 as a part of the batch"),
+        (lambda b: (b[0].mean(), b[1]), "parts are arrays of samples"),
+    ],
+)
+def test_a_transform_gives_all_of_the_batch_back(transform, what):
+    with pytest.raises(LazyTilesError, match=rf"ValueError: the transform .*{what}.*\(transform of batch 0 of "):
+        next(iter(BatchFlow((X, IDS), 4, transform=transform)))
+
+
+def test_a_transform_may_add_parts_and_change_samples():
+    (batch,) = BatchFlow((X, IDS), 23, transform=lambda b: (b[0][:, None], {"id": b[1], "twice": b[1] * 2}, IDS * 0.5))
+    assert [array.shape for array in leaves(batch)] == [(23, 1, 3), (23,), (23,), (23,)]
+    with pytest.raises(LazyTilesError, match="a batch of 2 parts and gave 1 of them"):
+        next(iter(BatchFlow({"x": X, "y": IDS}, 4, transform=lambda b: {"x": b["x"]})))
+
+
+@pytest.mark.parametrize("samples", [1, 3, 23])
+def test_an_error_of_a_transform_says_its_cause_first_and_few_names(samples):
+    def fail(batch):
+        raise OSError("no such palette")
+
+    with pytest.raises(LazyTilesError) as caught:
+        next(iter(BatchFlow(Planned(X), samples, transform=fail)))
+    names = ", ".join(f"tile t{k:03}" for k in range(min(3, samples)))
+    more = f" and {samples - 3} more" if samples > 3 else ""
+    assert str(caught.value) == f"OSError: no such palette (transform of batch 0 of epoch 0: {names}{more})"
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+@pytest.mark.parametrize("make", [np.random.default_rng, np.random.RandomState])
+def test_a_seed_may_be_a_generator_of_numpy(make):
+    flows = [BatchFlow(IDS, 4, shuffle=True, seed=make(5)) for _ in range(2)]
+    assert stream(flows[0]) == stream(flows[1]) == stream(BatchFlow(IDS, 4, shuffle=True, seed=flows[0].seed))
+    used = make(5)
+    assert BatchFlow(IDS, 4, shuffle=True, seed=used).seed != BatchFlow(IDS, 4, shuffle=True, seed=used).seed
+    views = [lt.DelayedView(IDS, shuffle=True, seed=make(5)) for _ in range(2)]
+    arrays = [lt.MultiSourceArray([IDS, IDS], shuffle=True, maxlen=9, seed=make(5)) for _ in range(2)]
+    for one, other in (views, arrays):
+        assert one[:].tolist() == other[:].tolist()
+        assert one.seed == other.seed == flows[0].seed
+        assert one.shuffle(make(6)).order.tolist() == other.shuffle(one.seed).order.tolist()
+    halves = [array.split(0.5, seed=make(7))[0][:].tolist() for array in arrays]
+    folds = [next(array.kfold(3, seed=make(7)))[1][:].tolist() for array in arrays]
+    patches = [lt.PatchGenerator(np.arange(12.0).reshape(3, 4), 3, random=True, seed=make(8))[:] for _ in range(2)]
+    assert halves[0] == halves[1]
+    assert folds[0] == folds[1]
+    np.testing.assert_array_equal(*patches)
+
+
+@pytest.mark.parametrize("seed", [0.5, "a", [1], np.array([1, 2])])
+def test_what_is_no_seed_is_refused(seed):
+    for make in (lambda: BatchFlow(IDS, 4, seed=seed), lambda: lt.DelayedView(IDS).shuffle(seed)):
+        with pytest.raises(TypeError, match="seed is a whole number, a NumPy Generator or RandomState, or None"):
+            make()
+
+
+def test_a_state_goes_to_a_flow_whose_seed_was_drawn():
+    first = BatchFlow(IDS, 4, shuffle=True, seed=np.random.default_rng(1))
+    second = BatchFlow(IDS, 4, shuffle=True, seed=np.random.default_rng(2))
+    second.load_state_dict(first.state_dict())
+    assert stream(first) == stream(second)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -69,7 +70,7 @@ class World:
             "size": one_of(None, (7, 9)),
             "resample": "nearest",
             "pad": None if self.whole else one_of(None, "edge", "constant"),
-            "bands": one_of(None, None, [0], [-1, 0]),
+            "bands": one_of(None, None, [0], [-1, 0], "rgb"),
             "gray": False,
             "missing": one_of("raise", "fill"),
             "where": one_of(None, None, {"fold": 1}, {"fold": lambda column: column == 0}, {"label_id": "2016"}),
@@ -195,8 +196,12 @@ class World:
             shown += len(there)
             tiles.append([None if image is None else self.cut(image, row) for image in stack])
             masks.append((None, None) if mask is None else (mask.dtype, self.cut(mask, row, plain=True)))
-        if len(kinds) > 1 or not shown or len({dtype for dtype, _ in masks}) > 1:
+        bands, counts = self.options["bands"], {samples for samples, _ in kinds}
+        settled = self.options["gray"] or bands in ("rgb", [0])
+        if len({dtype for _, dtype in kinds}) > 1 or len({dtype for dtype, _ in masks}) > 1 or not shown:
             raise WrongError("kinds of images")
+        if len(counts) > 1 and not settled:
+            raise WrongError("numbers of bands")
         if self.options["size"] is None and len(windows) > 1:
             raise WrongError("sizes")
         like = next(cut for stack in tiles for cut in stack if cut is not None)
@@ -217,7 +222,9 @@ class World:
         if not plain and self.options["gray"] and tile.shape[2] > 1:
             tile = ((tile.astype(int)[..., :3] @ [299, 587, 114] + 500) // 1000).astype(tile.dtype)[..., None]
         if not plain and self.options["bands"]:
-            tile = tile[..., self.options["bands"]]
+            bands = self.options["bands"] if self.options["bands"] != "rgb" else [0, 1, 2][: tile.shape[2]]
+            tile = tile[..., bands]
+            tile = np.repeat(tile, 3, axis=2) if self.options["bands"] == "rgb" and tile.shape[2] == 1 else tile
         if self.options["size"]:
             size = self.options["size"][::-1]
             kind = np.int32 if tile.dtype != np.uint8 else np.uint8
@@ -417,6 +424,12 @@ def test_a_mask_has_the_extent_of_its_image(pad: str | None, years: pd.DataFrame
     fresh = lt.open_tiles(years, tmp_path, **options)
     with pytest.raises(lt.ManifestError, match=said):
         fresh.labels[1]  # the mask is read first
+    for lazy in (fresh, fresh.labels):
+        assert lazy.to_dask(1)[0].compute(scheduler="synchronous").shape == lazy.shape[1:]
+        with pytest.raises(lt.ManifestError, match=said):
+            lazy.to_dask().compute(scheduler="synchronous")
+        with pytest.raises(lt.ManifestError, match=said):
+            pickle.loads(pickle.dumps(lazy))[1]
     report = check(years, tmp_path, **options)
     assert report.problems.counts == {"mask differs": 1}
     assert report.problems.rows == {"mask differs": [3]}
@@ -496,3 +509,114 @@ def test_check_takes_the_options_of_open_tiles_and_no_others(years: pd.DataFrame
     kept = options | {"where": {"target": 0}}
     assert check(years, tmp_path, **kept).is_sound
     assert lt.open_tiles(years, tmp_path, **kept)[:].shape == (1, 2, 8, 8, 1)
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> dict[str, pd.DataFrame]:
+    """Tables over pictures of several kinds, and over volumes, in one folder."""
+    for k, mode in enumerate(["L", "RGB", "RGBA", "P"]):
+        Image.fromarray(np.full((16, 16, 3), k * 9, np.uint8)).convert(mode).save(tmp_path / f"{k}.png")
+    for name, shape in (("v", (5, 8, 8)), ("w", (5, 8, 8)), ("half", (5, 8, 4)), ("flat", (8, 8))):
+        write(tmp_path / f"{name}.tif", np.zeros(shape, np.uint8))
+    np.save(tmp_path / "u.npy", np.zeros((5, 8, 8), np.uint16))
+    boxes = ["(0, 0, 0, 4, 4, 2)", "(0, 0, 2, 4, 4, 4)"]
+    photos = pd.DataFrame({"path": ["0.png", "1.png", "2.png"], "target": ["cat", "dog", "cat"]})
+    volumes = pd.DataFrame({"tile_id": ["a", "b"], "region_id": "v", "region_coordinates": boxes, "target": ["x", "y"]})
+    return {
+        "photos": photos,
+        "colours": photos[1:],
+        "partly": photos.assign(target=["a", None, "b"]),
+        "unlabelled": photos.assign(target=[None] * 3),
+        "palette": pd.DataFrame({"path": ["3.png"]}),
+        "several": photos.assign(label_id=["1", "1", "2"], tile_id=["a", "b", "a"]),
+        "volumes": volumes,
+        "other dtype": volumes.assign(path=["v.tif", "u.npy"]),
+        "whole": volumes.drop(columns="region_coordinates").assign(path=["v.tif", "w.tif"]),
+        "whole mixed": volumes.drop(columns="region_coordinates").assign(path=["v.tif", "half.tif"]),
+        "stack": pd.DataFrame({"path": ["u.npy"]}),
+        "flat": volumes.assign(path="flat.tif"),
+        "extents": volumes.assign(region_coordinates=[boxes[0], "(0, 0, 2, 4, 4, 5)"]),
+        "leaves": volumes.assign(region_coordinates=[boxes[0], "(0, 0, 4, 4, 4, 6)"]),
+        "apart": volumes.assign(region_coordinates=[boxes[0], "(0, 0, 6, 4, 4, 8)"]),
+        "none": pd.DataFrame({"path": []}),
+        "absent": pd.DataFrame({"tile_id": ["a"], "region_id": ["zz"]}),
+    }
+
+
+JUDGED: list[tuple[str, dict[str, Any], bool]] = [
+    ("photos", {}, False),
+    ("photos", {"bands": "rgb"}, True),
+    ("photos", {"gray": True}, True),
+    ("photos", {"bands": [0]}, True),
+    ("photos", {"bands": [0, 1, 2]}, False),
+    ("photos", {"bands": "rgb", "gray": True}, False),
+    ("photos", {"bands": [True, False]}, False),
+    ("photos", {"bands": "rgb", "size": (8, 8)}, True),
+    ("photos", {"gray": True, "classes": ["dog", "cat"]}, True),
+    ("photos", {"gray": True, "classes": ["dog"]}, False),
+    ("photos", {"gray": True, "masks": "0.png"}, True),
+    ("photos", {"gray": True, "masks": "v.tif"}, False),
+    ("photos", {"gray": True, "masks": "9.png"}, False),
+    ("photos", {"gray": True, "scale_boxes": ["target"]}, False),
+    ("photos", {"gray": True, "level": 1}, False),
+    ("colours", {"bands": [0, 1, 2]}, True),
+    ("colours", {"bands": [-1]}, False),
+    ("colours", {}, False),
+    ("partly", {"gray": True}, False),
+    ("partly", {"gray": True, "target": None}, True),
+    ("unlabelled", {"gray": True}, True),
+    ("palette", {}, True),
+    ("palette", {"size": (8, 8)}, False),
+    ("palette", {"size": (8, 8), "resample": "nearest"}, True),
+    ("several", {"gray": True}, False),
+    ("several", {"gray": True, "frames": ["1", "2"]}, False),
+    ("several", {"gray": True, "frames": ["2", "1"]}, False),
+    ("several", {"gray": True, "frames": ["2", "1"], "missing": "fill"}, True),
+    ("several", {"gray": True, "frames": ["1", "1"]}, True),
+    ("several", {"gray": True, "frames": "each"}, True),
+    ("several", {"gray": True, "where": {"label_id": 1}}, True),
+    ("volumes", {}, True),
+    ("volumes", {"classes": ["y", "x"]}, True),
+    ("volumes", {"classes": ["y"]}, False),
+    ("volumes", {"size": (8, 8)}, False),
+    ("volumes", {"gray": True}, False),
+    ("volumes", {"missing": "fill"}, False),
+    ("volumes", {"bands": [0]}, True),
+    ("volumes", {"bands": [1]}, False),
+    ("volumes", {"masks": "w.tif"}, True),
+    ("volumes", {"masks": "half.tif"}, False),
+    ("volumes", {"masks": "half.tif", "pad": "edge"}, False),
+    ("volumes", {"masks": "absent.tif"}, False),
+    ("volumes", {"where": {"target": "x"}}, True),
+    ("volumes", {"where": {"target": "z"}}, False),
+    ("volumes", {"tabular": ["q"]}, False),
+    ("other dtype", {}, False),
+    ("whole", {}, True),
+    ("whole mixed", {}, False),
+    ("stack", {}, True),
+    ("flat", {}, False),
+    ("extents", {}, False),
+    ("leaves", {}, False),
+    ("leaves", {"pad": "reflect"}, True),
+    ("apart", {"pad": "reflect"}, False),
+    ("none", {}, False),
+    ("absent", {}, False),
+    ("absent", {"missing": "fill"}, False),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "is_good"), JUDGED)
+def test_check_judges_as_reading_does(
+    name: str, options: dict[str, Any], is_good: bool, mixed: dict[str, pd.DataFrame], tmp_path: Path
+) -> None:
+    for read in (False, True):
+        assert check(mixed[name], tmp_path, read=read, **options).is_sound == is_good
+    try:
+        tiles = lt.open_tiles(mixed[name], tmp_path, **options)
+        assert tiles[:].shape == tiles.shape
+        assert len(tiles.labels[:] if options.get("masks") else tiles) == len(tiles)
+    except (lt.LazyTilesError, ValueError):
+        is_read = False
+    else:
+        is_read = True
+    assert is_read == is_good

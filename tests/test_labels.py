@@ -328,7 +328,7 @@ def test_points_move_to_their_pixel() -> None:
         Augment(boxes="xy", warp=0.1)((x, np.zeros((1, 2))), np.random.default_rng(0))
 
 
-@pytest.mark.parametrize("structure", ["tuple", "dict", "list"])
+@pytest.mark.parametrize("structure", ["tuple", "dict", "list", "views"])
 def test_a_flow_knows_which_labels_are_boxes(structure: str, folder: Path) -> None:
     names = ["x0", "y0", "x1", "y1"]
     table = table_of([0] * 4, **dict(zip(names, [[5] * 4, [9] * 4, [9] * 4, [20] * 4], strict=True)))
@@ -337,6 +337,7 @@ def test_a_flow_knows_which_labels_are_boxes(structure: str, folder: Path) -> No
     data: Any = {
         "tuple": (tiles, labels),
         "list": [tiles, labels, np.arange(4)],
+        "views": (lt.DelayedView(tiles, idx_max=4), lt.DelayedView(labels)),
         "dict": {"x": tiles, "boxes": labels, "id": np.arange(4)},
     }[structure]
     flow = lt.BatchFlow(data, 4, transform=Augment(flip=(0.0, 1.0)), seed=0)
@@ -345,6 +346,42 @@ def test_a_flow_knows_which_labels_are_boxes(structure: str, folder: Path) -> No
     assert found.tolist() == [[24 - 5, 1, 24 - 1, 12]] * 4
     (plain,) = lt.BatchFlow(data, 4, transform=Augment(flip=(0.0, 1.0), boxes=()), seed=0)
     np.testing.assert_array_equal(plain["boxes"] if structure == "dict" else plain[1], labels)
+
+
+@pytest.mark.parametrize("names", [["cat", "dog"], ["01", "02"]])
+def test_folders_may_be_the_classes(names: list[str], folder: Path) -> None:
+    for name in names:
+        (folder / name).mkdir()
+        tifffile.imwrite(folder / name / "t.tif", np.full((4, 4), len(name), np.uint8))
+    csv = folder / "files.csv"
+    csv.write_text("tile_id,kind\n" + "".join(f"{name}-t,{name}\n" for name in names))
+    tiles = lt.open_tiles(csv, folder, path="{kind}/t.tif", target="kind")
+    assert tiles.labels.tolist() == ([0, 1] if names[0] == "cat" else [1, 2])
+    assert tiles.classes == (names if names[0] == "cat" else None)
+    assert lt.open_tiles(csv, folder, path="{kind}/t.tif", target="kind", classes=names).labels.tolist() == [0, 1]
+    assert tiles[:].shape == (2, 4, 4, 1)
+    assert lt.check(csv, folder, path="{kind}/t.tif", target="kind").is_sound
+
+
+def test_pictures_and_pages_say_the_names(folder: Path) -> None:
+    pytest.importorskip("matplotlib").use("Agg")
+    from matplotlib import pyplot as plt
+
+    from lazytiles.pages import check_page, preview_page
+
+    table = table_of(["cat", "dog", "cat", "dog"])
+    tiles = lt.open_tiles(table, folder)
+    drawn = [text.get_text() for text in tiles.plot(4).texts]
+    assert drawn == ["t0\ncat", "t1\ndog", "t2\ncat", "t3\ndog"]
+    for given in (tiles, table):
+        legend = lt.open_region(folder / "b.tif").plot(given).get_legend()
+        assert [text.get_text() for text in legend.get_texts()] == ["dog"]
+    plt.close("all")
+    page = preview_page(tiles.table, np.array([0, 1, 0, 1]), [str(folder / "a.tif"), str(folder / "b.tif")])
+    assert "target: <b" in page
+    assert ">cat</b>" in page
+    assert "target dog" in page
+    assert "cat: 2" in check_page(lt.check(table, folder))
 
 
 def test_boxes_are_never_left_behind(folder: Path) -> None:

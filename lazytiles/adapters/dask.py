@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from lazytiles.errors import LazyTilesError, RegionError
 from lazytiles.gather import TileForm
 from lazytiles.multisource import MultiSourceArray
+from lazytiles.page import Page
 from lazytiles.region import Region, open_region
 from lazytiles.regiontiles import RegionTiles, stamp
 
@@ -324,10 +325,16 @@ class _Packer:
         found = self.images.get(number)
         if found is None:
             source = self.tiles.sources[number]
-            paths = [None if opener is None else opener.args[0] for opener in source.regions]
-            found = [source.name, source.whole, [path if path is None else [path, *stamp(path)] for path in paths]]
+            found = [source.name, source.whole, _stamped(source)]
+            if source.partner is not None:  # the mask, or the image, whose extent must be the same
+                found.append(_stamped(source.partner))
             self.images[number] = found
         return found
+
+
+def _stamped(source: RegionTiles) -> list[list[Any] | None]:
+    paths = [None if opener is None else opener.args[0] for opener in source.regions]  # type: ignore[attr-defined]
+    return [None if path is None else [path, *stamp(path)] for path in paths]
 
 
 def _fits(values: Int64s, kind: str) -> bool:
@@ -355,6 +362,11 @@ def _image(opener: tuple[Any, ...], path: str, size: int, mtime_ns: int) -> Regi
     return region
 
 
+def _last_page(known: tuple[Any, ...], frames: Sequence[Any]) -> Page | None:
+    """The page of the last frame that is there."""
+    return next((_image(known, *frame).pages[0] for frame in reversed(frames) if frame is not None), None)
+
+
 def read_tiles_of(opener: partial[Region], head: str, data: bytes) -> NDArray[Any]:
     """The tiles of one task, in the process that wants them.
 
@@ -379,14 +391,15 @@ def read_tiles_of(opener: partial[Region], head: str, data: bytes) -> NDArray[An
     words = names.split("\n") if names else []
     known = opener.func, opener.args, tuple(sorted(opener.keywords.items()))
     sources, start = [], 0
-    for length, (name, whole, frames) in zip(lengths, images, strict=True):
+    for length, (name, whole, frames, *partner) in zip(lengths, images, strict=True):
         part = slice(start, start + length)
         start += length
         openers = [None if frame is None else partial(_image, known, *frame) for frame in frames]
         tile_name = _Names(tuple(words[part]))
-        sources.append(
-            RegionTiles(openers, windows[part], tile_form, timed=timed, name=name, tile_name=tile_name, whole=whole)
-        )
+        tiles = RegionTiles(openers, windows[part], tile_form, timed=timed, name=name, tile_name=tile_name, whole=whole)
+        if partner:
+            tiles.beside = partial(_last_page, known, partner[0])
+        sources.append(tiles)
     try:
         return MultiSourceArray(sources).take(np.arange(start), threads=1)
     except LazyTilesError:

@@ -229,7 +229,8 @@ class Output:
         x, *rest = (_each(part, _portable) for part in parts)
         x = _each(x if self.scaling is None else self.scaling(x), _narrow)
         if self.classes is not None and rest:
-            rest[0] = one_hot(np.asarray(rest[0]), self.classes)
+            classes = self.classes
+            rest[0] = _each(rest[0], lambda labels: one_hot(np.asarray(labels), classes))
         return (x, *rest)
 
     def check(self, x: Structure) -> None:

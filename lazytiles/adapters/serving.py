@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -16,6 +17,7 @@ from lazytiles.tandem import Structure, leaves
 Owner = Literal["nobody", "user", "trainer"]  # who said which epoch it is: a trainer says so for each
 
 _LOOKS = 2  # batches that a trainer looks at, at most, before it begins an epoch
+_PATIENCE_S = 0.5  # how long a batch that is read in any case is waited for
 _RUNS = 2  # sequences that are read ahead at once: a trainer's, and that of a callback which predicts
 
 
@@ -55,25 +57,28 @@ class Server:
         self.is_shuffled = feed.schedule.is_random
         self.epoch = 0
         self.begins = 0  # how often this epoch was begun: by a trainer, and by whoever else passes over it
-        self.is_inside = False
+        self.is_fresh = False  # whether nothing was asked for since it was begun last
         self.owner: Owner = "nobody"
         self.done: list[int] = []  # steps of this epoch that an earlier process has done
         self.left: Sequence[int] = range(steps)  # the others, as planned
         self.asked: list[tuple[int, int]] = []  # (step, thread), while a trainer says which epoch it is
         self._bound: dict[int, int] = {}  # index -> step
-        self._planned = 0  # how many of `left` were given to an index
+        self._taken: set[int] = set()  # the steps that are bound
+        self._planned = 0  # how many of `left` are so at its beginning
         self._asks = 0
         self._last = -1  # index that was asked for last
         self._is_short = False  # whether the last iteration was of a resumed epoch
-        self._is_pending = False  # whether the epoch is over if what was asked for were no looks
+        self._is_idle = False  # whether nothing was asked for since a pass ended last
+        self._is_pending = False  # whether the epoch is over, unless somebody who began it before goes on
         self._kept: dict[int, Structure] = {}  # steps that were read and wait to be asked for
         self._looked: list[int] = []  # those of them that were given already, perhaps to somebody who only looks
         self._runs: list[_Run] = []  # the one that was used last is the last
         self._nbytes = 0  # of a batch
 
     def __getstate__(self) -> dict[str, object]:
-        fresh = {"begins": 0, "is_inside": False, "owner": "nobody", "asked": [], "_asks": 0}
-        return {**vars(self), **fresh, "_bound": {**self._bound}, "_kept": {}, "_looked": [], "_runs": []}
+        fresh = {"begins": 0, "is_fresh": False, "owner": "nobody", "asked": [], "_asks": 0}
+        bound = {"_bound": {**self._bound}, "_taken": {*self._taken}}
+        return {**vars(self), **fresh, **bound, "_kept": {}, "_looked": [], "_runs": []}
 
     @property
     def next_epoch(self) -> int:
@@ -83,7 +88,7 @@ class Server:
     @property
     def promised(self) -> int:
         """How many steps whoever passes over the epoch now will get: in a resumed one, those that are left."""
-        return len(self.left) if self.is_inside or self.owner == "trainer" else self.steps
+        return len(self.left) if self.is_fresh or self.owner == "trainer" else self.steps
 
     def key(self, epoch: int, step: int) -> Key:
         """The pass and the batch in it of one step of an epoch."""
@@ -97,28 +102,30 @@ class Server:
 
     def begin(self) -> None:
         """Somebody begins to pass over the epoch: wait for a batch, so that its errors come out here."""
-        if self._is_over() and self._moves_on() and (self.begins or self.steps > _LOOKS):
+        is_next = self.begins == 1 or self._is_idle if self.begins else self.steps > _LOOKS
+        if is_next and self._is_over() and self._moves_on():
             self.move(self.epoch + 1)
         self._is_pending = False
         if self.begins == 0 and self.owner == "user" and self._asks > _LOOKS:
             self.begins = 1  # somebody's loop, which does not say so
         elif self.begins == 0:
             self._forget()
-        coming = self.left[self._planned if self.is_shuffled else 0 :]
+        coming = self.left[self._free() :] if self.is_shuffled else self.left
         if coming and coming[0] not in self._kept:
             self._kept[coming[0]] = self._fetch(coming[0], lambda: coming)
         self.begins += 1
-        self.is_inside = True
+        self.is_fresh = True
 
     def end(self) -> None:
         """Somebody ends a pass: the next epoch follows if all of this one was asked for."""
-        self.is_inside = False
+        self._is_idle = True
         if not (self._is_over() and self._moves_on()):
             return
-        if self.begins or self.steps > _LOOKS or self._is_pending:
+        if self.begins == 1 or (self.begins == 0 and (self.steps > _LOOKS or self._is_pending)):
             self.move(self.epoch + 1)
         else:
-            # So few may have been looks of a trainer, which then begins, or a pass of a loop, which asks again.
+            # Asked for in the looks of a trainer, which then begins, or by a loop, which asks again; or it was begun
+            # in the midst of somebody else's pass, who may go on: what comes next tells.
             self._is_pending = True
 
     def iterate(self) -> int:
@@ -132,21 +139,22 @@ class Server:
 
     def ask(self, index: int) -> tuple[Key, Structure]:
         """The batch that `index` means."""
-        if self._is_pending:
+        if self._is_pending and self.begins == 0:
             self.move(self.epoch + 1)
         is_new = index not in self._bound
         step = self._plan(index) if is_new else self._bound[index]
-        batch = self._fetch(step, lambda: self._likely(index, step, is_new=is_new))
+        batch = self._fetch(step, lambda: self._likely(index, is_new=is_new))
+        self.is_fresh = self._is_idle = False
         self._bound[index] = step
-        self._planned += is_new and self.is_shuffled and index < len(self.left)
+        self._taken.add(step)
         self._last = index
         self._asks += 1
         if self.owner == "trainer":
             self.asked.append((step, threading.get_ident()))
         key = self.key(self.epoch, step)
-        if self._asks <= (1 if self.begins else _LOOKS):
+        if step in self.left[:_LOOKS] if self.begins == 0 else self._asks == 1:
             self._kept[step] = batch
-            self._looked.append(step)
+            self._looked = [step] if self.begins else []
             return key, copied(batch)
         while self._looked:
             self._kept.pop(self._looked.pop(), None)
@@ -178,6 +186,7 @@ class Server:
     def _forget(self) -> None:
         """Let indices mean nothing yet; what was read stays."""
         self._bound.clear()
+        self._taken.clear()
         self._looked.clear()
         self.asked.clear()
         self.begins = self._planned = self._asks = 0
@@ -192,23 +201,27 @@ class Server:
         return self.owner == "nobody" or (self.owner == "user" and self.begins < 2)
 
     def _plan(self, index: int) -> int:
+        """The step of an index that means none yet; before the epoch begins, that of its number."""
         if index >= len(self.left):
             return self.done[index - len(self.left)]
-        return self.left[self._planned if self.is_shuffled else index]
+        return self.left[self._free() if self.is_shuffled and self.begins else index]
 
-    def _likely(self, index: int, step: int, *, is_new: bool) -> Sequence[int]:
-        """The steps from this one on that will be asked for in this order, if any can be told."""
-        if index >= len(self.left):
-            return ()
-        if self.is_shuffled and is_new:
-            return self.left[self._planned :]
+    def _free(self) -> int:
+        """How many of the planned steps come before the first that no index means."""
+        while self._planned < len(self.left) and self.left[self._planned] in self._taken:
+            self._planned += 1
+        return self._planned
+
+    def _likely(self, index: int, *, is_new: bool) -> Sequence[int]:
+        """The steps from that of `index` on which will be asked for in this order, if any can be told."""
+        if self.is_shuffled and self.begins and is_new:
+            return self.left[self._free() :]
         is_first = self.begins == 0 and self._asks == 0 and index == 0
         if not is_first and index != self._last + 1:
             return ()
-        if not self.is_shuffled:
+        if not self.is_shuffled or self.begins == 0:
             return self.left[index:]
-        known = takewhile(self._bound.__contains__, range(index, len(self.left)))
-        return [self._bound[index] for index in known]
+        return [self._bound[k] for k in takewhile(self._bound.__contains__, range(index, len(self.left)))]
 
     def _fetch(self, step: int, likely: Callable[[], Sequence[int]]) -> Structure:
         if step in self._kept:
@@ -218,10 +231,14 @@ class Server:
                 return self._follow(run)
         for run in self._runs if self._fits() else ():
             if step in run.steps[run.given :]:
-                while (head := run.head) is not None and head != step:
-                    self._kept[head] = self._follow(run)
-                return self._follow(run)
-        if not (steps := likely()):
+                end = time.monotonic() + _PATIENCE_S
+                while (head := run.head) is not None and time.monotonic() < end:
+                    batch = self._follow(run)
+                    if head == step:
+                        return batch
+                    self._kept[head] = batch
+        steps = likely()
+        if not steps or self._is_coming(*steps[1:2]):
             return self.feed.work.read(self.key(self.epoch, step))
         if self._kept:
             steps = [step for step in steps if step not in self._kept]
@@ -239,6 +256,10 @@ class Server:
         self._runs.append(run)
         self._nbytes = sum(array.nbytes for array in leaves(batch))
         return batch
+
+    def _is_coming(self, *steps: int) -> bool:
+        """Whether one of these steps was read or is being read already."""
+        return any(step in self._kept or any(step in run.steps[run.given :] for run in self._runs) for step in steps)
 
     def _fits(self) -> bool:
         """Whether all of an epoch may wait, so that no order of indices makes it decode anything again."""

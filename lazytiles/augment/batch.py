@@ -246,10 +246,11 @@ def with_boxes(transform: Any, data: Any) -> Any:
     leaves = [(path, source) for path, source in walk(data) if source is not None]
     found: dict[Path, Boxes] = {}
     for _, tiles in leaves:
-        boxes = getattr(tiles, "boxes", None)
+        whole = getattr(tiles, "source", tiles)  # of a view
+        boxes = getattr(whole, "boxes", None)
         if not isinstance(boxes, Boxes):
             continue
-        labels = np.asarray(tiles.labels)
+        labels = whole.labels if whole is tiles else whole.labels[tiles.samples]
         for path, other in leaves:
             shape = tuple(getattr(other, "shape", ()))
             if other is tiles or len(shape) not in (2, 3) or path[:1] in ((0,), ("x",)) or shape[-1] < boxes.count:

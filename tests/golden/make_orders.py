@@ -1,6 +1,6 @@
-"""Writes orders.json: real orders, worked out in plain Python from the definitions in docs/orders.md.
+"""Writes orders.json and streams.json, in plain Python from the definitions in docs/orders.md.
 
-Nothing here uses lazytiles or NumPy, so the file pins the definition and not the code.  Run it only to add
+Nothing here uses lazytiles or NumPy, so the files pin the definition and not the code.  Run it only to add
 cases: an order that has been published never changes.
 """
 
@@ -92,7 +92,33 @@ def cases() -> list[dict]:
     ]
 
 
+def uniform(n: int, *key: int | str | None) -> list[float]:
+    """The first n numbers in [0, 1) of the generator of a tuple, as NumPy's `Generator.random` gives them."""
+    return [(word >> 11) * 2.0**-53 for word in words(n, *key)]
+
+
+def stream(n: int, seed: int, epoch: int) -> dict:
+    """What a shuffled flow over n images under ``Augment(flip=(0.5, 0.5))`` gives in one epoch, in its order.
+
+    Of the twelve numbers that an image takes, the ninth decides whether it is upside down and the tenth whether left
+    and right change places.
+    """
+    drawn = [uniform(12, "generator", seed, epoch, place) for place in range(n)]
+    return {
+        "n": n,
+        "seed": seed,
+        "epoch": epoch,
+        "order": permutation(n, seed, epoch),
+        "flips": [[u[8] < 0.5, u[9] < 0.5] for u in drawn],
+        "first": [u[0] for u in drawn],
+        "batches_of_4": [uniform(1, "batch", seed, epoch, place)[0] for place in range(0, n, 4)],
+    }
+
+
 def main() -> None:
+    streams = [stream(61, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (42, 0), (2**70, 3))]
+    lines = ",\n".join(json.dumps(case) for case in streams)
+    Path(__file__).with_name("streams.json").write_text(f"[\n{lines}\n]\n")
     golden = [{**case, "order": (draw if "k" in case else permutation)(**case)} for case in cases()]
     lines = ",\n".join(json.dumps(case) for case in golden)
     Path(__file__).with_name("orders.json").write_text(f"[\n{lines}\n]\n")
