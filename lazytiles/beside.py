@@ -12,15 +12,20 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pyarrow import parquet
 
 from lazytiles.boxlabels import Boxes
-from lazytiles.errors import LazyTilesError, StoreError
+from lazytiles.errors import LazyTilesError, LimitError, StoreError
+from lazytiles.formats import array_in
 from lazytiles.journal import labels_path
 from lazytiles.multisource import MultiSourceArray
 from lazytiles.regiontiles import RegionTiles, open_ahead
 from lazytiles.stored import StoreArray
 
 Int64s: TypeAlias = NDArray[np.int64]
+
+_SMALL_TABLE = 16 * 2**20  # bytes
+_MOST_PACKED = 200  # bytes of a larger table for each that is stored
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -194,20 +199,23 @@ class Beside:
         """What a store carries beside its rows."""
         opened = store.opened
         arrays = {
-            name: np.load(io.BytesIO(opened.members[f"{name}.npy"]))
+            name: array_in(opened.members[f"{name}.npy"])
             for name in ("labels", "valid", "order", "regions", "windows")
             if f"{name}.npy" in opened.members
         }
+        about, rows = opened.record.about, opened.record.rows
+        for name, values in arrays.items():
+            if not values.shape or len(values) != rows:
+                raise StoreError(f"{store.path} is damaged: {name} of shape {values.shape} for {rows} rows")
         table = opened.members.get("table.parquet")
-        about = opened.record.about
-        labels = arrays.get("labels")
+        labels: Any = arrays.get("labels")
         meaning = json.loads(opened.members.get("labels.json", b"{}"))
         boxes = meaning.get("boxes")
         if "labels" in about:
             labels = label_store(store.path, about["labels"], check=store.check)
         return cls(
             labels,
-            None if table is None else pd.read_parquet(io.BytesIO(table)),
+            None if table is None else _table_in(store.path, table, rows),
             tuple(about["tabular"]) if about.get("tabular") else None,
             arrays.get("valid"),
             arrays.get("order"),
@@ -219,22 +227,50 @@ class Beside:
 
 
 def _places_of(
-    said: list[dict[str, Any]] | None, pairs: Int64s | None, windows: Int64s | None
+    said: list[dict[str, Any]] | None, places: Int64s | None, windows: Int64s | None
 ) -> tuple[tuple[StoredRegion, ...], Int64s] | None:
-    """The places that a store carries, if it does."""
-    if not said or pairs is None:
+    """The places that a store carries, if it does.
+
+    Raises
+    ------
+    ValueError : places that are none: other shapes, or regions and tiles that are not there
+    """
+    if not said or places is None:
         return None
-    counts = np.bincount(pairs[:, 0], minlength=len(said))
+    if places.dtype != np.int64 or places.ndim != 2 or places.shape[1] != 3 or (places < 0).any():
+        raise ValueError(f"regions are {places.dtype} of shape {places.shape}; three numbers a row are needed")
+    if (places[:, 0] >= len(said)).any():
+        raise ValueError(f"tiles lie in region {places[:, 0].max()} of {len(said)}")
+    counts = np.bincount(places[:, 0], minlength=len(said))
+    if (places[:, 1] >= counts[places[:, 0]]).any():
+        raise ValueError("tiles have higher numbers than their regions have tiles")
+    if windows is not None and (windows.dtype != np.int64 or windows.shape[1:] not in ((4,), (6,))):
+        raise ValueError(f"windows are {windows.dtype} of shape {windows.shape}; four or six integers a row are needed")
     parts = [None] * len(said) if windows is None else np.split(windows, np.cumsum(counts)[:-1])
-    regions = (
-        StoredRegion(one["name"], part, tuple(one["space"]), one["flat"]) for one, part in zip(said, parts, strict=True)
-    )
-    return tuple(regions), pairs
+    regions = []
+    for one, part in zip(said, parts, strict=True):
+        space = tuple(int(extent) for extent in one["space"])
+        if min(space, default=1) < 1 or (part is not None and 2 * len(space) != part.shape[1]):
+            raise ValueError(f"region {one['name']!r} has the extents {space}")
+        regions.append(StoredRegion(one["name"], part, space, bool(one["flat"])))
+    return tuple(regions), places
 
 
 def _array_of(values: Any) -> NDArray[Any] | None:
     """What a store keeps of an array of labels and the like; None of what is lazy."""
-    return np.load(io.BytesIO(_saved(values))) if isinstance(values, np.ndarray) else None
+    return array_in(_saved(values)) if isinstance(values, np.ndarray) else None
+
+
+def _table_in(path: Path, content: bytes, rows: int) -> pd.DataFrame:
+    """The table in the bytes of a Parquet file, if it has a row for each row of the store and is no bomb."""
+    facts = parquet.ParquetFile(io.BytesIO(content)).metadata
+    if facts.num_rows != rows:
+        raise StoreError(f"{path} is damaged: its table has {facts.num_rows} rows, the store has {rows}")
+    groups = [facts.row_group(k) for k in range(facts.num_row_groups)]
+    unpacked = max(sum(group.total_byte_size for group in groups), 8 * rows * facts.num_columns)
+    if unpacked > max(_SMALL_TABLE, _MOST_PACKED * len(content)):
+        raise LimitError(f"{path} is refused: its table of {len(content)} bytes unpacks to {unpacked}")
+    return pd.read_parquet(io.BytesIO(content))
 
 
 def _table_difference(one: pd.DataFrame, two: pd.DataFrame) -> str | None:
@@ -267,7 +303,10 @@ def label_store(path: Path, about: Mapping[str, Any], *, check: bool) -> StoreAr
     path : the store
     about : its record's words of them: their version and uid
     """
-    labels = StoreArray(labels_path(path, int(about["version"])), check=check)
+    place = labels_path(path, int(about["version"]))
+    if place.is_symlink():
+        raise StoreError(f"{place} is a link, which may lead anywhere; put the labels themselves beside {path}")
+    labels = StoreArray(place, check=check)
     if labels.opened.record.uid != about["uid"]:
         raise StoreError(f"{labels.path} is not the one that was written with {path}; export both again")
     return labels

@@ -6,7 +6,8 @@ import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -62,7 +63,7 @@ class Claim:
         self.ready: threading.Event | None = None  # made for the first who waits
 
     def wait(self) -> None:
-        """Wait until it is settled; for a claim that `SegmentCache.enter` gave."""
+        """Wait until it is left; for a claim that `SegmentCache.enter` gave."""
         assert self.ready is not None
         self.ready.wait()
 
@@ -76,7 +77,7 @@ class SegmentCache:
     Notes
     -----
     Arrays are read-only and own their bytes, so the budget is exact. Threads that miss the same segment at once
-    decode it once: the first one's claim is entered and must be settled, whatever happens; the others wait for it
+    decode it once: the first one's claim is entered, and must be left whatever happens; the others wait for it
     and then enter theirs. A decode that failed is not kept.
     """
 
@@ -150,30 +151,46 @@ class SegmentCache:
         return found, missing
 
     def settle(self, claim: Claim, runs: Sequence[Run] = ()) -> None:
-        """End a claim, entered or not: keep what was decoded within the budget, wake those who wait."""
-        if not claim.keeps and not runs:
+        """Keep what was decoded for a claim, entered or not, within the budget, and leave it."""
+        if claim.keeps or runs:
+            kept = [_owned(run) for run in runs]
+            budget = settings().cache_bytes
+            gone = []
+            with self._changing():
+                for run in kept:
+                    if run.nbytes <= budget:
+                        gone += self._shrink(budget - run.nbytes)
+                        self._keep(claim.key, run)
+                gone += self._shrink(budget)
+            claim.made = kept
+            self.leave(claim)
+
+    def leave(self, claim: Claim) -> None:
+        """End a claim, and wake those who wait for it: what must follow `enter`, whatever happens."""
+        if not claim.keeps:
             return
-        kept = [_owned(run) for run in runs]
-        budget = settings().cache_bytes
         with self._lock:
             entered = self._claims.get(claim.key, [])
             if claim in entered:
                 entered.remove(claim)
-                if not entered:
-                    del self._claims[claim.key]
-            gone = []
-            for run in kept:
-                if run.nbytes <= budget:
-                    gone += self._shrink(budget - run.nbytes)
-                    self._keep(claim.key, run)
-            gone += self._shrink(budget)
-        claim.made = kept
+            if not entered:
+                self._claims.pop(claim.key, None)
         if claim.ready is not None:
             claim.ready.set()
 
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """The lock; where what is kept was changed by half, all of it is forgotten."""
+        with self._lock:
+            try:
+                yield
+            except BaseException:
+                self._empty()
+                raise
+
     def fit(self) -> None:
         """Forget what exceeds the budget that is set now."""
-        with self._lock:
+        with self._changing():
             self._shrink(settings().cache_bytes)
 
     def _shrink(self, budget: int) -> list[Run]:
@@ -202,7 +219,6 @@ class SegmentCache:
     def once(self, key: Hashable, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
         """The array of a key: kept, or made once for all who want it now; not to be written to."""
         claim = Claim(key)
-        runs: list[Run] = []
         try:
             while (other := self.enter(claim)) is not None:
                 other.wait()
@@ -211,10 +227,10 @@ class SegmentCache:
             if claim.found:
                 return claim.found[0].array
             array = make()
-            runs = [Run(0, 1, array)]
+            self.settle(claim, [Run(0, 1, array)])
             return array
         finally:
-            self.settle(claim, runs)
+            self.leave(claim)
 
     def held(self, wanted: Iterable[tuple[Hashable, int, int]]) -> list[bool]:
         """Which of some (page, first, stop) are kept wholly now; they count as used, and go after the others."""
@@ -228,7 +244,7 @@ class SegmentCache:
 
     def drop(self, key: Hashable, is_over: Callable[[int], bool]) -> None:
         """Forget those runs of a page whose last segment will not be asked for again."""
-        with self._lock:
+        with self._changing():
             for run in [run for run in self._runs.get(key, ()) if is_over(run.stop - 1)]:
                 del self._recent[run]
                 self._forget_run(run, key)
@@ -236,9 +252,12 @@ class SegmentCache:
     def clear(self) -> None:
         """Forget every array."""
         with self._lock:
-            self._runs.clear()
-            self._recent.clear()
-            self.nbytes = 0
+            self._empty()
+
+    def _empty(self) -> None:
+        self._runs.clear()
+        self._recent.clear()
+        self.nbytes = 0
 
     def forget(self) -> None:
         """Start anew in a forked child, where no other thread will settle what was claimed."""

@@ -1,181 +1,40 @@
-"""Stores in the formats of other libraries: HDF5, Zarr 3 and Blosc2."""
+"""Stores in the formats of other libraries: Zarr 3 and Blosc2."""
 
 from __future__ import annotations
 
-import io
 import json
+import math
 import os
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.errors import StoreError, require
+from lazytiles.config import settings
+from lazytiles.datasets import open_zarr, unpacked
+from lazytiles.errors import LimitError, RegionError, StoreError, require
+from lazytiles.files import open_plain, unlinked, write_new
 from lazytiles.formats import Layout, crcs_of
-from lazytiles.kinds import split_name
+from lazytiles.reader import check_chunk
 
 # Zarr's shape is set when the array is complete; chunks are named by position, so any large number does.
 _ROOM = 2**40
-DATASET = "data"
+_FRAME = 91  # bytes before the layers in the header of a Blosc2 frame,
+_LAYERS = b"\xde\0\x01\xa4b2nd\xd2"  # which are to be one, that of an array
 
 
-class HDF5Format:
-    """Rows in a dataset of an HDF5 file, ``data`` if not named, and members in its group ``lazytiles``.
-
-    Among the options, `dataset` names another, whose members lie in the group ``lazytiles/NAME``, and `others` the
-    file whose other datasets are kept.
-    """
-
-    name = "hdf5"
-    continues = False
-
-    def __init__(self, options: Mapping[str, Any]) -> None:
-        self._options = dict(options)
-        self._name = self._options.pop("dataset", None) or DATASET
-        self._others: Path | None = self._options.pop("others", None)
-        self._file: Any = None
-
-    def create(self, path: Path, layout: Layout, length: int | None) -> None:
-        """See `Format.create`."""
-        # No chunk cache: chunks go to the disk when they are written, and a full disk shows at once.
-        # Single-writer mode keeps what has been flushed readable when the process is killed.
-        h5py = require("h5py", extra="hdf5")
-        self._path = path
-        self._file = h5py.File(path, "w", libver=("v110", "v110"), rdcc_nbytes=0)
-        self._data = self._file.create_dataset(
-            self._name,
-            shape=(0, *layout.shape),
-            maxshape=(None, *layout.shape),
-            chunks=(layout.chunk, *layout.shape),
-            dtype=layout.dtype,
-            **{"compression": "lzf", "fletcher32": True} | self._options,
-        )
-        self._file.swmr_mode = True
-
-    def resume(self, path: Path, layout: Layout, notes: list[int]) -> None:
-        """See `Format.resume`."""
-        raise StoreError(f"{path} cannot be written on in place")
-
-    def put(self, start: int, rows: NDArray[Any]) -> list[tuple[int, int]]:
-        """See `Format.put`."""
-        self._data.resize(start + len(rows), axis=0)
-        crcs = crcs_of(rows, self._data.chunks[0])
-        self._data[start : start + len(rows)] = rows
-        return [(crc, 0) for crc in crcs]
-
-    def sync(self) -> None:
-        """See `Format.sync`."""
-        self._data.flush()
-
-    def finish(self, rows: int, members: Mapping[str, bytes]) -> str:
-        """See `Format.finish`."""
-        h5py = require("h5py", extra="hdf5")
-        self.close()
-        with h5py.File(self._path, "r+", libver=("v110", "v110"), rdcc_nbytes=0) as file:
-            if self._others is not None and self._others.exists():
-                with h5py.File(self._others, "r") as others:
-                    _copy_others(h5py, others, file, self._name)
-            if "labels.npy" in members and self._name == DATASET:
-                labels = np.load(io.BytesIO(members["labels.npy"]))
-                if labels.dtype.kind in "biufc":
-                    file.create_dataset("labels", data=labels, fletcher32=labels.size > 0)
-            group = file.require_group(_members_of(self._name))
-            for name, content in members.items():
-                group.create_dataset(name, data=np.frombuffer(content, np.uint8))
-        return ""
-
-    def adopt(self, store: Path, path: Path, chunks: int) -> bool:
-        """Not possible: an HDF5 file that is written must be its writer's from the start."""
-        return False
-
-    def inherit(self, store: Path) -> None:
-        """See `Format.inherit`."""
-        with require("h5py", extra="hdf5").File(store, "r") as file:
-            data = file[self._name]
-            held = {"shuffle": data.shuffle, "fletcher32": data.fletcher32}
-            if "compression" not in self._options:
-                held |= {"compression": data.compression, "compression_opts": data.compression_opts}
-        self._options = held | self._options
-
-    def close(self) -> None:
-        """Let go of what is open."""
-        if self._file is not None:
-            file, self._file = self._file, None
-            file.close()
-
-
-def _members_of(name: str) -> str:
-    return "lazytiles" if name == DATASET else f"lazytiles/{name}"
-
-
-def holds_dataset(path: Path, name: str | None) -> bool:
-    """Whether an HDF5 file has a dataset, ``data`` if not named."""
-    with require("h5py", extra="hdf5").File(path, "r") as file:
-        return (name or DATASET) in file
-
-
-def _copy_others(h5py: Any, source: Any, target: Any, dataset: str) -> None:
-    """Copy what a file holds but a dataset and its members; links stay links."""
-    members = f"/{_members_of(dataset)}"
-    own = {f"/{dataset}"}
-    if members in source:
-        own |= {f"{members}/{name}" for name in source[members] if isinstance(source[members][name], h5py.Dataset)}
-        own |= {"/labels"} if dataset == DATASET and "labels.npy" in source[members] else set()
-    for name, value in source.attrs.items():
-        target.attrs[name] = value
-    pending = [(source, target)]
-    while pending:
-        group, copy = pending.pop()
-        for name in group:
-            path, link = f"{group.name.rstrip('/')}/{name}", group.get(name, getlink=True)
-            if path in own:
-                continue
-            if not isinstance(link, h5py.HardLink):
-                copy[name] = link
-            elif isinstance(group[name], h5py.Group) and any(one.startswith(path + "/") for one in own):
-                pending.append((group[name], copy.require_group(name)))
-            else:
-                group.copy(group[name], copy, name)
-
-
-class HDF5Reader:
-    """An HDF5 store, or a killed writer's partial, which only opens as one that is still written.
-
-    The path may name a dataset, as in ``tiles.h5::images``.
-    """
-
-    holds = True
-
-    def __init__(self, path: Path, *, torn: bool = False) -> None:
-        h5py = require("h5py", extra="hdf5")
-        name, inner = split_name(str(path))
-        self._name = inner or DATASET
-        self._file = h5py.File(name, "r", swmr=torn, rdcc_nbytes=0)
-        if not isinstance(self._file.get(self._name), h5py.Dataset):
-            there = ", ".join(sorted(self._file)) or "nothing"
-            self._file.close()
-            raise StoreError(f"{name} has no dataset {self._name!r}; it has {there}")
-        self._data = self._file[self._name]
-        self.shape: tuple[int, ...] = self._data.shape
-        self.dtype: np.dtype[Any] = self._data.dtype
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """See `Reader.read`."""
-        return np.asarray(self._data[start:stop])
-
-    def members(self) -> Mapping[str, bytes]:
-        """See `Reader.members`."""
-        h5py = require("h5py", extra="hdf5")
-        group = self._file.get(_members_of(self._name), {})
-        return {name: group[name][()].tobytes() for name in group if isinstance(group[name], h5py.Dataset)}
-
-    def close(self) -> None:
-        """Let go of what is open."""
-        self._file.close()
+@contextmanager
+def _of_store() -> Iterator[None]:
+    """Turns the errors of a region in a store into those of a store."""
+    try:
+        yield
+    except RegionError as error:
+        raise StoreError(str(error)) from error
 
 
 class ZarrFormat:
@@ -213,6 +72,7 @@ class ZarrFormat:
 
     def resume(self, path: Path, layout: Layout, notes: list[int]) -> None:
         """See `Format.resume`."""
+        _refuse_links(path)
         self._path = path
         self._set_length(_ROOM)
         self.join(path, layout)
@@ -246,12 +106,13 @@ class ZarrFormat:
         place = self._path / "lazytiles"
         place.mkdir(exist_ok=True)
         for name, content in members.items():
-            (place / name).write_bytes(content)
+            write_new(place / name, content)
         self.close()
         return ""
 
     def adopt(self, store: Path, path: Path, chunks: int) -> bool:
         """Link the chunk files, but for those that will be written again: a link shares what is written."""
+        _refuse_links(store)
         is_sharded = "sharding_indexed" in (store / "zarr.json").read_text()
         if is_sharded or not all((store / "c" / str(number)).exists() for number in range(chunks)):
             # Shards, or files of other names: which of them will be written again is the library's affair.
@@ -272,12 +133,19 @@ class ZarrFormat:
         facts = json.loads(description.read_text())
         facts["shape"][0] = rows
         fresh = self._path / "zarr.json.partial"
-        fresh.write_text(json.dumps(facts, indent=2))
+        write_new(fresh, json.dumps(facts, indent=2).encode())
         fresh.replace(description)
 
     def close(self) -> None:
         """Let go of what is open."""
         self._array = None
+
+
+def _refuse_links(path: Path) -> None:
+    """See that a directory, which may itself be the user's link, holds only directories and regular files."""
+    for place in path.rglob("*"):
+        if place.is_symlink() or not (place.is_file() or place.is_dir()):
+            raise StoreError(f"{place}: is a link or no regular file, which may lead anywhere; refused")
 
 
 def _link(source: str | Path, target: str | Path) -> None:
@@ -293,20 +161,26 @@ class ZarrReader:
     holds = False
 
     def __init__(self, path: Path) -> None:
-        zarr = require("zarr", extra="zarr")
         self._path = path
-        self._array = zarr.open_array(str(path), mode="r", zarr_format=3)
+        with _of_store():
+            self._array = open_zarr(path, zarr_format=3)
         self.shape: tuple[int, ...] = self._array.shape
         self.dtype: np.dtype[Any] = self._array.dtype
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """See `Reader.read`."""
-        return np.asarray(self._array[start:stop])
+        with _of_store():
+            return np.asarray(self._array[start:stop])
 
     def members(self) -> Mapping[str, bytes]:
         """See `Reader.members`."""
-        place = self._path / "lazytiles"
-        return {p.name: p.read_bytes() for p in sorted(place.iterdir())} if place.is_dir() else {}
+        place, found = self._path / "lazytiles", {}
+        if place.is_symlink():
+            raise StoreError(f"{place}: is a link, which may lead anywhere; refused")
+        for member in sorted(place.iterdir()) if place.is_dir() else ():
+            with open(member, "rb", opener=unlinked) as file:
+                found[member.name] = file.read()
+        return found
 
     def close(self) -> None:
         """Nothing: files are open only while they are read."""
@@ -389,11 +263,17 @@ class Blosc2Reader:
 
     def __init__(self, path: Path) -> None:
         blosc2 = require("blosc2", extra="blosc2")
+        _check_frame(path)
         # One thread: a child forked from a process with Blosc2 threads hangs.
         self._array = blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1))
         self._owner = self._array.schunk
         self.shape: tuple[int, ...] = self._array.shape
         self.dtype: np.dtype[Any] = self._array.dtype
+        chunks, blocks = self._array.chunks, self._array.blocks
+        check_chunk(path, chunks, self.dtype)
+        whole = math.prod(-(-c // b) * b for c, b in zip(chunks, blocks, strict=True)) * self.dtype.itemsize
+        if self._owner.chunksize != whole:
+            raise StoreError(f"{path} is damaged: its chunks of {whole} bytes claim {self._owner.chunksize}")
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """See `Reader.read`."""
@@ -409,6 +289,40 @@ class Blosc2Reader:
         self._array = self._owner = None
 
 
+def _check_frame(path: Path) -> None:
+    """See that a Blosc2 frame holds an array and small members before the library runs or unpacks what it holds.
+
+    Its layers say what an opened frame becomes, of which some are expressions that are run; its members say
+    themselves what they unpack to (C-Blosc2, `README_CFRAME_FORMAT.rst`).
+
+    Raises
+    ------
+    StoreError : it is something else, or damaged
+    LimitError : its members unpack to more than `max_segment_bytes`
+    """
+    with open(path, "rb", opener=open_plain) as file:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(_FRAME + len(_LAYERS))
+        if head[2:10] != b"b2frame\0" or head[_FRAME:] != _LAYERS:
+            raise StoreError(f"{path} is no Blosc2 array, or damaged")
+        end = os.pread(file.fileno(), 23, size - 23)
+        length = int.from_bytes(end[1:5], "big") if end[:1] == b"\xce" else 0
+        if not 0 < length < size:
+            raise StoreError(f"{path} is damaged: it does not end as a Blosc2 array does")
+        trailer = os.pread(file.fileno(), length, size - length)
+    nbytes, at = 0, 9
+    for _ in range(int.from_bytes(trailer[7:9], "big")):
+        at += 2 + trailer[at + 1] if trailer[at] == 0xD9 else 1 + (trailer[at] & 31)
+        place = int.from_bytes(trailer[at + 1 : at + 5], "big")
+        nbytes += int.from_bytes(trailer[place + 9 : place + 13], "little")
+        at += 5
+    if nbytes > settings().max_segment_bytes:
+        raise LimitError(
+            f"{path}: its members unpack to {nbytes} bytes, max_segment_bytes is {settings().max_segment_bytes}; "
+            "raise it with lazytiles.configure(max_segment_bytes=...)"
+        )
+
+
 class TornBlosc2Reader:
     """The chunks of a Blosc2 frame whose writer was killed: they lie one behind the other after its header.
 
@@ -420,7 +334,7 @@ class TornBlosc2Reader:
 
     def __init__(self, path: Path, layout: Layout, notes: list[int]) -> None:
         self._blosc2 = require("blosc2", extra="blosc2")
-        self._file = path.open("rb")
+        self._file = open(path, "rb", opener=unlinked)  # noqa: SIM115  # closed by `close`
         self._layout = layout
         self._ends = [0, *notes]
         self.shape = (len(notes) * layout.chunk, *layout.shape)
@@ -433,7 +347,11 @@ class TornBlosc2Reader:
         first, last = self._ends[chunk], self._ends[chunk + 1]
         rows = self._layout.blank(self._layout.chunk)
         if last > first:
+            if last > os.fstat(self._file.fileno()).st_size:
+                raise StoreError(f"chunk {chunk} is cut short")
             held = os.pread(self._file.fileno(), last - first, self._base + first)
+            if unpacked(held[:32]) > rows.nbytes:
+                raise StoreError(f"chunk {chunk} claims to unpack to more than its rows")
             content = self._blosc2.decompress2(held)
             rows = np.frombuffer(content, self._layout.dtype, rows.size).reshape(rows.shape)
         return rows[: stop - start]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.cache import cache
-from lazytiles.errors import LazyTilesError, RegionError, require
-from lazytiles.files import FileKey, pool
+from lazytiles.errors import LazyTilesError, RegionError, require, unreadable
+from lazytiles.files import FileKey, open_plain, pool
 from lazytiles.kinds import (
     PICTURES,
     Pages,
@@ -29,11 +31,14 @@ from lazytiles.kinds import (
     split_shape,
 )
 from lazytiles.page import Page
+from lazytiles.reader import check_chunk
 
 _ZARR = ("zarr.json", ".zarray")
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _NPY = b"\x93NUMPY"
 _WHOLE = 512  # segments of an array without chunks, pixels
+_BLOSC = (b"\x01", b"\x02", b"\x03", b"\x04", b"\x05")  # versions of its format, the first byte of a chunk
+_SLACK = 4  # times a chunk's own bytes, by which codecs in a row may make them more
 
 
 def identify(name: str) -> tuple[FileKey, str | None]:
@@ -171,16 +176,89 @@ def _readable(key: FileKey, kind: str) -> Iterator[None]:
     """Turns what another library raises over a damaged file into `RegionError`."""
     try:
         yield
-    except LazyTilesError:
+    except (LazyTilesError, ImportError):
         raise
     except (Exception, RecursionError) as error:
-        raise RegionError(f"{key.path}: not a readable {kind}: {type(error).__name__}: {error}") from error
+        raise RegionError(unreadable(key.path, kind, error)) from error
 
 
 def _open_zarr(key: FileKey) -> Any:
-    zarr = require("zarr", extra="zarr")
     with _readable(key, "Zarr array"):
-        return zarr.open_array(os.path.dirname(key.path), mode="r")
+        return open_zarr(os.path.dirname(key.path))
+
+
+def open_zarr(folder: str | os.PathLike[str], **options: Any) -> Any:
+    """The Zarr array in a folder, to be read; of its files only regular ones inside the folder are opened.
+
+    Raises
+    ------
+    RegionError : the array, or later one of its chunks, is a link, no regular file, or packed by a codec that
+        runs what it finds
+    LimitError : one of its chunks, decoded, exceeds `max_segment_bytes`
+    """
+    zarr = require("zarr", extra="zarr")
+    store = _inside()(os.fspath(folder), read_only=True)
+    array = zarr.open_array(store=store, mode="r", **options)
+    facts = array.metadata.to_dict()
+    if "pickle" in str([facts.get(name) for name in ("codecs", "filters", "compressor", "compressors")]):
+        raise RegionError(f"{folder}: is packed by a codec that runs what it finds (pickle); refused")
+    check_chunk(folder, array.chunks, np.dtype(array.dtype))
+    packed = [codec for codec in facts.get("codecs", [facts.get("compressor")]) if codec and "crc32c" not in str(codec)]
+    if packed and not array.shards and {"blosc", "zstd"} & {packed[-1].get("name"), packed[-1].get("id")}:
+        store.most = math.prod(array.chunks) * np.dtype(array.dtype).itemsize
+    return array
+
+
+@lru_cache(maxsize=1)
+def _inside() -> Any:
+    """A Zarr store that opens only regular files in its folder, and no chunk that says it unpacks to more than one."""
+    local = require("zarr.storage", extra="zarr").LocalStore
+
+    class Inside(local):  # type: ignore[misc,valid-type]
+        most: int | None = None  # bytes of a whole chunk, of which a packed one tells by its head
+
+        async def get(self, key: str, *args: Any, **options: Any) -> Any:
+            path = os.path.join(self.root, key)
+            if os.path.lexists(path) and not os.path.isdir(path):
+                _check_member(path, os.fspath(self.root), self.most)
+            return await super().get(key, *args, **options)
+
+        async def get_partial_values(self, prototype: Any, key_ranges: Any) -> Any:
+            return [await self.get(key, prototype, span) for key, span in key_ranges]
+
+    return Inside
+
+
+def _check_member(path: str, folder: str, most: int | None) -> None:
+    """Refuse what a Zarr array has no business to be: a link, a FIFO, a chunk that claims more bytes than it has."""
+    if os.path.realpath(path) != os.path.join(os.path.realpath(folder), os.path.relpath(path, folder)):
+        raise RegionError(f"{path}: goes through a link, which may lead anywhere; refused")
+    try:
+        fd = open_plain(path, links=False)
+    except OSError as error:
+        raise RegionError(f"{path}: cannot be opened: {error}") from error
+    try:
+        claimed = unpacked(os.pread(fd, 32, 0)) if most is not None else 0
+        if claimed > _SLACK * max(most or 0, 2**16):
+            raise RegionError(f"{path}: is damaged: a chunk of {most} bytes claims to unpack to {claimed}")
+    finally:
+        os.close(fd)
+
+
+def unpacked(head: bytes) -> int:
+    r"""How many bytes a chunk says that it unpacks to, by its first 32 bytes: of Zstandard and Blosc; else 0.
+
+    RFC 8878 section 3.1.1.1; C-Blosc2, `README_CHUNK_FORMAT.rst`.
+
+    >>> unpacked(b"\x28\xb5\x2f\xfd\xa0\x00\x00\x01\x00"), unpacked(b"\x02\x01\x21\x01\x00\x10\x00\x00")
+    (65536, 4096)
+    """
+    if head[:4] == b"\x28\xb5\x2f\xfd" and len(head) > 4:
+        flags = head[4]
+        at = 5 + (0 if flags & 32 else 1) + (0, 1, 2, 4)[flags & 3]
+        size = (1 if flags & 32 else 0, 2, 4, 8)[flags >> 6]
+        return int.from_bytes(head[at : at + size], "little") + (256 if size == 2 else 0)
+    return int.from_bytes(head[4:8], "little") if head[:1] in _BLOSC and len(head) >= 8 else 0
 
 
 def _dataset(h5py: Any, key: FileKey, file: Any, inner: str | None) -> Any:

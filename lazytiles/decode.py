@@ -29,6 +29,8 @@ CCITT = frozenset({2, 3, 4})
 DEFLATE = frozenset({8, 32946})
 LZW = 5
 _MOST_CODECS = 256
+# What imagecodecs imports at its first use, beside what tifffile's decoder of a page asks for when it is made.
+_LATE = {LZW: ("tiff_decode", "bitorder_decode"), **dict.fromkeys(JPEG, ("jpeg8_decode", "ljpeg_decode"))}
 
 Decoder = Callable[..., tuple[Any, tuple[int, ...], tuple[int, ...]]]
 
@@ -176,7 +178,12 @@ class Codec:
 
 
 def codec_of(page: tifffile.TiffPage, dtype: np.dtype[Any]) -> Codec:
-    """The codec of a parsed page; pages of one layout share tifffile's decoder."""
+    """The codec of a parsed page; pages of one layout share tifffile's decoder.
+
+    All that will decode it is imported now: an import that failed in a read would look like damage.
+    """
+    for name in _LATE.get(int(page.compression), ("bitorder_decode",)):
+        getattr(imagecodecs, name)
     samples = 1 if page.planarconfig == 2 else page.samplesperpixel
     tiled = bool(page.is_tiled)
     height = page.tilelength if tiled else min(page.rowsperstrip or page.imagelength, page.imagelength)

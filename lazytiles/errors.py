@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import importlib
+import re
 from types import ModuleType
+
+_ADDRESS = re.compile(r"(https?://)(?:[^\s/@]*@)?([^\s?]*)(?:\?\S*?(?=[]:,;.)'\"]*(?:\s|$)))?")
+
+
+def shown(text: str) -> str:
+    """A text without what may be secret in its addresses: users, passwords, and queries, in which signatures stand.
+
+    >>> shown("https://me:pw@host/a.tif?sig=x%2F: cannot be read")
+    'https://host/a.tif: cannot be read'
+    """
+    return _ADDRESS.sub(r"\1\2", text) if "://" in text else text
 
 
 class LazyTilesError(Exception):
-    """Anything that lazytiles itself refuses or cannot do."""
+    """Anything that lazytiles itself refuses or cannot do; addresses in its words are `shown`."""
+
+    def __init__(self, *words: object) -> None:
+        super().__init__(*(shown(word) if isinstance(word, str) else word for word in words))
 
 
 class ManifestError(LazyTilesError, ValueError):
@@ -28,6 +43,17 @@ class LimitError(LazyTilesError, ValueError):
 
 class StoreError(LazyTilesError, OSError):
     """A store is incomplete, locked, damaged or would be overwritten."""
+
+
+def unreadable(where: object, kind: str, error: BaseException) -> str:
+    """The words for what a parser raised over a file: damage, but for memory that ran out.
+
+    >>> unreadable("a.png", "PNG", ValueError("odd"))
+    'a.png: not a readable PNG: ValueError: odd'
+    """
+    if isinstance(error, MemoryError):
+        return f"{where}: memory ran out while it was read; the file may be sound: free memory and read it again"
+    return f"{where}: not a readable {kind}: {type(error).__name__}: {error}"
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -1,7 +1,7 @@
 """Reading byte ranges of image files: identity, safe opening, a bounded pool of descriptors.
 
 Every read of the library goes through `FilePool`. A file is opened without blocking and must be a
-regular file; it is known by (device, inode, size, modification time), so that a file replaced or
+regular file; it is known by (device, inode, size, times of modification and of change), so that a file replaced or
 overwritten during a run is an error and never a mixture of old and new pixels.
 """
 
@@ -18,24 +18,70 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from lazytiles.config import count, settings
 from lazytiles.errors import RegionError
 from lazytiles.remote import is_remote, remote
 
-_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+_FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+
+
+def open_plain(path: str | os.PathLike[str], flags: int = os.O_RDONLY, *, links: bool = True) -> int:
+    """A descriptor of a regular file, never waiting for a FIFO or a device; also an `opener` of `open`.
+
+    Parameters
+    ----------
+    path : the file
+    flags : of `os.open`
+    links : whether the path itself may be a link, as a user's own may
+
+    Raises
+    ------
+    OSError : missing, unreadable, a link that is refused, or a FIFO, device, directory or socket
+    """
+    try:
+        fd = os.open(path, flags | _FLAGS | (0 if links else getattr(os, "O_NOFOLLOW", 0)), 0o666)
+    except OSError as error:
+        if links or error.errno != errno.ELOOP:
+            raise
+        raise OSError(errno.ELOOP, "is a link, which may lead anywhere; refused", os.fspath(path)) from None
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file", os.fspath(path))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+unlinked = partial(open_plain, links=False)
+"""The `opener` for files inside a store and beside it."""
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a new file, in place of whatever has its name: never into a file that a link leads to."""
+    path.unlink(missing_ok=True)
+    with open(path, "xb", opener=unlinked) as file:
+        file.write(content)
 
 
 @dataclass(frozen=True, slots=True)
 class FileKey:
-    """The identity of one file at one moment; two equal keys mean the same bytes."""
+    """The identity of one file at one moment; two equal keys mean the same bytes.
+
+    `ctime_ns`, when its bytes or its name, owner or mode changed, cannot be set back as `mtime_ns` can; it is 0 where
+    the file system does not keep it.
+    """
 
     path: str
     device: int
     inode: int
     size: int
     mtime_ns: int
+    ctime_ns: int = 0
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -51,7 +97,13 @@ class FileKey:
         return not self.inode and is_remote(self.path)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FileKey, (self.path, self.device, self.inode, self.size, self.mtime_ns)
+        return FileKey, (self.path, self.device, self.inode, self.size, self.mtime_ns, self.ctime_ns)
+
+    @classmethod
+    def of(cls, path: str, status: os.stat_result) -> FileKey:
+        """The identity of what the system says of a path."""
+        ctime_ns = max(0, status.st_ctime_ns) if os.name == "posix" else 0  # elsewhere it is that of its creation
+        return cls(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, ctime_ns)
 
     def changed(self) -> RegionError:
         """The error that says that this file is no longer what it was."""
@@ -63,7 +115,7 @@ class FileKey:
 def _key_of(path: str, status: os.stat_result) -> FileKey:
     if not stat.S_ISREG(status.st_mode):
         raise RegionError(f"{path} is not a regular file")
-    return FileKey(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    return FileKey.of(path, status)
 
 
 @dataclass(slots=True)
@@ -110,18 +162,18 @@ class FilePool:
             count("files_opened")
             return FileKey(path, 0, 0, *remote.identify(path))
         fd = self._open(path)
+        handle: _Handle | None = None
         try:
             key = _key_of(path, os.fstat(fd))
-        except BaseException:
-            os.close(fd)
-            raise
-        with self._lock:
-            if key in self._handles:
+            with self._lock:
+                handle = self._handles.get(key)
+                if handle is None:
+                    handle = self._handles[key] = _Handle(fd)
+                self._handles.move_to_end(key)
+                self._evict()
+        finally:
+            if handle is None or handle.fd != fd:
                 os.close(fd)
-            else:
-                self._handles[key] = _Handle(fd)
-            self._handles.move_to_end(key)
-            self._evict()
         return key
 
     def check(self, key: FileKey) -> None:
@@ -135,7 +187,9 @@ class FilePool:
         except OSError as error:
             raise RegionError(f"{key.path} cannot be read any more ({error.strerror}); open the tiles again") from error
         same = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_dev)
-        if same != (key.inode, key.size, key.mtime_ns, key.device):
+        if same != (key.inode, key.size, key.mtime_ns, key.device) or (
+            key.ctime_ns and key.ctime_ns != status.st_ctime_ns
+        ):
             raise key.changed()
 
     def read(self, key: FileKey, offset: int, size: int) -> bytes:
@@ -220,29 +274,30 @@ class FilePool:
                 handle.readers += 1
                 return handle
         fd = self._open(key.path)
-        if _key_of(key.path, os.fstat(fd)) != key:
-            os.close(fd)
-            raise key.changed()
-        with self._lock:
-            handle = self._handles.get(key)
-            if handle is None:
-                handle = self._handles[key] = _Handle(fd)
-            else:
+        try:
+            if _key_of(key.path, os.fstat(fd)) != key:
+                raise key.changed()
+            with self._lock:
+                handle = self._handles.get(key)
+                if handle is None:
+                    handle = self._handles[key] = _Handle(fd)
+                handle.readers += 1
+                self._evict()
+                return handle
+        finally:
+            if handle is None or handle.fd != fd:
                 os.close(fd)
-            handle.readers += 1
-            self._evict()
-            return handle
 
     def _open(self, path: str) -> int:
         count("files_opened")
         try:
             try:
-                return os.open(path, _FLAGS)
+                return open_plain(path)
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE):
                     raise
                 self.clear()
-                return os.open(path, _FLAGS)
+                return open_plain(path)
         except (OSError, ValueError) as error:
             raise RegionError(f"{path}: cannot be opened: {error}") from error
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import shutil
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 
 from lazytiles.config import settings
 from lazytiles.errors import StoreError
+from lazytiles.files import open_plain, unlinked
 
 RECORD = "record.json"
 
@@ -112,6 +115,23 @@ class Format(Protocol):
         """Let go of what is open, complete or not."""
 
 
+def array_in(content: bytes) -> NDArray[Any]:
+    """The array in the bytes of a ``.npy`` file, which must be all there, before memory is taken for it.
+
+    Raises
+    ------
+    ValueError : cut short, too long, or of objects
+    """
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    if dtype.hasobject or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(content) - file.tell():
+        raise ValueError(f"an array of shape {shape} and {dtype} does not fill its {len(content)} bytes")
+    flat: NDArray[Any] = np.frombuffer(content, dtype, math.prod(shape), file.tell())
+    return flat.reshape(shape, order="F" if fortran else "C").copy()
+
+
 def crc_of(rows: NDArray[Any]) -> int:
     """The CRC-32 of the bytes of rows, in C order."""
     # The same number as zlib's, several times as fast: a writer's speed depends on it.
@@ -137,9 +157,25 @@ def first_difference(one: NDArray[Any], other: NDArray[Any]) -> int | None:
     return int(differs.argmax()) if differs.any() else None
 
 
-def members_of(files: zipfile.ZipFile) -> dict[str, bytes]:
-    """The members that a zip archive holds."""
-    return {name: files.read(name) for name in files.namelist()}
+def members_of(path: Path, *, links: bool) -> dict[str, bytes]:
+    """The members in the zip archive that a file is or ends with; none where there is none.
+
+    Raises
+    ------
+    StoreError : they are packed, or claim more bytes than the file has
+    """
+    with open(path, "rb", opener=partial(open_plain, links=links)) as file:
+        if not zipfile.is_zipfile(file):
+            return {}
+        with zipfile.ZipFile(file) as files:
+            held = files.infolist()
+            claimed = sum(max(one.file_size, one.compress_size) for one in held)
+            if (
+                any(one.compress_type != zipfile.ZIP_STORED for one in held)
+                or claimed > os.fstat(file.fileno()).st_size
+            ):
+                raise StoreError(f"{path} is damaged: its members are packed or claim {claimed} bytes; none is read")
+            return {one.filename: files.read(one) for one in held}
 
 
 def zipped(members: Mapping[str, bytes]) -> bytes:
@@ -171,7 +207,7 @@ class NpyFormat:
         """See `Format.resume`."""
         self._layout = layout
         self._start = len(npy_header(layout, 0))
-        self._file = path.open("r+b", buffering=0)
+        self._file = open(path, "r+b", buffering=0, opener=unlinked)  # noqa: SIM115  # closed by `close`
 
     def put(self, start: int, rows: NDArray[Any]) -> list[tuple[int, int]]:
         """See `Format.put`."""
@@ -240,11 +276,15 @@ class NpyReader:
 
     def __init__(self, path: Path, *, torn: bool = False) -> None:
         self._path = path
-        with path.open("rb") as file:
+        self._opener = partial(open_plain, links=not torn)
+        with open(path, "rb", opener=self._opener) as file:
             np.lib.format.read_magic(file)
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
             start = file.tell()
-        room = (path.stat().st_size - start) // (math.prod(shape[1:]) * dtype.itemsize)
+            size = os.fstat(file.fileno()).st_size
+        if dtype.hasobject:
+            raise StoreError(f"{path} holds {dtype}, not numbers; pickled objects are never loaded")
+        room = (size - start) // max(1, math.prod(shape[1:]) * dtype.itemsize)
         # A partial's header says 0 rows until it is complete.
         shape = (room if torn else shape[0], *shape[1:])
         if room < shape[0]:
@@ -252,7 +292,8 @@ class NpyReader:
         self.rows: NDArray[Any] | None = None
         self.holds = bool(settings().mmap and shape[0])
         if self.holds:
-            mapped: Any = np.memmap(path, dtype, "r", start, shape)
+            with open(path, "rb", opener=self._opener) as file:
+                mapped: Any = np.memmap(file, dtype, "r", start, shape)
             self._map: Any = mapped.base
             # A plain array of it: each operation on a memmap runs Python code of its class.
             self.rows = mapped.view(np.ndarray)
@@ -275,15 +316,13 @@ class NpyReader:
         row = math.prod(self.shape[1:])
         stop = min(stop, self.shape[0])
         at = self._start + start * row * self.dtype.itemsize
-        held = np.fromfile(self._path, self.dtype, (stop - start) * row, offset=at)
+        with open(self._path, "rb", opener=self._opener) as file:
+            held = np.fromfile(file, self.dtype, (stop - start) * row, offset=at)
         return held.reshape(stop - start, *self.shape[1:])
 
     def members(self) -> Mapping[str, bytes]:
         """See `Reader.members`."""
-        if not zipfile.is_zipfile(self._path):
-            return {}
-        with zipfile.ZipFile(self._path) as files:
-            return members_of(files)
+        return members_of(self._path, links=True)
 
     def close(self) -> None:
         """Let go of what is open."""

@@ -21,7 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
+from lazytiles.config import settings
 from lazytiles.errors import StoreError
+from lazytiles.files import unlinked, write_new
+from lazytiles.formats import Layout
 
 PARTIAL = ".partial-"
 OLD = ".old-"
@@ -29,6 +34,7 @@ JOURNAL = ".journal"
 TAIL = ".tail"
 SIDE = ".meta"  # of a file beside a store that holds its members
 LABELS = ".labels-"
+_MOST_JOURNAL = 16 * 2**20  # bytes, of some 600,000 chunks
 
 
 class StoreLock:
@@ -110,7 +116,7 @@ def _locked(path: Path, name: Path) -> Any:
 
 
 def _create(name: str, flags: int) -> int:
-    return os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    return unlinked(name, os.O_RDWR | os.O_CREAT)
 
 
 def _unlock(file: Any, name: Path, process: int) -> None:
@@ -169,19 +175,28 @@ class Journal:
     def create(cls, path: Path, header: Mapping[str, Any]) -> Self:
         """A new journal for a new partial of the store `path`, written before the partial is."""
         journal = cls(path.with_name(f"{path.name}{PARTIAL}{secrets.token_hex(4)}"), header)
-        journal.path.write_text(json.dumps(journal.header) + "\n")
+        write_new(journal.path, (json.dumps(journal.header) + "\n").encode())
         return journal
 
     @classmethod
     def read(cls, partial: Path) -> Self | None:
-        """The journal of a partial, without a torn last line, or None when it has no readable header."""
+        """The journal of a partial, without a torn last line; None when none could have been written as it stands."""
         try:
-            lines = partial.with_name(partial.name + JOURNAL).read_text().split("\n")[:-1]
+            with open(partial.with_name(partial.name + JOURNAL), "rb", opener=unlinked) as file:
+                text = file.read(_MOST_JOURNAL + 1)
+            if len(text) > _MOST_JOURNAL:
+                return None
+            lines = text.decode().split("\n")[:-1]
             header = json.loads(lines[0])
+            layout = Layout(tuple(map(int, header["shape"])), np.dtype(header["dtype"]), int(header["chunk"]))
             entries = [Entry(*map(int, line.split())) for line in lines[1:]]
-        except (OSError, IndexError, TypeError, ValueError):
+            steps = np.diff([entry.stop for entry in entries], prepend=0)
+            in_order = header["scattered"] or ((steps > 0) & (steps <= layout.chunk)).all()
+            bounded = all(e.stop > 0 and 0 <= e.crc < 2**32 and 0 <= e.note < 2**63 for e in entries)
+        except (OSError, LookupError, TypeError, ValueError, OverflowError, RecursionError):
             return None
-        return cls(partial, header, entries)
+        is_sound = bool(in_order) and bounded and not partial.is_symlink()
+        return cls(partial, header, entries) if is_sound else None
 
     @property
     def path(self) -> Path:
@@ -200,7 +215,7 @@ class Journal:
     def commit(self) -> None:
         """Write down every remembered chunk: call it once their bytes survive the death of this process."""
         if self._pending:
-            with self.path.open("a") as file:
+            with open(self.path, "a", opener=unlinked) as file:
                 file.write("".join(f"{e.stop} {e.crc} {e.note}\n" for e in self._pending))
             self.entries += self._pending
             self._pending = []
@@ -211,7 +226,7 @@ class Journal:
         self._pending = []
         lines = [json.dumps(self.header), *(f"{e.stop} {e.crc} {e.note}" for e in entries), ""]
         fresh = self.path.with_name(self.path.name + ".new")
-        fresh.write_text("\n".join(lines))
+        write_new(fresh, "\n".join(lines).encode())
         fresh.replace(self.path)
 
     def save_tail(self, rows: bytes) -> None:
@@ -221,13 +236,14 @@ class Journal:
             target.unlink(missing_ok=True)
             return
         fresh = target.with_name(target.name + ".new")
-        fresh.write_bytes(f"{self.rows} {zlib.crc32(rows)}\n".encode() + rows)
+        write_new(fresh, f"{self.rows} {zlib.crc32(rows)}\n".encode() + rows)
         fresh.replace(target)
 
     def load_tail(self) -> bytes:
         """The rows that `save_tail` kept, if they follow the last chunk of the journal."""
-        with contextlib.suppress(FileNotFoundError):
-            head, _, rows = self.partial.with_name(self.partial.name + TAIL).read_bytes().partition(b"\n")
+        tail = self.partial.with_name(self.partial.name + TAIL)
+        with contextlib.suppress(OSError), open(tail, "rb", opener=unlinked) as file:
+            head, _, rows = file.read(settings().max_segment_bytes + 64).partition(b"\n")  # less than a chunk
             if head == f"{self.rows} {zlib.crc32(rows)}".encode():
                 return rows
         return b""
@@ -312,7 +328,10 @@ def publish(partial: Path, path: Path, side: str) -> None:
 
 def is_interrupted(path: Path) -> bool:
     """Whether a store is missing because its replacement was interrupted."""
-    return not path.exists() and any(_beside(path, OLD))
+    try:
+        return not path.exists() and any(_beside(path, OLD))
+    except OSError:  # Whoever opens the store says it best.
+        return False
 
 
 def recover(path: Path) -> None:
@@ -326,7 +345,7 @@ def recover(path: Path) -> None:
 def sync_tree(path: Path) -> None:
     """Ask the system to put a file, or every file of a directory, on the disk itself."""
     for place in [*path.rglob("*"), path] if path.is_dir() else [path]:
-        descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
         try:
             os.fsync(descriptor)
         finally:

@@ -17,7 +17,7 @@ from PIL import Image, ImageMode
 
 from lazytiles.config import settings
 from lazytiles.decode import Codec
-from lazytiles.errors import LazyTilesError, LimitError, RegionError
+from lazytiles.errors import LazyTilesError, LimitError, RegionError, unreadable
 from lazytiles.files import FileKey, pool
 from lazytiles.page import MOST_SAMPLES, Page
 from lazytiles.page import _Ranges as Ranges
@@ -197,7 +197,7 @@ def npy_header(key: FileKey, head: bytes) -> tuple[tuple[int, ...], bool, np.dty
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
         shape, fortran, stored = read(file)
     except Exception as error:
-        raise RegionError(f"{key.path}: not a readable .npy file: {type(error).__name__}: {error}") from error
+        raise RegionError(unreadable(key.path, ".npy file", error)) from error
     check_room(key, math.prod(shape) * plain_dtype(key.path, stored).itemsize, file.tell())
     return shape, fortran and len(shape) > 1, stored, file.tell()
 
@@ -273,10 +273,10 @@ def picture_pages(key: FileKey, head: bytes, format: str, page: int | str) -> Pa
             if numbers[-1] >= frames:
                 raise RegionError(f"{key.path}: has no page {page}; it has {frames}")
             pages = [_picture(key, head, image, format, number) for number in numbers]
-    except LazyTilesError:
+    except (LazyTilesError, ImportError):
         raise
     except Exception as error:
-        raise RegionError(f"{key.path}: not a readable {format}: {type(error).__name__}: {error}") from error
+        raise RegionError(unreadable(key.path, format, error)) from error
     for other in pages[1:]:
         if (other.shape, other.dtype) != (pages[0].shape, pages[0].dtype):
             raise RegionError(f"{other}: is {other.shape} {other.dtype}, page 0 is {pages[0].shape} {pages[0].dtype}")
@@ -291,6 +291,7 @@ def _picture(key: FileKey, data: bytes, image: Image.Image, format: str, frame: 
     deep = format == "PNG" and data[24] == 16 and data[25] in (2, 4, 6)
     if deep:
         samples, dtype = {2: 3, 4: 2, 6: 4}[data[25]], np.dtype(np.uint16)
+        imagecodecs.png_decode  # noqa: B018  # imported now: a failure would look like damage later
     if format == "JPEG2000" and _bits_j2k(data) > 8 and samples > 1:
         raise RegionError(f"{key.path}: JPEG 2000 colours of more than 8 bits are cut by Pillow; refused")
     shape = (image.height, image.width, samples)

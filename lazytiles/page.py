@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from lazytiles.config import settings
 from lazytiles.decode import Codec, codec_of
-from lazytiles.errors import LimitError, RegionError
+from lazytiles.errors import LimitError, RegionError, unreadable
 from lazytiles.files import FileKey, pool
 
 MOST_SAMPLES = 1024
@@ -140,10 +140,10 @@ def parsed(key: FileKey) -> Iterator[tifffile.TiffFile]:
     try:
         with io.BufferedReader(_Ranges(key), 16384) as file, tifffile.TiffFile(file, name=key.path) as tiff:
             yield tiff
-    except (RegionError, LimitError):
+    except (RegionError, LimitError, ImportError):
         raise
     except (Exception, RecursionError) as error:
-        raise RegionError(f"{key.path}: not a readable TIFF: {type(error).__name__}: {error}") from error
+        raise RegionError(unreadable(key.path, "TIFF", error)) from error
 
 
 def page_at(tiff: tifffile.TiffFile, index: int) -> tifffile.TiffPage:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import PurePosixPath
 from string import Formatter
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -143,8 +144,7 @@ def resolve_paths(
     if len(found) and problems is None:
         found.raise_any()
     if "://" in folder:
-        start = folder if folder.endswith("/") else f"{folder}/"
-        return codes, [name and f"{start}{name}" for name in names]
+        return codes, [name and address_of(folder, name) for name in names]
     for kind, bad in _Folder(folder, follow_symlinks).check(names).items():
         if kind == "missing image" and may_lack:
             continue
@@ -165,6 +165,19 @@ def checked_columns(table: pd.DataFrame, template: str) -> list[str]:
             f"path template {template!r}: there is no column {absent[0]}; there are {', '.join(table.columns)}"
         )
     return columns
+
+
+def address_of(folder: str, name: str) -> str:
+    """The address of a file in a folder behind an address; for HTTP its name is quoted, and goes before the query.
+
+    >>> address_of("s3://bucket/images", "a#1.tif"), address_of("https://host/images?sig=x", "a#1.tif")
+    ('s3://bucket/images/a#1.tif', 'https://host/images/a%231.tif?sig=x')
+    """
+    query = ""
+    if folder.rpartition("::")[2].startswith(("http://", "https://")):
+        folder, mark, rest = folder.partition("?")
+        name, query = quote(name), mark + rest
+    return f"{folder}{'' if folder.endswith('/') else '/'}{name}{query}"
 
 
 def row_words(table: pd.DataFrame, row: int) -> str:
@@ -248,8 +261,10 @@ class _Folder:
         for k, name in enumerate(names):
             if not name:
                 continue
-            name, _ = split_name(name)  # a dataset behind :: lies in this file
             path = os.path.join(self.root, name)
+            if not os.path.lexists(path):
+                name, _ = split_name(name)  # a dataset behind :: lies in this file
+                path = os.path.join(self.root, name)
             try:
                 status = os.stat(path)
             except (OSError, ValueError):

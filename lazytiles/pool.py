@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 Job = Callable[[], None]
@@ -43,9 +44,13 @@ class Pool:
             self._threads.add(thread)
         try:
             thread.start()
-        except RuntimeError:
+        except BaseException as error:
             with self._lock:
                 self._threads.discard(thread)
+                if self._threads and isinstance(error, Exception):
+                    return  # one of those that run does it
+                with suppress(ValueError):  # the thread came after all
+                    self._jobs.remove(job)
             raise
 
     def is_here(self) -> bool:
@@ -87,7 +92,12 @@ class Lane:
                 self._jobs.append(job)
                 return
             self._free -= 1
-        self._pool.submit(partial(self._drive, job))
+        try:
+            self._pool.submit(partial(self._drive, job))
+        except BaseException:
+            with self._lock:
+                self._free += 1
+            raise
 
     def _drive(self, job: Job | None) -> None:
         while job is not None:

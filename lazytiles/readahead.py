@@ -129,6 +129,7 @@ class ReadAhead:
         self._waiting_bytes = 0  # of all slots
         self._reading = 0  # planned sources of the present block that are being read
         self._jobs = 0
+        self._broken: BaseException | None = None  # what no batch could take, such as a thread that did not start
         _OPEN.add(self)
 
     def __iter__(self) -> ReadAhead:
@@ -166,7 +167,7 @@ class ReadAhead:
             self._keys.clear()
             self._changed.notify_all()
             if not _POOL.is_here():
-                self._changed.wait_for(lambda: self._jobs == 0, timeout=_PATIENCE_S)
+                self._changed.wait_for(lambda: self._jobs <= 0, timeout=_PATIENCE_S)
 
     def _upcoming(self) -> Key:
         if self._stop.is_set():
@@ -177,6 +178,8 @@ class ReadAhead:
         with self._changed:
             self._plan()
             while not self._is_head_ready():
+                if self._broken is not None:
+                    raise LazyTilesError(f"reading ahead failed: {self._broken!r}") from self._broken
                 # A block is over only when its reader is, which may be after its last batch arrived.
                 if self._stop.is_set() or (not self._slots and self._reading == 0):
                     raise StopIteration
@@ -247,12 +250,19 @@ class ReadAhead:
 
     def _submit(self, submit: Callable[[Callable[[], None]], None], job: Callable[[], None]) -> None:
         self._jobs += 1
-        submit(partial(self._run, job))
+        try:
+            submit(partial(self._run, job))
+        except BaseException as error:
+            self._jobs -= 1
+            self._broken = error
+            raise
 
     def _run(self, job: Callable[[], None]) -> None:
         try:
             if not self._stop.is_set():
                 job()
+        except BaseException as error:  # where memory ran out while an error was worded, the consumer must not wait
+            self._broken = error
         finally:
             with self._changed:
                 self._jobs -= 1

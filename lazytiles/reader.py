@@ -7,6 +7,7 @@ waits for a free thread; what is not finished when it is stopped is left alone.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -44,9 +45,10 @@ class _Threads:
         size = min(max(helpers, settings().threads - 1), _MOST_THREADS)
         with self._lock:
             if self._executor is None or size > self._size:
+                larger = ThreadPoolExecutor(size, thread_name_prefix="lazytiles-shared")
                 if self._executor is not None:
                     self._executor.shutdown(wait=False)
-                self._executor, self._size = ThreadPoolExecutor(size, thread_name_prefix="lazytiles-shared"), size
+                self._executor, self._size = larger, size
             return self._executor
 
     def forget(self) -> None:
@@ -65,6 +67,16 @@ def check_limit(nbytes: int, what: str, *named: object) -> None:
         raise LimitError(
             f"{what.format(*named)} is {nbytes:,} bytes, max_window_bytes is {limit:,}; read less at once, or raise "
             "it with lazytiles.configure(max_window_bytes=...)"
+        )
+
+
+def check_chunk(where: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Refuse chunks, to be written or read, of more bytes than `max_segment_bytes`."""
+    nbytes, limit = math.prod(shape) * dtype.itemsize, settings().max_segment_bytes
+    if nbytes > limit:
+        raise LimitError(
+            f"{where}: one chunk of shape {shape} is {nbytes} bytes decoded, max_segment_bytes is {limit}; write "
+            "smaller chunks, or raise it with lazytiles.configure(max_segment_bytes=...)"
         )
 
 
@@ -262,8 +274,10 @@ class _Read:
                 here = len(part) * height if claim.keeps else rows - before * height
                 whole = where if len(part) == len(segments) else None
                 made += self._decode(page, part, row + before, column, here, whole)
+            if claim.keeps:
+                cache.settle(claim, made)
         finally:  # an interrupt, too, leaves no claim behind that others would wait for
-            cache.settle(claim, made if claim.keeps else ())
+            cache.leave(claim)
         if claim.found:
             self.tally.append((0, 0, len(segments) - sum(map(len, claim.missing))))
         return [*claim.found, *made]
@@ -301,6 +315,13 @@ def _decoded(
                 array = codec.decode_run([data], [len(data)], row + k, rows - k * height)
             else:
                 array = codec(data, segment, row + k, column)
+        except ImportError as error:
+            raise ImportError(f"{page}: its codec cannot be imported: {error}; start the process anew") from error
+        except MemoryError as error:
+            raise SegmentError(
+                f"{page}: memory ran out while segment {segment} (row {row + k}, column {column}) was decoded; the "
+                "file may be sound: free memory, or lower cache_bytes or threads, and read it again"
+            ) from error
         except (Exception, RecursionError) as error:
             raise SegmentError(
                 f"{page}: segment {segment} (row {row + k}, column {column}) cannot be decoded: {error}; "
@@ -333,12 +354,16 @@ def _spread(
     The calling thread is one of them, and the others are shared. With `aside` it only waits, unless they are busy.
     """
     numbers = itertools.count()
-    begun = threading.Event()
+    begun, broken = threading.Event(), threading.Event()
 
     def loop() -> None:
         begun.set()
-        while not stop.is_set() and (number := next(numbers)) < jobs:
-            work(number)
+        try:
+            while not (stop.is_set() or broken.is_set()) and (number := next(numbers)) < jobs:
+                work(number)
+        except BaseException:
+            broken.set()
+            raise
 
     def first() -> None:
         if beside is not None:
@@ -347,22 +372,22 @@ def _spread(
 
     helpers: list[Future[None]] = []
     others = threads if aside else threads - 1
-    with suppress(RuntimeError):  # the interpreter ends, or a larger pool came: the calling thread does the rest
-        helpers.extend(shared.executor(others).submit(loop if k or aside else first) for k in range(others))
     try:
+        with suppress(RuntimeError):  # the interpreter ends, or a larger pool came: the calling thread does the rest
+            helpers.extend(shared.executor(others).submit(loop if k or aside else first) for k in range(others))
         if beside is not None and (aside or not helpers):
             beside()
         if aside and helpers and begun.wait(_PATIENCE_S):
             wait(helpers, return_when=FIRST_COMPLETED)
         else:
             loop()
-    except BaseException:
-        stop.set()
-        raise
-    finally:
         for helper in helpers:
             if not helper.cancel():
                 helper.result()
+    except BaseException:  # of whichever thread; no other may go on to write when the caller has the error
+        broken.set()
+        wait([helper for helper in helpers if not helper.cancel()])
+        raise
 
 
 def read(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -17,16 +16,17 @@ from numpy.typing import NDArray
 from lazytiles.chunked import (
     Blosc2Format,
     Blosc2Reader,
-    HDF5Format,
-    HDF5Reader,
     TornBlosc2Reader,
     ZarrFormat,
     ZarrReader,
 )
-from lazytiles.errors import StoreError
-from lazytiles.formats import RECORD, Format, Layout, NpyFormat, NpyReader, Reader, crc_of
+from lazytiles.errors import LazyTilesError, StoreError
+from lazytiles.files import open_plain
+from lazytiles.formats import RECORD, Format, Layout, NpyFormat, NpyReader, Reader, array_in, crc_of
+from lazytiles.hdf5 import HDF5Format, HDF5Reader
 from lazytiles.journal import PARTIAL, Entry, cause_of, failed, partials
 from lazytiles.kinds import split_name
+from lazytiles.reader import check_chunk
 from lazytiles.tfrecord import TFRecordFormat, TFRecordReader
 
 VERSION = 1
@@ -122,8 +122,10 @@ class Record:
             whole = zlib.crc32(json.dumps(facts, sort_keys=True).encode()) == crc and facts["complete"] is True
             if whole and facts["lazytiles"] == VERSION:
                 layout = Layout(tuple(facts["shape"]), np.dtype(facts["dtype"]), facts["chunk"])
-                return cls(facts["format"], facts["rows"], layout, facts["uid"], facts["members"], facts["about"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+                kinds = {"format": str, "rows": int, "uid": str, "members": dict, "about": dict, "chunk": int}
+                if all(isinstance(facts[name], kind) for name, kind in kinds.items()) and facts["rows"] >= 0:
+                    return cls(facts["format"], facts["rows"], layout, facts["uid"], facts["members"], facts["about"])
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
             raise StoreError(f"{path}: the store's record is damaged: {error}") from error
         raise StoreError(f"{path}: the store's record is damaged or of a later version of lazytiles")
 
@@ -164,11 +166,11 @@ def open_complete(path: Path) -> Opened:
         try:
             members = reader.members()
             record = _checked(path, kind, reader, members)
-            digests = np.load(io.BytesIO(members["digests.npy"]))
+            digests = _digests(path, record, members)
         except BaseException:
             reader.close()
             raise
-    except (StoreError, ImportError):
+    except (LazyTilesError, ImportError):
         raise
     except Exception as error:
         raise failed(f"{path} cannot be opened as a {kind.name} store: {error}", error) from error
@@ -179,7 +181,7 @@ def _kind_at(path: Path) -> Kind:
     """The format of what lies at a path, whatever it is called."""
     if path.is_dir():
         return KINDS["zarr"]
-    with path.open("rb") as file:
+    with open(path, "rb", opener=open_plain) as file:
         start = file.read(16)
     for name, mark in (("hdf5", b"\x89HDF"), ("npy", b"\x93NUMPY"), ("blosc2", b"b2frame")):
         if mark in start:
@@ -204,6 +206,7 @@ def _checked(path: Path, kind: Kind, reader: Reader, members: Mapping[str, bytes
             f"(open foreign arrays with their own library)"
         )
     record = Record.load(members[RECORD], path)
+    check_chunk(path, (record.layout.chunk, *record.layout.shape), record.layout.dtype)
     given = (kind.name, reader.shape, reader.dtype)
     expected = (record.kind, (record.rows, *record.layout.shape), record.layout.dtype)
     if given != expected:
@@ -212,6 +215,18 @@ def _checked(path: Path, kind: Kind, reader: Reader, members: Mapping[str, bytes
         if name not in members or zlib.crc32(members[name]) != crc:
             raise StoreError(f"{path} is damaged: its {name} is missing or not as it was written")
     return record
+
+
+def _digests(path: Path, record: Record, members: Mapping[str, bytes]) -> NDArray[np.uint32]:
+    """The CRC-32 of each chunk, as many as the rows make."""
+    digests = array_in(members["digests.npy"])
+    chunks = -(-record.rows // record.layout.chunk)
+    if "digests.npy" not in record.members or digests.shape != (chunks,) or digests.dtype != np.uint32:
+        raise StoreError(
+            f"{path} is damaged: it has {digests.dtype} digests of shape {digests.shape} for the {chunks} chunks of "
+            f"its {record.rows} rows"
+        )
+    return digests
 
 
 def intact(reader: Reader, entries: list[Entry], layout: Layout) -> Iterator[Entry]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+import re
 import threading
 import time
 from bisect import bisect_right
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from lazytiles.errors import LazyTilesError, RegionError, require
+from lazytiles.errors import LazyTilesError, RegionError, require, shown
 from lazytiles.ranges import BLOCK_BYTES, Range, joined
 
 KEPT_BLOCKS = 256
@@ -27,8 +28,13 @@ ATTEMPTS = 6
 FIRST_PAUSE_S = 0.05
 
 _DIGESTS = ("ETag", "etag", "Content-MD5", "Digest", "md5Hash", "crc32c", "generation", "VersionId")
-_MARKS = (*_DIGESTS, "LastModified", "last_modified", "mtime", "modified", "updated", "created")
+_MARKS = (*_DIGESTS, "Last-Modified", "LastModified", "last_modified", "mtime", "modified", "updated", "created")
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, ImportError, ValueError, TypeError)
+
+
+# `::` chains file systems behind bare names at the start, and before an address; elsewhere it is a part of a name.
+_CHAIN = re.compile(r"(^(?:\w+::)+|::(?=[a-z][\w+.-]*://))|::")
+_COLONS = "\N{SYMBOL FOR UNIT SEPARATOR}" * 2
 
 
 def is_remote(path: str) -> bool:
@@ -134,17 +140,16 @@ class RemotePool:
         """Fetch ranges, joined and at once; within the block `read` finds them."""
         ranges = joined(wanted)
         stores = self._spans(ranges, self._fetch(ranges))
-        with self._lock:
-            for url, spans in stores.items():
-                self._ahead[url] = [*self._ahead.get(url, ()), spans]
         try:
+            with self._lock:
+                for url, spans in stores.items():
+                    self._ahead[url] = [*self._ahead.get(url, ()), spans]
             yield
         finally:
             with self._lock:
                 for url, spans in stores.items():
-                    left = [other for other in self._ahead[url] if other is not spans]
-                    self._ahead[url] = left
-                    if not left:
+                    self._ahead[url] = [other for other in self._ahead.get(url, ()) if other is not spans]
+                    if not self._ahead[url]:
                         del self._ahead[url]
 
     def clear(self) -> None:
@@ -166,12 +171,12 @@ class RemotePool:
             found = self._systems.get(url)
         if found is None:
             fsspec = require("fsspec", extra="remote")
-            try:
-                found = fsspec.core.url_to_fs(url)
-            except ImportError:
-                raise
-            except Exception as error:
-                raise RegionError(f"{url}: cannot be opened: {error}") from error
+            system = _result(fsspec.core.url_to_fs, _CHAIN.sub(lambda part: part[1] or _COLONS, url))
+            if isinstance(system, ImportError):
+                raise system
+            if isinstance(system, Exception):
+                raise RegionError(f"{url}: cannot be opened: {str(system).replace(url, shown(url))}")
+            found = system[0], system[1].replace(_COLONS, "::")
             with self._lock:
                 self._systems[url] = found
                 if len(self._systems) > 65536:
@@ -380,13 +385,16 @@ def _clear(url: str, error: Exception) -> LazyTilesError | ImportError:
     """An error of ours that names the file."""
     if isinstance(error, LazyTilesError | ImportError):
         return error
-    if isinstance(error, FileNotFoundError) and _is_final(error):
+    said = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ is not None else error
+    words = shown(f"{type(said).__name__}: {said}".replace(url, shown(url)))
+    if isinstance(said, PermissionError) or getattr(said, "status", None) in (401, 403):
+        made = RegionError(f"{url}: access is refused ({words}); is it signed in, and the address not out of date?")
+    elif isinstance(error, FileNotFoundError) and _is_final(error):
         made = RegionError(f"{url}: cannot be opened: there is no such file")
     else:
         times = "" if _is_final(error) else f" after {ATTEMPTS} attempts"
-        said = error.__cause__ if isinstance(error, FileNotFoundError) else error
-        made = RegionError(f"{url}: cannot be read{times}: {type(said).__name__}: {said}")
-    made.__cause__ = error
+        made = RegionError(f"{url}: cannot be read{times}: {words}")
+    made.__cause__ = OSError(words)  # its words alone: the error itself would print the whole address
     return made
 
 

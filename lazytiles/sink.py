@@ -16,11 +16,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.chunked import holds_dataset
 from lazytiles.errors import StoreError
 from lazytiles.formats import RECORD, Format, Layout, Reader, crc_of, crcs_of, first_difference
+from lazytiles.hdf5 import holds_dataset
 from lazytiles.journal import Entry, Journal, StoreLock, cause_of, failed, partials, publish, recover, sweep, sync_tree
 from lazytiles.kinds import split_name
+from lazytiles.reader import check_chunk
 from lazytiles.record import Kind, Opened, Record, intact, intact_chunks, open_complete
 
 _STEP_BYTES = 64 * 2**20
@@ -166,7 +167,9 @@ class StoreSink:
 
     def begin(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         """Fix the layout and start the partial."""
-        self.layout = Layout(shape, dtype, self._header["chunk"])
+        layout = Layout(shape, dtype, self._header["chunk"])
+        check_chunk(self.path, (layout.chunk, *layout.shape), layout.dtype)
+        self.layout = layout
         facts = {"shape": list(shape), "dtype": dtype.str}
         with self._clean("starting"):
             self._journal = Journal.create(self.path, self._header | facts)
@@ -175,6 +178,7 @@ class StoreSink:
     def _carry_on(self, left: Journal) -> bool:
         """Take over what of a partial is still as it was written; False if the store itself has more."""
         layout = Layout(tuple(left.header["shape"]), np.dtype(left.header["dtype"]), left.header["chunk"])
+        check_chunk(self.path, (layout.chunk, *layout.shape), layout.dtype)
         notes = [entry.note for entry in left.entries]
         reader = self._reader_of(left, layout, notes)
         try:

@@ -17,7 +17,7 @@ from rich.progress import Progress
 
 from lazytiles.beside import Beside, label_store
 from lazytiles.cluster import write_on
-from lazytiles.errors import StoreError
+from lazytiles.errors import LazyTilesError, StoreError
 from lazytiles.formats import Layout, crc_of
 from lazytiles.journal import is_interrupted, labels_path
 from lazytiles.multisource import MultiSourceArray
@@ -53,7 +53,12 @@ def open_store(path: str | os.PathLike[str], *, check: bool = True) -> MultiSour
     array([0, 0, 1, 1, 1])
     """
     store = StoreArray(path, check=check)
-    return Beside.load(store).join(store)
+    try:
+        return Beside.load(store).join(store)
+    except (LazyTilesError, ImportError):
+        raise
+    except Exception as error:  # libraries raise anything over a damaged table
+        raise StoreError(f"{path} is damaged: what stands beside its rows cannot be read: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +245,7 @@ class Job:
         file = file_of(path)
         if file != path and isinstance(self.beside.labels, MultiSourceArray):
             raise StoreError(f"{path}: mask labels lie in a store beside; write these tiles to a file of their own")
-        if self.resume and not self.overwrite and (file.exists() or is_interrupted(file)):
+        if self.resume and not self.overwrite and (os.path.exists(file) or is_interrupted(file)):
             self._compare(path)
             return open_store(path)
         with self._sink(path, chunk, scattered=client is not None) as sink:

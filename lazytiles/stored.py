@@ -236,19 +236,14 @@ def _file_key(path: Path) -> FileKey:
         facts = path.stat()
     except OSError as error:
         raise failed(f"{path} was replaced or removed meanwhile; open it again", error) from error
-    return FileKey(str(path), facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+    return FileKey.of(str(path), facts)
 
 
 def _opened(path: Path) -> Opened:
     """Open a store, putting back one whose replacement was interrupted between its two renames."""
     file = file_of(path)
     if is_interrupted(file):
-        try:
-            lock = StoreLock(file)
-        except OSError:  # A writer is at it, or nothing can be written here.
-            return open_complete(path)
-        try:
+        # Where a writer is at it, or nothing can be written here, the store is missing.
+        with contextlib.suppress(OSError), contextlib.closing(StoreLock(file)):
             recover(file)
-        finally:
-            lock.release()
     return open_complete(path)

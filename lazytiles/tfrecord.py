@@ -12,8 +12,8 @@ import hashlib
 import json
 import os
 import struct
-import zipfile
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.errors import StoreError, require
+from lazytiles.files import open_plain, unlinked, write_new
 from lazytiles.formats import RECORD, Layout, crcs_of, members_of, write_all, zipped
 from lazytiles.journal import PARTIAL, SIDE
 
@@ -107,7 +108,7 @@ class TFRecordFormat:
         self._ends = list(notes)
         head = entry("shape", feature(layout.shape)) + entry("dtype", feature(layout.dtype.name.encode()))
         self._head = head
-        self._file = path.open("r+b", buffering=0)
+        self._file = open(path, "r+b", buffering=0, opener=unlinked)  # noqa: SIM115  # closed by `close`
         self._file.truncate(self._end)
         self._file.seek(self._end)
 
@@ -144,7 +145,7 @@ class TFRecordFormat:
             self._mark(version)
         ends = np.array(self._ends, np.int64).tobytes()
         side = f".{version}{SIDE}"
-        self._path.with_name(self._path.name + side).write_bytes(zipped({**members, "ends.bin": ends}))
+        write_new(self._path.with_name(self._path.name + side), zipped({**members, "ends.bin": ends}))
         self.close()
         return side
 
@@ -193,7 +194,7 @@ def _inner(example: bytes) -> int:
 
 def _side_of(path: Path) -> Path | None:
     """The file with the members of a TFRecord store: the one that its last record names."""
-    with path.open("rb") as file:
+    with open(path, "rb", opener=open_plain) as file:
         size = os.fstat(file.fileno()).st_size
         tail = os.pread(file.fileno(), 64, max(0, size - 64))[:-4]
     version = tail[-16:].decode("ascii", errors="replace") if size else _NO_VERSION
@@ -214,15 +215,17 @@ class TFRecordReader:
     def __init__(self, path: Path, layout: Layout | None = None, notes: list[int] | None = None) -> None:
         self._path = path
         self._members: dict[str, bytes] = {}
+        self._links = layout is None  # a store may be the user's link, a partial may not
         side = _side_of(path) if layout is None else None
         self.side = "" if side is None else side.name[len(path.name) :]
         if side is not None:
-            with zipfile.ZipFile(side) as files:
-                self._members = members_of(files)
+            self._members = members_of(side, links=False)
             facts = json.loads(self._members[RECORD])
             layout = Layout(tuple(facts["shape"]), np.dtype(facts["dtype"]), facts["chunk"])
             self.shape: tuple[int, ...] = (facts["rows"], *layout.shape)
             notes = np.frombuffer(self._members["ends.bin"], np.int64).tolist()
+            if len(notes) != -(-facts["rows"] // layout.chunk) or notes != sorted(notes):
+                raise StoreError(f"{path}: {len(notes)} ends of chunks of {facts['rows']} rows make no sense")
         self._layout = Layout((), np.dtype(np.uint8), 1) if layout is None else layout
         self._ends = [0, *(notes or [])]
         if self._members and path.stat().st_size != self._ends[-1]:
@@ -240,7 +243,9 @@ class TFRecordReader:
 
     def _chunk(self, number: int) -> NDArray[Any]:
         first, last = self._ends[number], self._ends[number + 1]
-        with self._path.open("rb") as file:
+        with open(self._path, "rb", opener=partial(open_plain, links=self._links)) as file:
+            if not 0 <= first <= last <= os.fstat(file.fileno()).st_size:
+                raise StoreError(f"bytes {first} to {last} lie outside the file")
             content = os.pread(file.fileno(), last - first, first)
         layout = self._layout
         rows: list[NDArray[Any]] = []

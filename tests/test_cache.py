@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import linecache
+import sys
 import threading
 
 import numpy as np
 import pytest
 
 import lazytiles as lt
+from lazytiles import cache as module
+from lazytiles import reader
 from lazytiles.cache import Claim, Run, SegmentCache, cache
 from lazytiles.files import FileKey
 from tests.limits import Counting, within_limits
@@ -298,3 +302,74 @@ def test_an_interrupt_leaves_no_claim_behind(tmp_path, monkeypatch):
         monkeypatch.undo()
         assert not cache._claims
         np.testing.assert_array_equal(region, image)
+
+
+class _Fault:
+    """Raises at the k-th line that runs of functions of these names in a module; not where a lock is let go."""
+
+    def __init__(self, module, names, place, error):
+        self.file, self.names, self.place, self.error, self.seen = module.__file__, names, place, error, 0
+
+    def __call__(self, frame, event, arg):
+        if frame.f_code.co_filename != self.file or frame.f_code.co_name not in self.names:
+            return None
+        if event == "line" and not linecache.getline(self.file, frame.f_lineno).lstrip().startswith("with "):
+            self.seen += 1
+            if self.seen == self.place:
+                raise self.error("injected")
+        return self
+
+
+@pytest.mark.parametrize("faulty", [module, reader])
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_an_exception_at_any_line_of_keeping_leaves_no_claim_and_a_sound_cache(tmp_path, error, faulty):
+    image = pixels((64, 64))
+    region = lt.open_region(write(tmp_path / "a.tif", image, compression="zlib", tile=(32, 32)))
+    names = {"settle", "enter", "_keep", "_shrink", "_forget_run", "_owned", "_split", "_decode", "_decoded"}
+    told = set()
+    with within_limits(threads=1, cache_bytes=3 * 32 * 32):  # one has to go for the fourth
+        for place in range(1, 400):
+            lt.clear_cache()
+            fault = _Fault(faulty, names, place, error)
+            sys.settrace(fault)
+            try:
+                region[...]
+            except error:
+                pass
+            except lt.SegmentError as raised:
+                told.add(str(raised).partition(": ")[2][:14])
+            finally:
+                sys.settrace(None)
+            if fault.seen < place:
+                break
+            assert not cache._claims, place
+            done = []
+            later = threading.Thread(target=lambda: done.append(np.array_equal(region[...], image)), daemon=True)  # noqa: B023
+            later.start()
+            later.join(20)
+            assert done == [True], place
+            assert cache.nbytes == sum(run.nbytes for run in cache._recent) == held()
+    assert 30 < place < 399
+    assert told <= {"memory ran out"}
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_memory_that_runs_out_in_a_decode_stops_all_threads_of_the_read(tmp_path, monkeypatch, threads):
+    image = pixels((256, 256))
+    region = lt.open_region(write(tmp_path / "a.tif", image, compression="zlib", tile=(16, 16)))
+    decode, calls = reader._decoded, []
+
+    def failing(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise MemoryError
+        return decode(*args)
+
+    monkeypatch.setattr(reader, "_decoded", failing)
+    with within_limits(threads=threads):
+        with pytest.raises(MemoryError):
+            region[...]
+        there = len(calls)
+        assert there < 100
+        assert not cache._claims
+        np.testing.assert_array_equal(region[...], image)

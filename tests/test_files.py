@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import lazytiles as lt
-from lazytiles.files import FilePool, pool
+from lazytiles.files import FileKey, FilePool, pool
 from tests.limits import Counting, within_limits
 from tests.made import make, pixels, write
 
@@ -144,6 +145,32 @@ def test_a_file_that_changes_is_an_error_that_names_it(layout, change, tmp_path)
             np.testing.assert_array_equal(tiles.take(others), dense[others])
         if path.exists() and change in ("replaced", "grown", "touched"):
             np.testing.assert_array_equal(lt.open_tiles(made.manifest, made.folder)[:], dense)
+
+
+@pytest.mark.parametrize("compression", ["zlib", None])
+def test_a_file_overwritten_with_its_times_set_back_is_noticed(compression, tmp_path):
+    one, two = pixels((40, 40), seed=1), pixels((40, 40), seed=2)
+    path = write(tmp_path / "a.tif", one, compression=compression)
+    before = os.stat(path)
+    other = Path(write(tmp_path / "b.tif", two, compression=compression)).read_bytes()
+    region = lt.open_region(path)
+    np.testing.assert_array_equal(region, one)
+    with open(path, "r+b") as file:
+        file.write(other[: before.st_size].ljust(before.st_size, b"\0"))
+    time.sleep(0.02)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = os.stat(path)
+    assert (before.st_ino, before.st_size, before.st_mtime_ns) == (after.st_ino, after.st_size, after.st_mtime_ns)
+    with pytest.raises(lt.RegionError, match="open the tiles again"):
+        region[...]
+
+
+def test_a_file_system_without_change_times_is_read(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.tif", pixels((40, 40)), compression="zlib")
+    status = os.stat(path)
+    key = FileKey.of(str(path), os.stat_result((*status[:9], 0), {"st_ctime_ns": 0, "st_mtime_ns": status.st_mtime_ns}))
+    assert key.ctime_ns == 0
+    pool.check(key)
 
 
 def test_a_pickled_region_refuses_a_changed_file(tmp_path):

@@ -19,7 +19,7 @@ HOUSE = """
 3 gather travel view
 4 regiontiles agreement blocks split multisource catalog frames findings scenes tiles doctor
 5 pool tandem readahead stage ranks schedule flow adapters adapters.portable
-5 formats chunked journal tfrecord record sink blockwise cluster rows write stored beside store
+5 formats hdf5 chunked journal tfrecord record sink blockwise cluster rows write stored beside store
 5 pixels cut patches stitch assembly scans statistics
 6 adapters.serving adapters.resume adapters.keras
 6 adapters.torch adapters.dask

@@ -6,11 +6,14 @@ import os
 import pickle
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -46,6 +49,8 @@ class Server(ThreadingHTTPServer):
         self.extra_length = 0
         self.ranges = True
         self.cut_bodies = False
+        self.etags = True
+        self.refuses = 0
         self.seen: list[tuple[str, str]] = []
         self.lock = threading.Lock()
 
@@ -76,8 +81,10 @@ class Handler(BaseHTTPRequestHandler):
             server.seen.append((self.command, self.path))
             number = len(server.seen)
         time.sleep(server.latency_s)
-        path = server.folder / self.path.lstrip("/")
-        if server.fail_every and number % server.fail_every == 0:
+        path = server.folder / unquote(self.path.partition("?")[0]).lstrip("/")
+        if server.refuses:
+            self.say(server.refuses, b"no", {})
+        elif server.fail_every and number % server.fail_every == 0:
             self.say(503, b"later", {})
         elif not path.is_file():
             self.say(404, b"no", {})
@@ -87,7 +94,11 @@ class Handler(BaseHTTPRequestHandler):
     def send_file(self, path: Path, *, body: bool) -> None:
         server = self.server
         data, status = path.read_bytes(), 200
-        headers = {"ETag": f'"{path.stat().st_mtime_ns}"', "Accept-Ranges": "bytes" if server.ranges else "none"}
+        headers = {"Accept-Ranges": "bytes" if server.ranges else "none"}
+        if server.etags:
+            headers["ETag"] = f'"{path.stat().st_mtime_ns}"'
+        else:
+            headers["Last-Modified"] = formatdate(path.stat().st_mtime, usegmt=True)
         asked = self.headers.get("Range")
         size = len(data) + server.extra_length
         if asked and server.ranges and body:
@@ -418,3 +429,72 @@ def test_a_forked_child_reads_on_its_own(server: Server, tmp_path: Path) -> None
         finally:
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_file_that_changes_behind_a_server_without_etags_is_noticed(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FRESH_S", 0.0)
+    server.etags = False
+    one, two = image(1), image(2)
+    tifffile.imwrite(tmp_path / "a.tif", one, tile=(16, 16))
+    region = open_region(f"{server.url}/a.tif")
+    assert np.array_equal(region[:20], one[:20])
+    tifffile.imwrite(tmp_path / "a.tif", two, tile=(16, 16))
+    os.utime(tmp_path / "a.tif", (1, 2_000_000_000))
+    with pytest.raises(RegionError, match="open the tiles again"):
+        region[20:]
+    assert np.array_equal(open_region(f"{server.url}/a.tif"), two)
+
+
+ODD = ["a#1", "a?b=1", "a%20b", "a b", "a&b", "a+b", "a::b", "memory::a", "a;b", "é", "a%2Fb", "100%"]
+
+
+def test_odd_ids_name_their_own_files_behind_every_address(server: Server, tmp_path: Path) -> None:
+    names = [*ODD, "a", "a ", "b", "a/b"]  # those that the odd ones would be read as
+    (tmp_path / "a").mkdir()
+    images = [write(tmp_path / f"{name}.tif", k) for k, name in enumerate(names)]
+    rows = pd.DataFrame(
+        {"tile_id": ODD, "region_id": ODD, "target": 0.0, "region_coordinates": ["(0, 0, 32, 32)"] * len(ODD)}
+    )
+    to_memory(tmp_path)
+    memory = fsspec.filesystem("memory")
+    for name in names:
+        memory.pipe(f"/{name}.tif", (tmp_path / f"{name}.tif").read_bytes())
+    wanted = np.stack([data[:32, :32].reshape(32, 32, -1) for data in images[: len(ODD)]])
+    for folder in (str(tmp_path), "memory://", server.url, f"{server.url}/?sig=secret", f"simplecache::{server.url}"):
+        assert np.array_equal(open_tiles(rows, folder)[:].reshape(wanted.shape), wanted), folder
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_file_is_not_called_missing(status: int, server: Server, tmp_path: Path) -> None:
+    write(tmp_path / "a.tif")
+    server.refuses = status
+    with pytest.raises(RegionError, match=rf"a\.tif: access is refused \(ClientResponseError: {status}"):
+        open_region(f"{server.url}/a.tif")
+    server.refuses = 0
+    assert open_region(f"{server.url}/a.tif").shape
+
+
+@pytest.mark.parametrize("what", [401, 404, 500, "cut", "none"])
+def test_no_error_tells_what_signs_an_address(
+    what: int | str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ATTEMPTS", 2)
+    write(tmp_path / "a.tif")
+    url = f"{server.url}/a.tif?X-Amz-Signature=SECRET%2Fx&b=SECRET"
+    if what == "none":
+        url = "http://user:SECRET@127.0.0.1:9/a.tif?sig=SECRET"
+    elif what == "cut":
+        (tmp_path / "a.tif").write_bytes(b"II*\0nothing")
+    else:
+        server.refuses = int(what)
+    with pytest.raises(RegionError) as caught:
+        open_region(url)
+    printed = "".join(traceback.format_exception(caught.value))
+    error: BaseException | None = caught.value
+    while error is not None:
+        printed += f"{error} {error!r}"
+        error = error.__cause__ or error.__context__
+    assert "SECRET" not in printed
+    assert "/a.tif" in str(caught.value)

@@ -135,7 +135,9 @@ def by_epoch(seen: list[list[int]], epochs: range, adapter: KerasAdapter) -> boo
     """Whether epoch after epoch has the planned batches, in whatever order."""
     n = len(adapter)
     assert len(seen) == n * len(epochs)
-    return all(sorted(seen[k * n : k * n + n]) == sorted(planned(adapter, range(e, e + 1))) for k, e in enumerate(epochs))
+    return all(
+        sorted(seen[k * n : k * n + n]) == sorted(planned(adapter, range(e, e + 1))) for k, e in enumerate(epochs)
+    )
 
 
 @pytest.mark.parametrize("callback", [False, True])
@@ -962,7 +964,9 @@ def test_weights_windows_and_processes():
     model.fit(drawn, epochs=2, verbose=0, callbacks=[drawn.callback()])
     assert seen == planned(drawn, range(2))
     assert seen[:6] != seen[6:]
-    with contextlib.closing(KerasAdapter(IDS, Y, batch_size=B, shuffle=True, transform=doubled, processes=1)) as adapter:
+    with contextlib.closing(
+        KerasAdapter(IDS, Y, batch_size=B, shuffle=True, transform=doubled, processes=1)
+    ) as adapter:
         for k in range(2):
             np.testing.assert_array_equal(adapter[k][0][:, 0], 2 * adapter.sample_ids(0, k))
 
