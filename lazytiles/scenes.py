@@ -21,6 +21,7 @@ from lazytiles.manifest import BOX_3D, read_manifest
 from lazytiles.multisource import MultiSourceArray
 from lazytiles.paths import default_template, folder_of, region_column, resolve_paths, template_columns
 from lazytiles.region import Bands, open_region
+from lazytiles.view import held
 from lazytiles.volumes import VolumeTiles
 
 Int64s = NDArray[np.int64]
@@ -168,7 +169,7 @@ def _openers(
         absent = [name for name in names if name not in where]
         if absent:
             raise ManifestError(f"there is no volume for region {absent[0]} ({len(absent)} of {len(names)} lack one)")
-        return codes.astype(np.int64), [partial(_given, where[name]) for name in names]
+        return codes.astype(np.int64), [partial(_given, held(where[name])) for name in names]
     template = path or default_template(table)
     places, paths = resolve_paths(table, template, where, follow_symlinks=follow_symlinks)
     return places, [partial(open_region, one, page="all", bands=bands) for one in paths]

@@ -676,6 +676,11 @@ def test_a_transform_gives_all_of_the_batch_back(transform, what):
         next(iter(BatchFlow((X, IDS), 4, transform=transform)))
 
 
+def test_what_cannot_be_called_is_no_transform():
+    with pytest.raises(TypeError, match=r"transform is a function, .* not 'flip'"):
+        BatchFlow(X, 4, transform="flip")
+
+
 def test_a_transform_may_add_parts_and_change_samples():
     (batch,) = BatchFlow((X, IDS), 23, transform=lambda b: (b[0][:, None], {"id": b[1], "twice": b[1] * 2}, IDS * 0.5))
     assert [array.shape for array in leaves(batch)] == [(23, 1, 3), (23,), (23,), (23,)]
