@@ -62,6 +62,12 @@ def labels_of(labels: Any, lengths: Int64s, total: int, classes: Any = None) -> 
     classes : the classes in the order of their numbers; by default the names sorted, or a categorical's own order
     """
     names = check_classes(classes)
+    if labels is None and names is not None:
+        if len(names) != len(lengths):
+            raise ValueError(
+                f"{len(names)} classes for {len(lengths)} sources; pass labels=, or a class for each source"
+            )
+        return _by_sample(None, lengths, total), names
     if isinstance(getattr(labels, "dtype", None), pd.CategoricalDtype):
         categories = pd.Series(labels).cat.categories
         names = categories.to_list() if names is None and not is_numeric(categories.to_series()) else names

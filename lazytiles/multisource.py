@@ -53,7 +53,8 @@ class MultiSourceArray(TileDoors, Travels, LazyArray):
         fresh one
     table : a DataFrame with one row per sample, or None
     dtype : what to cast every source to; by default they must agree
-    classes : the classes in the order of their numbers; by default the names sorted, where labels are text
+    classes : the classes in the order of their numbers; by default the names sorted, where labels are text. Without
+        `labels` the names of the sources' classes
 
     Raises
     ------

@@ -127,6 +127,10 @@ def test_a_palette_is_not_interpolated(kind: str, tmp_path: Path) -> None:
     mixed = pd.DataFrame({"tile_id": ["s", "t"], "path": ["plain.tif", path.name]})
     with pytest.raises(lt.ManifestError, match="bilinear resampling of a palette's indices"):
         lt.open_tiles(mixed, tmp_path, size=(8, 8)).verify()
+    for wrong in ({"size": (8, 8)}, {"gray": True}):
+        assert not lt.check(mixed, tmp_path, **wrong).is_sound
+        assert not lt.check(table, tmp_path, **wrong).is_sound
+    assert lt.check(mixed, tmp_path, size=(8, 8), resample="nearest").is_sound
 
 
 def test_boxes_said_twice_agree_or_are_refused(tmp_path: Path) -> None:
