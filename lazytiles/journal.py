@@ -328,7 +328,10 @@ def publish(partial: Path, path: Path, side: str) -> None:
 
 def is_interrupted(path: Path) -> bool:
     """Whether a store is missing because its replacement was interrupted."""
-    return not path.exists() and any(_beside(path, OLD))
+    try:
+        return not path.exists() and any(_beside(path, OLD))
+    except OSError:  # Whoever opens the store says it best.
+        return False
 
 
 def recover(path: Path) -> None:

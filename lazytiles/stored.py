@@ -243,12 +243,7 @@ def _opened(path: Path) -> Opened:
     """Open a store, putting back one whose replacement was interrupted between its two renames."""
     file = file_of(path)
     if is_interrupted(file):
-        try:
-            lock = StoreLock(file)
-        except OSError:  # A writer is at it, or nothing can be written here.
-            return open_complete(path)
-        try:
+        # Where a writer is at it, or nothing can be written here, the store is missing.
+        with contextlib.suppress(OSError), contextlib.closing(StoreLock(file)):
             recover(file)
-        finally:
-            lock.release()
     return open_complete(path)

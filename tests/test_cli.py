@@ -192,7 +192,8 @@ def test_verify_tells_what_changed(desk: Path) -> None:
     assert "tiles.csv.sha256 is there already; pass --overwrite to replace it" in refused.output
     assert (desk / "tiles.csv.sha256").read_bytes() == before
     (desk / "Images/2017/a.tif").write_bytes((desk / "Images/2017/b.tif").read_bytes())
-    assert run("check", *TILES, *FRAMES, "--digest", "--overwrite").exit_code == 0
+    done = run("check", *TILES, *FRAMES, "--digest", "--overwrite")
+    assert done.exit_code == 0, done.output
     assert (desk / "tiles.csv.sha256").read_bytes() != before
     assert run("export", "tiles.csv", "-o", "t.npy", "--images", "Images", "--frames", "2018").exit_code == 0
     assert run("verify", "t.npy").exit_code == 0
