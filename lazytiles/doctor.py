@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lazytiles.config import usable_cpus
 from lazytiles.cost import codec_name
 from lazytiles.digest import sha256, verify_digests
 from lazytiles.errors import LazyTilesError, ManifestError
@@ -150,7 +151,7 @@ def _looks(
 ) -> Iterator[tuple[Region | None, str, str]]:
     """What is seen of each image, in their order: on threads here, or on the workers of a cluster."""
     if client is None:
-        with ThreadPoolExecutor(threads or min(4, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(threads or min(4, usable_cpus())) as pool:
             yield from pool.map(look, images)
         return
     futures = client.map(look, [image if is_remote(image) else os.path.abspath(image) for image in images], pure=False)
