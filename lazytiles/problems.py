@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lazytiles.errors import ManifestError
+from lazytiles.errors import ManifestError, visible
 
 SHOWN = 20
 """How many problems of one kind are written out; the rest are counted."""
@@ -79,14 +79,14 @@ class Problems:
 
     def __str__(self) -> str:
         if len(self) == 1:
-            return f"{self.name}: {next(iter(self.texts.values()))[0]}"
+            return f"{self.name}: {visible(next(iter(self.texts.values()))[0])}"
         return "\n".join([f"{self.name}: {len(self)} problems", *self.lines()])
 
     def lines(self) -> list[str]:
         """The texts, and after those of each kind how many more there are."""
         lines = []
         for kind, texts in self.texts.items():
-            lines += [f"  {text}" for text in texts]
+            lines += [f"  {visible(text)}" for text in texts]
             if self.counts[kind] > len(texts):
                 lines.append(f"  and {self.counts[kind] - len(texts)} more of this kind ({kind})")
         return lines
