@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import imagecodecs
 import numpy as np
+from imagecodecs import deflate_crc32
 from numpy.typing import NDArray
 
 from lazytiles.config import settings
@@ -136,7 +136,7 @@ def crc_of(rows: NDArray[Any]) -> int:
     """The CRC-32 of the bytes of rows, in C order."""
     # The same number as zlib's, several times as fast: a writer's speed depends on it.
     content: Any = np.ascontiguousarray(rows)
-    return int(imagecodecs.deflate_crc32(content))
+    return int(deflate_crc32(content))
 
 
 def crcs_of(rows: NDArray[Any], chunk: int) -> list[int]:
@@ -223,7 +223,7 @@ class NpyFormat:
             # Pieces end where the system's own pages do: others cost it a tenth more.
             piece = rest[: _PIECE_BYTES - at % _PIECE_BYTES]
             written = self._file.write(piece)
-            crc = int(imagecodecs.deflate_crc32(piece[:written], crc))
+            crc = int(deflate_crc32(piece[:written], crc))
             rest, at = rest[written:], at + written
         return crc
 

@@ -17,21 +17,29 @@ from numpy.typing import NDArray
 from lazytiles.errors import StoreError, require
 from lazytiles.files import open_plain
 from lazytiles.formats import Layout, crcs_of
+from lazytiles.kinds import split_name
 from lazytiles.reader import check_chunk
 
 _WORD = 2**32 - 1
 _SUPERBLOCK = 48  # bytes, of its version 3 with addresses of 8
+DATASET = "data"
 _DEFLATE = 1032  # the most bytes that one of a deflate stream unpacks to
 
 
 class HDF5Format:
-    """Rows in the dataset ``data`` of an HDF5 file, members in its group ``lazytiles``."""
+    """Rows in a dataset of an HDF5 file, ``data`` if not named, and members in its group ``lazytiles``.
+
+    Among the options, `dataset` names another, whose members lie in the group ``lazytiles/NAME``, and `others` the
+    file whose other datasets are kept.
+    """
 
     name = "hdf5"
     continues = False
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options = dict(options)
+        self._name = self._options.pop("dataset", None) or DATASET
+        self._others: Path | None = self._options.pop("others", None)
         self._file: Any = None
 
     def create(self, path: Path, layout: Layout, length: int | None) -> None:
@@ -42,7 +50,7 @@ class HDF5Format:
         self._path = path
         self._file = h5py.File(path, "x", libver=("v110", "v110"), rdcc_nbytes=0)
         self._data = self._file.create_dataset(
-            "data",
+            self._name,
             shape=(0, *layout.shape),
             maxshape=(None, *layout.shape),
             chunks=(layout.chunk, *layout.shape),
@@ -71,11 +79,14 @@ class HDF5Format:
         h5py = require("h5py", extra="hdf5")
         self.close()
         with h5py.File(self._path, "r+", libver=("v110", "v110"), rdcc_nbytes=0) as file:
-            if "labels.npy" in members:
+            if self._others is not None and self._others.exists():
+                with _opened(self._others) as others:
+                    _copy_others(h5py, others, file, self._name)
+            if "labels.npy" in members and self._name == DATASET:
                 labels = np.load(io.BytesIO(members["labels.npy"]))
                 if labels.dtype.kind in "biufc":
                     file.create_dataset("labels", data=labels, fletcher32=labels.size > 0)
-            group = file.create_group("lazytiles")
+            group = file.require_group(_members_of(self._name))
             for name, content in members.items():
                 group.create_dataset(name, data=np.frombuffer(content, np.uint8))
         return ""
@@ -86,8 +97,8 @@ class HDF5Format:
 
     def inherit(self, store: Path) -> None:
         """See `Format.inherit`."""
-        with require("h5py", extra="hdf5").File(store, "r") as file:
-            data = file["data"]
+        with _opened(store) as file:
+            data = file[self._name]
             held = {"shuffle": data.shuffle, "fletcher32": data.fletcher32}
             if "compression" not in self._options:
                 held |= {"compression": data.compression, "compression_opts": data.compression_opts}
@@ -96,25 +107,75 @@ class HDF5Format:
     def close(self) -> None:
         """Let go of what is open."""
         if self._file is not None:
-            file, self._file = self._file, None
-            file.close()
+            self._file.close()
+            self._file = None
+
+
+def _members_of(name: str) -> str:
+    return "lazytiles" if name == DATASET else f"lazytiles/{name}"
+
+
+def _opened(path: Path) -> Any:
+    os.close(open_plain(path))
+    return require("h5py", extra="hdf5").File(path, "r", rdcc_nbytes=0)
+
+
+def _in_file(group: Any, name: str) -> Any:
+    """What a group holds under a name, None for nothing; a StoreError for what may lie in other files."""
+    h5py = require("h5py", extra="hdf5")
+    for part in name.split("/"):
+        link = group.get(part, getlink=True) if isinstance(group, h5py.Group) else None
+        if link is None:
+            return None
+        if not isinstance(link, h5py.HardLink):
+            raise StoreError(f"{group.file.filename}: {name!r} is a link, so that it may lie in other files; refused")
+        group = group[part]
+    return group
+
+
+def holds_dataset(path: Path, name: str | None) -> bool:
+    """Whether an HDF5 file has a dataset, ``data`` if not named."""
+    with _opened(path) as file:
+        return _in_file(file, name or DATASET) is not None
+
+
+def _copy_others(h5py: Any, source: Any, target: Any, dataset: str) -> None:
+    """Copy what a file holds but a dataset and its members; links stay links."""
+    members = f"/{_members_of(dataset)}"
+    own, held = {f"/{dataset}"}, _in_file(source, members[1:])
+    if held is not None:
+        own |= {f"{members}/{name}" for name in held if isinstance(_in_file(held, name), h5py.Dataset)}
+        own |= {"/labels"} if dataset == DATASET and "labels.npy" in held else set()
+    for name, value in source.attrs.items():
+        target.attrs[name] = value
+    pending = [(source, target)]
+    while pending:
+        group, copy = pending.pop()
+        for name in group:
+            path, link = f"{group.name.rstrip('/')}/{name}", group.get(name, getlink=True)
+            if path in own:
+                continue
+            if not isinstance(link, h5py.HardLink):
+                copy[name] = link
+            elif isinstance(group[name], h5py.Group) and any(one.startswith(path + "/") for one in own):
+                pending.append((group[name], copy.require_group(name)))
+            else:
+                group.copy(group[name], copy, name)
 
 
 class HDF5Reader:
-    """An HDF5 store, or a killed writer's partial, which only opens as one that is still written."""
+    """An HDF5 store, or a killed writer's partial; the path may name a dataset, as in ``tiles.h5::images``."""
 
     holds = True
 
     def __init__(self, path: Path, *, torn: bool = False) -> None:
-        h5py = require("h5py", extra="hdf5")
-        self._path = path
+        file, inner = split_name(str(path))
+        self._path, self._name = Path(file), inner or DATASET
         if torn:
-            _end_writing(path)
-        else:
-            os.close(open_plain(path))
-        self._file = h5py.File(path, "r", rdcc_nbytes=0)
+            _end_writing(self._path)
+        self._file = _opened(self._path)
         try:
-            self._data = self._own(self._file, "data")
+            self._data = self._own(self._file, self._name)
             self.shape: tuple[int, ...] = self._data.shape
             self.dtype: np.dtype[Any] = self._data.dtype
             chunks = self._data.chunks
@@ -128,11 +189,12 @@ class HDF5Reader:
     def _own(self, group: Any, name: str) -> Any:
         """A dataset that lies in this file."""
         h5py = require("h5py", extra="hdf5")
-        link = group.get(name, getlink=True)
-        item = group[name] if isinstance(link, h5py.HardLink) else None
-        if not isinstance(item, h5py.Dataset) or item.is_virtual or item.external:
-            lies = "is missing" if link is None else "is a link, virtual or external, so that it may lie in other files"
-            raise StoreError(f"{self._path}: its dataset {name!r} {lies}; refused")
+        item = _in_file(group, name)
+        if not isinstance(item, h5py.Dataset):
+            there = ", ".join(sorted(group)) or "nothing"
+            raise StoreError(f"{self._path} has no dataset {name!r}; it has {there}")
+        if item.is_virtual or item.external:
+            raise StoreError(f"{self._path}: its dataset {name!r} is virtual or external, in other files; refused")
         return item
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
@@ -163,11 +225,10 @@ class HDF5Reader:
     def members(self) -> Mapping[str, bytes]:
         """See `Reader.members`."""
         h5py = require("h5py", extra="hdf5")
-        if not isinstance(self._file.get("lazytiles", getlink=True), h5py.HardLink):
-            return {}
-        found = {}
-        group = self._file["lazytiles"]
-        for name in group:
+        group, found = _in_file(self._file, _members_of(self._name)), {}
+        for name in () if group is None else group:
+            if isinstance(_in_file(group, name), h5py.Group):
+                continue  # the members of another dataset
             held = self._own(group, name)
             if held.dtype != np.uint8 or held.chunks is not None or held.id.get_storage_size() != held.size:
                 raise StoreError(

@@ -62,6 +62,8 @@ class StoreLock:
         """Let the next writer in; a second call does nothing."""
         self._end()
 
+    close = release  # for contextlib.closing
+
     def forget(self) -> None:
         """In a forked child: the lock is the parent's alone."""
         self._file.close()
@@ -280,7 +282,7 @@ def labels_path(path: Path, version: int) -> Path:
     return path.with_name(f"{path.stem}{LABELS}{version}{path.suffix}")
 
 
-def sweep(path: Path, side: str, labels: int | None) -> None:
+def sweep(path: Path, side: str, labels: int | None, *, labels_too: bool) -> None:
     """Remove what earlier writers of a store left beside it; only with the lock, when the store is there.
 
     Parameters
@@ -288,6 +290,7 @@ def sweep(path: Path, side: str, labels: int | None) -> None:
     path : the store
     side : what the name of the file with its members ends in, if it has one
     labels : the version of its mask labels, if it has any
+    labels_too : whether mask labels of other versions go
     """
     for leftover in (*_beside(path, PARTIAL), *_beside(path, OLD)):
         remove(leftover)
@@ -295,7 +298,7 @@ def sweep(path: Path, side: str, labels: int | None) -> None:
     version = re.compile(re.escape(path.stem + LABELS) + r"(\d+)" + re.escape(path.suffix) + unfinished)
     meta = re.compile(re.escape(path.name) + r"(\.[0-9a-f]{16})?" + re.escape(SIDE))
     for name in os.listdir(path.parent):
-        found = version.fullmatch(name)
+        found = version.fullmatch(name) if labels_too else None
         if (found and found[1] != str(labels)) or (meta.fullmatch(name) and name != path.name + side):
             remove(path.with_name(name))
 
@@ -325,7 +328,10 @@ def publish(partial: Path, path: Path, side: str) -> None:
 
 def is_interrupted(path: Path) -> bool:
     """Whether a store is missing because its replacement was interrupted."""
-    return not path.exists() and any(_beside(path, OLD))
+    try:
+        return not path.exists() and any(_beside(path, OLD))
+    except OSError:  # Whoever opens the store says it best.
+        return False
 
 
 def recover(path: Path) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import math
 import operator
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from html import escape
 from pathlib import Path
@@ -27,12 +27,13 @@ from lazytiles.record import KINDS
 from lazytiles.seeds import fresh_seed
 from lazytiles.sink import StoreSink
 from lazytiles.store import identity
-from lazytiles.stored import StoreArray, refuse_other_rows, replaceable
+from lazytiles.stored import StoreArray, refuse_other_rows, replaceable, tidy
 
 Int64s: TypeAlias = NDArray[np.int64]
 
 FORMATS = ("hdf5", "zarr", "blosc2", "npy")
 ITERATED_ROWS = 64
+_CLASSES = 1000
 
 
 class PatchGenerator:
@@ -236,12 +237,49 @@ class _OneClass:
         return np.asarray(self._mask[key]) == self._value
 
 
+def _values_in(mask: Any, limit: int | None = None) -> list[Any]:
+    """The values of a mask of classes, rising, read slice by slice; NaN, which equals nothing, is left out."""
+    found: set[Any] = set()
+    for k in range(mask.shape[0]):
+        found.update(value for value in np.unique(np.asarray(mask[k])).tolist() if value == value)
+        if limit is not None and len(found) > limit:
+            raise ValueError(
+                f"the mask holds more than {limit} values, as images do; name the classes that are wanted in class_list"
+            )
+    return sorted(found)
+
+
+def _masks(mask: Any, class_list: Sequence[Any] | None) -> dict[Any, Any]:
+    """The mask of each class, None for all pixels."""
+    if mask is None:
+        if class_list is not None:
+            raise ValueError(f"class_list={list(class_list)!r} names values of a mask, but there is no mask")
+        return {"all": None}
+    values = _values_in(mask, _CLASSES) if class_list is None else list(class_list)
+    names = {f"class_{value}" for value in values}
+    if len(names) < len(values) or any(os.sep in name for name in names):
+        raise ValueError(f"class_list={values!r} must name each class once, by a plain value")
+    return {value: _OneClass(mask, value) for value in values}
+
+
+def _refuse_absent(mask: Any, generators: Mapping[Any, PatchGenerator]) -> None:
+    """Refuse classes that no pixel has."""
+    lost = [value for value, patches in generators.items() if not len(patches._pixels)]
+    if lost and mask is not None:
+        found = _values_in(mask)
+        more = f" and {len(found) - 50} more" if len(found) > 50 else ""
+        raise ValueError(
+            f"class_list={list(generators)!r}: no pixel of the mask is {', '.join(map(repr, lost))}; it holds "
+            f"{', '.join(map(repr, found[:50]))}{more}"
+        )
+
+
 def create_dataset(
     path: str | os.PathLike[str],
     patch_size: int | Sequence[int],
     volume: Any,
-    mask: Any,
-    class_list: Sequence[Any],
+    mask: Any = None,
+    class_list: Sequence[Any] | None = None,
     *,
     format: str = "hdf5",  # noqa: A002
     random: bool = True,
@@ -260,8 +298,9 @@ def create_dataset(
     ----------
     path : the folder; made if it is not there.  Its stores are named ``class_<value>``
     patch_size, volume, random, mirrored, seed : as `source` and the others of `PatchGenerator`
-    mask : array-like of the volume's spatial shape, with a class in every pixel
-    class_list : the values of the mask to write patches of
+    mask : array-like of the volume's spatial shape, with a class in every pixel; None for all pixels, which are
+        then the one class "all"
+    class_list : the values of the mask to write patches of; None for all that are found in it
     format : "hdf5", "zarr", "blosc2" or "npy"
     max_num : at most so many patches of each class
     batch_size : patches of one chunk, and of one read
@@ -272,11 +311,11 @@ def create_dataset(
 
     Returns
     -------
-    the store of each class, in the order of `class_list`; `open_store` and the format's library open them
+    the store of each class, in the order of `class_list` or rising; `open_store` and the format's library open them
 
     Raises
     ------
-    ValueError : an unknown format, classes named twice, sizes that do not fit
+    ValueError : an unknown format, classes named twice or not in the mask, sizes that do not fit
     StoreError : a store exists, is locked, or cannot be written
 
     >>> import tempfile
@@ -288,22 +327,20 @@ def create_dataset(
     """
     if format not in FORMATS:
         raise ValueError(f"format={format!r} is not one of {', '.join(FORMATS)}")
-    names = [f"class_{value}" for value in class_list]
-    if len(set(names)) < len(names) or any(os.sep in name for name in names):
-        raise ValueError(f"class_list={list(class_list)!r} must name each class once, by a plain value")
     generators = {
-        value: PatchGenerator(volume, patch_size, _OneClass(mask, value), random, mirrored, max_num, seed)
-        for value in class_list
+        value: PatchGenerator(volume, patch_size, only, random, mirrored, max_num, seed)
+        for value, only in _masks(mask, class_list).items()
     }
+    _refuse_absent(mask, generators)
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     suffix = KINDS[format].suffixes[0]
-    stores = {value: folder / (name + suffix) for value, name in zip(class_list, names, strict=True)}
+    stores = {value: folder / f"class_{value}{suffix}" for value in generators}
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True)) if progress else nullcontext() as bar:
         for value, patches in generators.items():
             store, fingerprint = stores[value], _fingerprint(patches, value)
-            if resume and not overwrite and (store.exists() or is_interrupted(store)):
+            if resume and not overwrite and (os.path.exists(store) or is_interrupted(store)):
                 _compare(store, patches, batch_size)
                 continue
             facts: dict[str, Any] = {
@@ -334,11 +371,12 @@ def _compare(path: Path, patches: PatchGenerator, batch_size: int) -> None:
     try:
         store = StoreArray(path)
     except StoreError as error:
-        raise replaceable(path, str(error), error) from error
+        raise replaceable(path, error) from error
     with closing(store):
         if store.shape != patches.shape or store.dtype != patches.dtype:
             raise replaceable(path, f"its {store.shape} {store.dtype} would be {patches.shape} {patches.dtype} now")
         refuse_other_rows(store, _batches(patches, 0, len(patches), batch_size))
+        tidy(store)
 
 
 def _fill(sink: StoreSink, patches: PatchGenerator, batch_size: int, bar: Progress | None) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from lazytiles.chunked import (
 )
 from lazytiles.errors import LazyTilesError, StoreError
 from lazytiles.files import open_plain
-from lazytiles.formats import RECORD, Format, Layout, NpyFormat, NpyReader, Reader, array_in
+from lazytiles.formats import RECORD, Format, Layout, NpyFormat, NpyReader, Reader, array_in, crc_of
 from lazytiles.hdf5 import HDF5Format, HDF5Reader
-from lazytiles.journal import PARTIAL, cause_of, failed, partials
+from lazytiles.journal import PARTIAL, Entry, cause_of, failed, partials
+from lazytiles.kinds import split_name
 from lazytiles.reader import check_chunk
 from lazytiles.tfrecord import TFRecordFormat, TFRecordReader
 
@@ -53,8 +55,17 @@ KINDS = {
 }
 
 
+def file_of(path: Path) -> Path:
+    """The file or folder of a store, which may be named by a dataset in it.
+
+    >>> file_of(Path("tiles.h5::images")).name
+    'tiles.h5'
+    """
+    return Path(split_name(str(path))[0])
+
+
 def kind_of(path: Path) -> Kind:
-    """The format that a path's ending names.
+    """The format that a path's ending names, a dataset behind ``::`` left out.
 
     Raises
     ------
@@ -63,8 +74,9 @@ def kind_of(path: Path) -> Kind:
     >>> kind_of(Path("tiles.zarr")).name
     'zarr'
     """
+    file = file_of(path)
     for kind in KINDS.values():
-        if path.name.lower().endswith(kind.suffixes):
+        if file.name.lower().endswith(kind.suffixes):
             return kind
     known = ", ".join(suffix for kind in KINDS.values() for suffix in kind.suffixes)
     raise StoreError(f"{path} names no format of stores; its name must end in one of {known}")
@@ -136,12 +148,15 @@ def open_complete(path: Path) -> Opened:
     ------
     StoreError : it is not there, unfinished, damaged, or was not written by lazytiles
     """
+    file = file_of(path)
     try:
-        if not path.exists():
-            raise StoreError(_absence(path))
-        if PARTIAL in path.name:
+        if not file.exists():
+            raise StoreError(_absence(file))
+        if PARTIAL in file.name:
             raise StoreError(f"{path} is an unfinished partial, not a store; finish it with resume=True")
-        kind = _kind_at(path)
+        kind = _kind_at(file)
+        if file != path and kind.name != "hdf5":
+            raise StoreError(f"{path}: only an HDF5 file has datasets; this is a {kind.name} store")
     except OSError as error:
         if isinstance(error, StoreError):
             raise
@@ -212,3 +227,26 @@ def _digests(path: Path, record: Record, members: Mapping[str, bytes]) -> NDArra
             f"its {record.rows} rows"
         )
     return digests
+
+
+def intact(reader: Reader, entries: list[Entry], layout: Layout) -> Iterator[Entry]:
+    """The entries up to the first whose rows are no longer as they were written."""
+    start = 0
+    for entry in entries:
+        try:
+            rows = reader.read(start, entry.stop)
+        except Exception:  # Torn bytes can fail in any way a codec can.
+            return
+        if rows.shape != (entry.stop - start, *layout.shape) or crc_of(rows) != entry.crc:
+            return
+        yield entry
+        start = entry.stop
+
+
+def intact_chunks(reader: Reader, entries: list[Entry], layout: Layout) -> Iterator[Entry]:
+    """The entries, in any order, whose chunk is as it was written."""
+    for entry in {entry.stop: entry for entry in entries}.values():
+        start = (entry.stop - 1) // layout.chunk * layout.chunk
+        with contextlib.suppress(Exception):  # Torn bytes can fail in any way a codec can.
+            if crc_of(reader.read(start, entry.stop)) == entry.crc:
+                yield entry

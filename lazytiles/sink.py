@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 
 from lazytiles.errors import StoreError
 from lazytiles.formats import RECORD, Format, Layout, Reader, crc_of, crcs_of, first_difference
+from lazytiles.hdf5 import holds_dataset
 from lazytiles.journal import Entry, Journal, StoreLock, cause_of, failed, partials, publish, recover, sweep, sync_tree
+from lazytiles.kinds import split_name
 from lazytiles.reader import check_chunk
-from lazytiles.record import Kind, Opened, Record, open_complete
+from lazytiles.record import Kind, Opened, Record, intact, intact_chunks, open_complete
 
 _STEP_BYTES = 64 * 2**20
 _COMMIT_S = 0.5
@@ -68,7 +70,7 @@ class StoreSink:
     ) -> None:
         if mode not in ("w", "a") or (mode == "a" and overwrite):
             raise ValueError(f"mode must be 'w' or 'a', and 'a' never overwrites; not mode={mode!r}")
-        self.path = Path(path)
+        self.path, self._inner, options = _placed(path, kind, options, mode)
         self._kind = kind
         self._format = kind.writer(options)
         self._members = dict(members or {})
@@ -76,7 +78,7 @@ class StoreSink:
         self._length = length
         self._sync = sync
         self._overwrite = overwrite
-        self._whole = False  # whether a complete store is all that is asked for
+        self.is_complete = False  # whether a complete store is all that is asked for
         self._header: dict[str, Any] = {
             "format": kind.name,
             "chunk": chunk,
@@ -84,6 +86,7 @@ class StoreSink:
             "base": "",
             "base_rows": 0,
             "scattered": scattered,
+            "dataset": self._inner or "",
         }
         self.layout: Layout | None = None
         self.rows = 0
@@ -106,10 +109,10 @@ class StoreSink:
         recover(self.path)
         left = next((j for j in partials(self.path) if self._continues(j)), None) if resume else None
         base: Opened | None = None
-        if self.path.exists() and not self._overwrite:
+        if self.path.exists() and not self._overwrite and (mode == "w" or self._is_in_file()):
             if mode == "w" and (left is not None or not resume):
                 raise StoreError(f"{self.path} exists; pass overwrite=True to replace it, mode='a' to append")
-            base = open_complete(self.path)
+            base = open_complete(self._named(self.path))
         try:
             if base is not None and mode == "w":
                 self._take(base)
@@ -123,6 +126,12 @@ class StoreSink:
         finally:
             if base is not None:
                 base.reader.close()
+
+    def _is_in_file(self) -> bool:
+        return self._kind.name != "hdf5" or holds_dataset(self.path, self._inner)
+
+    def _named(self, file: Path) -> Path:
+        return file if self._inner is None else Path(f"{file}::{self._inner}")
 
     def _take(self, base: Opened) -> None:
         """Have a complete store as it is: what a writer left that was killed after its last rename."""
@@ -139,10 +148,10 @@ class StoreSink:
             if crc_of(base.reader.read(start, stop)) != crc:
                 raise StoreError(f"{self.path} is damaged in rows {start} to {stop}; pass overwrite=True to replace it")
             start = stop
-        self.layout, self.rows, self._whole = record.layout, record.rows, True
+        self.layout, self.rows, self.is_complete = record.layout, record.rows, True
 
     def _check_base(self, base: Opened) -> None:
-        extra = sorted(set(base.members) - {RECORD, "digests.npy"})
+        extra = sorted(set(base.members) - {RECORD, "digests.npy"}) + ["mask labels"] * ("labels" in base.record.about)
         if extra:
             raise StoreError(
                 f"{self.path} carries {', '.join(extra)}, which would no longer fit its rows; export it again"
@@ -174,7 +183,7 @@ class StoreSink:
         reader = self._reader_of(left, layout, notes)
         try:
             entries = left.entries
-            check = _intact_chunks if self._header["scattered"] else _intact
+            check = intact_chunks if self._header["scattered"] else intact
             good = [] if reader is None else list(check(reader, entries, layout))
             tail = left.load_tail() if len(good) == len(entries) else b""
             rows = (good[-1].stop if good else 0) + len(tail) // layout.row_bytes
@@ -200,7 +209,7 @@ class StoreSink:
 
     def _reader_of(self, left: Journal, layout: Layout, notes: list[int]) -> Reader | None:
         try:
-            return self._kind.torn(left.partial, layout, notes)
+            return self._kind.torn(self._named(left.partial), layout, notes)
         except ImportError:
             raise
         except Exception:  # A torn partial can fail in any way; then nothing of it is used.
@@ -246,7 +255,7 @@ class StoreSink:
         ------
         StoreError : the disk is full or the write failed otherwise; what is safe stays in the partial
         """
-        if self._whole:
+        if self.is_complete:
             raise StoreError(f"{self.path} is complete with {self.rows} rows; pass mode='a' to append")
         if self.layout is None:
             self.begin(rows.shape[1:], rows.dtype)
@@ -367,7 +376,9 @@ class StoreSink:
         if self._lock is None:
             return
         try:
-            if self._whole:
+            if self.is_complete:
+                with contextlib.suppress(OSError):
+                    sweep(self.path, "", self.about.get("labels", {}).get("version"), labels_too=False)
                 return
             if self.layout is None:
                 raise StoreError(f"{self.path}: nothing to store: no rows came and no shape and dtype are given")
@@ -400,7 +411,7 @@ class StoreSink:
         publish(journal.partial, self.path, side)
         self._journal = None
         with contextlib.suppress(OSError):  # The store is complete; what is left beside it goes another time.
-            sweep(self.path, side, self.about.get("labels", {}).get("version"))
+            sweep(self.path, side, self.about.get("labels", {}).get("version"), labels_too=self._inner is None)
 
     def abort(self) -> None:
         """Leave the store as it was; what is safe stays in the partial, for `resume`."""
@@ -440,11 +451,10 @@ class StoreSink:
             self.abort()
             if isinstance(error, StoreError | ImportError | TypeError) or not isinstance(error, Exception):
                 raise
-            raise failed(
-                f"{self.path}: {doing} failed: {cause_of(error)}; {journal.rows if journal else 0} rows are safe "
-                "in the unfinished partial: make room or mend the cause, then write on with resume=True",
-                error,
-            ) from error
+            what = f"{self.path}: {doing} failed: {cause_of(error)}"
+            safe = "" if journal is None else f"; {journal.rows} rows are safe in the unfinished partial"
+            then = "try again" if journal is None else "write on with resume=True"
+            raise failed(f"{what}{safe}: make room or mend the cause, then {then}", error) from error
 
 
 def _let_go(form: Format, process: int) -> None:
@@ -454,24 +464,16 @@ def _let_go(form: Format, process: int) -> None:
             form.close()
 
 
-def _intact(reader: Reader, entries: list[Entry], layout: Layout) -> Iterator[Entry]:
-    """The entries up to the first whose rows are no longer as they were written."""
-    start = 0
-    for entry in entries:
-        try:
-            rows = reader.read(start, entry.stop)
-        except Exception:  # Torn bytes can fail in any way a codec can.
-            return
-        if rows.shape != (entry.stop - start, *layout.shape) or crc_of(rows) != entry.crc:
-            return
-        yield entry
-        start = entry.stop
-
-
-def _intact_chunks(reader: Reader, entries: list[Entry], layout: Layout) -> Iterator[Entry]:
-    """The entries, in any order, whose chunk is as it was written."""
-    for entry in {entry.stop: entry for entry in entries}.values():
-        start = (entry.stop - 1) // layout.chunk * layout.chunk
-        with contextlib.suppress(Exception):  # Torn bytes can fail in any way a codec can.
-            if crc_of(reader.read(start, entry.stop)) == entry.crc:
-                yield entry
+def _placed(
+    path: str | os.PathLike[str], kind: Kind, options: Mapping[str, Any], mode: str
+) -> tuple[Path, str | None, Mapping[str, Any]]:
+    """The file of a store, the dataset that its name has behind ``::``, and the options of its format."""
+    file, inner = split_name(os.fspath(path))
+    if kind.name != "hdf5":
+        if inner is not None:
+            raise StoreError(f"{path}: only an HDF5 file has datasets; leave ::{inner}")
+        return Path(file), None, options
+    if inner is not None and inner.split("/")[0] in ("", "lazytiles", "labels"):
+        raise StoreError(f"{path}: a dataset is named behind ::, such as images, but not lazytiles or labels")
+    others = Path(file) if inner is not None or mode == "a" else None
+    return Path(file), inner, {**options, "dataset": inner, "others": others}

@@ -21,9 +21,9 @@ from lazytiles.errors import LazyTilesError, StoreError
 from lazytiles.formats import Layout, crc_of
 from lazytiles.journal import is_interrupted, labels_path
 from lazytiles.multisource import MultiSourceArray
-from lazytiles.record import kind_of
+from lazytiles.record import file_of, kind_of
 from lazytiles.sink import StoreSink
-from lazytiles.stored import StoreArray, refuse_other_rows, replaceable
+from lazytiles.stored import StoreArray, refuse_other_rows, replaceable, tidy
 
 Report: TypeAlias = Callable[[int, int], object]
 
@@ -243,7 +243,10 @@ class Job:
             raise ValueError(f"{path}: only a Zarr store is written by many processes; name it .zarr, or leave client")
         if client is not None and self.options.get("shards") is not None:
             raise ValueError(f"{path}: many processes would write one shard at once; leave shards, or client")
-        if self.resume and not self.overwrite and (path.exists() or is_interrupted(path)):
+        file = file_of(path)
+        if file != path and isinstance(self.beside.labels, MultiSourceArray):
+            raise StoreError(f"{path}: mask labels lie in a store beside; write these tiles to a file of their own")
+        if self.resume and not self.overwrite and (os.path.exists(file) or is_interrupted(file)):
             self._compare(path)
             return open_store(path)
         with self._sink(path, chunk, scattered=client is not None) as sink:
@@ -296,7 +299,7 @@ class Job:
         try:
             store = StoreArray(path)
         except StoreError as error:
-            raise replaceable(path, str(error), error) from error
+            raise replaceable(path, error) from error
         with contextlib.closing(store):
             if (store.shape, store.dtype) != (self.tiles.shape, self.tiles.dtype):
                 is_, be = (f"{array.shape} {array.dtype}" for array in (store, self.tiles))
@@ -304,7 +307,7 @@ class Job:
             try:
                 other = self.beside.difference(Beside.load(store))
             except StoreError as error:
-                raise replaceable(path, str(error), error) from error
+                raise replaceable(path, error) from error
             if other is not None:
                 raise replaceable(path, f"the {other} would be written otherwise now")
             with contextlib.closing(self._read(0, store.chunks[0])) as blocks:
@@ -312,6 +315,7 @@ class Job:
             if "labels" in store.opened.record.about:
                 about = store.opened.record.about["labels"]
                 self._of_labels(self.beside.labels, False)._compare(labels_path(path, about["version"]))
+            tidy(store)
 
     def _fill(self, sink: StoreSink, progress: bool | Report) -> None:
         total = len(self.tiles)

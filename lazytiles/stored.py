@@ -18,10 +18,11 @@ from lazytiles.errors import StoreError
 from lazytiles.files import FileKey
 from lazytiles.formats import NpyReader, crc_of, first_difference
 from lazytiles.indexing import request
-from lazytiles.journal import StoreLock, failed, is_interrupted, recover
+from lazytiles.journal import StoreLock, failed, is_interrupted, recover, sweep
 from lazytiles.lazy import LazyArray
 from lazytiles.reader import check_limit
-from lazytiles.record import Opened, open_complete
+from lazytiles.record import Opened, file_of, open_complete
+from lazytiles.tfrecord import TFRecordReader
 from lazytiles.view import into
 
 Int64s: TypeAlias = NDArray[np.int64]
@@ -59,6 +60,7 @@ class StoreArray(LazyArray):
 
     def __init__(self, path: str | os.PathLike[str], *, check: bool = True) -> None:
         self.path = Path(path)
+        self._file = file_of(self.path)
         self.check = check
         self._uid: str | None = None
         self._open()
@@ -73,7 +75,7 @@ class StoreArray(LazyArray):
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._layout = opened.record.layout
-        self._key = _file_key(self.path)
+        self._key = _file_key(self._file)
         self.shape: tuple[int, ...] = (opened.record.rows, *self._layout.shape)
         self.dtype = self._layout.dtype
         self._seen = np.full(len(opened.digests), not self.check)
@@ -151,7 +153,7 @@ class StoreArray(LazyArray):
         return rows
 
     def _check_identity(self) -> None:
-        if not self._opened.reader.holds and _file_key(self.path) != self._key:
+        if not self._opened.reader.holds and _file_key(self._file) != self._key:
             raise StoreError(f"{self.path} was replaced or removed meanwhile; open it again")
 
     def _checked(self, number: int, block: NDArray[Any]) -> NDArray[Any]:
@@ -181,7 +183,7 @@ class StoreArray(LazyArray):
         return asked.finish(self.read_box(asked.rows[0], asked.box, asked.origins))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "check": self.check, "_uid": self._uid}
+        return {"path": self.path, "_file": self._file, "check": self.check, "_uid": self._uid}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state)
@@ -194,11 +196,9 @@ class StoreArray(LazyArray):
         return f"<StoreArray {self.path}: {self.shape} {self.dtype}>"
 
 
-def replaceable(path: Path, what: str, cause: BaseException | None = None) -> StoreError:
+def replaceable(path: Path, what: object) -> StoreError:
     """The error of a complete store that is not what `resume` would write."""
-    failure = StoreError(f"{path} exists; pass overwrite=True to replace it: {what}")
-    failure.__cause__ = cause
-    return failure
+    return StoreError(f"{path} exists; pass overwrite=True to replace it: {what}")
 
 
 def refuse_other_rows(store: StoreArray, blocks: Iterable[tuple[int, NDArray[Any]]]) -> None:
@@ -206,7 +206,7 @@ def refuse_other_rows(store: StoreArray, blocks: Iterable[tuple[int, NDArray[Any
 
     Parameters
     ----------
-    store : has as many rows as the blocks
+    store : of their shape and dtype
     blocks : the first row of each block, and its rows
 
     Raises
@@ -215,12 +215,20 @@ def refuse_other_rows(store: StoreArray, blocks: Iterable[tuple[int, NDArray[Any
     """
     for start, rows in blocks:
         try:
-            there = store[start : start + len(rows)]
+            row = first_difference(store[start : start + len(rows)], rows)
         except StoreError as error:
-            raise replaceable(store.path, str(error), error) from error
-        row = None if there.shape != rows.shape or there.dtype != rows.dtype else first_difference(there, rows)
-        if row is not None or there.shape != rows.shape or there.dtype != rows.dtype:
-            raise replaceable(store.path, f"row {start + (row or 0)} is the first that would be written otherwise now")
+            raise replaceable(store.path, error) from error
+        if row is not None:
+            raise replaceable(store.path, f"row {start + row} is the first that would be written otherwise now")
+
+
+def tidy(store: StoreArray) -> None:
+    """Remove what a writer left beside a store that is complete, unless another one is at it."""
+    reader, about = store.opened.reader, store.opened.record.about
+    file = file_of(store.path)
+    with contextlib.suppress(OSError), contextlib.closing(StoreLock(file)):
+        side = reader.side if isinstance(reader, TFRecordReader) else ""
+        sweep(file, side, about.get("labels", {}).get("version"), labels_too=file == store.path)
 
 
 def _file_key(path: Path) -> FileKey:
@@ -233,13 +241,9 @@ def _file_key(path: Path) -> FileKey:
 
 def _opened(path: Path) -> Opened:
     """Open a store, putting back one whose replacement was interrupted between its two renames."""
-    if is_interrupted(path):
-        try:
-            lock = StoreLock(path)
-        except OSError:  # A writer is at it, or nothing can be written here.
-            return open_complete(path)
-        try:
-            recover(path)
-        finally:
-            lock.release()
+    file = file_of(path)
+    if is_interrupted(file):
+        # Where a writer is at it, or nothing can be written here, the store is missing.
+        with contextlib.suppress(OSError), contextlib.closing(StoreLock(file)):
+            recover(file)
     return open_complete(path)

@@ -217,6 +217,7 @@ class TFRecordReader:
         self._members: dict[str, bytes] = {}
         self._links = layout is None  # a store may be the user's link, a partial may not
         side = _side_of(path) if layout is None else None
+        self.side = "" if side is None else side.name[len(path.name) :]
         if side is not None:
             self._members = members_of(side, links=False)
             facts = json.loads(self._members[RECORD])

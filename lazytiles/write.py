@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from lazytiles.errors import LazyTilesError, StoreError
 from lazytiles.record import KINDS, kind_of
+from lazytiles.rows import ArraySink
 from lazytiles.sink import StoreSink
 
 
@@ -38,13 +39,18 @@ class BufferedWriter:
 
     Parameters
     ----------
-    sink : object with `append(rows)` and `close()`. If it has `flush(tail)` too, flushing tells it of the
-        rows that do not fill a chunk yet; if it has `abort()`, an exception in the ``with`` block calls that
-        instead of `close`
+    sink : array with `shape`, `dtype` and item assignment (NumPy's, a memory map, a dataset of HDF5 or Zarr), whose
+        rows are written from the first on; or object with `append(rows)` and `close()`. If that has `flush(tail)`
+        too, flushing tells it of the rows that do not fill a chunk yet; if it has `abort()`, an exception calls
+        that instead of `close`
     chunk : rows of one chunk
-    shape : of one row; by default that of the first rows written
-    dtype : of the rows; by default that of the first rows written
-    length : rows that will be written in all, or None for any number
+    shape : of one row; by default the array's, or that of the first rows written
+    dtype : of the rows; by default the array's, or that of the first rows written
+    length : rows that will be written in all; by default as many as the array has, or any number
+
+    Raises
+    ------
+    RowsError : a sink that is neither, an array that cannot be written to, or one of another shape or dtype
 
     Notes
     -----
@@ -66,11 +72,16 @@ class BufferedWriter:
     (4, 2)
     (2, 2)
     closed
+    >>> rows = np.zeros((4, 2))
+    >>> with BufferedWriter(rows) as writer:
+    ...     writer.write(np.ones((3, 2)))
+    >>> rows[:, 0]
+    array([1., 1., 1., 0.])
     """
 
     def __init__(
         self,
-        sink: Sink,
+        sink: Any,
         *,
         chunk: int = 32,
         shape: Sequence[int] | None = None,
@@ -81,7 +92,14 @@ class BufferedWriter:
             raise RowsError(f"chunk must be at least 1 row, not {chunk}")
         if length is not None and length < 0:
             raise RowsError(f"length must be at least 0 rows, not {length}")
-        self._sink = sink
+        if hasattr(sink, "__setitem__") and hasattr(sink, "shape") and hasattr(sink, "dtype"):
+            shape, dtype, length = _fitted(sink, shape, dtype, length)
+            sink = ArraySink(sink)
+        elif not (callable(getattr(sink, "append", None)) and callable(getattr(sink, "close", None))):
+            raise RowsError(
+                f"a {type(sink).__name__} takes no rows: an array is needed, or an object with append(rows) and close()"
+            )
+        self._sink: Sink = sink
         self._chunk = int(chunk)
         self._shape = None if shape is None else tuple(int(n) for n in shape)
         self._dtype = None if dtype is None else np.dtype(dtype).newbyteorder("=")
@@ -90,6 +108,7 @@ class BufferedWriter:
         self._held_rows = 0
         self._rows = 0
         self._open = True
+        self._full = False  # whether the store was complete already
         self._broken = False
         self._lock = threading.Lock()
 
@@ -126,6 +145,8 @@ class BufferedWriter:
             raise
 
     def _check(self, rows: NDArray[Any]) -> None:
+        if self._full and len(rows):
+            raise RowsError(f"the store is complete with {self._rows} rows; pass mode='a' to append")
         if rows.ndim == 0:
             raise RowsError("rows must have a leading axis of rows, but a scalar was given")
         shape = rows.shape[1:] if self._shape is None else self._shape
@@ -239,12 +260,32 @@ class BufferedWriter:
         raise TypeError(f"{self!r} cannot be pickled: one process writes a store; make the writer there")
 
 
+def _fitted(array: Any, shape: Any, dtype: Any, length: int | None) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Row shape, dtype and length of a writer into an array, or a RowsError where it cannot take such rows."""
+    if not array.shape:
+        raise RowsError("a scalar has no rows to write into")
+    whole, kind = tuple(array.shape), np.dtype(array.dtype)
+    if kind.kind not in "biufc" or 0 in whole[1:]:
+        raise RowsError(f"rows of dtype {kind} and row shape {whole[1:]} cannot be stored")
+    writable = getattr(getattr(array, "flags", None), "writeable", True)
+    mode = getattr(getattr(array, "file", None), "mode", "r+")  # of an h5py dataset
+    if not writable or mode == "r" or getattr(array, "read_only", False):
+        raise RowsError(f"the array of shape {whole} is read-only; open it for writing, such as with mode 'r+'")
+    rows = whole[0] if length is None else length
+    if (shape is not None and tuple(shape) != whole[1:]) or rows > whole[0]:
+        asked = (rows, *(whole[1:] if shape is None else shape))
+        raise RowsError(f"the array has shape {whole}; rows of shape {asked} do not fit into it")
+    if dtype is not None and np.dtype(dtype).newbyteorder("=") != kind.newbyteorder("="):
+        raise RowsError(f"the array has dtype {kind}, not {np.dtype(dtype)}")
+    return whole[1:], kind, rows
+
+
 class StoreWriter(BufferedWriter):
     """Write a store in the format that its path's ending names; what the writers of all formats share.
 
     Parameters
     ----------
-    path : the store; it is there only once the writer is closed. Its directory must exist.
+    path : the store, or ``file.h5::dataset``; it is there only once the writer is closed. Its directory must exist.
     shape, dtype : of one row; by default those of the first rows written
     length : rows in all, or None to grow; closing with fewer is an error
     chunk : rows of one chunk, best the batch size in which it will be read
@@ -252,7 +293,8 @@ class StoreWriter(BufferedWriter):
         dtype then hold, or a new one
     overwrite : replace a store that is there, once the new one is complete
     resume : go on where a killed or failed writer of the same rows stopped: `len(writer)` rows are there
-        already and are not to be written again. Without such a writer it starts from the beginning.
+        already and are not to be written again, which are all rows where it was complete. Without such a writer it
+        starts from the beginning.
     sync : flush the finished store to the disk itself before it gets its name, against a loss of power
     options : for the format's library, such as compression
 
@@ -327,6 +369,7 @@ class StoreWriter(BufferedWriter):
         self._check(tail)
         self._rows += len(tail)
         self._take(tail)
+        self._full = sink.is_complete
 
 
 class _Nowhere:
@@ -340,9 +383,11 @@ class _Nowhere:
 
 
 class HDF5Writer(StoreWriter):
-    """Write the dataset ``data`` of an HDF5 file, by default LZF-compressed, with Fletcher-32 checksums.
+    """Write a dataset of an HDF5 file, by default LZF-compressed, with Fletcher-32 checksums.
 
-    Takes what `StoreWriter` takes; further options are those of `h5py.Group.create_dataset`, such as
+    It is ``data``, or the one that the path names, such as ``"tiles.h5::images"``: then a file that is there keeps
+    its other datasets, also with `overwrite`. ``mode="a"`` makes a further dataset in a file that has others, or
+    appends. Takes what `StoreWriter` takes; further options are those of `h5py.Group.create_dataset`, such as
     ``compression="gzip"``, ``compression_opts=4`` or ``shuffle=True``.
 
     Examples

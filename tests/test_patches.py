@@ -375,13 +375,6 @@ def test_options_reach_the_patches_and_the_store(tmp_path: Path, capsys: pytest.
     assert len(opened(stores[7])) == (mask == 7).sum()
 
 
-@pytest.mark.parametrize("format_", FORMATS)
-def test_a_class_without_pixels_is_an_empty_array(tmp_path: Path, format_: str) -> None:
-    volume, mask = classes()
-    stores = create_dataset(tmp_path, 3, volume, mask, [5], format=format_, progress=False)
-    assert opened(stores[5]).shape == (0, 3, 3, 3)
-
-
 def test_a_killed_call_goes_on_where_it_stopped(tmp_path: Path) -> None:
     volume, mask = classes()
     full = Slices(volume)
@@ -487,3 +480,39 @@ def test_a_batch_decodes_each_segment_of_a_region_once(tmp_path: Path) -> None:
     before = counters()["segments_decoded"]
     patches.take(np.arange(500))
     assert counters()["segments_decoded"] - before == 16
+
+
+def test_a_class_that_is_not_in_the_mask_is_refused(tmp_path: Path) -> None:
+    mask = np.array([[0, 2, 2], [5, 0, 2]])
+    with pytest.raises(ValueError, match=r"class_list=\[2, 7\]: no pixel of the mask is 7; it holds 0, 2, 5"):
+        create_dataset(tmp_path, 3, np.ones((2, 3)), mask, [2, 7], progress=False)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="names values of a mask, but there is no mask"):
+        create_dataset(tmp_path, 3, np.ones((2, 3)), None, [2], progress=False)
+    image = np.arange(4000).reshape(40, 100)
+    with pytest.raises(ValueError, match="more than 1000 values, as images do; name the classes"):
+        create_dataset(tmp_path, 3, image, image, progress=False)
+
+
+def test_without_a_mask_all_pixels_and_without_classes_all_values(tmp_path: Path) -> None:
+    volume, mask = np.arange(6.0).reshape(2, 3), np.array([[0, 2, 2], [5, 0, 2]])
+    options = {"format": "npy", "progress": False, "random": False}
+    stores = create_dataset(tmp_path, 1, volume, mask, **options)
+    assert {value: np.load(path)[:, 0, 0].tolist() for value, path in stores.items()} == {
+        0: [0, 4], 2: [1, 2, 5], 5: [3]
+    }  # fmt: skip
+    stores = create_dataset(tmp_path, 1, volume, **options)
+    assert {value: path.name for value, path in stores.items()} == {"all": "class_all.npy"}
+    assert np.load(stores["all"]).ravel().tolist() == volume.ravel().tolist()
+
+
+def test_resumed_patches_are_compared(tmp_path: Path) -> None:
+    volume, mask = classes()
+    options = {"format": "npy", "batch_size": 8, "progress": False, "random": False}
+    create_dataset(tmp_path, 1, volume, mask, [1], **options)
+    other = volume.copy()
+    first = np.argwhere(mask == 1)[2]
+    other[tuple(first)] += 1
+    with pytest.raises(OSError, match="exists; pass overwrite=True to replace it: row 2 is the first"):
+        create_dataset(tmp_path, 1, other, mask, [1], resume=True, **options)
+    create_dataset(tmp_path, 1, other, mask, [1], overwrite=True, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -514,6 +515,217 @@ def test_racing_writers_leave_one_whole_store(suffix, tmp_path):
     assert rows.shape == (10, 3)
     assert (rows == rows[0, 0]).all()
     only(path)
+
+
+def drop(path: Path, writer: type[StoreWriter], rows: np.ndarray) -> None:
+    """Write a little and lose the writer."""
+    out = writer(path, chunk=4)
+    out.write(rows)
+
+
+def test_a_dropped_writer_frees_its_lock(suffix, tmp_path):
+    path, rows = tmp_path / f"rows.{suffix}", rows_of(10)
+    drop(path, WRITERS[suffix], rows)
+    assert not (tmp_path / f"rows.{suffix}.lock").exists()
+    loop: list[object] = []
+    loop += [loop, WRITERS[suffix](path, chunk=4)]
+    del loop  # unreachable, but nobody has collected it yet
+    with WRITERS[suffix](path, chunk=4) as out:
+        out.write(rows)
+        with pytest.raises(
+            StoreError, match=r"being written by another writer .*; close\(\) or abort\(\) it, or write"
+        ):
+            WRITERS[suffix](path)
+    np.testing.assert_array_equal(content(path), rows)
+    only(path)
+
+
+def test_a_forked_child_never_holds_a_lock(tmp_path):
+    """The child lives on when the writer's process is killed, or ends before it: both change nothing."""
+    path = tmp_path / "rows.npy"
+    code = """
+import os, sys, time
+import numpy as np
+from lazytiles.write import NpyWriter
+writer = NpyWriter(sys.argv[1], chunk=4, overwrite=True)
+writer.write(np.zeros((9, 2)))
+if os.fork() == 0:
+    if sys.argv[2] == "ends":
+        sys.exit()
+    print("child", flush=True)
+    time.sleep(60)
+    os._exit(0)
+if sys.argv[2] == "ends":
+    os.wait()
+    print(os.path.exists(sys.argv[1] + ".lock"), flush=True)
+time.sleep(60)
+"""
+    for how in ("ends", "lives"):
+        with subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", code, path, how],
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        ) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == ("True\n" if how == "ends" else "child\n")
+            child.kill()
+            child.wait()
+            with NpyWriter(path, chunk=4, overwrite=True) as out:
+                out.write(rows_of(3))
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, 9)
+    only(path)
+
+
+def test_a_write_that_was_interrupted_ends_the_writer(suffix, tmp_path, monkeypatch):
+    path, rows = tmp_path / f"rows.{suffix}", rows_of(30)
+    out = WRITERS[suffix](path, chunk=4)
+    out.write(rows[:8])
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreSink, "_put", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            out.write(rows[8:])
+    with pytest.raises(RowsError, match="the writer is closed"):
+        out.write(rows)
+    with pytest.raises(StoreError, match="is not complete: an earlier write failed"):
+        out.close()
+    out.close()
+    with WRITERS[suffix](path, chunk=4, resume=True) as out:
+        out.write(rows[len(out) :])
+    np.testing.assert_array_equal(content(path), rows)
+
+
+def test_a_writer_resumes_what_is_complete(suffix, tmp_path):
+    """What was killed just after its last rename is done; anything else is still never replaced unasked."""
+    path, writer, rows = tmp_path / f"rows.{suffix}", WRITERS[suffix], rows_of(10)
+    with writer(path, chunk=4) as out:
+        out.write(rows)
+    with writer(path, chunk=4, resume=True) as out:
+        assert len(out) == 10
+        out.write(rows[len(out) :])
+        with pytest.raises(RowsError, match="is complete with 10 rows; pass mode='a' to append"):
+            out.write(rows)
+    np.testing.assert_array_equal(content(path), rows)
+    only(path)
+    with pytest.raises(StoreError, match=r"exists and is complete, with 10 rows in chunks of 4 of another writer"):
+        writer(path, chunk=4, length=11, resume=True)
+    leave(writer(path, chunk=4, overwrite=True), rows)
+    with pytest.raises(StoreError, match="exists; pass overwrite=True"):
+        writer(path, chunk=4, resume=True)  # the partial is of a writer that was to replace it
+    with writer(path, chunk=4, resume=True, overwrite=True) as out:
+        out.write(rows[len(out) :])
+    flipped = next(p for p in (path.glob("c/1/*/*/*") if path.is_dir() else [path]))
+    raw = bytearray(flipped.read_bytes())
+    if suffix == "npy":
+        raw[200] ^= 1
+        flipped.write_bytes(raw)
+        with pytest.raises(StoreError, match="is damaged in rows 0 to 4; pass overwrite=True"):
+            writer(path, chunk=4, resume=True)
+
+
+@pytest.mark.parametrize("name", ["images", "train/images"])
+def test_an_hdf5_file_has_many_datasets(tmp_path, name):
+    h5py = pytest.importorskip("h5py")
+    import lazytiles as lt
+
+    file, rows, more = tmp_path / "k.h5", rows_of(10), rows_of(7, (4,), "f4")
+    with HDF5Writer(f"{file}::{name}", chunk=4) as out:
+        out.write(rows)
+    only(file)
+    with h5py.File(file, "r+") as held:
+        held.attrs["who"] = "me"
+        held["soft"] = h5py.SoftLink("/nowhere")
+        held.create_dataset("train/foreign", data=np.arange(5))
+    with pytest.raises(StoreError, match="exists; pass overwrite=True to replace it, mode='a' to append"):
+        HDF5Writer(f"{file}::masks")
+    for second in ("masks", "data", "train/masks"):
+        path = str(file) if second == "data" else f"{file}::{second}"
+        with HDF5Writer(path, mode="a", chunk=3) as out:
+            out.write(more)
+    with HDF5Writer(f"{file}::{name}", mode="a") as out:
+        assert len(out) == 10
+        out.write(rows)
+    with HDF5Writer(f"{file}::masks", overwrite=True) as out:
+        out.write(more[:2])
+    only(file)
+    with h5py.File(file) as held:
+        np.testing.assert_array_equal(held[name][:], np.concatenate([rows, rows]))
+        np.testing.assert_array_equal(held["train/masks"][:], more)
+        np.testing.assert_array_equal(held["data"][:], more)
+        np.testing.assert_array_equal(held["masks"][:], more[:2])
+        np.testing.assert_array_equal(held["train/foreign"][:], np.arange(5))
+        assert held.attrs["who"] == "me"
+        assert held.get("soft", getlink=True).path == "/nowhere"
+    np.testing.assert_array_equal(lt.open_store(f"{file}::{name}")[:], np.concatenate([rows, rows]))
+    np.testing.assert_array_equal(lt.open_store(file)[:], more)
+    np.testing.assert_array_equal(lt.open_region(f"{file}::train/masks")[:], more)
+    assert lt.verify_store(f"{file}::masks").rows == 2
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(lt.open_store(f"{file}::masks")))[1], more[1])
+    with pytest.raises(StoreError, match=r"has no dataset 'other'; it has data, .*lazytiles, masks, soft, train"):
+        lt.open_store(f"{file}::other")
+    with pytest.raises(StoreError, match="was not written by lazytiles"):
+        HDF5Writer(f"{file}::train/foreign", mode="a")
+    with pytest.raises(StoreError, match="a dataset is named behind ::"):
+        HDF5Writer(f"{file}::lazytiles/x", mode="a")
+    with pytest.raises(StoreError, match="only an HDF5 file has datasets"):
+        NpyWriter(tmp_path / "k.npy::images")
+    leave(HDF5Writer(f"{file}::left", mode="a", chunk=4), rows)
+    with HDF5Writer(f"{file}::left", mode="a", chunk=4, resume=True) as out:
+        assert len(out) == 8
+        out.write(rows[8:])
+    np.testing.assert_array_equal(content(Path(f"{file}::left")), rows)
+    np.testing.assert_array_equal(content(file), more)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "memmap", "h5py", "zarr"])
+def test_rows_go_into_a_plain_array(tmp_path, kind):
+    rows, close = rows_of(20), []
+    if kind == "numpy":
+        array = np.full((25, 6, 5, 3), 7, "u1")
+    elif kind == "memmap":
+        array = np.lib.format.open_memmap(tmp_path / "a.npy", "w+", "u1", (25, 6, 5, 3))
+    elif kind == "h5py":
+        file = pytest.importorskip("h5py").File(tmp_path / "a.h5", "w")
+        close.append(file.close)
+        array = file.create_dataset("data", (25, 6, 5, 3), "u1")
+    else:
+        array = pytest.importorskip("zarr").create_array(str(tmp_path / "a.zarr"), shape=(25, 6, 5, 3), dtype="u1")
+    with BufferedWriter(array, chunk=8) as writer:
+        for start in range(0, 20, 3):
+            writer.write(rows[start : start + 3])
+        with pytest.raises(RowsError, match="dtype float64 given, but the store takes uint8"):
+            writer.write(rows[:1].astype(float))
+        with pytest.raises(RowsError, match="would pass the length of 25 rows"):
+            writer.write(rows[:6])
+    np.testing.assert_array_equal(array[:20], rows)
+    assert (array[20:] == (7 if kind == "numpy" else 0)).all()
+    for end in close:
+        end()
+
+
+def test_what_takes_no_rows_is_refused_at_once(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((3, 2)))
+    read_only = np.load(tmp_path / "a.npy", mmap_mode="r")
+    for array, options, message in (
+        (read_only, {}, r"the array of shape \(3, 2\) is read-only"),
+        ([], {}, "a list takes no rows: an array is needed, or an object with append"),
+        (np.array(3.0), {}, "a scalar has no rows"),
+        (np.zeros((3, 2), object), {}, "dtype object .* cannot be stored"),
+        (np.zeros((3, 2)), {"dtype": "u1"}, "the array has dtype float64, not uint8"),
+        (np.zeros((3, 2)), {"shape": (3,)}, r"the array has shape \(3, 2\); rows of shape \(3, 3\) do not fit"),
+        (np.zeros((3, 2)), {"length": 4}, r"rows of shape \(4, 2\) do not fit"),
+    ):
+        with pytest.raises(RowsError, match=message):
+            BufferedWriter(array, **options)
+    big = np.zeros((4, 2), ">f4")
+    with BufferedWriter(big) as writer:
+        writer.write(np.ones((4, 2), "f4"))
+    assert (big == 1).all()
 
 
 # -- accidents ---------------------------------------------------------------------------------------------------
