@@ -60,6 +60,18 @@ unlinked = partial(open_plain, links=False)
 """The `opener` for files inside a store and beside it."""
 
 
+@contextmanager
+def descriptor(path: str | os.PathLike[str]) -> Iterator[int]:
+    """A descriptor of a file or folder that is no link, closed whatever comes."""
+    fd = -1
+    try:
+        fd = os.open(path, _FLAGS | getattr(os, "O_NOFOLLOW", 0))
+        yield fd
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
 def write_new(path: Path, content: bytes) -> None:
     """Write a new file, in place of whatever has its name: never into a file that a link leads to."""
     path.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import faulthandler
 import gc
 import io
 import json
@@ -52,7 +53,7 @@ CALLS = (
     "open", "write", "writelines", "truncate", "fsync", "replace", "rename", "unlink", "remove", "mkdir", "rmdir",
     "pread", "pwrite", "read", "readinto", "flock", "fstat", "stat", "listdir", "scandir", "link", "seek",
 )  # fmt: skip
-HUNG_S = 60
+HUNG_S = 40
 SHAPE = (6, 5, 3)
 
 
@@ -234,7 +235,7 @@ def works() -> list[Work]:
 
 @contextlib.contextmanager
 def at_line(number: int, error: type[BaseException]) -> Iterator[list[int]]:
-    """An exception at the k-th line of the library, in whichever thread it is."""
+    """An exception at the k-th line of the library, in whichever thread it is; Ctrl-C comes to the first one only."""
     seen = [0]
 
     def trace(frame: Any, event: str, arg: Any) -> Any:
@@ -246,7 +247,8 @@ def at_line(number: int, error: type[BaseException]) -> Iterator[list[int]]:
                 raise error(f"line {number}")
         return trace
 
-    threading.settrace(trace)
+    if error is not KeyboardInterrupt:
+        threading.settrace(trace)
     sys.settrace(trace)
     try:
         yield seen
@@ -381,6 +383,7 @@ def forked(function: Callable[[], Any], kill_after: float | None = None) -> dict
     if not child:
         os.close(receive)
         result: dict[str, Any]
+        faulthandler.dump_traceback_later(HUNG_S - 5)
         try:
             result = function()
         except BaseException as error:
@@ -475,16 +478,16 @@ def jobs_of(
     def one(fault: Callable[[], Any], same: bool) -> Callable[[], dict[str, Any]]:
         return lambda: tried(work, fault, same)
 
-    seen: dict[bool, int] = {}
+    seen: dict[str, int] = {}
+    others = {} if given.only else dict.fromkeys(("input error", "no descriptor", "not allowed"), "disk full")
     for kind, fault in KINDS.items():
-        lines = kind in ("interrupt", "memory")
         if not is_wanted(kind):
             continue
-        if lines not in seen:
+        if kind not in seen and not (kind in others and others[kind] in seen):
             said = tried(work, partial(fault, -1), True)
             count(work, kind, "never", said)
-            seen[lines] = said["seen"]
-        for k in range(chance.randrange(1, given.every + 1), seen[lines] + 1, given.every):
+            seen[kind] = said["seen"]
+        for k in range(chance.randrange(1, given.every + 1), seen[others.get(kind, kind)] + 1, given.every):
             yield work, kind, k, one(partial(fault, k), k % 2 == 0)
     for kind, number, start, step in (
         ("file limit", resource.RLIMIT_FSIZE, 0, 700),
