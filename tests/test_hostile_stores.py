@@ -663,3 +663,13 @@ def test_blosc2_is_asked_for_nothing_but_arrays(sound):
     reader = Blosc2Reader(sound / "a.b2nd")
     assert set(reader.members()) >= {RECORD, "digests.npy", "labels.npy"}
     reader.close()
+
+
+def test_what_gzip_cannot_pack_is_read(tmp_path):
+    rows = np.random.default_rng(0).integers(0, 2**16, (32, 16, 16), dtype=np.uint16)
+    rows[16:] = 7
+    for shuffle in (False, True):
+        path = tmp_path / f"{shuffle}.h5"
+        with StoreWriter(path, chunk=8, compression="gzip", shuffle=shuffle) as writer:
+            writer.write(rows)
+        np.testing.assert_array_equal(open_store(path)[:], rows)
