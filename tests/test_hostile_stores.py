@@ -386,7 +386,7 @@ def test_forged_npy_headers(kind, sound, reading, place):
     refused(path, reading, place)
 
 
-@pytest.mark.parametrize("kind", ["shape", "chunk", "blosc", "zstd", "codec", "deep", "missing"])
+@pytest.mark.parametrize("kind", ["shape", "chunk", "blosc", "zstd", "codec", "deep", "missing", "long", "long chunk"])
 def test_forged_zarr(kind, sound, reading, place):
     path = copied(sound, place, "zarr")
     about = json.loads((path / "zarr.json").read_text())
@@ -411,7 +411,11 @@ def test_forged_zarr(kind, sound, reading, place):
         chunk.write_bytes(imagecodecs.zstd_encode(bytes(500 * 2**20)))
     elif kind == "missing":
         chunk.unlink()
+    elif kind == "long chunk":
+        os.truncate(chunk, 3 * 2**30)
     (path / "zarr.json").write_text("[" * 10**5 if kind == "deep" else json.dumps(about))
+    if kind == "long":
+        os.truncate(path / "zarr.json", 3 * 2**30)
     refused(path, reading, place)
 
 
