@@ -14,7 +14,7 @@ _HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-
 
 
 def visible(text: object, *, lines: bool = False) -> str:
-    r"""A text for people, with what would command a terminal or hide in a page as escapes that can be seen.
+    r"""A text for people: what would command a terminal or hide in a page as escapes, addresses as `shown`.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ def visible(text: object, *, lines: bool = False) -> str:
     def escaped(found: re.Match[str]) -> str:
         return found[0] if lines and found[0] in "\n\t" else found[0].encode("unicode_escape").decode("ascii")
 
-    return _HIDDEN.sub(escaped, str(text))
+    return _HIDDEN.sub(escaped, shown(str(text)))
 
 
 def shown(text: str) -> str:
@@ -41,10 +41,10 @@ def shown(text: str) -> str:
 
 
 class LazyTilesError(Exception):
-    """Anything that lazytiles itself refuses or cannot do; its words are `visible`, and addresses in them `shown`."""
+    """Anything that lazytiles itself refuses or cannot do; its words are `visible`."""
 
     def __init__(self, *words: object) -> None:
-        super().__init__(*(visible(shown(word), lines=True) if isinstance(word, str) else word for word in words))
+        super().__init__(*(visible(word, lines=True) if isinstance(word, str) else word for word in words))
 
 
 class ManifestError(LazyTilesError, ValueError):
