@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lazytiles.config import usable_cpus
 from lazytiles.cost import codec_name
 from lazytiles.digest import sha256, verify_digests
 from lazytiles.errors import LazyTilesError, ManifestError
@@ -155,7 +156,7 @@ class _Look:
 def _looks(look: _Look, images: Sequence[str], threads: int | None, client: Any) -> Iterator[Seen]:
     """What is seen of each image, in their order: on threads here, or on the workers of a cluster."""
     if client is None:
-        with ThreadPoolExecutor(threads or min(4, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(threads or min(4, usable_cpus())) as pool:
             yield from pool.map(look, images)
         return
     futures = client.map(look, [image if is_remote(image) else os.path.abspath(image) for image in images], pure=False)

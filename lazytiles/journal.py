@@ -25,7 +25,7 @@ import numpy as np
 
 from lazytiles.config import settings
 from lazytiles.errors import StoreError
-from lazytiles.files import unlinked, write_new
+from lazytiles.files import descriptor, unlinked, write_new
 from lazytiles.formats import Layout
 
 PARTIAL = ".partial-"
@@ -345,8 +345,5 @@ def recover(path: Path) -> None:
 def sync_tree(path: Path) -> None:
     """Ask the system to put a file, or every file of a directory, on the disk itself."""
     for place in [*path.rglob("*"), path] if path.is_dir() else [path]:
-        descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with descriptor(place) as fd:
+            os.fsync(fd)

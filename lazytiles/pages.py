@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 from collections.abc import Callable, Iterator, Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lazytiles.errors import LazyTilesError
+from lazytiles.errors import LazyTilesError, visible
 from lazytiles.findings import Report
 from lazytiles.manifest import BOX_2D
 from lazytiles.paths import region_names
@@ -76,6 +76,11 @@ if(find)find.addEventListener('input',()=>{
     item.hidden=!item.dataset.region.toLowerCase().includes(word);
 });
 """
+
+
+def escape(text: object, quote: bool = True) -> str:
+    """A text as HTML shows it, control characters and marks of direction as escapes that can be seen."""
+    return html.escape(visible(text, lines=True), quote)
 
 
 def page(title: str, body: str) -> str:
@@ -267,7 +272,7 @@ def _findings(title: str, found: Any) -> str:
         tail = f"\n… and {more:,} more" if more else ""
         parts.append(
             f"<details open><summary>{escape(kind)}: {found.counts[kind]:,}</summary>"
-            f"<pre>{escape(chr(10).join(texts))}{tail}</pre></details>"
+            f"<pre>{escape(chr(10).join(map(visible, texts)))}{tail}</pre></details>"
         )
     return "".join(parts)
 

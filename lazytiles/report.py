@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lazytiles.errors import LazyTilesError, require
+from lazytiles.errors import LazyTilesError, require, visible
 from lazytiles.manifest import read_manifest
 from lazytiles.paths import region_names
 from lazytiles.pictures import CHEAP_BYTES, coloured_by, colours, png, side_by_side, stretched, thumbnail
@@ -185,8 +185,9 @@ def array_html(array: Any) -> str:
         facts["levels"] = ", ".join(_by(shape) for shape in array.levels)
     elif hasattr(array, "sources"):
         facts["sources"] = str(len(array.sources))
+    left = 'style="text-align:left"'
     rows = "".join(
-        f'<tr><th style="text-align:left">{escape(name)}</th><td style="text-align:left">{escape(value)}</td></tr>'
+        f"<tr><th {left}>{escape(name)}</th><td {left}>{escape(visible(value))}</td></tr>"
         for name, value in facts.items()
     )
     picture = _cheap_picture(array)

@@ -146,9 +146,13 @@ class StoreArray(LazyArray):
             # Zarr reads on any number of threads; HDF5 and Blosc2 on one at a time.
             with contextlib.nullcontext() if self._opened.record.kind == "zarr" else self._lock:
                 rows = self.opened.reader.read(start, stop)
+        except ImportError:  # of a codec: no damage
+            raise
         except Exception as error:  # Libraries raise anything over damaged bytes.
             self._check_identity()
-            raise failed(f"{self.path}: rows {start} to {stop} cannot be read: {error}", error) from error
+            raise failed(
+                f"{self.path}: rows {start} to {stop} cannot be read: {error or type(error).__name__}", error
+            ) from error
         self._check_identity()
         return rows
 

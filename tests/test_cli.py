@@ -327,3 +327,57 @@ def test_the_preview_draws_each_row_over_its_own_image(desk: Path) -> None:
     assert page.count('class="tile"') == 24
     assert page.count("<figure") == 4
     assert run("check", *words).exit_code == 0
+
+
+HIDDEN = "\x1b[31mred\x07\x9b2J\x7f\u202eabc\u2066\u200f\u061c\ufeff"
+RAW = set("\x1b\x07\x9b\x7f\u202e\u2066\u200f\u061c\ufeff\r")
+
+
+def test_names_cannot_command_the_terminal(desk: Path) -> None:
+    table = pd.read_csv("tiles.csv", dtype=str)
+    table["tile_id"] = table["tile_id"] + HIDDEN
+    table.to_csv("odd.csv", index=False)
+    for name in ("tile_id", "label_id"):  # these are no path, so that C1 and marks of direction may be in them
+        table[name] = table[name].str.partition("\x1b")[0] + "\x9b2J\u202eabc\u2066\ufeff"
+    table[table["label_id"].str.startswith("2017")].to_csv("soft.csv", index=False)
+    table["target"] = table["target"].where(table.index > 1, "nan")
+    table.to_csv("bad.csv", index=False)
+    (desk / f"Im{HIDDEN}").symlink_to(desk / "Images")
+    runs = [
+        ["check", "odd.csv", "--images", "Images", "--html", "check.html"],
+        ["check", "bad.csv", "--images", "Images", "--html", "bad.html"],
+        ["info", "odd.csv", "--images", "Images", "--frames", "2017"],
+        ["info", "soft.csv", "--images", "Images", "--path", "2017/{region_id}.tif"],
+        ["info", f"Im{HIDDEN}/2017/a.tif"],
+        ["info", f"nothing{HIDDEN}.tif"],
+        ["stats", "odd.csv", "--images", "Images", "--frames", f"2017{HIDDEN}"],
+        ["stats", "soft.csv", "--images", "Images", "--path", "2017/{region_id}.tif", "-o", f"s{HIDDEN}.json"],
+        ["export", "soft.csv", "--images", "Images", "--path", "2017/{region_id}.tif", "-o", f"e{HIDDEN}.npy"],
+        ["export", "odd.csv", "--images", f"Im{HIDDEN}", "--frames", "2019", "-o", f"e{HIDDEN}.npy"],
+        ["preview", "soft.csv", "--images", "Images", "--path", "2017/{region_id}.tif", "-o", "p.html"],
+        ["preview", "odd.csv", "--images", "Images", "--frames", "2017", "-o", f"p{HIDDEN}.html"],
+        ["grid", f"Im{HIDDEN}", "--size", "32", "-o", f"g{HIDDEN}.csv"],
+        ["verify", f"e{HIDDEN}.npy"],
+    ]
+    for words in runs:
+        ran = CliRunner().invoke(main, words)
+        assert ran.exit_code in (0, 1, 2), (words, ran.output)
+        assert not RAW & set(ran.output), (words, ran.output)
+    for name in ("check.html", "bad.html", "p.html"):
+        assert not RAW & set((desk / name).read_text(encoding="utf-8")), name
+    assert "\\x9b2J\\u202eabc" in (desk / "p.html").read_text(encoding="utf-8")
+    assert "\\x9b2J\\u202eabc" in (desk / "bad.html").read_text(encoding="utf-8")
+    with pytest.raises(ManifestError) as caught:
+        read_manifest("nothing\x1b[2J.csv")
+    assert "\\x1b[2J" in str(caught.value)
+
+
+def test_ids_that_spreadsheets_take_for_formulas_are_said(desk: Path) -> None:
+    for name in ("=cmd", "+1", "-2", "@x"):
+        (desk / "Images" / "2017" / f"{name}.tif").write_bytes((desk / "Images" / "2017" / "a.tif").read_bytes())
+    ran = CliRunner().invoke(main, ["grid", "Images/2017", "--size", "32", "-o", "grid.csv"])
+    assert ran.exit_code == 0, ran.output
+    assert "24 tile ids that begin with =, +, - or @ are formulas to a spreadsheet" in ran.output
+    ids = read_manifest("grid.csv")["region_id"].astype(str)
+    assert {"=cmd", "+1", "-2", "@x"} <= set(ids)
+    assert open_tiles("grid.csv", "Images/2017")[:].shape[0] == len(ids)

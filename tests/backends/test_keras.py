@@ -974,7 +974,7 @@ def test_weights_windows_and_processes():
     assert seen == planned(drawn, range(2))
     assert seen[:6] != seen[6:]
     with contextlib.closing(
-        KerasAdapter(IDS, Y, batch_size=B, shuffle=True, transform=doubled, processes=1)
+        KerasAdapter(IDS, Y, batch_size=B, shuffle=True, transform=lambda b: (2 * b[0], b[1]), processes=1)
     ) as adapter:
         for k in range(2):
             np.testing.assert_array_equal(adapter[k][0][:, 0], 2 * adapter.sample_ids(0, k))
