@@ -22,7 +22,7 @@ from rich.table import Table
 
 import lazytiles as lt
 from benchmarks import readers, workloads
-from lazytiles.config import cores
+from lazytiles.config import usable_cpus
 from lazytiles.images import jobs as jobs_room
 from lazytiles.images import workers
 from lazytiles.images.codecs import Codec
@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, nargs="?", const=Path("cores.json"))
     parser.add_argument("--png", type=Path)
     given = parser.parse_args()
-    n_cores = cores()
+    n_cores = usable_cpus()
     numbers = [int(k) for k in given.workers.split(",") if k] or [
         1 << k for k in range(n_cores.bit_length()) if 1 << k <= n_cores
     ]

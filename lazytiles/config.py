@@ -18,12 +18,50 @@ from lazytiles.errors import LimitError
 
 MIB = 2**20
 _MANY_CORES = 8  # from which on processes read instead of threads
+
+
+def usable_cpus(root: str = "/") -> int:
+    """How many processors this process may keep busy: those that it may run on, and its container's quota of time.
+
+    Parameters
+    ----------
+    root : where ``proc`` and ``sys`` lie; quotas are those of Linux control groups, versions 1 and 2
+    """
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for line in _text(f"{root}proc/self/cgroup").splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        for mount in (f"cgroup/{controllers}", "cgroup/cpu") if controllers else ("cgroup", "cgroup/unified"):
+            # A quota of any group above holds, too. In a container its own group is often the root that it sees.
+            parts = [part for part in group.split("/") if part not in ("", "..")]
+            for depth in range(len(parts) + 1):
+                quota = _quota("/".join([f"{root}sys/fs", mount, *parts[:depth]]), is_first=bool(controllers))
+                cpus = min(cpus, math.ceil(quota)) if quota > 0 else cpus
+    return max(1, cpus)
+
+
+def _quota(folder: str, *, is_first: bool) -> float:
+    """Processors of a control group of version 1 or 2; 0 where it is not limited."""
+    if is_first:
+        words = [_text(f"{folder}/cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
+    else:
+        words = _text(f"{folder}/cpu.max").split()
+    with suppress(ValueError, ZeroDivisionError):
+        quota, period = map(int, words)
+        return max(0.0, quota / period)
+    return 0.0
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read(65536)
+    except (OSError, ValueError):
+        return ""
+
+
 _WORDS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +69,7 @@ class Settings:
     """The limits in force; see `configure` for their meaning and units."""
 
     cache_bytes: int = 256 * MIB
-    threads: int = field(default_factory=cores)
+    threads: int = field(default_factory=usable_cpus)
     max_segment_bytes: int = 256 * MIB
     max_window_bytes: int = 4096 * MIB
     open_files: int = 64
@@ -44,7 +82,7 @@ class Settings:
         for name, least in (("max_window_bytes", 1), ("open_files", 1)):
             self._check(name, least)
         if str(self.readers) == "auto":
-            n = cores()
+            n = usable_cpus()
             object.__setattr__(self, "readers", n // 4 if n >= _MANY_CORES else 0)
         self._check("readers", 0)
         if not isinstance(self.mmap, bool):
@@ -107,7 +145,8 @@ def configure(
     Parameters
     ----------
     cache_bytes : bytes of decoded segments kept for later reads; 0 keeps none
-    threads : threads that decode together, the calling one included
+    threads : threads that decode together, the calling one included; by default as many as there are processors
+        that the process may run on, or that its container has a quota for
     max_segment_bytes : bytes of one decoded segment; a page with larger ones is refused
     max_window_bytes : bytes of one read (the array that it returns) or batch of a flow; a larger one is refused
     open_files : descriptors kept open; a quarter of the process's limit is never exceeded

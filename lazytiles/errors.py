@@ -9,6 +9,28 @@ from types import ModuleType
 _ADDRESS = re.compile(r"(https?://)(?:[^\s/@]*@)?([^\s?]*)(?:\?\S*?(?=[]:,;.)'\"]*(?:\s|$)))?")
 
 
+# C0 and C1 controls, marks that turn the direction of text, line separators, halves of surrogate pairs.
+_HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+
+
+def visible(text: object, *, lines: bool = False) -> str:
+    r"""A text for people: what would command a terminal or hide in a page as escapes, addresses as `shown`.
+
+    Parameters
+    ----------
+    text : anything that has words
+    lines : whether line ends and tabs stay what they are
+
+    >>> visible("a\x1b[31m\u202eb\n")
+    'a\\x1b[31m\\u202eb\\n'
+    """
+
+    def escaped(found: re.Match[str]) -> str:
+        return found[0] if lines and found[0] in "\n\t" else found[0].encode("unicode_escape").decode("ascii")
+
+    return _HIDDEN.sub(escaped, shown(str(text)))
+
+
 def shown(text: str) -> str:
     """A text without what may be secret in its addresses: users, passwords, and queries, in which signatures stand.
 
@@ -19,10 +41,10 @@ def shown(text: str) -> str:
 
 
 class LazyTilesError(Exception):
-    """Anything that lazytiles itself refuses or cannot do; addresses in its words are `shown`."""
+    """Anything that lazytiles itself refuses or cannot do; its words are `visible`."""
 
     def __init__(self, *words: object) -> None:
-        super().__init__(*(shown(word) if isinstance(word, str) else word for word in words))
+        super().__init__(*(visible(word, lines=True) if isinstance(word, str) else word for word in words))
 
 
 class ManifestError(LazyTilesError, ValueError):

@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import faulthandler
 import gc
+import io
 import json
 import os
 import random
@@ -28,6 +30,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +54,7 @@ CALLS = (
     "open", "write", "writelines", "truncate", "fsync", "replace", "rename", "unlink", "remove", "mkdir", "rmdir",
     "pread", "pwrite", "read", "readinto", "flock", "fstat", "stat", "listdir", "scandir", "link", "seek",
 )  # fmt: skip
-HUNG_S = 60
+HUNG_S = 40
 SHAPE = (6, 5, 3)
 
 
@@ -233,7 +236,7 @@ def works() -> list[Work]:
 
 @contextlib.contextmanager
 def at_line(number: int, error: type[BaseException]) -> Iterator[list[int]]:
-    """An exception at the k-th line of the library, in whichever thread it is."""
+    """An exception at the k-th line of the library, in whichever thread it is; Ctrl-C comes to the first one only."""
     seen = [0]
 
     def trace(frame: Any, event: str, arg: Any) -> Any:
@@ -245,7 +248,8 @@ def at_line(number: int, error: type[BaseException]) -> Iterator[list[int]]:
                 raise error(f"line {number}")
         return trace
 
-    threading.settrace(trace)
+    if error is not KeyboardInterrupt:
+        threading.settrace(trace)
     sys.settrace(trace)
     try:
         yield seen
@@ -260,7 +264,8 @@ def at_call(number: int, code: int) -> Iterator[list[int]]:
     seen = [0]
 
     def profile(frame: Any, event: str, arg: Any) -> None:
-        if event == "c_call" and arg.__name__ in CALLS and is_ours(frame):
+        in_memory = isinstance(getattr(arg, "__self__", None), io.BytesIO | io.StringIO)
+        if event == "c_call" and arg.__name__ in CALLS and not in_memory and is_ours(frame):
             seen[0] += 1
             if seen[0] == number:
                 raise OSError(code, os.strerror(code))
@@ -379,6 +384,7 @@ def forked(function: Callable[[], Any], kill_after: float | None = None) -> dict
     if not child:
         os.close(receive)
         result: dict[str, Any]
+        faulthandler.dump_traceback_later(HUNG_S - 5)
         try:
             result = function()
         except BaseException as error:
@@ -462,11 +468,48 @@ KINDS: dict[str, Callable[[int], Any]] = {
 }
 
 
+def jobs_of(
+    work: Work, given: argparse.Namespace, chance: random.Random, count: Callable[..., None]
+) -> Iterator[tuple[Work, str, object, Callable[[], dict[str, Any]]]]:
+    """The tries of one piece of work; where faults can be is counted without one first."""
+
+    def is_wanted(kind: str) -> bool:
+        return not given.only or given.only in f"{work.name}, {kind}"
+
+    def one(fault: Callable[[], Any], same: bool) -> Callable[[], dict[str, Any]]:
+        return lambda: tried(work, fault, same)
+
+    seen: dict[str, int] = {}
+    others = {} if given.only else dict.fromkeys(("input error", "no descriptor", "not allowed"), "disk full")
+    for kind, fault in KINDS.items():
+        if not is_wanted(kind):
+            continue
+        if kind not in seen and not (kind in others and others[kind] in seen):
+            said = tried(work, partial(fault, -1), True)
+            count(work, kind, "never", said)
+            seen[kind] = said["seen"]
+        for k in range(chance.randrange(1, given.every + 1), seen[others.get(kind, kind)] + 1, given.every):
+            yield work, kind, k, one(partial(fault, k), k % 2 == 0)
+    for kind, number, start, step in (
+        ("file limit", resource.RLIMIT_FSIZE, 0, 700),
+        ("open limit", resource.RLIMIT_NOFILE, 4, 1),
+    ):
+        for k in range(0, 16 if is_wanted(kind) else 0, max(1, min(16, given.every // 4))):
+            yield work, kind, start + step * k, one(partial(limited, number, start + step * k), k % 2 == 0)
+    if is_wanted("kill"):
+        started = time.monotonic()
+        tried(work, partial(at_call, -1, 0), False)
+        length = min(0.5, time.monotonic() - started)
+        for k in range(given.kills):
+            yield work, "kill", k, lambda: killed(work, chance, length)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--every", type=int, default=1, help="only each N-th line and call")
     parser.add_argument("--kills", type=int, default=20, help="of each piece of work")
     parser.add_argument("--only", default="", help="pieces of work and faults whose name has this word")
+    parser.add_argument("--sample", type=int, default=1000, help="so many pieces of work, drawn by the seed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=1e9, help="begin nothing new after so long")
     given = parser.parse_args()
@@ -482,49 +525,14 @@ def main() -> int:
             bad.append(f"{work.name}, {kind} {place}: {said['outcome']}: {said['why']}")
             print(bad[-1][:1500], file=sys.stderr, flush=True)
 
-    jobs: list[Callable[[], None]] = []
-    seen: dict[tuple[str, str], int] = {}
-    for work in works():
-        for kind, fault in KINDS.items():
-            if given.only and given.only not in f"{work.name}, {kind}":
-                continue
-            counted = "memory" if kind in ("interrupt", "memory") else "disk full"
-            if (work.name, counted) not in seen:
-                said = tried(work, lambda fault=KINDS[counted]: fault(-1), True)
-                count(work, counted, "never", said)
-                seen[work.name, counted] = said["seen"]
-            first = chance.randrange(1, given.every + 1)
-            for k in range(first, seen[work.name, counted] + 1, given.every):
-                jobs.append(
-                    lambda work=work, kind=kind, fault=fault, k=k: count(
-                        work, kind, k, tried(work, lambda: fault(k), k % 2 == 0)
-                    )
-                )
-        for kind, number, start, step in (
-            ("file limit", resource.RLIMIT_FSIZE, 0, 700),
-            ("open limit", resource.RLIMIT_NOFILE, 4, 1),
-        ):
-            if given.only and given.only not in f"{work.name}, {kind}":
-                continue
-            for k in range(0, 16, max(1, min(16, given.every // 4))):
-                jobs.append(
-                    lambda work=work, kind=kind, number=number, limit=start + step * k, k=k: count(
-                        work, kind, limit, tried(work, lambda: limited(number, limit), k % 2 == 0)
-                    )
-                )
-        if not given.only or given.only in f"{work.name}, kill":
-            started = time.monotonic()
-            forked(lambda work=work: tried(work, lambda: at_call(-1, 0), False))
-            length = min(0.5, time.monotonic() - started)
-            jobs += [
-                lambda work=work, k=k, length=length: count(work, "kill", k, killed(work, chance, length))
-                for k in range(given.kills)
-            ]
+    jobs: list[tuple[Work, str, object, Callable[[], dict[str, Any]]]] = []
+    for work in chance.sample(works(), min(given.sample, len(works()))):
+        jobs += jobs_of(work, given, chance, count)
     chance.shuffle(jobs)
-    for job in jobs:
+    for work, kind, place, job in jobs:
         if time.monotonic() - begun > given.seconds:
             break
-        job()
+        count(work, kind, place, job())
     for folder in OLD.values():
         shutil.rmtree(folder, ignore_errors=True)
     total = Counter(outcome for (_, outcome), n in figures.items() for _ in range(n))

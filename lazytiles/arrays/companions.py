@@ -62,6 +62,12 @@ def labels_of(labels: Any, lengths: Int64s, total: int, classes: Any = None) -> 
     classes : the classes in the order of their numbers; by default the names sorted, or a categorical's own order
     """
     names = check_classes(classes)
+    if labels is None and names is not None:
+        if len(names) != len(lengths):
+            raise ValueError(
+                f"{len(names)} classes for {len(lengths)} sources; pass labels=, or a class for each source"
+            )
+        return _by_sample(None, lengths, total), names
     if isinstance(getattr(labels, "dtype", None), pd.CategoricalDtype):
         categories = pd.Series(labels).cat.categories
         names = categories.to_list() if names is None and not is_numeric(categories.to_series()) else names
@@ -147,7 +153,7 @@ def table_of(table: pd.DataFrame | None, total: int) -> pd.DataFrame | None:
 
 def limited(lengths: Int64s, maxlen: int, seed: int | None) -> Int64s:
     """At most `maxlen` positions of each source: the first, or by a seed a random choice in rising order."""
-    if isinstance(maxlen, bool) or maxlen < 1:
+    if isinstance(maxlen, bool) or not isinstance(maxlen, int | np.integer) or maxlen < 1:
         raise ValueError(f"maxlen must be a number of at least 1, not {maxlen!r}")
     starts = np.cumsum(lengths) - lengths
     kept = []

@@ -63,7 +63,8 @@ class MultiSourceArray(Travels, LazyArray):
         fresh one
     table : a DataFrame with one row per sample, or None
     dtype : what to cast every source to; by default they must agree
-    classes : the classes in the order of their numbers; by default the names sorted, where labels are text
+    classes : the classes in the order of their numbers; by default the names sorted, where labels are text. Without
+        `labels` the names of the sources' classes
 
     Raises
     ------
@@ -245,10 +246,20 @@ class MultiSourceArray(Travels, LazyArray):
         The regions are the sources; of tiles that were written to memory or a store, what they came from. The numbers
         are int64, shape (n, 3), in the current order.
         """
-        if self._places is None:
+        if self._places is not None:
+            regions, places = self._places
+            return regions, places[self._now()]
+        if not all(isinstance(source, MultiSourceArray) for source in self.sources):
             return self.sources, np.column_stack([self.index_pairs, self.order])
-        regions, places = self._places
-        return regions, places[self._now()]
+        # Arrays of arrays, such as both sides of a split: a region that several have is one.
+        known: dict[int, tuple[int, Any]] = {}
+        parts = []
+        for source in self.sources:
+            regions, places = source.places
+            numbers = [known.setdefault(id(region), (len(known), region))[0] for region in regions]
+            parts.append(np.column_stack([np.array(numbers, np.int64)[places[:, 0]], places[:, 1]]))
+        joint = np.concatenate(parts)[self._rows[self._now()]]
+        return tuple(region for _, region in known.values()), np.column_stack([joint, self.order])
 
     @property
     def sample_windows(self) -> Int64s | None:

@@ -200,7 +200,8 @@ def _sizes(source: Any, patch_size: Any, mask: Any) -> tuple[int, ...]:
         sizes = tuple(operator.index(size) for size in patch_size)
     else:
         sizes = (operator.index(patch_size),) * (spatial_axes(source) if mask is None else len(mask.shape))
-    if not (2 <= len(sizes) <= len(shape)) or min(sizes) < 1:
+    given = patch_size if np.ndim(patch_size) else [patch_size]
+    if not (2 <= len(sizes) <= len(shape)) or min(sizes) < 1 or any(type(size) is bool for size in given):
         raise ValueError(
             f"patch_size={patch_size!r} does not fit a source of shape {shape}: give pixels, at least 1, or "
             "one number for each spatial axis, (height, width) or (depth, height, width)"

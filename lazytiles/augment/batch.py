@@ -245,6 +245,7 @@ def with_boxes(transform: Any, data: Any) -> Any:
         return transform
     leaves = [(path, source) for path, source in walk(data) if source is not None]
     found: dict[Path, Boxes] = {}
+    others: list[tuple[Path, tuple[int, ...]]] = []
     for _, tiles in leaves:
         whole = getattr(tiles, "source", tiles)  # of a view
         boxes = getattr(whole, "boxes", None)
@@ -258,10 +259,13 @@ def with_boxes(transform: Any, data: Any) -> Any:
             if shape == labels.shape and np.array_equal(np.asarray(other), labels.astype(other.dtype)):
                 found[path] = boxes
             elif np.dtype(other.dtype).kind in "iuf":
-                raise ValueError(
-                    f"the tiles' labels are boxes, but {'/'.join(map(str, path))}, of shape {shape}, is not those; "
-                    "say which numbers are boxes by Augment(boxes=...), boxes=() for none"
-                )
+                others.append((path, shape))
+    if others and not found:
+        path, shape = others[0]
+        raise ValueError(
+            f"the tiles' labels are boxes, but {'/'.join(map(str, path))}, of shape {shape}, is not those; "
+            "say which numbers are boxes by Augment(boxes=...), boxes=() for none"
+        )
     return replace(transform, boxes=tuple(found.items())) if found else transform
 
 

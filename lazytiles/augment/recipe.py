@@ -254,7 +254,7 @@ def _warp(value: Any) -> tuple[float, tuple[int, int]]:
 
 def _two_ints(value: Any, name: str, least: int) -> tuple[int, int]:
     pair = (value, value) if _is_whole(value) else _two(value, name)
-    if not all(_is_whole(v) and v >= least for v in pair):
+    if not all(_is_whole(v) and not isinstance(v, bool) and v >= least for v in pair):
         raise ValueError(f"{name}={value!r}: expected whole numbers (rows, columns) of at least {least}")
     return int(pair[0]), int(pair[1])
 

@@ -27,10 +27,11 @@ from lazytiles.cli.options import (
     open_named,
     opening,
     parse_size,
+    say,
     two_numbers,
 )
 from lazytiles.display import plural
-from lazytiles.errors import ManifestError, require
+from lazytiles.errors import ManifestError, require, visible
 from lazytiles.images.region import open_region
 from lazytiles.indexing.tilings import EDGES, Edge, cover
 from lazytiles.manifests.checks import check as check_manifest
@@ -39,6 +40,7 @@ from lazytiles.manifests.findings import Report
 from lazytiles.manifests.grids import Site, find_sites, make_grid
 from lazytiles.manifests.manifest import read_manifest
 from lazytiles.manifests.paths import default_template
+from lazytiles.manifests.problems import Problems
 from lazytiles.manifests.samples import Frames, Images
 from lazytiles.manifests.tiles import reading
 from lazytiles.reports.html import check_page, preview_page
@@ -47,6 +49,7 @@ from lazytiles.reports.statistics import statistics
 from lazytiles.stores.saving import export as export_tiles
 from lazytiles.stores.saving import open_store, verify_store
 
+_FORMULAS = ("=", "+", "-", "@")  # as spreadsheets read a cell
 _STORES = (".zarr", ".h5", ".hdf5", ".b2nd", ".tfrecord")
 
 
@@ -74,7 +77,7 @@ def run_demo(directory: str | None, images: str | None, manifest: str | None, se
       lazytiles demo --dir demo-data --seed 7
       lazytiles demo --images Images --manifest tiles.csv
     """
-    demo.run(directory=directory, images=images, manifest=manifest, seed=seed, epochs=epochs, say=click.echo)
+    demo.run(directory=directory, images=images, manifest=manifest, seed=seed, epochs=epochs, say=say)
 
 
 @main.command("info")
@@ -92,7 +95,7 @@ def info(manifest: str, batch_size: int, as_json: bool, **options: Any) -> None:
     if not manifest.lower().endswith((".csv", ".parquet", ".pq", ".txt")):
         is_store = os.path.isdir(manifest) or manifest.lower().endswith(_STORES)
         facts = _store_facts(manifest) if is_store else _image_facts(manifest)
-        click.echo(json.dumps(facts)) if as_json else _print_facts(manifest, facts)
+        say(json.dumps(facts)) if as_json else _print_facts(manifest, facts)
         return
     tiles = open_named(manifest, **options)
     try:
@@ -101,21 +104,19 @@ def info(manifest: str, batch_size: int, as_json: bool, **options: Any) -> None:
     except TypeError as error:
         raise ManifestError(f"{manifest}: {tiles!r}: {error}") from error
     if as_json:
-        click.echo(json.dumps({"shape": list(tiles.shape), "dtype": str(tiles.dtype), **cost.to_dict()}))
+        say(json.dumps({"shape": list(tiles.shape), "dtype": str(tiles.dtype), **cost.to_dict()}))
         return
-    click.echo(f"{tiles!r}\n{cost.tiles:,} tiles of {cost.regions:,} regions")
-    click.echo(
-        f"a batch of {cost.batch_size}: {mebibytes(cost.batch_bytes)}; memory: about {mebibytes(cost.memory_bytes)}"
-    )
+    say(f"{tiles!r}\n{cost.tiles:,} tiles of {cost.regions:,} regions")
+    say(f"a batch of {cost.batch_size}: {mebibytes(cost.batch_bytes)}; memory: about {mebibytes(cost.memory_bytes)}")
     for name, count in cost.stored.items():
-        click.echo(f"{count:,} images looked at are {name}")
+        say(f"{count:,} images looked at are {name}")
     table = Table("order", *("segments", "read", "decoded", "delivered", "times"), title="per batch")
     for order in cost.orders:
         amounts = [mebibytes(n) for n in (order.bytes_read, order.bytes_decoded, order.bytes_delivered)]
-        table.add_row(Text(order.order), f"{order.segments:.1f}", *amounts, f"{order.amplification:.2f}")
+        table.add_row(Text(visible(order.order)), f"{order.segments:.1f}", *amounts, f"{order.amplification:.2f}")
     Console().print(table)
     for said in cost.advice:
-        click.echo(f"- {said}")
+        say(f"- {said}")
 
 
 def _store_facts(path: str) -> dict[str, Any]:
@@ -145,9 +146,10 @@ def _image_facts(path: str) -> dict[str, Any]:
 
 
 def _print_facts(title: str, facts: dict[str, Any]) -> None:
-    table = Table(title=Text(title), show_header=False)
+    table = Table(title=Text(visible(title)), show_header=False)
     for name, value in facts.items():
-        table.add_row(Text(name.replace("_", " ")), Text(f"{value:,}" if isinstance(value, int) else str(value)))
+        said = f"{value:,}" if isinstance(value, int) else visible(value)
+        table.add_row(Text(visible(name.replace("_", " "))), Text(said))
     Console().print(table)
 
 
@@ -192,11 +194,11 @@ def check(
     if digest and report.digests:
         write_digests(report.digests, f"{manifest}.sha256", folder)
     if as_json:
-        click.echo(json.dumps(report.to_dict()))
+        say(json.dumps(report.to_dict()))
     else:
         _print_report(report)
         for name in [html] * bool(html) + [f"{manifest}.sha256"] * bool(digest and report.digests):
-            click.echo(f"wrote {name}")
+            say(f"wrote {name}")
     if not report.is_sound:
         raise click.exceptions.Exit(1)
 
@@ -212,11 +214,11 @@ def _print_report(report: Report) -> None:
         if len(found):
             table = Table(title, "count")
             for kind in found.texts:
-                table.add_row(Text(kind), f"{found.counts[kind]:,}")
+                table.add_row(Text(visible(kind)), f"{found.counts[kind]:,}")
             Console().print(table)
-            click.echo("\n".join(found.lines()))
+            say("\n".join(found.lines()))
     verdict = "nothing stops training" if report.is_sound else plural(len(report.problems), "problem")
-    click.echo(f"{verdict}, {plural(len(report.warnings), 'warning')}")
+    say(f"{verdict}, {plural(len(report.warnings), 'warning')}")
 
 
 @main.command("grid")
@@ -256,9 +258,16 @@ def grid(
     else:
         table.to_csv(output, index=False)
     regions = table["region_id"].nunique()
-    click.echo(f"{table['tile_id'].nunique():,} tiles of {regions:,} regions, {len(table):,} rows")
+    say(f"{table['tile_id'].nunique():,} tiles of {regions:,} regions, {len(table):,} rows")
     _say_coverage(table, sites)
-    click.echo(f"wrote {output}")
+    say(f"wrote {output}")
+    odd = int(table["tile_id"].drop_duplicates().str.startswith(_FORMULAS).sum())
+    if odd and output.lower().endswith((".csv", ".txt")):
+        say(
+            f"{plural(odd, 'tile id')} that begin with =, +, - or @ are formulas to a spreadsheet: import them as "
+            "text, or write a .parquet file",
+            err=True,
+        )
 
 
 def _say_coverage(table: pd.DataFrame, sites: Sequence[Site]) -> None:
@@ -271,7 +280,7 @@ def _say_coverage(table: pd.DataFrame, sites: Sequence[Site]) -> None:
     fewest, most = min(one.fewest for one in found), max(one.most for one in found)
     whole = sum(one.fraction * math.prod(shape) for one, shape in zip(found, shapes.values(), strict=True))
     fraction = whole / sum(math.prod(shape) for shape in shapes.values())
-    click.echo(f"each pixel lies in {fewest} to {most} tiles; {fraction:.1%} of the pixels are covered")
+    say(f"each pixel lies in {fewest} to {most} tiles; {fraction:.1%} of the pixels are covered")
 
 
 @main.command("preview")
@@ -301,7 +310,7 @@ def preview(
         with bar("drawing regions") as tell:
             html = _preview_html(manifest, images, path, two_numbers(tell, "drawing regions"), **options)
         Path(output).write_text(html, encoding="utf-8")
-    click.echo(f"wrote {output}")
+    say(f"wrote {output}")
 
 
 def _preview_html(
@@ -322,16 +331,10 @@ def _preview_html(
     table = read_manifest(manifest, **reading(None, None, None, path, None, None, outside=pad is not None))
     wanted, folder = Frames.of(frames), images or os.path.dirname(manifest) or "."
     rows = (Frames.of("each") if frames is None else wanted).samples(table, where)
-    found = Images.of(
-        table,
-        rows,
-        path or default_template(table),
-        folder,
-        wanted,
-        None,
-        missing=missing,
-        follow_symlinks=follow_symlinks,
-    )
+    template, problems = path or default_template(table), Problems(manifest)  # noted, so that each row has its own
+    how: dict[str, Any] = {"missing": missing, "follow_symlinks": follow_symlinks, "problems": problems}
+    found = Images.of(table, rows, template, folder, wanted, None, **how)
+    problems.raise_any()
     codes, names = found.by_row(len(table))
     shown = np.flatnonzero(codes >= 0)
     table, codes = table.iloc[shown].reset_index(drop=True), codes[shown]
@@ -364,9 +367,9 @@ def stats(output: str | None, scheduler: str | None, as_json: bool, **options: A
         found = statistics(tiles, client=client, progress=two_numbers(tell, "reading tiles"))
     if output:
         found.save(output)
-    click.echo(json.dumps(found.to_dict()) if as_json else str(found))
+    say(json.dumps(found.to_dict()) if as_json else str(found))
     if output and not as_json:
-        click.echo(f"wrote {output}")
+        say(f"wrote {output}")
 
 
 @main.command("export")
@@ -387,7 +390,7 @@ def export(store: str, chunk: int | None, overwrite: bool, resume: bool, schedul
     with connected(scheduler) as client, bar("writing tiles") as tell:
         told = two_numbers(tell, "writing tiles")
         export_tiles(tiles, store, chunk=chunk, overwrite=overwrite, resume=resume, progress=told, client=client)
-    click.echo(f"wrote {store}: {tiles.shape} {tiles.dtype}")
+    say(f"wrote {store}: {tiles.shape} {tiles.dtype}")
 
 
 @main.command("verify")
@@ -406,8 +409,8 @@ def verify(path: str, images: str | None) -> None:
         with bar("verifying") as tell:
             problems = verify_digests(path, images or os.path.dirname(path) or ".", progress=tell)
         problems.raise_any()
-        click.echo(f"{path}: every image is as it was")
+        say(f"{path}: every image is as it was")
     else:
         with bar("verifying"):
             said = verify_store(path)
-        click.echo(f"{path}: {said}")
+        say(f"{path}: {said}")

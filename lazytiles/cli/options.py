@@ -13,11 +13,16 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lazytiles.errors import LazyTilesError
+from lazytiles.errors import LazyTilesError, visible
 from lazytiles.images.resample import METHODS
 from lazytiles.manifests.tiles import open_tiles
 
 _EXPECTED = (LazyTilesError, ValueError, OSError, ImportError)
+
+
+def say(text: object, *, err: bool = False) -> None:
+    """Print words; names in them cannot command the terminal."""
+    click.echo(visible(text, lines=True), err=err)
 
 
 class _Command(click.Command):
@@ -56,9 +61,9 @@ class Desk(click.Group):
                 raise
             expected = isinstance(error, _EXPECTED)
             said = str(error) if expected else f"{type(error).__name__}: {error}"
-            click.echo(f"Error: {said}", err=True)
+            say(f"Error: {said}", err=True)
             if not expected:
-                click.echo("This was not foreseen; lazytiles --debug shows where it happened.", err=True)
+                say("This was not foreseen; lazytiles --debug shows where it happened.", err=True)
             ctx.exit(1 if expected else 3)
 
 

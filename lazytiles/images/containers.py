@@ -38,6 +38,7 @@ _HDF5 = b"\x89HDF\r\n\x1a\n"
 _NPY = b"\x93NUMPY"
 _WHOLE = 512  # segments of an array without chunks, pixels
 _BLOSC = (b"\x01", b"\x02", b"\x03", b"\x04", b"\x05")  # versions of its format, the first byte of a chunk
+_MOST_FACTS = 4 * 2**20  # bytes of a file of metadata
 _SLACK = 4  # times a chunk's own bytes, by which codecs in a row may make them more
 
 
@@ -204,8 +205,9 @@ def open_zarr(folder: str | os.PathLike[str], **options: Any) -> Any:
         raise RegionError(f"{folder}: is packed by a codec that runs what it finds (pickle); refused")
     check_chunk(folder, array.chunks, np.dtype(array.dtype))
     packed = [codec for codec in facts.get("codecs", [facts.get("compressor")]) if codec and "crc32c" not in str(codec)]
-    if packed and not array.shards and {"blosc", "zstd"} & {packed[-1].get("name"), packed[-1].get("id")}:
+    if not array.shards:
         store.most = math.prod(array.chunks) * np.dtype(array.dtype).itemsize
+        store.tells = bool(packed and {"blosc", "zstd"} & {packed[-1].get("name"), packed[-1].get("id")})
     return array
 
 
@@ -215,12 +217,13 @@ def _inside() -> Any:
     local = require("zarr.storage", extra="zarr").LocalStore
 
     class Inside(local):  # type: ignore[misc,valid-type]
-        most: int | None = None  # bytes of a whole chunk, of which a packed one tells by its head
+        most: int | None = None  # bytes of a whole chunk, once they are known
+        tells = False  # whether a packed one says by its head how many it unpacks to
 
         async def get(self, key: str, *args: Any, **options: Any) -> Any:
             path = os.path.join(self.root, key)
             if os.path.lexists(path) and not os.path.isdir(path):
-                _check_member(path, os.fspath(self.root), self.most)
+                _check_member(path, os.fspath(self.root), self.most, self.tells)
             return await super().get(key, *args, **options)
 
         async def get_partial_values(self, prototype: Any, key_ranges: Any) -> Any:
@@ -229,7 +232,7 @@ def _inside() -> Any:
     return Inside
 
 
-def _check_member(path: str, folder: str, most: int | None) -> None:
+def _check_member(path: str, folder: str, most: int | None, tells: bool) -> None:
     """Refuse what a Zarr array has no business to be: a link, a FIFO, a chunk that claims more bytes than it has."""
     if os.path.realpath(path) != os.path.join(os.path.realpath(folder), os.path.relpath(path, folder)):
         raise RegionError(f"{path}: goes through a link, which may lead anywhere; refused")
@@ -238,9 +241,11 @@ def _check_member(path: str, folder: str, most: int | None) -> None:
     except OSError as error:
         raise RegionError(f"{path}: cannot be opened: {error}") from error
     try:
-        claimed = unpacked(os.pread(fd, 32, 0)) if most is not None else 0
-        if claimed > _SLACK * max(most or 0, 2**16):
-            raise RegionError(f"{path}: is damaged: a chunk of {most} bytes claims to unpack to {claimed}")
+        if os.path.basename(path).startswith((".z", "zarr.json")):
+            most, tells = _MOST_FACTS, False
+        claimed = max(os.fstat(fd).st_size, unpacked(os.pread(fd, 32, 0)) if tells else 0)
+        if most is not None and claimed > _SLACK * max(most, 2**16):
+            raise RegionError(f"{path}: is damaged: {most} bytes at most are expected, and {claimed} are claimed")
     finally:
         os.close(fd)
 

@@ -42,23 +42,34 @@ def open_plain(path: str | os.PathLike[str], flags: int = os.O_RDONLY, *, links:
     ------
     OSError : missing, unreadable, a link that is refused, or a FIFO, device, directory or socket
     """
+    fd = -1
     try:
         fd = os.open(path, flags | _FLAGS | (0 if links else getattr(os, "O_NOFOLLOW", 0)), 0o666)
-    except OSError as error:
-        if links or error.errno != errno.ELOOP:
-            raise
-        raise OSError(errno.ELOOP, "is a link, which may lead anywhere; refused", os.fspath(path)) from None
-    try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(errno.EINVAL, "is not a regular file", os.fspath(path))
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+        return fd
+    except BaseException as error:
+        if fd >= 0:
+            os.close(fd)
+        if links or not isinstance(error, OSError) or error.errno != errno.ELOOP:
+            raise
+        raise OSError(errno.ELOOP, "is a link, which may lead anywhere; refused", os.fspath(path)) from None
 
 
 unlinked = partial(open_plain, links=False)
 """The `opener` for files inside a store and beside it."""
+
+
+@contextmanager
+def descriptor(path: str | os.PathLike[str]) -> Iterator[int]:
+    """A descriptor of a file or folder that is no link, closed whatever comes."""
+    fd = -1
+    try:
+        fd = os.open(path, _FLAGS | getattr(os, "O_NOFOLLOW", 0))
+        yield fd
+    finally:
+        if fd >= 0:
+            os.close(fd)
 
 
 def write_new(path: Path, content: bytes) -> None:

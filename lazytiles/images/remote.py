@@ -176,7 +176,9 @@ class RemotePool:
                 raise system
             if isinstance(system, Exception):
                 raise RegionError(f"{url}: cannot be opened: {str(system).replace(url, shown(url))}")
-            found = system[0], system[1].replace(_COLONS, "::")
+            name = system[1].replace(_COLONS, "::")
+            # A file has no fragments: what stands behind a # would be left out, and another file read.
+            found = system[0], name.replace("#", "%23") if name.startswith(("http://", "https://")) else name
             with self._lock:
                 self._systems[url] = found
                 if len(self._systems) > 65536:

@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.buffers import Memory, Placed, shared_shelf
-from lazytiles.config import configure, cores, count, counters, settings, when_configured
+from lazytiles.config import configure, count, counters, settings, usable_cpus, when_configured
 from lazytiles.errors import LazyTilesError
 from lazytiles.images.cache import cache, clear_cache
 from lazytiles.images.files import FileKey
@@ -372,7 +372,7 @@ class Readers:
 
         They are the caller's until they are given back.
         """
-        threads = max(1, min(_MOST_THREADS, cores() // max(1, wanted)))
+        threads = max(1, min(_MOST_THREADS, usable_cpus() // max(1, wanted)))
         with self._lock:
             while len(self.workers) < wanted and self._failures < _STARTS:
                 self.workers.append(Worker(threads))

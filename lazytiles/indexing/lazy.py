@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.display import png
-from lazytiles.errors import LazyTilesError
+from lazytiles.errors import LazyTilesError, visible
 
 
 class LazyArray:
@@ -60,8 +60,9 @@ class LazyArray:
         return None
 
     def _repr_html_(self) -> str:
+        left = 'style="text-align:left"'
         rows = "".join(
-            f'<tr><th style="text-align:left">{escape(name)}</th><td style="text-align:left">{escape(value)}</td></tr>'
+            f"<tr><th {left}>{escape(name)}</th><td {left}>{escape(visible(value))}</td></tr>"
             for name, value in self._facts().items()
         )
         try:

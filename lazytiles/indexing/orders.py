@@ -282,7 +282,7 @@ def mixing(order: ArrayLike | None, groups: ArrayLike, batch_size: int = 32) -> 
     same = np.count_nonzero(sequence[1:] == sequence[:-1]) / max(n - 1, 1)
     chance = float((counts * (counts - 1.0)).sum() / max(n * (n - 1.0), 1.0))
     correlation = (same - chance) / (1 - chance) if chance < 1 else 0.0
-    return Mixing(float(distinct), _expected_groups(counts, size), correlation)
+    return Mixing(float(distinct), _expected_groups(counts, size), float(correlation))
 
 
 def _expected_groups(counts: NDArray[Any], size: int) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lazytiles.arrays.classes import class_name
 from lazytiles.arrays.multisource import MultiSourceArray
 from lazytiles.errors import ManifestError
 from lazytiles.manifests.paths import IDS
@@ -135,6 +136,11 @@ def rows_where(table: pd.DataFrame, where: Mapping[str, Any]) -> NDArray[np.bool
             mask &= np.asarray(wanted(table[column]), np.bool_)
             continue
         values = list(wanted) if isinstance(wanted, Collection) and not isinstance(wanted, str) else [wanted]
+        if isinstance(table[column].dtype, pd.CategoricalDtype):  # ids and classes are text, whatever is asked for
+            texts = {class_name(value) for value in values}
+            kept = [class_name(name) in texts for name in table[column].cat.categories]
+            mask &= np.array([*kept, False])[table[column].cat.codes.to_numpy()]
+            continue
         # Ids are text, so that 001 stays 001; who asks for label 2018 means "2018", as in `frames=`.
         mask &= table[column].isin([str(value) for value in values] if column in IDS else values).to_numpy()
     return mask

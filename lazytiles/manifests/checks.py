@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from lazytiles.arrays.cost import codec_name
 from lazytiles.arrays.multisource import MultiSourceArray
+from lazytiles.config import usable_cpus
 from lazytiles.errors import LazyTilesError, ManifestError
 from lazytiles.images.pictures import split_name
 from lazytiles.images.region import Region, open_region
@@ -163,7 +164,7 @@ class _Look:
 def _looks(look: _Look, images: Sequence[str], threads: int | None, client: Any) -> Iterator[Seen]:
     """What is seen of each image, in their order: on threads here, or on the workers of a cluster."""
     if client is None:
-        with ThreadPoolExecutor(threads or min(4, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(threads or min(4, usable_cpus())) as pool:
             yield from pool.map(look, images)
         return
     futures = client.map(look, [image if is_remote(image) else os.path.abspath(image) for image in images], pure=False)
@@ -264,7 +265,10 @@ class _Checkup:
         images = find(path, frames=wanted, missing=self.given["missing"])
         self.report.paths, self.report.images = images.by_row(len(self.table))
         self.report.facts["images"] = len(self.report.images)
-        return images, find(masks, frames=Frames(None, False)) if isinstance(masks, str) else None
+        beside = find(masks, frames=Frames(None, False)) if isinstance(masks, str) else None
+        if beside is not None:
+            self.report.facts["masks"] = len(beside.by_row(len(self.table))[1])
+        return images, beside
 
     def _look_at(self, images: Images, masks: Images | None) -> NDArray[np.bool_]:
         """Look at every image and mask; the samples whose images are all there and alike."""

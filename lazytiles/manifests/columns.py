@@ -284,8 +284,8 @@ def label_column(
     empty = blank[codes]
     present = [names[k] for k in np.unique(codes[used & ~empty])]
     truth = bool(present) and {name.lower() for name in present} <= {"true", "false"}
-    if classes is None and truth:
-        order: list[Any] = ["False", "True"]
+    if truth and {class_name(value) for value in classes or ()} <= {"True", "False"}:
+        order: list[Any] = classes or ["False", "True"]
         names = [name.capitalize() for name in names]
     elif classes is None and (any(map(is_like_number, present)) or not present):
         return None, []
@@ -294,9 +294,8 @@ def label_column(
         order = classes or list(dict.fromkeys(map(class_name, kept))) or sorted(present)
     index = {class_name(value): k for k, value in enumerate(order)}
     found = np.array([index.get(name, -1) for name in names] + [-1])[codes]
-    spaced = np.array([name != name.strip() and name not in index for name in names] + [False])[codes]
-    if classes is None:
-        spaced = np.array([name != name.strip() for name in names] + [False])[codes]
+    is_spaced = [name != name.strip() and (classes is None or name not in index) for name in names]
+    spaced = np.array([*is_spaced, False])[codes]
     unknown = used & (found < 0) & ~empty & ~spaced
     shown = ", ".join(repr(value) for value in order[:10]) + (", …" if len(order) > 10 else "")
     faults = [

@@ -412,7 +412,7 @@ class _Reading:
     def _is_unlabelled(self, table: pd.DataFrame, rows: NDArray[np.bool_]) -> bool:
         """Whether no label column holds anything; they then hold NaN."""
         for most in (1000, None):  # few rows tell it of nearly every table
-            if not self.targets or not all(is_blank(table[name][rows][:most]).all() for name in self.targets):
+            if not self.targets or not all(is_blank(table[name][:most][rows[:most]]).all() for name in self.targets):
                 return False
         for name in self.targets:
             table[name] = np.full(len(table), np.nan)
@@ -435,9 +435,10 @@ class _Reading:
         if len(named) > 1:
             columns = ", ".join(named)
             self.problems.add("several columns of names", f"the columns {columns} hold names: classes are those of one")
-        if classes is not None and self.targets and not named:
+        if classes is not None and not named:
             columns = ", ".join(self.targets)
-            self.problems.add("no names", f"classes= is given, but of the label columns {columns} none holds names")
+            said = f"of the label columns {columns} none holds names" if columns else "there is no label column"
+            self.problems.add("no names", f"classes= is given, but {said}")
 
     def _label_message(self, table: pd.DataFrame, name: str, given: pd.Series, said: str, row: int) -> str:
         value = given.iloc[row]

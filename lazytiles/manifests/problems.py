@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lazytiles.errors import ManifestError
+from lazytiles.display import plural
+from lazytiles.errors import ManifestError, visible
 
 SHOWN = 20
 """How many problems of one kind are written out by default; the rest are counted."""
@@ -76,8 +77,9 @@ class Problems:
 
     def __str__(self) -> str:
         if len(self) == 1:
-            return f"{self.name}: {next(iter(self.texts.values()))[0]}"
-        return "\n".join([f"{self.name}: {len(self)} problems", *self.lines()])
+            return f"{self.name}: {visible(next(iter(self.texts.values()))[0])}"
+        word = "problem" if self.shown > 1 else "warning"
+        return "\n".join([f"{self.name}: {plural(len(self), word)}", *self.lines()])
 
     def lines(self) -> list[str]:
         """The texts, and after those of each kind how many more there are."""
@@ -85,9 +87,9 @@ class Problems:
         for kind, texts in self.texts.items():
             more = self.counts[kind] - len(texts)
             if self.shown == 1:
-                lines.append(f"  {kind}: {texts[0]}" + (f" (and {more:,} more)" if more else ""))
+                lines.append(f"  {kind}: {visible(texts[0])}" + (f" (and {more:,} more)" if more else ""))
                 continue
-            lines += [f"  {text}" for text in texts]
+            lines += [f"  {visible(text)}" for text in texts]
             if more:
                 lines.append(f"  and {more} more of this kind ({kind})")
         return lines

@@ -157,6 +157,8 @@ def _label(
     """Give an array its labels: mask tiles, or those of its table, boxes scaled as their tiles are."""
     set_labels(array, table, None if masks is not None else target, tabular)
     if masks is not None:
+        if len(scale_boxes):
+            raise ManifestError("scale_boxes= is for labels in columns; with masks= the labels are masks")
         array._labels = masks
         for tiles, mask in zip(array.sources, masks.sources, strict=True):
             tiles.pair(mask)
@@ -207,6 +209,8 @@ def reading(
     outside: bool,
 ) -> dict[str, Any]:
     """The options of `read_manifest` for those of `open_tiles`."""
+    if masks is not None and classes is not None:
+        raise ManifestError("classes= is for names in a column; with masks= the labels are masks")
     by_default = isinstance(target, str) and target == "target"
     templates = [template for template in (path, masks) if isinstance(template, str)]
     return {

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lazytiles.arrays.gather import PAD_MODES
 from lazytiles.arrays.multisource import MultiSourceArray
+from lazytiles.arrays.view import held
 from lazytiles.arrays.volumes import VolumeTiles
 from lazytiles.errors import ManifestError
 from lazytiles.images.pictures import split_name
@@ -90,15 +91,16 @@ def open_volumes(
     wanted = Frames.of(frames)
     if wanted.timed:
         raise ManifestError(f'frames={list(frames)}: volumes have no time axis; name one label id, or "each"')
+    if masks is not None and classes is not None:
+        raise ManifestError("classes= is for names in a column; with masks= the labels are masks")
     by_default = target == "target"
-    templates = [name for name in (path, masks) if isinstance(name, str)]
     table = read_manifest(
         manifest,
         target=None if by_default else target,
         optional=["target"] if by_default else (),
         tabular=tabular,
         frames=wanted.labels,
-        text=[*(column for template in templates for column in template_columns(template)), "path"],
+        text=[*(name for one in (path, masks) if isinstance(one, str) for name in template_columns(one)), "path"],
         file=path,
         allow_outside=pad is not None,
         classes=classes,
@@ -169,7 +171,7 @@ def _openers(
         absent = [name for name in names if name not in where]
         if absent:
             raise ManifestError(f"there is no volume for region {absent[0]} ({len(absent)} of {len(names)} lack one)")
-        return codes.astype(np.int64), [partial(_given, where[name]) for name in names]
+        return codes.astype(np.int64), [partial(_given, held(where[name])) for name in names]
     template = path or default_template(table)
     places, paths = resolve_paths(table, template, where, follow_symlinks=follow_symlinks)
     return places, [partial(open_region, one, page="all", bands=bands) for one in paths]

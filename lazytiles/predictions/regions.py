@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from lazytiles.arrays.cluster import in_order
 from lazytiles.arrays.multisource import MultiSourceArray
+from lazytiles.arrays.view import DelayedView
 from lazytiles.manifests.paths import is_component
 from lazytiles.predictions.assembly import Assembly, Layout, Options, layouts_of
 from lazytiles.predictions.blends import COMBINE
@@ -151,6 +152,14 @@ def rows_of(source: Any, positions: NDArray[np.int64]) -> Any:
     return (source if isinstance(source, MultiSourceArray) else MultiSourceArray([source])).select(positions)
 
 
+def _as_array(source: Any) -> tuple[MultiSourceArray, bool]:
+    """A source as an array of tiles, and whether it is one; a view of tiles is a selection of them."""
+    if isinstance(source, DelayedView) and isinstance(source.source, MultiSourceArray):
+        return source.source.select(source.samples), True
+    is_array = isinstance(source, MultiSourceArray)
+    return (source if is_array else MultiSourceArray([source])), is_array
+
+
 def _given(tiles: Any, normalize: Any, batch_size: int) -> _Given:
     """The sources of `predict`, from tiles, any sources or an adapter."""
     inputs = getattr(tiles, "inputs", None)
@@ -177,9 +186,9 @@ def _given(tiles: Any, normalize: Any, batch_size: int) -> _Given:
     x = rebuilt(x, iter(sources))
     if not sources or len({len(source) for source in sources}) > 1:
         raise ValueError(f"sources of one length are needed, these have {[len(source) for source in sources]}")
-    number = next((k for k, source in enumerate(sources) if hasattr(source, "index_pairs")), 0)
-    main = sources[number]
-    main = main if hasattr(main, "index_pairs") else MultiSourceArray([main])
+    arrays = [_as_array(source) for source in sources]
+    number = next((k for k, (_, is_placed) in enumerate(arrays) if is_placed), 0)
+    main = arrays[number][0]
     if labels is None and not isinstance(inputs, Inputs):
         labels = main.labels
     return _Given(x, main, number, labels, scaling, batch_size)

@@ -19,6 +19,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from lazytiles.errors import LazyTilesError, StoreError, require
+from lazytiles.images.files import descriptor
 from lazytiles.images.region import open_region
 from lazytiles.stores.array_sink import ArraySink, placed
 from lazytiles.stores.journal import OLD, PARTIAL, cause_of, failed, publish, recover, remove
@@ -144,14 +145,10 @@ def sweep(path: Path, *, dead: bool = False) -> None:
     dead : only that of processes that have ended: what is still written is locked
     """
     for left in path.parent.glob(f"{glob.escape(path.name)}{PARTIAL}{'?' * _LETTERS}"):
-        with suppress(OSError):
-            descriptor = os.open(left, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                if dead:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                remove(left)
-            finally:
-                os.close(descriptor)
+        with suppress(OSError), descriptor(left) as fd:
+            if dead:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove(left)
 
 
 class _Foreign:
@@ -201,10 +198,9 @@ class Partial:
 
     def hold(self) -> None:
         """Lock the folder that has been made."""
-        descriptor = os.open(self.name, os.O_RDONLY | os.O_CLOEXEC)
-        self._closing.callback(os.close, descriptor)
+        fd = self._closing.enter_context(descriptor(self.name))
         with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def publish(self) -> None:
         """Give it its name."""

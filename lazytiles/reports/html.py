@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 from collections.abc import Callable, Iterator, Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lazytiles.display import coloured_by, colours, plural, png, stretched
-from lazytiles.errors import LazyTilesError
+from lazytiles.errors import LazyTilesError, visible
 from lazytiles.images.region import open_region, thumbnail
 from lazytiles.manifests.findings import Report
 from lazytiles.manifests.manifest import BOX_2D
@@ -75,6 +75,11 @@ if(find)find.addEventListener('input',()=>{
     item.hidden=!item.dataset.region.toLowerCase().includes(word);
 });
 """
+
+
+def escape(text: object, quote: bool = True) -> str:
+    """A text as HTML shows it, control characters and marks of direction as escapes that can be seen."""
+    return html.escape(visible(text, lines=True), quote)
 
 
 def page(title: str, body: str) -> str:
@@ -266,7 +271,7 @@ def _findings(title: str, found: Any) -> str:
         tail = f"\n… and {more:,} more" if more else ""
         parts.append(
             f"<details open><summary>{escape(kind)}: {found.counts[kind]:,}</summary>"
-            f"<pre>{escape(chr(10).join(texts))}{tail}</pre></details>"
+            f"<pre>{escape(chr(10).join(map(visible, texts)))}{tail}</pre></details>"
         )
     return "".join(parts)
 

@@ -22,12 +22,13 @@ from lazytiles.stores.formats.base import array_in
 from lazytiles.stores.journal import labels_path
 from lazytiles.stores.store_array import StoreArray
 
-_SMALL_TABLE = 16 * 2**20  # bytes
-_MOST_PACKED = 200  # bytes of a larger table for each that is stored
 Int64s: TypeAlias = NDArray[np.int64]
 
+_SMALL_TABLE = 16 * 2**20  # bytes
+_MOST_PACKED = 200  # bytes of a larger table for each that is stored
 
-@dataclass(frozen=True, slots=True, eq=False)
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class StoredRegion:
     """A region whose tiles were written: where they lay in it, so that predictions find back.
 
@@ -43,6 +44,9 @@ class StoredRegion:
     windows: Int64s | None
     space: tuple[int, ...]
     flat: bool
+
+    def __repr__(self) -> str:
+        return f"<StoredRegion {self.name!r} of {' x '.join(map(str, self.space)) or 'samples'}>"
 
 
 def windows_in(source: Any, indices: Int64s) -> tuple[tuple[int, ...], Int64s] | None:
@@ -223,17 +227,33 @@ class Beside:
 
 
 def _places_of(
-    said: list[dict[str, Any]] | None, pairs: Int64s | None, windows: Int64s | None
+    said: list[dict[str, Any]] | None, places: Int64s | None, windows: Int64s | None
 ) -> tuple[tuple[StoredRegion, ...], Int64s] | None:
-    """The places that a store carries, if it does."""
-    if not said or pairs is None:
+    """The places that a store carries, if it does.
+
+    Raises
+    ------
+    ValueError : places that are none: other shapes, or regions and tiles that are not there
+    """
+    if not said or places is None:
         return None
-    counts = np.bincount(pairs[:, 0], minlength=len(said))
+    if places.dtype != np.int64 or places.ndim != 2 or places.shape[1] != 3 or (places < 0).any():
+        raise ValueError(f"regions are {places.dtype} of shape {places.shape}; three numbers a row are needed")
+    if (places[:, 0] >= len(said)).any():
+        raise ValueError(f"tiles lie in region {places[:, 0].max()} of {len(said)}")
+    counts = np.bincount(places[:, 0], minlength=len(said))
+    if (places[:, 1] >= counts[places[:, 0]]).any():
+        raise ValueError("tiles have higher numbers than their regions have tiles")
+    if windows is not None and (windows.dtype != np.int64 or windows.shape[1:] not in ((4,), (6,))):
+        raise ValueError(f"windows are {windows.dtype} of shape {windows.shape}; four or six integers a row are needed")
     parts = [None] * len(said) if windows is None else np.split(windows, np.cumsum(counts)[:-1])
-    regions = (
-        StoredRegion(one["name"], part, tuple(one["space"]), one["flat"]) for one, part in zip(said, parts, strict=True)
-    )
-    return tuple(regions), pairs
+    regions = []
+    for one, part in zip(said, parts, strict=True):
+        space = tuple(int(extent) for extent in one["space"])
+        if min(space, default=1) < 1 or (part is not None and 2 * len(space) != part.shape[1]):
+            raise ValueError(f"region {one['name']!r} has the extents {space}")
+        regions.append(StoredRegion(one["name"], part, space, bool(one["flat"])))
+    return tuple(regions), places
 
 
 def _array_of(values: Any) -> NDArray[Any] | None:

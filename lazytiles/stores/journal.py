@@ -25,7 +25,7 @@ import numpy as np
 
 from lazytiles.config import settings
 from lazytiles.errors import StoreError
-from lazytiles.images.files import unlinked, write_new
+from lazytiles.images.files import descriptor, unlinked, write_new
 from lazytiles.stores.formats.base import Layout
 
 PARTIAL = ".partial-"
@@ -328,7 +328,10 @@ def publish(partial: Path, path: Path, side: str) -> None:
 
 def is_interrupted(path: Path) -> bool:
     """Whether a store is missing because its replacement was interrupted."""
-    return not path.exists() and any(_beside(path, OLD))
+    try:
+        return not path.exists() and any(_beside(path, OLD))
+    except OSError:  # Whoever opens the store says it best.
+        return False
 
 
 def recover(path: Path) -> None:
@@ -342,8 +345,5 @@ def recover(path: Path) -> None:
 def sync_tree(path: Path) -> None:
     """Ask the system to put a file, or every file of a directory, on the disk itself."""
     for place in [*path.rglob("*"), path] if path.is_dir() else [path]:
-        descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with descriptor(place) as fd:
+            os.fsync(fd)

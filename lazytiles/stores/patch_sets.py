@@ -145,7 +145,7 @@ def create_dataset(
     with Progress(*columns, console=Console(stderr=True)) if progress else nullcontext() as bar:
         for value, patches in generators.items():
             store, fingerprint = stores[value], _fingerprint(patches, value)
-            if resume and not overwrite and (store.exists() or is_interrupted(store)):
+            if resume and not overwrite and (os.path.exists(store) or is_interrupted(store)):
                 _compare(store, patches, batch_size)
                 continue
             facts: dict[str, Any] = {

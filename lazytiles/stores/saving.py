@@ -245,7 +245,7 @@ class Job:
         file = file_of(path)
         if file != path and isinstance(self.beside.labels, MultiSourceArray):
             raise StoreError(f"{path}: mask labels lie in a store beside; write these tiles to a file of their own")
-        if self.resume and not self.overwrite and (file.exists() or is_interrupted(file)):
+        if self.resume and not self.overwrite and (os.path.exists(file) or is_interrupted(file)):
             self._compare(path)
             return open_store(path)
         with self._sink(path, chunk, scattered=client is not None) as sink:

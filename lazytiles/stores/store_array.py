@@ -146,9 +146,13 @@ class StoreArray(LazyArray):
             # Zarr reads on any number of threads; HDF5 and Blosc2 on one at a time.
             with contextlib.nullcontext() if self._opened.record.kind == "zarr" else self._lock:
                 rows = self.opened.reader.read(start, stop)
+        except ImportError:  # of a codec: no damage
+            raise
         except Exception as error:  # Libraries raise anything over damaged bytes.
             self._check_identity()
-            raise failed(f"{self.path}: rows {start} to {stop} cannot be read: {error}", error) from error
+            raise failed(
+                f"{self.path}: rows {start} to {stop} cannot be read: {error or type(error).__name__}", error
+            ) from error
         self._check_identity()
         return rows
 
@@ -243,12 +247,7 @@ def _opened(path: Path) -> Opened:
     """Open a store, putting back one whose replacement was interrupted between its two renames."""
     file = file_of(path)
     if is_interrupted(file):
-        try:
-            lock = StoreLock(file)
-        except OSError:  # A writer is at it, or nothing can be written here.
-            return open_complete(path)
-        try:
+        # Where a writer is at it, or nothing can be written here, the store is missing.
+        with contextlib.suppress(OSError), contextlib.closing(StoreLock(file)):
             recover(file)
-        finally:
-            lock.release()
     return open_complete(path)

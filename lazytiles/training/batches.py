@@ -245,7 +245,7 @@ class Output:
             raise TypeError(_TOO_WIDE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inputs:
     """What an adapter was made with, by which `predict` goes on from it.
 
@@ -263,6 +263,9 @@ class Inputs:
     scaling: Scaling | None
     batch_size: int
     has_transform: bool
+
+    def __repr__(self) -> str:
+        return f"<Inputs of {len(leaves(self.x))} sources, in batches of {self.batch_size}>"
 
 
 def class_count(given: Any, x: Structure, y: Structure) -> int | None:

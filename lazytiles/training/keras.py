@@ -60,6 +60,10 @@ class KerasAdapter(keras.utils.PyDataset):
     num_classes : make the target one-hot, of so many classes; True takes the classes of `x` (see `MultiSourceArray`)
     prefetch, readahead_bytes, threads, readers, processes : as in `BatchFlow`
 
+    Attributes
+    ----------
+    inputs : the sources, the scaling and the batch size that it was made with, which `lazytiles.predict` goes by
+
     Raises
     ------
     ValueError : no batch at all, or options out of their range

@@ -68,6 +68,7 @@ class Server:
         self._asks = 0
         self._last = -1  # index that was asked for last
         self._is_short = False  # whether the last iteration was of a resumed epoch
+        self._is_build = False  # whether it was begun first for one batch only, as a trainer does to build a model
         self._is_idle = False  # whether nothing was asked for since a pass ended last
         self._is_pending = False  # whether the epoch is over, unless somebody who began it before goes on
         self._kept: dict[int, Structure] = {}  # steps that were read and wait to be asked for
@@ -86,6 +87,11 @@ class Server:
         return self.epoch + self._is_pending
 
     @property
+    def _passes(self) -> int:
+        """How many passes over this epoch were begun."""
+        return self.begins - self._is_build
+
+    @property
     def promised(self) -> int:
         """How many steps whoever passes over the epoch now will get: in a resumed one, those that are left."""
         return len(self.left) if self.is_fresh or self.owner == "trainer" else self.steps
@@ -102,7 +108,7 @@ class Server:
 
     def begin(self) -> None:
         """Somebody begins to pass over the epoch: wait for a batch, so that its errors come out here."""
-        is_next = self.begins == 1 or self._is_idle if self.begins else self.steps > _LOOKS
+        is_next = self._passes == 1 or self._is_idle if self.begins else self.steps > _LOOKS
         if is_next and self._is_over() and self._moves_on():
             self.move(self.epoch + 1)
         self._is_pending = False
@@ -119,9 +125,10 @@ class Server:
     def end(self) -> None:
         """Somebody ends a pass: the next epoch follows if all of this one was asked for."""
         self._is_idle = True
+        self._is_build = self._is_build or self.begins == self._asks == 1
         if not (self._is_over() and self._moves_on()):
             return
-        if self.begins == 1 or (self.begins == 0 and (self.steps > _LOOKS or self._is_pending)):
+        if self._passes == 1 or (self.begins == 0 and (self.steps > _LOOKS or self._is_pending)):
             self.move(self.epoch + 1)
         else:
             # Asked for in the looks of a trainer, which then begins, or by a loop, which asks again; or it was begun
@@ -191,14 +198,14 @@ class Server:
         self.asked.clear()
         self.begins = self._planned = self._asks = 0
         self._last = -1
-        self._is_pending = False
+        self._is_build = self._is_pending = False
 
     def _is_over(self) -> bool:
         return sum(index < len(self.left) for index in self._bound) == len(self.left)
 
     def _moves_on(self) -> bool:
         """Whether an epoch that is over is followed by the next without being told."""
-        return self.owner == "nobody" or (self.owner == "user" and self.begins < 2)
+        return self.owner == "nobody" or (self.owner == "user" and self._passes < 2)
 
     def _plan(self, index: int) -> int:
         """The step of an index that means none yet; before the epoch begins, that of its number."""

@@ -73,7 +73,7 @@ class Schedule:
         self.samples, self.batch_size, self.seed = samples, int(batch_size), index(seed)
         self.shuffle, self.replacement, self.drop_last = shuffle, replacement, drop_last
         self.shard = own_shard() if shard == "auto" else shard
-        self.weights = None if weights is None else np.asarray(weights, dtype=np.float64)
+        self.weights = None if weights is None else np.array(weights, dtype=np.float64)
         self.window = window
         self.groups = None if window is None or groups is None else np.asarray(groups).astype(np.int32)
         self._batches = shard_batches(samples, batch_size, self.shard, drop_last=drop_last)

@@ -37,9 +37,12 @@ class Stage:
     Raises
     ------
     ImportError : processes are wanted and loky is not installed
+    TypeError : the transform cannot be called
     """
 
     def __init__(self, transform: Transform, *, processes: int = 0) -> None:
+        if not callable(transform):
+            raise TypeError(f"transform is a function, (batch, rng) -> batch or batch -> batch; not {transform!r}")
         self.transform = as_transform(transform)
         self.processes = processes
         self._lock = threading.Lock()

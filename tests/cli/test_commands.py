@@ -187,12 +187,13 @@ def test_verify_tells_what_changed(desk: Path) -> None:
     assert bad.exit_code == 1
     assert "a.tif has changed since its digest was taken" in bad.output
     before = (desk / "tiles.csv.sha256").read_bytes()
-    refused = run("check", *TILES, "--digest")
+    refused = run("check", *TILES, *FRAMES, "--digest")
     assert refused.exit_code == 1
     assert "tiles.csv.sha256 is there already; pass --overwrite to replace it" in refused.output
     assert (desk / "tiles.csv.sha256").read_bytes() == before
     (desk / "Images/2017/a.tif").write_bytes((desk / "Images/2017/b.tif").read_bytes())
-    assert run("check", *TILES, "--digest", "--overwrite").exit_code == 0
+    done = run("check", *TILES, *FRAMES, "--digest", "--overwrite")
+    assert done.exit_code == 0, done.output
     assert (desk / "tiles.csv.sha256").read_bytes() != before
     assert run("export", "tiles.csv", "-o", "t.npy", "--images", "Images", "--frames", "2018").exit_code == 0
     assert run("verify", "t.npy").exit_code == 0
@@ -292,3 +293,91 @@ def test_large_strips_are_advised_against(desk: Path) -> None:
     table = pd.DataFrame({"tile_id": ["x", "y"], "region_id": "big", "region_coordinates": boxes})
     cost = reading_cost(open_tiles(table, "Images/2017", path="{region_id}.tif"))
     assert any("rewriting the images with tiles of 256 x 256 pixels would pay" in said for said in cost.advice)
+
+
+def test_commands_take_what_open_tiles_takes(desk: Path) -> None:
+    (desk / "Images/m").mkdir()
+    for region in "ab":
+        tifffile.imwrite(desk / f"Images/m/{region}.tif", np.zeros((96, 64) if region == "a" else (48, 64), np.uint8))
+    masks = ("--masks", "m/{region_id}.tif")
+    assert run("check", *TILES, *FRAMES).exit_code == 0
+    said = run("check", *TILES, *FRAMES, *masks)
+    assert said.exit_code == 1
+    assert "b.tif is 96 x 64 pixels" in said.output
+    assert "m/b.tif is 48 x 64" in said.output
+    assert run("check", *TILES, *FRAMES, *masks, "--where", "region_id=a").exit_code == 0
+    kept = ("--where", "region_id=a", "--where", "target=0.1,0.3", "--gray", "--size", "8x4", "--resample", "area")
+    assert "wrote k.npy: (2, 2, 8, 4, 1) uint8" in run("export", *TILES, *FRAMES, *kept, "-o", "k.npy").output
+    (desk / "Images/2017/b.tif").unlink()
+    assert "2017/b.tif is missing" in run("check", *TILES, *FRAMES).output
+    assert run("check", *TILES, *FRAMES, "--missing", "fill").exit_code == 0
+    assert "(12, 2, 32, 32, 3)" in run("info", *TILES, *FRAMES, "--missing", "fill").output
+    assert run("preview", *TILES, *FRAMES, "--missing", "fill", "-o", "q.html").exit_code == 0
+    assert (desk / "q.html").read_text().count('class="tile"') == 18
+    assert run("check", *TILES, "--where", "region_id").exit_code == 2
+
+
+def test_the_preview_draws_each_row_over_its_own_image(desk: Path) -> None:
+    table = pd.read_csv("tiles.csv", dtype=str)
+    table["file"] = table["label_id"] + "/" + table["region_id"] + ".tif"
+    table.drop(columns="region_id").to_csv("files.csv", index=False)
+    words = ("files.csv", "--images", "Images", "--path", "{file}", *FRAMES)
+    assert run("preview", *words, "-o", "f.html").exit_code == 0
+    page = (desk / "f.html").read_text()
+    assert page.count('class="tile"') == 24
+    assert page.count("<figure") == 4
+    assert run("check", *words).exit_code == 0
+
+
+HIDDEN = "\x1b[31mred\x07\x9b2J\x7f\u202eabc\u2066\u200f\u061c\ufeff"
+RAW = set("\x1b\x07\x9b\x7f\u202e\u2066\u200f\u061c\ufeff\r")
+
+
+def test_names_cannot_command_the_terminal(desk: Path) -> None:
+    table = pd.read_csv("tiles.csv", dtype=str)
+    table["tile_id"] = table["tile_id"] + HIDDEN
+    table.to_csv("odd.csv", index=False)
+    for name in ("tile_id", "label_id"):  # these are no path, so that C1 and marks of direction may be in them
+        table[name] = table[name].str.partition("\x1b")[0] + "\x9b2J\u202eabc\u2066\ufeff"
+    table[table["label_id"].str.startswith("2017")].to_csv("soft.csv", index=False)
+    table["target"] = table["target"].where(table.index > 1, "nan")
+    table.to_csv("bad.csv", index=False)
+    (desk / f"Im{HIDDEN}").symlink_to(desk / "Images")
+    runs = [
+        ["check", "odd.csv", "--images", "Images", "--html", "check.html"],
+        ["check", "bad.csv", "--images", "Images", "--html", "bad.html"],
+        ["info", "odd.csv", "--images", "Images", "--frames", "2017"],
+        ["info", "soft.csv", "--images", "Images", "--path", "2017/{region_id}.tif"],
+        ["info", f"Im{HIDDEN}/2017/a.tif"],
+        ["info", f"nothing{HIDDEN}.tif"],
+        ["stats", "odd.csv", "--images", "Images", "--frames", f"2017{HIDDEN}"],
+        ["stats", "soft.csv", "--images", "Images", "--path", "2017/{region_id}.tif", "-o", f"s{HIDDEN}.json"],
+        ["export", "soft.csv", "--images", "Images", "--path", "2017/{region_id}.tif", "-o", f"e{HIDDEN}.npy"],
+        ["export", "odd.csv", "--images", f"Im{HIDDEN}", "--frames", "2019", "-o", f"e{HIDDEN}.npy"],
+        ["preview", "soft.csv", "--images", "Images", "--path", "2017/{region_id}.tif", "-o", "p.html"],
+        ["preview", "odd.csv", "--images", "Images", "--frames", "2017", "-o", f"p{HIDDEN}.html"],
+        ["grid", f"Im{HIDDEN}", "--size", "32", "-o", f"g{HIDDEN}.csv"],
+        ["verify", f"e{HIDDEN}.npy"],
+    ]
+    for words in runs:
+        ran = CliRunner().invoke(main, words)
+        assert ran.exit_code in (0, 1, 2), (words, ran.output)
+        assert not RAW & set(ran.output), (words, ran.output)
+    for name in ("check.html", "bad.html", "p.html"):
+        assert not RAW & set((desk / name).read_text(encoding="utf-8")), name
+    assert "\\x9b2J\\u202eabc" in (desk / "p.html").read_text(encoding="utf-8")
+    assert "\\x9b2J\\u202eabc" in (desk / "bad.html").read_text(encoding="utf-8")
+    with pytest.raises(ManifestError) as caught:
+        read_manifest("nothing\x1b[2J.csv")
+    assert "\\x1b[2J" in str(caught.value)
+
+
+def test_ids_that_spreadsheets_take_for_formulas_are_said(desk: Path) -> None:
+    for name in ("=cmd", "+1", "-2", "@x"):
+        (desk / "Images" / "2017" / f"{name}.tif").write_bytes((desk / "Images" / "2017" / "a.tif").read_bytes())
+    ran = CliRunner().invoke(main, ["grid", "Images/2017", "--size", "32", "-o", "grid.csv"])
+    assert ran.exit_code == 0, ran.output
+    assert "24 tile ids that begin with =, +, - or @ are formulas to a spreadsheet" in ran.output
+    ids = read_manifest("grid.csv")["region_id"].astype(str)
+    assert {"=cmd", "+1", "-2", "@x"} <= set(ids)
+    assert open_tiles("grid.csv", "Images/2017")[:].shape[0] == len(ids)

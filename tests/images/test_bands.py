@@ -127,6 +127,10 @@ def test_a_palette_is_not_interpolated(kind: str, tmp_path: Path) -> None:
     mixed = pd.DataFrame({"tile_id": ["s", "t"], "path": ["plain.tif", path.name]})
     with pytest.raises(lt.ManifestError, match="bilinear resampling of a palette's indices"):
         lt.open_tiles(mixed, tmp_path, size=(8, 8)).verify()
+    for wrong in ({"size": (8, 8)}, {"gray": True}):
+        assert not lt.check(mixed, tmp_path, **wrong).is_sound
+        assert not lt.check(table, tmp_path, **wrong).is_sound
+    assert lt.check(mixed, tmp_path, size=(8, 8), resample="nearest").is_sound
 
 
 def test_boxes_said_twice_agree_or_are_refused(tmp_path: Path) -> None:
@@ -202,6 +206,8 @@ def test_a_folder_of_slices_is_read_in_natural_order(tmp_path: Path) -> None:
         (lambda: lt.make_grid({"a": (8, 8)}, True), "size"),
         (lambda: lt.make_grid({"a": (8, 8)}, (4, 4), stride=True), "stride"),
         (lambda: lt.make_grid({"a": (8, 8)}, (True, 4)), "size"),
+        (lambda: lt.augment.Augment(crop=True), "crop=True"),
+        (lambda: lt.PatchGenerator(np.zeros((8, 8)), patch_size=True), "patch_size=True"),
     ],
 )
 def test_true_is_no_number(call: Any, said: str) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 import pickle
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -725,3 +729,54 @@ def test_fifty_epochs_leave_threads_files_and_memory_where_they_were(tmp_path, m
     assert after[0] <= alone + 3
     assert after[1] <= before[1]
     assert after[2] - before[2] < 8 * 2**20
+
+
+LATE_IMPORT = """
+import builtins, importlib, sys
+import numpy as np, tifffile, imagecodecs
+import lazytiles as lt
+path, codec, when = sys.argv[1], sys.argv[2], sys.argv[3]
+real, failed = importlib.import_module, []
+def failing(name, package=None):
+    if codec in name and not failed:
+        failed.append(name)
+        raise MemoryError
+    return real(name, package)
+if when == "open":
+    importlib.import_module = failing
+try:
+    region = lt.open_region(path)
+except (lt.LazyTilesError, MemoryError) as error:
+    assert "damaged" not in str(error) and "not a readable" not in str(error), error
+    region = lt.open_region(path)
+importlib.import_module = failing  # from here on nothing is to be imported
+for _ in range(2):
+    assert (np.asarray(region) == np.arange(64 * 64, dtype="u1").reshape(64, 64)).all()
+print("read")
+"""
+
+
+@pytest.mark.parametrize("when", ["open", "read"])
+@pytest.mark.parametrize(("compression", "codec"), [("lzw", "_tiff"), ("zlib", "_deflate"), ("zstd", "_zstd")])
+def test_codecs_are_imported_when_a_page_is_opened(compression, codec, when, tmp_path):
+    image = np.arange(64 * 64, dtype="u1").reshape(64, 64)
+    path = write(tmp_path / "a.tif", image, compression=compression, tile=(32, 32))
+    environment = {**os.environ, "PYTHONPATH": str(Path(lt.__file__).parents[1])}
+    words = [sys.executable, "-c", LATE_IMPORT, str(path), codec, when]
+    ran = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    assert ran.stdout == "read\n", ran.stderr[-3000:]
+
+
+def test_a_codec_that_cannot_be_imported_is_no_damage(tmp_path, monkeypatch):
+    image = pixels((64, 64))
+    region = lt.open_region(write(tmp_path / "a.tif", image, compression="lzw", tile=(32, 32)))
+
+    def missing(*_):
+        raise ImportError("no such codec")
+
+    lt.clear_cache()
+    with monkeypatch.context() as patch:
+        patch.setattr("imagecodecs.tiff_decode", missing)
+        with pytest.raises(ImportError, match=r"a\.tif page 0: its codec cannot be imported: no such codec"):
+            region[:]
+    np.testing.assert_array_equal(region, image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import tempfile
 from collections import Counter
@@ -509,3 +510,153 @@ def test_check_takes_the_options_of_open_tiles_and_no_others(years: pd.DataFrame
     kept = options | {"where": {"target": 0}}
     assert check(years, tmp_path, **kept).is_sound
     assert lt.open_tiles(years, tmp_path, **kept)[:].shape == (1, 2, 8, 8, 1)
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> dict[str, pd.DataFrame]:
+    """Tables over pictures of several kinds, and over volumes, in one folder."""
+    for k, mode in enumerate(["L", "RGB", "RGBA", "P"]):
+        Image.fromarray(np.full((16, 16, 3), k * 9, np.uint8)).convert(mode).save(tmp_path / f"{k}.png")
+    for name, shape in (("v", (5, 8, 8)), ("w", (5, 8, 8)), ("half", (5, 8, 4)), ("flat", (8, 8))):
+        write(tmp_path / f"{name}.tif", np.zeros(shape, np.uint8))
+    np.save(tmp_path / "u.npy", np.zeros((5, 8, 8), np.uint16))
+    boxes = ["(0, 0, 0, 4, 4, 2)", "(0, 0, 2, 4, 4, 4)"]
+    photos = pd.DataFrame({"path": ["0.png", "1.png", "2.png"], "target": ["cat", "dog", "cat"]})
+    volumes = pd.DataFrame({"tile_id": ["a", "b"], "region_id": "v", "region_coordinates": boxes, "target": ["x", "y"]})
+    return {
+        "photos": photos,
+        "colours": photos[1:],
+        "partly": photos.assign(target=["a", None, "b"]),
+        "unlabelled": photos.assign(target=[None] * 3),
+        "palette": pd.DataFrame({"path": ["3.png"]}),
+        "several": photos.assign(label_id=["1", "1", "2"], tile_id=["a", "b", "a"]),
+        "volumes": volumes,
+        "other dtype": volumes.assign(path=["v.tif", "u.npy"]),
+        "whole": volumes.drop(columns="region_coordinates").assign(path=["v.tif", "w.tif"]),
+        "whole mixed": volumes.drop(columns="region_coordinates").assign(path=["v.tif", "half.tif"]),
+        "stack": pd.DataFrame({"path": ["u.npy"]}),
+        "flat": volumes.assign(path="flat.tif"),
+        "extents": volumes.assign(region_coordinates=[boxes[0], "(0, 0, 2, 4, 4, 5)"]),
+        "leaves": volumes.assign(region_coordinates=[boxes[0], "(0, 0, 4, 4, 4, 6)"]),
+        "apart": volumes.assign(region_coordinates=[boxes[0], "(0, 0, 6, 4, 4, 8)"]),
+        "none": pd.DataFrame({"path": []}),
+        "absent": pd.DataFrame({"tile_id": ["a"], "region_id": ["zz"]}),
+    }
+
+
+JUDGED: list[tuple[str, dict[str, Any], bool]] = [
+    ("photos", {}, False),
+    ("photos", {"bands": "rgb"}, True),
+    ("photos", {"gray": True}, True),
+    ("photos", {"bands": [0]}, True),
+    ("photos", {"bands": [0, 1, 2]}, False),
+    ("photos", {"bands": "rgb", "gray": True}, False),
+    ("photos", {"bands": [True, False]}, False),
+    ("photos", {"bands": "rgb", "size": (8, 8)}, True),
+    ("photos", {"gray": True, "classes": ["dog", "cat"]}, True),
+    ("photos", {"gray": True, "classes": ["dog"]}, False),
+    ("photos", {"gray": True, "masks": "0.png"}, True),
+    ("photos", {"gray": True, "masks": "v.tif"}, False),
+    ("photos", {"gray": True, "masks": "9.png"}, False),
+    ("photos", {"gray": True, "scale_boxes": ["target"]}, False),
+    ("photos", {"gray": True, "level": 1}, False),
+    ("colours", {"bands": [0, 1, 2]}, True),
+    ("colours", {"bands": [-1]}, False),
+    ("colours", {}, False),
+    ("partly", {"gray": True}, False),
+    ("partly", {"gray": True, "target": None}, True),
+    ("unlabelled", {"gray": True}, True),
+    ("palette", {}, True),
+    ("palette", {"size": (8, 8)}, False),
+    ("palette", {"size": (8, 8), "resample": "nearest"}, True),
+    ("several", {"gray": True}, False),
+    ("several", {"gray": True, "frames": ["1", "2"]}, False),
+    ("several", {"gray": True, "frames": ["2", "1"]}, False),
+    ("several", {"gray": True, "frames": ["2", "1"], "missing": "fill"}, True),
+    ("several", {"gray": True, "frames": ["1", "1"]}, True),
+    ("several", {"gray": True, "frames": "each"}, True),
+    ("several", {"gray": True, "where": {"label_id": 1}}, True),
+    ("volumes", {}, True),
+    ("volumes", {"classes": ["y", "x"]}, True),
+    ("volumes", {"classes": ["y"]}, False),
+    ("volumes", {"size": (8, 8)}, False),
+    ("volumes", {"gray": True}, False),
+    ("volumes", {"missing": "fill"}, False),
+    ("volumes", {"bands": [0]}, True),
+    ("volumes", {"bands": [1]}, False),
+    ("volumes", {"masks": "w.tif"}, True),
+    ("volumes", {"masks": "half.tif"}, False),
+    ("volumes", {"masks": "half.tif", "pad": "edge"}, False),
+    ("volumes", {"masks": "absent.tif"}, False),
+    ("volumes", {"where": {"target": "x"}}, True),
+    ("volumes", {"where": {"target": "z"}}, False),
+    ("volumes", {"tabular": ["q"]}, False),
+    ("other dtype", {}, False),
+    ("whole", {}, True),
+    ("whole mixed", {}, False),
+    ("stack", {}, True),
+    ("flat", {}, False),
+    ("extents", {}, False),
+    ("leaves", {}, False),
+    ("leaves", {"pad": "reflect"}, True),
+    ("apart", {"pad": "reflect"}, False),
+    ("none", {}, False),
+    ("absent", {}, False),
+    ("absent", {"missing": "fill"}, False),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "is_good"), JUDGED)
+def test_check_judges_as_reading_does(
+    name: str, options: dict[str, Any], is_good: bool, mixed: dict[str, pd.DataFrame], tmp_path: Path
+) -> None:
+    for read in (False, True):
+        assert check(mixed[name], tmp_path, read=read, **options).is_sound == is_good
+    try:
+        tiles = lt.open_tiles(mixed[name], tmp_path, **options)
+        assert tiles[:].shape == tiles.shape
+        assert len(tiles.labels[:] if options.get("masks") else tiles) == len(tiles)
+    except (lt.LazyTilesError, ValueError):
+        is_read = False
+    else:
+        is_read = True
+    assert is_read == is_good
+
+
+def test_frames_that_have_a_place_on_the_ground_may_have_other_extents(tmp_path: Path) -> None:
+    pixel_scale, tie_point = (33550, "d", 3, (10.0, 10.0, 0.0), True), (33922, "d", 6, (0.0,) * 6, True)
+    for placed in (True, False):
+        for year, shape in (("2016", (32, 32)), ("2017", (48, 32))):
+            extra = [pixel_scale, tie_point] if placed else None
+            write(tmp_path / year / "r.tif", np.zeros(shape, np.uint8), extratags=extra)
+        table = pd.DataFrame({"tile_id": "t", "region_id": "r", "label_id": ["2016", "2017"]})
+        table["region_coordinates"] = "(0, 0, 8, 8)"
+        assert check(table, tmp_path, frames=[2016, 2017]).is_sound == placed
+        tiles = lt.open_tiles(table, tmp_path, frames=[2016, 2017])
+        if placed:
+            assert tiles[:].shape == (1, 2, 8, 8, 1)
+            tiles.verify()
+            continue
+        with pytest.raises(lt.ManifestError, match=r"2017/r\.tif is 48 x 32 pixels, .*2016/r\.tif is 32 x 32"):
+            tiles[0]
+
+
+def test_remote_frames_and_masks_are_judged_alike() -> None:
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    for name, image in (("a/x", 1), ("b/y", 2), ("m", 0), ("half", 0)):
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, np.full((32, 16 if name == "half" else 32), image, np.uint8))
+        memory.pipe(f"/judged/{name}.tif", buffer.getvalue())
+    table = pd.DataFrame(
+        {"tile_id": "t", "region_id": "r", "label_id": ["2016", "2017"], "path": ["a/x.tif", "b/y.tif"]}
+    )
+    table["region_coordinates"] = "(0, 0, 8, 8)"
+    options: dict[str, Any] = {"frames": [2016, 2017]}
+    for masks, is_good in ((None, True), ("m.tif", True), ("half.tif", False), ("absent.tif", False)):
+        assert check(table, "memory://judged", masks=masks, **options).is_sound == is_good
+        if is_good:
+            tiles = lt.open_tiles(table, "memory://judged", masks=masks, **options)
+            assert tiles[0, :, 0, 0, 0].tolist() == [1, 2]
+        else:
+            with pytest.raises(lt.LazyTilesError):
+                lt.open_tiles(table, "memory://judged", masks=masks, **options).labels[:]

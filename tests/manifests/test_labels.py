@@ -75,6 +75,17 @@ def test_named_classes_are_the_same_for_every_table(folder: Path) -> None:
     assert train.classes == test.classes == names
     with pytest.raises(lt.ManifestError, match=r"row 1: tile t1: target 'cow' is none of the classes 'ox', 'dog'"):
         lt.open_tiles(table_of(["cat", "cow"]), folder, classes=names)
+    with pytest.raises(lt.ManifestError, match="classes= is given, but there is no label column"):
+        lt.open_tiles(table_of(["a"]), folder, target=None, classes=["a"])
+    for options, option in (
+        ({"classes": ["a"]}, "classes"),
+        ({"target": ["x", "y"], "scale_boxes": ["x", "y"]}, "scale_boxes"),
+    ):
+        with pytest.raises(lt.ManifestError, match=f"{option}= is for .*with masks= the labels are masks"):
+            lt.open_tiles(table_of(["a"], x=1, y=2), folder, masks="{region_id}.tif", **options)
+    flags = folder / "flags.csv"
+    table_of(["true", "false"]).to_csv(flags, index=False)
+    assert lt.open_tiles(flags, folder, classes=[True, False]).labels.tolist() == [0, 1]
     with pytest.raises(ValueError, match="'a' is there twice"):
         lt.open_tiles(table_of(["a"]), folder, classes=["a", "a"])
     with pytest.raises(ValueError, match="classes are a list of names"):
@@ -147,6 +158,10 @@ def test_classes_go_along_and_are_used(folder: Path) -> None:
     shares = np.mean([labels.mean() for _ in range(40) for _, labels in drawn])
     assert abs(shares - 0.5) < 0.1
     assert lt.open_tiles(table, folder, where={"target": "dog"}).labels.tolist() == [1] * 4
+    flags = table_of([True, False, True])
+    assert lt.open_tiles(flags, folder, where={"target": True}).table["tile_id"].to_list() == ["t0", "t2"]
+    numbers = lt.open_tiles(table_of([10, 20]), folder, classes=[10, 20], where={"target": [20.0]})
+    assert numbers.labels.tolist() == [1]
     facts = lt.check(table, folder).facts["targets"]["target"]
     assert facts == {"classes": {"cat": 12, "dog": 4}}
     unseen = lt.check(table, folder, classes=["cat", "dog", "ox"])
@@ -177,8 +192,22 @@ def test_text_labels_of_any_array_are_classes() -> None:
     assert (own.labels.tolist(), own.classes) == ([0, 1, 0], ["b", "a"])
     given = lt.MultiSourceArray(sources, [["b", "a"], ["b"]], classes=["c", "b", "a"])
     assert (given.labels.tolist(), given.classes) == ([1, 2, 1], ["c", "b", "a"])
+    by_source = lt.MultiSourceArray(sources, classes=["z", "a"])
+    assert (by_source.labels.tolist(), by_source.classes) == ([0, 0, 1], ["z", "a"])
+    with pytest.raises(ValueError, match="1 classes for 2 sources"):
+        lt.MultiSourceArray(sources, classes=["z"])
     with pytest.raises(ValueError, match=r"sample 2 has the label 'b', which is none of the classes \['a'\]"):
         lt.MultiSourceArray(sources, [["a", "a"], ["b"]], classes=["a"])
+
+
+def test_ids_of_npy_files_with_a_table_of_names(tmp_path: Path) -> None:
+    for k in range(3):
+        np.save(tmp_path / f"id-{k}.npy", np.full((8, 8, 40), k))
+    table = pd.DataFrame({"tile_id": ["id-0", "id-1", "id-2"], "target": ["b", "a", "b"]})
+    tiles = lt.open_tiles(table, tmp_path, path="{tile_id}.npy", classes=["b", "a"])
+    assert (tiles.labels.tolist(), tiles.classes, tiles.shape) == ([0, 1, 0], ["b", "a"], (3, 8, 8, 40, 1))
+    assert class_count(True, tiles, None) == 2
+    assert lt.open_volumes(table, tmp_path, path="{tile_id}.npy").classes == ["a", "b"]
 
 
 def test_one_array_in_place_of_a_list_is_refused() -> None:
@@ -328,7 +357,7 @@ def test_points_move_to_their_pixel() -> None:
         Augment(boxes="xy", warp=0.1)((x, np.zeros((1, 2))), np.random.default_rng(0))
 
 
-@pytest.mark.parametrize("structure", ["tuple", "dict", "list", "views"])
+@pytest.mark.parametrize("structure", ["tuple", "dict", "list", "views", "more"])
 def test_a_flow_knows_which_labels_are_boxes(structure: str, folder: Path) -> None:
     names = ["x0", "y0", "x1", "y1"]
     table = table_of([0] * 4, **dict(zip(names, [[5] * 4, [9] * 4, [9] * 4, [20] * 4], strict=True)))
@@ -337,6 +366,7 @@ def test_a_flow_knows_which_labels_are_boxes(structure: str, folder: Path) -> No
     data: Any = {
         "tuple": (tiles, labels),
         "list": [tiles, labels, np.arange(4)],
+        "more": (tiles, labels, np.arange(20.0).reshape(4, 5)),
         "views": (lt.DelayedView(tiles, idx_max=4), lt.DelayedView(labels)),
         "dict": {"x": tiles, "boxes": labels, "id": np.arange(4)},
     }[structure]

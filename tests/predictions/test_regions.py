@@ -628,6 +628,21 @@ def levels_of(batch):
     return batch.mean(axis=(1, 2))
 
 
+def test_views_of_tiles_and_arrays_of_arrays_give_regions_too(scene):
+    folder, table, _, _ = scene
+    tiles = lt.open_tiles(table, folder, masks="{region_id}_mask.tif")
+    expected = list(predict(model, tiles))
+    same_scans(predict(model, lt.DelayedView(tiles, shuffle=True, seed=2)), expected)
+    for sides in (tiles.split(0.5, seed=1), tiles.split(0.5, by="region_id", seed=1)):
+        whole = MultiSourceArray(list(sides)).shuffle(3)
+        found = {scan["id"]: scan for scan in predict(model, whole)}
+        assert len(found) == 3
+        for scan in expected:
+            np.testing.assert_array_equal(found[scan["id"]]["y_pred"], scan["y_pred"])
+            np.testing.assert_array_equal(found[scan["id"]]["y_true"], scan["y_true"])
+        same_scans(predict(model, whole.persist()), predict(model, whole))
+
+
 def test_frames_volumes_and_whole_images_that_were_written_give_their_regions(years, written, tmp_path):
     same_scans(predict(identity, written(years)), predict(identity, years))
     rng = np.random.default_rng(0)
@@ -646,3 +661,17 @@ def test_frames_volumes_and_whole_images_that_were_written_give_their_regions(ye
     same_scans(predict(levels_of, written(slices, "rows")), predict(levels_of, slices))
     (scan,) = predict(identity, written(MultiSourceArray(slices.sources[1:]), "one"))
     np.testing.assert_array_equal(scan["y_pred"], slices.sources[1])
+
+
+def test_a_region_of_which_no_frame_is_there_is_as_large_as_its_tiles(tmp_path):
+    image = np.random.default_rng(0).integers(1, 255, (40, 50), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", image)
+    rows = [(f"{name}{x}", name, x, 8, x + 16, 24) for name in ("a", "gone") for x in (0, 16)]
+    table = pd.DataFrame(rows, columns=["tile_id", "region_id", "xmin", "ymin", "xmax", "ymax"])
+    tiles = lt.open_tiles(table, tmp_path, missing="fill")
+    for source in (tiles, tiles.persist()):
+        there, gone = predict(identity, source, blend="crop", fill=7)
+        assert there["y_pred"].shape == (40, 50, 1)
+        assert gone["y_pred"].shape == (24, 32, 1)
+        np.testing.assert_array_equal(gone["y_pred"][8:], 0)
+        np.testing.assert_array_equal(there["y_pred"][8:24, :32, 0], image[8:24, :32])

@@ -386,7 +386,7 @@ def test_forged_npy_headers(kind, sound, reading, place):
     refused(path, reading, place)
 
 
-@pytest.mark.parametrize("kind", ["shape", "chunk", "blosc", "zstd", "codec", "deep", "missing"])
+@pytest.mark.parametrize("kind", ["shape", "chunk", "blosc", "zstd", "codec", "deep", "missing", "long", "long chunk"])
 def test_forged_zarr(kind, sound, reading, place):
     path = copied(sound, place, "zarr")
     about = json.loads((path / "zarr.json").read_text())
@@ -411,7 +411,11 @@ def test_forged_zarr(kind, sound, reading, place):
         chunk.write_bytes(imagecodecs.zstd_encode(bytes(500 * 2**20)))
     elif kind == "missing":
         chunk.unlink()
+    elif kind == "long chunk":
+        os.truncate(chunk, 3 * 2**30)
     (path / "zarr.json").write_text("[" * 10**5 if kind == "deep" else json.dumps(about))
+    if kind == "long":
+        os.truncate(path / "zarr.json", 3 * 2**30)
     refused(path, reading, place)
 
 
@@ -663,3 +667,13 @@ def test_blosc2_is_asked_for_nothing_but_arrays(sound):
     reader = Blosc2Reader(sound / "a.b2nd")
     assert set(reader.members()) >= {RECORD, "digests.npy", "labels.npy"}
     reader.close()
+
+
+def test_what_gzip_cannot_pack_is_read(tmp_path):
+    rows = np.random.default_rng(0).integers(0, 2**16, (32, 16, 16), dtype=np.uint16)
+    rows[16:] = 7
+    for shuffle in (False, True):
+        path = tmp_path / f"{shuffle}.h5"
+        with StoreWriter(path, chunk=8, compression="gzip", shuffle=shuffle) as writer:
+            writer.write(rows)
+        np.testing.assert_array_equal(open_store(path)[:], rows)

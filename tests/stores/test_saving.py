@@ -628,3 +628,23 @@ def test_a_store_with_a_missing_chunk_cannot_be_closed(tmp_path):
     with pytest.raises(StoreError, match="is incomplete: 0 of 43 rows were written"):
         sink.close()
     assert not (tmp_path / "tiles.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "places", "windows", "message"),
+    [
+        ({}, [[0, 0]], None, "three numbers a row are needed"),
+        ({}, [[1, 0, 0]], None, "region 1 of 1"),
+        ({}, [[-1, 0, 0]], None, "three numbers"),
+        ({}, [[0, 7, 0]], None, "higher numbers"),
+        ({}, [[0, 0, 0]], [[0, 0, 8]], "four or six integers"),
+        ({"space": [8]}, [[0, 0, 0]], [[0, 0, 8, 8]], r"extents \(8,\)"),
+        ({"space": [8, -8]}, [[0, 0, 0]], [[0, 0, 8, 8]], r"extents \(8, -8\)"),
+    ],
+)
+def test_places_that_cannot_be_are_refused(said, places, windows, message):
+    from lazytiles.stores.beside import _places_of
+
+    regions = [{"name": "a", "space": [8, 8], "flat": False} | said]
+    with pytest.raises(ValueError, match=message):
+        _places_of(regions, np.array(places), None if windows is None else np.array(windows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pickle
@@ -960,3 +961,34 @@ def test_the_sink_keeps_the_digest_of_every_chunk(tmp_path):
     assert opened.digests.tolist() == [crc_of(rows[k : k + 4]) for k in (0, 4, 8)]
     with pytest.raises(StoreError, match="is closed; open a new writer"):
         sink.append(rows)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EMFILE])
+def test_what_the_system_refuses_is_a_store_error_with_its_number(tmp_path, monkeypatch, code):
+    path = tmp_path / "rows.npy"
+    with NpyWriter(path) as out:
+        out.write(rows_of(3))
+
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    for name, work, says in (
+        ("lazytiles.stores.journal.os.open", lambda: NpyWriter(path, overwrite=True), "cannot be locked"),
+        ("lazytiles.images.files.os.open", lambda: StoreArray(path), "cannot be opened"),
+        ("lazytiles.stores.journal.os.listdir", lambda: NpyWriter(path, mode="a", resume=True), "opening failed"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, refuse)
+            with pytest.raises(StoreError, match=rf"rows\.npy:? {says}: {os.strerror(code)}") as caught:
+                work()
+        assert caught.value.errno == code
+    only(path)
+
+
+def test_a_store_with_mask_labels_is_not_appended_to(tmp_path):
+    import lazytiles as lt
+
+    masks = lt.MultiSourceArray([rows_of(9)[..., 0]])
+    lt.export(lt.MultiSourceArray([rows_of(9)], labels=masks), tmp_path / "tiles.npy")
+    with pytest.raises(StoreError, match="carries mask labels, which would no longer fit its rows"):
+        StoreWriter(tmp_path / "tiles.npy", mode="a")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import pickle
@@ -676,6 +677,11 @@ def test_a_transform_gives_all_of_the_batch_back(transform, what):
         next(iter(BatchFlow((X, IDS), 4, transform=transform)))
 
 
+def test_what_cannot_be_called_is_no_transform():
+    with pytest.raises(TypeError, match=r"transform is a function, .* not 'flip'"):
+        BatchFlow(X, 4, transform="flip")
+
+
 def test_a_transform_may_add_parts_and_change_samples():
     (batch,) = BatchFlow((X, IDS), 23, transform=lambda b: (b[0][:, None], {"id": b[1], "twice": b[1] * 2}, IDS * 0.5))
     assert [array.shape for array in leaves(batch)] == [(23, 1, 3), (23,), (23,), (23,)]
@@ -728,3 +734,48 @@ def test_a_state_goes_to_a_flow_whose_seed_was_drawn():
     second = BatchFlow(IDS, 4, shuffle=True, seed=np.random.default_rng(2))
     second.load_state_dict(first.state_dict())
     assert stream(first) == stream(second)
+
+
+@pytest.mark.parametrize("fails", [1, 2, 3])
+def test_threads_that_do_not_start_are_an_error_and_no_wait(monkeypatch, fails):
+    """The consumer is told; the next flow reads as if nothing had been."""
+    source, start, calls = Planned(np.arange(400).reshape(100, 4)), threading.Thread.start, []
+
+    def failing(thread):
+        if thread.name == "lazytiles-ahead":
+            calls.append(thread)
+            if len(calls) == fails:
+                raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", failing)
+    ended = []
+
+    def consume():
+        with contextlib.suppress(LazyTilesError, RuntimeError):
+            ended.extend(BatchFlow(source, 10, prefetch=2, threads=2, transform=lambda batch, rng: batch))
+        ended.append("over")
+
+    reader = threading.Thread(target=consume, daemon=True)
+    reader.start()
+    reader.join(20)
+    assert ended[-1:] == ["over"]
+    assert len(ended) in (1, 11)  # all of it or an error, never less
+    monkeypatch.undo()
+    assert len(list(BatchFlow(source, 10, prefetch=2, threads=2))) == 10
+
+
+def test_what_a_job_cannot_say_reaches_the_consumer(monkeypatch):
+    from lazytiles import readahead
+
+    def failing(*_):
+        raise MemoryError("no memory for words")
+
+    monkeypatch.setattr(readahead, "batch_error", failing)
+
+    def transform(batch, rng):
+        raise ValueError("odd")
+
+    flow = BatchFlow(Planned(np.arange(400).reshape(100, 4)), 10, prefetch=2, transform=transform)
+    with pytest.raises(LazyTilesError, match="reading ahead failed: MemoryError"):
+        list(flow)

@@ -19,6 +19,7 @@ from lazytiles.augment import Augment
 from lazytiles.indexing.orders import permutation
 from lazytiles.reports.statistics import statistics
 from lazytiles.training.batches import parts_of
+from lazytiles.training.schedule import Feed
 from lazytiles.training.tandem import Tandem, leaves
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "streams.json").read_text())
@@ -138,6 +139,31 @@ def test_nothing_done_to_an_array_later_reaches_a_flow(folder, data):
                 np.testing.assert_array_equal(y, label_of(x))
 
 
+@pytest.mark.parametrize("form", ["alone", "tuple", "dict", "view"])
+def test_what_an_adapter_reads_stays_with_its_labels(form):
+    array, other = in_memory(0).shuffle(1), in_memory(1)
+    x = {
+        "alone": array,
+        "tuple": (array, lt.DelayedView(other)),
+        "dict": {"image": array},
+        "view": lt.DelayedView(array),
+    }
+    feed = Feed(parts_of(x[form], array.labels if form == "view" else None), 5, shuffle=True, seed=2)
+    array.shuffle(3)
+    other.order = other.order[::-1]
+    for k in range(len(feed.schedule)):
+        images, labels = feed.work.read((0, k))
+        np.testing.assert_array_equal(label_of(leaves(images)[0]), labels)
+
+
+def test_volumes_given_by_name_are_held_too():
+    slices = lt.MultiSourceArray([np.arange(4 * 8 * 8, dtype=np.uint8).reshape(4, 8, 8, 1)])
+    before = np.array(slices[:])
+    volumes = lt.open_volumes(pd.DataFrame({"tile_id": ["t"], "region_id": ["r"]}), {"r": slices})
+    slices.shuffle(1)
+    np.testing.assert_array_equal(volumes[0], before)
+
+
 def test_balanced_weights_are_of_the_labels_as_they_were():
     array = lt.MultiSourceArray([np.zeros((90, 2)), np.ones((10, 2))])
     flow = lt.BatchFlow((array, array.labels), 100, weights="balanced", seed=0)
@@ -145,6 +171,15 @@ def test_balanced_weights_are_of_the_labels_as_they_were():
     (batch,) = flow
     assert 0.35 < batch[1].mean() < 0.65
     np.testing.assert_array_equal(batch[0][:, 0], batch[1])
+
+
+def test_weights_are_held_as_they_were():
+    weights = np.ones(40)
+    flow, twin = (lt.BatchFlow(np.arange(40), 8, weights=weights, replacement=True, seed=0) for _ in range(2))
+    expected = list(twin)
+    weights[:] = np.arange(40) == 7
+    np.testing.assert_array_equal(list(flow), expected)
+    assert len(np.unique(list(flow))) > 5
 
 
 def test_an_array_keeps_its_sources_as_they_were():

@@ -8,6 +8,7 @@ import math
 import os
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +218,8 @@ class HDF5Reader:
                 raise StoreError(f"a chunk of {most} bytes is stored in {stored}")
             if self._data.compression == "gzip" and stored * _DEFLATE > 4 * most:
                 unpacker = zlib.decompressobj()
-                unpacker.decompress(self._data.id.read_direct_chunk(place)[1], most + 1)
+                with suppress(zlib.error):  # what could not be packed smaller is stored as it is
+                    unpacker.decompress(self._data.id.read_direct_chunk(place)[1], most + 1)
                 if len(unpacker.unconsumed_tail) > 16:
                     raise StoreError(f"a chunk of {most} bytes unpacks to more")
         self._sound.add(number)

@@ -116,3 +116,10 @@ def test_two_processes_together_read_the_single_stream():
     for child in children:
         printed, errors = child.communicate(timeout=120)
         assert printed == "equal\n", errors
+
+
+def test_a_transform_gives_all_of_the_batch_back():
+    data = (np.zeros((5, 2), "float32"), np.arange(5))
+    for transform, what in ((lambda b: b[0], "2 parts and gave one array"), (lambda b: (b[0][1:], b[1]), "gave 1")):
+        with pytest.raises(ValueError, match=what):
+            TorchTiles(data, transform=transform).__getitems__([0, 3])
