@@ -45,7 +45,6 @@ from lazytiles.manifests.samples import Frames, Images
 from lazytiles.manifests.tiles import reading
 from lazytiles.reports.html import check_page, preview_page
 from lazytiles.reports.plots import plot_tiles
-from lazytiles.reports.statistics import statistics
 from lazytiles.stores.saving import export as export_tiles
 from lazytiles.stores.saving import open_store, verify_store
 
@@ -364,7 +363,7 @@ def stats(output: str | None, scheduler: str | None, as_json: bool, **options: A
     """
     tiles = open_named(**options)
     with connected(scheduler) as client, bar("reading tiles") as tell:
-        found = statistics(tiles, client=client, progress=two_numbers(tell, "reading tiles"))
+        found = tiles.statistics(client=client, progress=two_numbers(tell, "reading tiles"))
     if output:
         found.save(output)
     say(json.dumps(found.to_dict()) if as_json else str(found))

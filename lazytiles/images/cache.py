@@ -277,10 +277,10 @@ def _owned(run: Run) -> Run:
     return run
 
 
-cache = SegmentCache()
-when_configured.append(cache.fit)
+segment_cache = SegmentCache()
+when_configured.append(segment_cache.fit)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=cache.forget)
+    os.register_at_fork(after_in_child=segment_cache.forget)
 
 
 def clear_cache() -> None:
@@ -288,7 +288,7 @@ def clear_cache() -> None:
 
     >>> clear_cache()
     """
-    cache.clear()
+    segment_cache.clear()
     shelf.clear()
     pool.clear()
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lazytiles.config import check_chunk
 from lazytiles.errors import LazyTilesError, RegionError, require, unreadable
-from lazytiles.images.cache import cache
+from lazytiles.images.cache import segment_cache
 from lazytiles.images.files import FileKey, open_plain, pool
 from lazytiles.images.page import Page
 from lazytiles.images.pictures import (
@@ -136,7 +136,7 @@ class Chunks:
     def _shared(self, at: int, depth: int, index: int, row: int, column: int) -> NDArray[Any]:
         name = (self.key, f"{self.inner} chunk {at // depth}", index)
         lead = (slice(at // depth * depth, (at // depth + 1) * depth),)
-        return cache.once(name, lambda: self._read(lead, row, column))
+        return segment_cache.once(name, lambda: self._read(lead, row, column))
 
     def _read(self, lead: tuple[slice, ...], row: int, column: int) -> NDArray[Any]:
         y, x = row * self.segment[0], column * self.segment[1]

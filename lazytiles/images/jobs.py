@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lazytiles.config import settings
 from lazytiles.errors import LazyTilesError, SegmentError
-from lazytiles.images.cache import Claim, Run, cache, filled
+from lazytiles.images.cache import Claim, Run, segment_cache, filled
 from lazytiles.images.files import pool
 from lazytiles.images.page import Page
 from lazytiles.images.plan import Plan, Targets
@@ -61,7 +61,7 @@ class Jobs:
         """The byte ranges of the segments of a job that are not kept decoded."""
         at, first, length = self.jobs[number][:3]
         page = self.pages[at]
-        left = [k for part in cache.missing(page.key, first, first + length) for k in part]
+        left = [k for part in segment_cache.missing(page.key, first, first + length) for k in part]
         spans = ((int(page.offsets[k]), int(page.counts[k])) for k in left)
         return [(page.file.path, a, a + n) for a, n in spans if n and a >= 0 and a + n <= page.file.size]
 
@@ -155,7 +155,7 @@ class Jobs:
         made: list[Run] = []
         height = page.segment[0]
         try:
-            while (other := cache.enter(claim)) is not None:
+            while (other := segment_cache.enter(claim)) is not None:
                 other.wait()
             for part in claim.missing:
                 before = part.start - segments.start
@@ -163,9 +163,9 @@ class Jobs:
                 whole = where if len(part) == len(segments) else None
                 made += self._decode(page, part, row + before, column, here, whole)
             if claim.keeps:
-                cache.settle(claim, made)
+                segment_cache.settle(claim, made)
         finally:  # an interrupt, too, leaves no claim behind that others would wait for
-            cache.leave(claim)
+            segment_cache.leave(claim)
         if claim.found:
             self.tally.append((0, 0, len(segments) - sum(map(len, claim.missing))))
         return [*claim.found, *made]

@@ -18,7 +18,7 @@ import numpy as np
 from lazytiles.buffers import Placed
 from lazytiles.config import count, settings
 from lazytiles.errors import LazyTilesError
-from lazytiles.images.cache import cache
+from lazytiles.images.cache import segment_cache
 from lazytiles.images.files import FileKey, pool
 from lazytiles.images.jobs import COUNTED, Counts, Jobs
 from lazytiles.images.mapped import row_ranges, slice_windows
@@ -231,7 +231,7 @@ def _changed_files(plan: Plan) -> dict[int, LazyTilesError]:
 def _kept_first(plan: Plan) -> list[int]:
     """The jobs, those first that are kept decoded: what the others decode would push them out of the cache."""
     pages = plan.windows.pages
-    held = cache.held((pages[j[0]].key, j[1], j[1] + j[2]) for j in plan.jobs.tolist())
+    held = segment_cache.held((pages[j[0]].key, j[1], j[1] + j[2]) for j in plan.jobs.tolist())
     return sorted(range(len(held)), key=lambda k: not held[k])
 
 

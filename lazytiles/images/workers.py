@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from lazytiles.buffers import Memory, Placed, shared_shelf
 from lazytiles.config import configure, count, counters, settings, usable_cpus, when_configured
 from lazytiles.errors import LazyTilesError
-from lazytiles.images.cache import cache, clear_cache
+from lazytiles.images.cache import segment_cache, clear_cache
 from lazytiles.images.files import FileKey
 from lazytiles.images.jobs import COUNTED, Jobs, Settled
 from lazytiles.images.opening import reopened
@@ -169,9 +169,9 @@ def _take_over(sheet: Sheet, fds: Sequence[int]) -> BaseException | None:
                 _maps.pop(number, None)
             if sheet.limits != asdict(settings()):
                 configure(**sheet.limits)
-            if sheet.clears > cache.clears:
+            if sheet.clears > segment_cache.clears:
                 clear_cache()
-                cache.clears = sheet.clears
+                segment_cache.clears = sheet.clears
             if sheet.number not in _plans:
                 _plans[sheet.number] = _jobs_of(sheet)
                 while len(_plans) > _MOST_PLANS:
@@ -628,7 +628,7 @@ class Parts:
 def _held(plan: Plan) -> list[bool]:
     """Which jobs this process keeps decoded."""
     pages = plan.windows.pages
-    return cache.held((pages[at].key, first, first + length) for at, first, length, _, _ in plan.jobs.tolist())
+    return segment_cache.held((pages[at].key, first, first + length) for at, first, length, _, _ in plan.jobs.tolist())
 
 
 def _owners(plan: Plan, workers: int) -> Int64s:
@@ -665,6 +665,6 @@ def _sheet_of(plan: Plan, placed: Placed, workers: int) -> tuple[NDArray[np.uint
         plan.windows.bands,
         plan.windows.pages[0].dtype,
         own,
-        cache.clears,
+        segment_cache.clears,
     )
     return flat, sheet, [place.memory, *placed.memories]

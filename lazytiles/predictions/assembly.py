@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import DTypeLike, NDArray
 
 from lazytiles.config import settings
-from lazytiles.images.cache import cache
+from lazytiles.images.cache import segment_cache
 from lazytiles.images.files import pool
 from lazytiles.images.page import Page
 from lazytiles.images.resample import resize
@@ -182,7 +182,7 @@ class Passed:
             return
         for page in self._pages:
             if page.raw_offsets is None:
-                cache.drop(page.key, partial(_is_above, page, row))
+                segment_cache.drop(page.key, partial(_is_above, page, row))
                 continue
             line = page.shape[1] * page.segment_samples * page.dtype.itemsize
             for offset in page.raw_offsets:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lazytiles.arrays.view import into
 from lazytiles.config import check_limit
 from lazytiles.errors import StoreError
-from lazytiles.images.cache import cache
+from lazytiles.images.cache import segment_cache
 from lazytiles.images.files import FileKey
 from lazytiles.indexing.lazy import LazyArray
 from lazytiles.indexing.requests import request
@@ -136,7 +136,7 @@ class StoreArray(LazyArray):
         if isinstance(opened.reader, NpyReader):
             return self._checked(number, self.raw(number))
         key = (self._key, f"store {self._uid}", number)
-        return cache.once(key, lambda: self._checked(number, self.raw(number)))
+        return segment_cache.once(key, lambda: self._checked(number, self.raw(number)))
 
     def raw(self, number: int) -> NDArray[Any]:
         """One chunk as the format's library gives it, unchecked."""

@@ -12,7 +12,7 @@ import pytest
 import lazytiles as lt
 from lazytiles.images import cache as module
 from lazytiles.images import reader
-from lazytiles.images.cache import Claim, Run, SegmentCache, cache
+from lazytiles.images.cache import Claim, Run, SegmentCache, segment_cache
 from lazytiles.images.files import FileKey
 from tests.limits import Counting, within_limits
 from tests.made import make, pixels, write
@@ -29,7 +29,7 @@ def fresh():
 def held():
     """Bytes of memory that the cache keeps alive, whatever its arrays say of themselves."""
     total = 0
-    for run in cache._recent:
+    for run in segment_cache._recent:
         base = array = run.array
         while isinstance(base.base, np.ndarray):
             base = base.base
@@ -51,18 +51,18 @@ def test_the_budget_is_exact(budget, compression, options, tmp_path):
         for _ in range(40):
             y, x = rng.integers(0, 50, 2)
             np.testing.assert_array_equal(region[y : y + 20, x : x + 20], whole[y : y + 20, x : x + 20])
-            assert cache.nbytes == sum(run.nbytes for run in cache._recent) == held()
-            assert cache.nbytes <= budget
-    assert cache.nbytes == 0
+            assert segment_cache.nbytes == sum(run.nbytes for run in segment_cache._recent) == held()
+            assert segment_cache.nbytes <= budget
+    assert segment_cache.nbytes == 0
 
 
 @pytest.mark.parametrize("lower", [5000, 0])
 def test_a_lower_budget_holds_at_once(lower, tmp_path):
     region = lt.open_region(write(tmp_path / "a.tif", pixels((128, 128)), compression="zlib", tile=(16, 16)))
     region[...]
-    assert cache.nbytes == 128 * 128
+    assert segment_cache.nbytes == 128 * 128
     lt.configure(cache_bytes=lower)
-    assert cache.nbytes == held() == lower // 256 * 256
+    assert segment_cache.nbytes == held() == lower // 256 * 256
 
 
 @pytest.mark.parametrize("options", [{"tile": (32, 32)}, {"rowsperstrip": 4}])
@@ -105,7 +105,7 @@ def test_nothing_is_kept_without_a_budget(tmp_path):
     with within_limits(cache_bytes=0), Counting() as done:
         for _ in range(3):
             region[:20, :20]
-        assert not cache._recent
+        assert not segment_cache._recent
     assert (done.segments, done.hits) == (12, 0)
 
 
@@ -191,8 +191,8 @@ def test_a_failed_decode_is_not_kept_and_wakes_who_waits(tmp_path):
         thread.join(20)
         assert not thread.is_alive()
     assert len(errors) == 6
-    assert not cache._claims
-    assert all(run.first != 0 for run in cache._recent)
+    assert not segment_cache._claims
+    assert all(run.first != 0 for run in segment_cache._recent)
     np.testing.assert_array_equal(region[32:, 32:], image[32:, 32:])
 
 
@@ -269,7 +269,7 @@ def test_a_segment_larger_than_the_budget_passes_through(tmp_path):
     with within_limits(cache_bytes=1000):
         for _ in range(2):
             np.testing.assert_array_equal(region[10:20], image[10:20])
-            assert cache.nbytes == 0
+            assert segment_cache.nbytes == 0
 
 
 def test_one_path_with_new_contents_is_another_file(tmp_path):
@@ -284,7 +284,7 @@ def test_an_interrupt_leaves_no_claim_behind(tmp_path, monkeypatch):
     """Control-C while a segment is claimed or decoded must not make the next read wait for ever."""
     image = pixels((64, 64))
     region = lt.open_region(write(tmp_path / "a.tif", image, compression="zlib", tile=(32, 32)))
-    enter = cache.enter
+    enter = segment_cache.enter
     for place in range(1, 5):
         lt.clear_cache()
         calls = []
@@ -296,11 +296,11 @@ def test_an_interrupt_leaves_no_claim_behind(tmp_path, monkeypatch):
                 raise KeyboardInterrupt
             return got
 
-        monkeypatch.setattr(cache, "enter", interrupted)
+        monkeypatch.setattr(segment_cache, "enter", interrupted)
         with within_limits(threads=1), pytest.raises(KeyboardInterrupt):
             region[...]
         monkeypatch.undo()
-        assert not cache._claims
+        assert not segment_cache._claims
         np.testing.assert_array_equal(region, image)
 
 
@@ -342,13 +342,13 @@ def test_an_exception_at_any_line_of_keeping_leaves_no_claim_and_a_sound_cache(t
                 sys.settrace(None)
             if fault.seen < place:
                 break
-            assert not cache._claims, place
+            assert not segment_cache._claims, place
             done = []
             later = threading.Thread(target=lambda: done.append(np.array_equal(region[...], image)), daemon=True)  # noqa: B023
             later.start()
             later.join(20)
             assert done == [True], place
-            assert cache.nbytes == sum(run.nbytes for run in cache._recent) == held()
+            assert segment_cache.nbytes == sum(run.nbytes for run in segment_cache._recent) == held()
     assert 30 < place < 399
     assert told <= {"memory ran out"}
 
@@ -371,5 +371,5 @@ def test_memory_that_runs_out_in_a_decode_stops_all_threads_of_the_read(tmp_path
             region[...]
         there = len(calls)
         assert there < 100
-        assert not cache._claims
+        assert not segment_cache._claims
         np.testing.assert_array_equal(region[...], image)

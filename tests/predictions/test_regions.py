@@ -397,7 +397,7 @@ def test_an_empty_array_has_no_scans(scene):
 
 @pytest.mark.parametrize("layout", [{"tile": (64, 64), "compression": "zlib"}, {}], ids=["tiled", "mapped"])
 def test_rows_that_lie_behind_leave_the_cache_and_the_map(tmp_path, layout, monkeypatch):
-    from lazytiles.images.cache import cache
+    from lazytiles.images.cache import segment_cache
     from lazytiles.images.files import pool
 
     image = np.random.default_rng(0).integers(0, 255, (2048, 256), np.uint8)
@@ -410,7 +410,7 @@ def test_rows_that_lie_behind_leave_the_cache_and_the_map(tmp_path, layout, monk
     lt.configure(cache_bytes=2**18)
     held, seen = [], lt.counters()["segments_decoded"]
     try:
-        for scan in predict(lambda x: held.append(cache.nbytes) or x, tiles, batch_size=4, blend="crop"):
+        for scan in predict(lambda x: held.append(segment_cache.nbytes) or x, tiles, batch_size=4, blend="crop"):
             np.testing.assert_array_equal(scan["y_pred"][..., 0], image)
     finally:
         lt.configure(cache_bytes=before)
