@@ -24,7 +24,7 @@ import lazytiles as lt
 from benchmarks import readers, workloads
 from lazytiles.config import usable_cpus
 from lazytiles.images import jobs as jobs_room
-from lazytiles.images import workers
+from lazytiles.images import readers as room
 from lazytiles.images.codecs import Codec
 
 BATCHES = 16
@@ -102,7 +102,7 @@ def _processor_s() -> float:
     """Processor time of this process and of its workers so far."""
     total = time.process_time()
     ticks = 100
-    for worker in workers.readers.workers:
+    for worker in room.readers.workers:
         fields = Path(f"/proc/{worker.pid}/stat").read_text().rsplit(")", 1)[1].split()
         total += (int(fields[11]) + int(fields[12])) / ticks
     return total
@@ -124,14 +124,14 @@ def _ways(workload: workloads.Workload, n: int, each: int) -> dict[str, Callable
 def measure(workload: workloads.Workload, n: int, *, repeats: int, sleep: float, each: int) -> dict[str, float]:
     """Segments a second of each way on n workers, medians of interleaved repeats."""
     tiles, ways = readers.open_workload(workload), _ways(workload, n, min(n, each))
-    workers._MOST_THREADS = min(n, each)
+    room._MOST_THREADS = min(n, each)
     batches = workload.batches(BATCHES, 0)
     alone = None if sleep else _Alone(tiles, batches)
     count = _segments(tiles, batches)
     times: dict[str, list[float]] = {name: [] for name in (*ways, "alone")}
     spent: dict[str, list[float]] = {name: [] for name in ways}
     deadline = time.monotonic() + 30
-    while (n > 1 and not all(worker.is_ready for worker in workers.readers.workers)) or not workers.readers.workers:
+    while (n > 1 and not all(worker.is_ready for worker in room.readers.workers)) or not room.readers.workers:
         ways["readers"](batches)
         if time.monotonic() > deadline:
             raise SystemExit("the reader processes do not start")
@@ -147,7 +147,7 @@ def measure(workload: workloads.Workload, n: int, *, repeats: int, sleep: float,
             alone(n)
             if repeat:
                 times["alone"].append(time.perf_counter() - begin)
-    workers.readers.close()
+    room.readers.close()
     row = {name: count / statistics.median(each) for name, each in times.items() if each}
     if sleep:
         row["alone"] = n / sleep
@@ -196,7 +196,7 @@ def main() -> None:
     every = {name: made[name](given.folder, full=given.full) for name in given.only.split(",")}
     if given.sleep:
         sleep_instead(given.sleep)
-        workers.PROGRAM = f"from benchmarks.cores import sleep_instead; sleep_instead({given.sleep}); {workers.PROGRAM}"
+        room.PROGRAM = f"from benchmarks.cores import sleep_instead; sleep_instead({given.sleep}); {room.PROGRAM}"
     lt.configure(cache_bytes=0)
     results: dict[str, dict[int, dict[str, float]]] = {}
     for name, workload in every.items():

@@ -1,6 +1,6 @@
 """``python -m lazytiles``: the command line."""
 
-from lazytiles.cli.commands import main
+from lazytiles.cli import main
 
 if __name__ == "__main__":
     main()

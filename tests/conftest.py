@@ -54,7 +54,7 @@ _STANDING_THREADS = ("lazytiles-shared", "pytest_timeout", "Profile", "IO loop",
 def _descriptors() -> Counter[str]:
     """What each open descriptor leads to, without the bounded pool of image files and the reader processes."""
     found: Counter[str] = Counter()
-    workers = sys.modules.get("lazytiles.images.workers")
+    workers = sys.modules.get("lazytiles.images.readers")
     standing = set() if workers is None else workers.readers.descriptors()
     for name in os.listdir("/proc/self/fd"):
         if int(name) in standing:

@@ -28,6 +28,8 @@ WINGS = [
 # These stand side by side: none imports another, but for `manifests`, which opens saved tiles.
 SIDE_BY_SIDE = {"training", "stores", "manifests"}
 ALLOWED = {("manifests", "stores")}
+# Rooms that import a framework stand behind no door: who wants them names them.
+OPEN = {"training.keras", "training.torch"}
 
 OPTIONAL = {
     "aiohttp", "blosc2", "distributed", "fsspec", "grain", "h5py", "imageio", "jax", "keras", "loky",
@@ -123,7 +125,7 @@ def broken_edges(name: str, tree: ast.Module) -> list[str]:
                 said.append(f"{where}, which stands beside it")
             elif WINGS.index(theirs) > WINGS.index(mine):
                 said.append(f"{where}, which is above it")
-            elif mine != theirs and theirs != "hall" and target != theirs:
+            elif mine != theirs and theirs != "hall" and target != theirs and target not in OPEN:
                 said.append(f"{where} past its door")
     return said
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lazytiles.arrays.classes import check_classes, class_name, is_numeric
 from lazytiles.arrays.view import held
-from lazytiles.indexing.orders import permutation
+from lazytiles.indexing import permutation
 
 Int64s: TypeAlias = NDArray[np.int64]
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from lazytiles.config import settings
 from lazytiles.display import plural
-from lazytiles.images.page import Page
-from lazytiles.indexing.orders import permutation
+from lazytiles.images import Page
+from lazytiles.indexing import permutation
 
 _SAMPLED = 12
 _READAHEAD_BYTES = 256 * 2**20

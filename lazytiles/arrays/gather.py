@@ -18,12 +18,7 @@ from numpy.typing import NDArray
 from lazytiles.buffers import Memory, Placed, shared_shelf, shelf
 from lazytiles.config import check_limit, settings
 from lazytiles.errors import LazyTilesError
-from lazytiles.images.page import Page
-from lazytiles.images.plan import Plan, Targets, Windows, planned
-from lazytiles.images.reader import carry_out
-from lazytiles.images.region import to_gray, to_rgb
-from lazytiles.images.resample import resize
-from lazytiles.images.workers import is_sendable
+from lazytiles.images import Page, Plan, Targets, Windows, carry_out, is_sendable, planned, resize, to_gray, to_rgb
 from lazytiles.threads import do_all
 
 Int64s: TypeAlias = NDArray[np.int64]

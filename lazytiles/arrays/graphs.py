@@ -24,8 +24,7 @@ from lazytiles.arrays.gather import TileForm
 from lazytiles.arrays.multisource import MultiSourceArray
 from lazytiles.arrays.region_tiles import RegionTiles, stamp
 from lazytiles.errors import LazyTilesError, RegionError
-from lazytiles.images.page import Page
-from lazytiles.images.region import Region, open_region
+from lazytiles.images import Page, Region, open_region
 
 if TYPE_CHECKING:
     import dask.array as da

@@ -29,15 +29,22 @@ from lazytiles.arrays.region_tiles import RegionTiles, gathered, open_ahead, rea
 from lazytiles.arrays.sources import by_source, positions, read_blocks, read_each, read_parts
 from lazytiles.arrays.travel import Travels
 from lazytiles.arrays.view import DelayedView, checked_order, fits, held, into
-from lazytiles.augment.boxes import Boxes
+from lazytiles.augment import Boxes
 from lazytiles.display import CHEAP_BYTES, side_by_side, stretched
 from lazytiles.errors import LazyTilesError, ManifestError
-from lazytiles.images.plan import Plan
-from lazytiles.indexing.lazy import LazyArray, token
-from lazytiles.indexing.orders import permutation
-from lazytiles.indexing.requests import Request, request, select_rows
-from lazytiles.indexing.seeds import Seed, seed_of
-from lazytiles.indexing.splits import kfold_rows, split_rows
+from lazytiles.images import Plan
+from lazytiles.indexing import (
+    LazyArray,
+    Request,
+    Seed,
+    kfold_rows,
+    permutation,
+    request,
+    seed_of,
+    select_rows,
+    split_rows,
+    token,
+)
 from lazytiles.verbs import verb
 
 Int64s: TypeAlias = NDArray[np.int64]

@@ -8,8 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.images.plan import Windows
-from lazytiles.images.region import Region, read_windows, to_gray
+from lazytiles.images import Region, Windows, read_windows, to_gray
 
 Int64s: TypeAlias = NDArray[np.int64]
 

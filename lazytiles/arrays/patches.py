@@ -15,8 +15,7 @@ from lazytiles.arrays.patch_cuts import cut, spatial_axes
 from lazytiles.arrays.patch_pixels import AllPixels, MaskPixels, Scatter
 from lazytiles.arrays.view import held
 from lazytiles.config import check_limit
-from lazytiles.indexing.requests import request
-from lazytiles.indexing.seeds import Seed, seed_of
+from lazytiles.indexing import Seed, request, seed_of
 
 Int64s: TypeAlias = NDArray[np.int64]
 

@@ -18,12 +18,8 @@ from numpy.typing import NDArray
 from lazytiles.arrays.gather import Gather, TileForm, is_straight
 from lazytiles.config import check_limit, count
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError
-from lazytiles.images.mapped import cut_windows, slice_page
-from lazytiles.images.page import Page
-from lazytiles.images.region import Region, bands_read, check_resample
-from lazytiles.images.remote import is_remote
-from lazytiles.indexing.lazy import LazyArray, token
-from lazytiles.indexing.requests import Request, request
+from lazytiles.images import Page, Region, bands_read, check_resample, cut_windows, is_remote, slice_page
+from lazytiles.indexing import LazyArray, Request, request, token
 
 Int64s: TypeAlias = NDArray[np.int64]
 Box: TypeAlias = tuple[tuple[int, int], ...]

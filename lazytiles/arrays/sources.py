@@ -18,7 +18,7 @@ from lazytiles.arrays.region_tiles import RegionTiles, gathered, open_ahead
 from lazytiles.arrays.view import read_box
 from lazytiles.config import check_limit
 from lazytiles.errors import LazyTilesError, LimitError
-from lazytiles.indexing.requests import Request
+from lazytiles.indexing import Request
 
 Int64s: TypeAlias = NDArray[np.int64]
 Box: TypeAlias = tuple[tuple[int, int], ...]

@@ -14,10 +14,7 @@ from numpy.typing import NDArray
 
 from lazytiles.arrays.travel import Travels
 from lazytiles.config import check_limit
-from lazytiles.indexing.lazy import LazyArray
-from lazytiles.indexing.orders import permutation
-from lazytiles.indexing.requests import request
-from lazytiles.indexing.seeds import Seed, seed_of
+from lazytiles.indexing import LazyArray, Seed, permutation, request, seed_of
 
 Int64s: TypeAlias = NDArray[np.int64]
 Box: TypeAlias = tuple[tuple[int, int], ...]

@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 
 from lazytiles.config import check_limit
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError
-from lazytiles.images.plan import Windows
-from lazytiles.images.region import Region, open_region, read_windows
-from lazytiles.indexing.lazy import LazyArray
-from lazytiles.indexing.requests import request
+from lazytiles.images import Region, Windows, open_region, read_windows
+from lazytiles.indexing import LazyArray, request
 
 Int64s = NDArray[np.int64]
 Box = tuple[tuple[int, int], ...]

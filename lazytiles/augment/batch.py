@@ -17,7 +17,7 @@ from lazytiles.augment.geometry import Placement, move_image, move_mask
 from lazytiles.augment.recipe import Amount, PerAxis, Recipe
 from lazytiles.augment.structure import Leaf, Names, Path, find_boxes, find_leaves, rebuilt, walk
 from lazytiles.augment.transform import mask_axes_of, spatial_axes
-from lazytiles.indexing.seeds import samples_of, seed_of
+from lazytiles.indexing import samples_of, seed_of
 
 # Functions that carry their own random state are seeded and called one at a time.
 _seeded = threading.Lock()

@@ -1,5 +1,3 @@
 """The command line."""
 
-from lazytiles.cli.commands import main as main
-
-__all__ = ["main"]
+from lazytiles.cli.commands import main

@@ -17,8 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lazytiles import __version__
-from lazytiles.arrays.cluster import connected
-from lazytiles.arrays.cost import codec_name, mebibytes
+from lazytiles.arrays import codec_name, connected, mebibytes
 from lazytiles.cli import demo
 from lazytiles.cli.options import (
     Desk,
@@ -32,21 +31,26 @@ from lazytiles.cli.options import (
 )
 from lazytiles.display import plural
 from lazytiles.errors import ManifestError, require, visible
-from lazytiles.images.region import open_region
-from lazytiles.indexing.tilings import EDGES, Edge, cover
-from lazytiles.manifests.checks import check as check_manifest
-from lazytiles.manifests.digest import verify_digests, write_digests
-from lazytiles.manifests.findings import Report
-from lazytiles.manifests.grids import Site, find_sites, make_grid
-from lazytiles.manifests.manifest import read_manifest
-from lazytiles.manifests.paths import default_template
-from lazytiles.manifests.problems import Problems
-from lazytiles.manifests.samples import Frames, Images
-from lazytiles.manifests.tiles import reading
-from lazytiles.reports.html import check_page, preview_page
-from lazytiles.reports.plots import plot_tiles
-from lazytiles.stores.saving import export as export_tiles
-from lazytiles.stores.saving import open_store, verify_store
+from lazytiles.images import open_region
+from lazytiles.indexing import EDGES, Edge, cover
+from lazytiles.manifests import (
+    Frames,
+    Images,
+    Problems,
+    Report,
+    Site,
+    default_template,
+    find_sites,
+    make_grid,
+    read_manifest,
+    reading,
+    verify_digests,
+    write_digests,
+)
+from lazytiles.manifests import check as check_manifest
+from lazytiles.reports import check_page, plot_tiles, preview_page
+from lazytiles.stores import export as export_tiles
+from lazytiles.stores import open_store, verify_store
 
 _FORMULAS = ("=", "+", "-", "@")  # as spreadsheets read a cell
 _STORES = (".zarr", ".h5", ".hdf5", ".b2nd", ".tfrecord")

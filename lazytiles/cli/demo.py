@@ -18,10 +18,9 @@ import tifffile
 from numpy.typing import NDArray
 from scipy import fft
 
-from lazytiles.arrays.multisource import MultiSourceArray
+from lazytiles.arrays import MultiSourceArray
 from lazytiles.errors import ManifestError, require
-from lazytiles.manifests.manifest import read_manifest
-from lazytiles.manifests.tiles import open_tiles
+from lazytiles.manifests import open_tiles, read_manifest
 
 YEARS = (2016, 2017, 2018)
 SIZE = (64, 64)

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lazytiles.errors import LazyTilesError, visible
-from lazytiles.images.resample import METHODS
-from lazytiles.manifests.tiles import open_tiles
+from lazytiles.images import METHODS
+from lazytiles.manifests import open_tiles
 
 _EXPECTED = (LazyTilesError, ValueError, OSError, ImportError)
 

@@ -1,1 +1,25 @@
 """One image file as a lazy array; the only wing that opens image files."""
+
+from lazytiles.images.cache import segment_cache
+from lazytiles.images.containers import open_zarr, unpacked
+from lazytiles.images.files import FileKey, descriptor, open_plain, pool, unlinked, write_new
+from lazytiles.images.mapped import cut_windows, slice_page
+from lazytiles.images.page import Page
+from lazytiles.images.pictures import split_name
+from lazytiles.images.plan import Plan, Targets, Windows, planned
+from lazytiles.images.reader import carry_out
+from lazytiles.images.readers import is_sendable
+from lazytiles.images.region import (
+    Bands,
+    Region,
+    asked_bands,
+    bands_read,
+    check_resample,
+    open_region,
+    read_windows,
+    thumbnail,
+    to_gray,
+    to_rgb,
+)
+from lazytiles.images.remote import is_remote
+from lazytiles.images.resample import METHODS, resize

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from lazytiles.config import settings
 from lazytiles.errors import LazyTilesError, SegmentError
-from lazytiles.images.cache import Claim, Run, segment_cache, filled
+from lazytiles.images.cache import Claim, Run, filled, segment_cache
 from lazytiles.images.files import pool
 from lazytiles.images.page import Page
 from lazytiles.images.plan import Plan, Targets
-from lazytiles.images.ranges import Range
+from lazytiles.images.remote import Range
 
 Counts = tuple[int, int, int]
 COUNTED = ("segments_decoded", "bytes_read", "cache_hits")  # the counters that they are for

@@ -23,9 +23,8 @@ from lazytiles.images.files import FileKey, pool
 from lazytiles.images.jobs import COUNTED, Counts, Jobs
 from lazytiles.images.mapped import row_ranges, slice_windows
 from lazytiles.images.plan import Plan, Targets
-from lazytiles.images.ranges import portions
-from lazytiles.images.remote import remote
-from lazytiles.images.workers import Parts
+from lazytiles.images.readers import Parts
+from lazytiles.images.remote import portions, remote
 from lazytiles.threads import Crew
 
 

@@ -20,8 +20,7 @@ from lazytiles.images.page import Page
 from lazytiles.images.plan import Plan, Windows, planned
 from lazytiles.images.reader import carry_out
 from lazytiles.images.resample import to_integers
-from lazytiles.indexing.lazy import LazyArray, by
-from lazytiles.indexing.requests import Request, request
+from lazytiles.indexing import LazyArray, Request, by, request
 from lazytiles.verbs import verb
 
 Int64s = NDArray[np.int64]

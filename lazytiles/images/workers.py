@@ -7,59 +7,35 @@ to be done next, and that they are done.
 
 from __future__ import annotations
 
-import atexit
-import itertools
 import mmap
 import os
 import pickle
-import select
 import socket
 import struct
-import subprocess
-import sys
 import threading
-import time
-import warnings
-import weakref
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.buffers import Memory, Placed, shared_shelf
-from lazytiles.config import configure, count, counters, settings, usable_cpus, when_configured
+from lazytiles.config import configure, count, counters, settings
 from lazytiles.errors import LazyTilesError
-from lazytiles.images.cache import segment_cache, clear_cache
+from lazytiles.images.cache import clear_cache, segment_cache
 from lazytiles.images.files import FileKey
-from lazytiles.images.jobs import COUNTED, Jobs, Settled
+from lazytiles.images.jobs import COUNTED, Jobs
 from lazytiles.images.opening import reopened
 from lazytiles.images.page import Page
-from lazytiles.images.plan import Int64s, Plan, Windows
-
-PROGRAM = "from lazytiles.images.workers import serve; serve({fds})"  # what a worker runs
+from lazytiles.images.plan import Plan, Windows
 
 _HEAD = struct.Struct("<Q")  # bytes of a message
 _MOST_DESCRIPTORS = 250  # in one message
 _MOST_PAGES = 2048  # that a worker keeps facts of
 _MOST_PLANS = 8  # that a worker keeps
-_MOST_THREADS = 4  # of a worker
-_TRIES = 2  # workers that a part may kill
-_STARTS = 3  # workers that may die before they were ready, until no more are started
-_LEAST_JOBS = 16  # of a plan that is worth sending
-_MOST_JOBS = 16  # of a part
-_AHEAD = 2  # parts that a connection has at once, so that a worker never waits for the next
-_TALL, _WIDE = 1024, 4  # rows of strips, and rows and columns of tiles, that one worker keeps together
-_PATIENCE_S = 0.1  # between looks for workers that have come, and for a worker to end
-
-
-_sheets = itertools.count()
 
 
 class Sheet(NamedTuple):
@@ -96,7 +72,8 @@ class Answer(NamedTuple):
     error: BaseException | None = None
 
 
-def _send(connection: socket.socket, message: object, fds: Sequence[int] = ()) -> None:
+def send(connection: socket.socket, message: object, fds: Sequence[int] = ()) -> None:
+    """Send a message, and descriptors with it."""
     data = pickle.dumps(message, protocol=5)
     if fds:
         socket.send_fds(connection, [_HEAD.pack(len(data))], list(fds))
@@ -105,7 +82,7 @@ def _send(connection: socket.socket, message: object, fds: Sequence[int] = ()) -
         connection.sendall(_HEAD.pack(len(data)) + data)
 
 
-def _receive(connection: socket.socket) -> tuple[Any, list[int]]:
+def receive(connection: socket.socket) -> tuple[Any, list[int]]:
     """The next message and the descriptors that came with it; EOFError where the other side has gone."""
     head, fds, _, _ = socket.recv_fds(connection, _HEAD.size, _MOST_DESCRIPTORS)
     if not head:
@@ -145,14 +122,14 @@ def serve(fds: Sequence[int]) -> None:
 
 def _serve(fd: int) -> None:
     with socket.socket(fileno=fd) as connection, suppress(OSError, EOFError):
-        _send(connection, "ready")
+        send(connection, "ready")
         wrong: BaseException | None = None
         while True:
-            message, fds = _receive(connection)
+            message, fds = receive(connection)
             if isinstance(message, Sheet):
                 wrong = _take_over(message, fds)
             else:
-                _send(connection, _answer(*message) if wrong is None else Answer({}, {}, wrong))
+                send(connection, _answer(*message) if wrong is None else Answer({}, {}, wrong))
     os._exit(0)  # where one connection ends, all of them do
 
 
@@ -248,423 +225,3 @@ def _counted() -> dict[str, int]:
         new = {name: amount - _told.get(name, 0) for name, amount in now.items() if amount != _told.get(name, 0)}
         _told.update(now)
         return new
-
-
-# In the process that reads.
-
-
-class GoneError(Exception):
-    """The worker at the other end of a connection is no more."""
-
-
-class Connection:
-    """One thread of one worker; for one reading thread at a time."""
-
-    def __init__(self, worker: Worker, ours: socket.socket) -> None:
-        self.worker, self._socket = worker, ours
-        self.parts = deque[int]()  # asked for and not answered
-        self._plan = -1  # the number of the plan that the other end has last got
-        self._known: dict[int, weakref.ref[Memory]] = {}  # the memory that it knows
-
-    def fileno(self) -> int:
-        """For `select`."""
-        return self._socket.fileno()
-
-    def receive(self) -> Any:
-        """The next message of the worker, waited for."""
-        try:
-            return _receive(self._socket)[0]
-        except (EOFError, OSError) as error:
-            raise GoneError from error
-
-    def ask(self, sheet: Sheet, memories: Sequence[Memory], part: int, numbers: Sequence[int]) -> None:
-        """Have jobs of a plan done, which is written into some shared memories.
-
-        Raises
-        ------
-        GoneError : the worker is no more
-        """
-        try:
-            if self._plan != sheet.number:
-                new = {memory.number: memory for memory in memories if memory.number not in self._known}
-                gone = tuple(number for number, memory in self._known.items() if memory() is None)
-                fresh = tuple((memory.number, memory.nbytes) for memory in new.values())
-                fds = [memory.fd for memory in new.values() if memory.fd is not None]
-                _send(self._socket, sheet._replace(new=fresh, gone=gone), fds)
-                self._plan = sheet.number
-                self._known.update((number, weakref.ref(memory)) for number, memory in new.items())
-                for number in gone:
-                    del self._known[number]
-            _send(self._socket, (sheet.number, numbers))
-        except OSError as error:
-            raise GoneError from error
-        self.parts.append(part)
-
-    def close(self) -> None:
-        """Let the worker end."""
-        self._socket.close()
-
-
-class Worker:
-    """A process that reads, and its connections."""
-
-    def __init__(self, threads: int) -> None:
-        pairs = [socket.socketpair() for _ in range(threads)]
-        try:
-            fds = [theirs.fileno() for _, theirs in pairs]
-            program = f"import sys; sys.path[:] = {_import_path()!r}; " + PROGRAM.format(fds=fds)
-            command = [sys.executable, "-c", program]
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, pass_fds=fds, start_new_session=True, close_fds=True
-            )
-        except BaseException:
-            for ours, _ in pairs:
-                ours.close()
-            raise
-        finally:
-            for _, theirs in pairs:
-                theirs.close()
-        self.connections = [Connection(self, ours) for ours, _ in pairs]
-        self.is_ready = False
-
-    @property
-    def pid(self) -> int:
-        """Of the process."""
-        return self._process.pid
-
-    def close(self, *, at_once: bool = False) -> None:
-        """Let it end by itself, or end it; nothing of it writes afterwards."""
-        for connection in self.connections:
-            connection.close()
-        if at_once:
-            self._process.kill()
-        try:
-            self._process.wait(_PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-
-def _import_path() -> list[str]:
-    """Where a worker finds what this process has found, but for the folder of the user's script."""
-    own = str(Path(__file__).parents[2])
-    main = getattr(sys.modules.get("__main__"), "__file__", None)
-    script = str(Path(main).resolve().parent) if main else None
-    return [*(entry for entry in sys.path if entry and entry not in (own, script)), own]
-
-
-class Readers:
-    """The reader processes of this process: started when they are first wanted, shared by all reads.
-
-    Notes
-    -----
-    A forked child has none until it wants its own.
-    """
-
-    def __init__(self) -> None:
-        self.workers: list[Worker] = []
-        self._idle: set[Connection] = set()
-        self._lock = threading.Lock()
-        self._failures = 0  # workers that died before they were ready
-
-    def lease(self, wanted: int) -> list[Connection]:
-        """See that so many workers are there or on their way; the connections of those that are ready and free.
-
-        They are the caller's until they are given back.
-        """
-        threads = max(1, min(_MOST_THREADS, usable_cpus() // max(1, wanted)))
-        with self._lock:
-            while len(self.workers) < wanted and self._failures < _STARTS:
-                self.workers.append(Worker(threads))
-            self._look()
-            taken = [each for worker in self.workers[:wanted] for each in worker.connections if each in self._idle]
-            self._idle.difference_update(taken)
-            return taken
-
-    def give_back(self, connections: Iterable[Connection]) -> None:
-        """The end of a lease."""
-        with self._lock:
-            self._idle.update(each for each in connections if each.worker in self.workers)
-
-    def replace(self, worker: Worker) -> None:
-        """Put another worker in the place of one; the others go on with the segments that are theirs."""
-        with self._lock:
-            if worker not in self.workers:
-                return
-            self._idle.difference_update(worker.connections)
-            self.workers[self.workers.index(worker)] = Worker(len(worker.connections))
-        worker.close(at_once=True)
-
-    def _look(self) -> None:
-        """Take up the workers that have become ready; the caller has the lock."""
-        starting = {worker.connections[0]: worker for worker in self.workers if not worker.is_ready}
-        for connection in select.select(list(starting), [], [], 0)[0] if starting else ():
-            worker = starting[connection]
-            try:
-                for each in worker.connections:
-                    each.receive()
-            except GoneError:
-                self._failures += 1
-                self.workers.remove(worker)
-                worker.close()
-                if self._failures == _STARTS:
-                    warnings.warn(
-                        "reader processes do not start, so threads read instead; pass readers=0, or see what "
-                        '`python -c "import lazytiles.images.workers"` says',
-                        stacklevel=2,
-                    )
-                continue
-            worker.is_ready = True
-            self._failures = 0
-            self._idle.update(worker.connections)
-
-    def descriptors(self) -> set[int]:
-        """The descriptors of all connections."""
-        with self._lock:
-            return {each.fileno() for worker in self.workers for each in worker.connections}
-
-    def close(self) -> None:
-        """End all workers."""
-        with self._lock:
-            workers, self.workers, self._idle = self.workers, [], set()
-        for worker in workers:
-            worker.close()
-
-    def fit(self) -> None:
-        """End the workers where the settings want none any more."""
-        if not settings().readers:
-            self.close()
-
-    def forget(self) -> None:
-        """Start anew in a forked child; the workers are the parent's."""
-        for worker in self.workers:
-            for connection in worker.connections:
-                connection.close()
-        self.__init__()  # type: ignore[misc]  # the same object stays imported everywhere
-
-
-readers = Readers()
-when_configured.append(readers.fit)
-atexit.register(readers.close)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=readers.forget)
-
-
-def is_sendable(plan: Plan) -> bool:
-    """Whether workers are to read what a plan says: much of it, or what one of them may keep and this process does not.
-
-    They open the files by themselves, which must be possible.
-    """
-    if not all(page.origin is not None and not page.file.is_remote for page in plan.windows.pages):
-        return False
-    return len(plan.jobs) >= _LEAST_JOBS or (settings().cache_bytes > 0 and not all(_held(plan)))
-
-
-class Parts:
-    """A plan in parts, for workers and, while none is ready, for threads of this process.
-
-    Parameters
-    ----------
-    plan : sendable
-    placed : where the pixels of each window go
-    jobs : its jobs with the same memory as targets
-    workers : how many processes read
-    settle : told what has come of a part
-    is_enough : asked before each part; true leaves the rest undone
-    """
-
-    def __init__(
-        self,
-        plan: Plan,
-        placed: Placed,
-        jobs: Jobs,
-        workers: int,
-        settle: Callable[[Settled], None],
-        is_enough: Callable[[], bool],
-    ) -> None:
-        self._jobs, self._workers, self._settle, self._is_enough = jobs, workers, settle, is_enough
-        self._keeps = settings().cache_bytes > 0
-        self._leased = readers.lease(workers)
-        size = max(1, min(_MOST_JOBS, len(plan.jobs) // (8 * max(len(self._leased), settings().threads))))
-        if self._keeps:
-            owners = _owners(plan, workers)
-            every = [(k, np.flatnonzero(owners == k)) for k in range(-1, workers)]
-            cut = [(k, numbers[at : at + size]) for k, numbers in every for at in range(0, len(numbers), size)]
-            cut.sort(key=lambda part: (part[0] >= 0, part[1][0]))  # what is kept here comes first
-        else:
-            cut = [(0, np.arange(at, min(at + size, len(plan.jobs)))) for at in range(0, len(plan.jobs), size)]
-        self._parts = [numbers.tolist() for _, numbers in cut]
-        self._tries = [0] * len(cut)
-        # Of each worker, or of all where nothing is kept, and last of this process: the parts not begun.
-        self._left = [deque[int]() for _ in range((workers if self._keeps else 1) + 1)]
-        for part, (owner, _) in enumerate(cut):
-            self._left[owner].append(part)
-        self._plan = plan
-        self._tables, self._sheet, self._memories = _sheet_of(plan, placed, workers)
-
-    @property
-    def is_local(self) -> bool:
-        """Whether threads of this process are to help: no worker is ready, or something is kept here."""
-        return not self._leased or bool(self._left[-1])
-
-    def help(self, _: int = 0) -> None:
-        """Do parts on this thread: those whose segments are kept here, and others while no worker is ready."""
-        while not self._is_enough():
-            try:
-                part = self._next(-1 if self._leased else None)
-            except IndexError:
-                return
-            self._do_here(part)
-
-    def _next(self, owner: int | None) -> int:
-        """A part that is not begun: of a worker, or of whomever; IndexError where there is none."""
-        if owner is not None:
-            return self._left[owner if self._keeps or owner < 0 else 0].popleft()
-        for left in reversed(self._left):
-            with suppress(IndexError):
-                return left.popleft()
-        raise IndexError
-
-    def run(self) -> None:
-        """Keep the workers busy until all is done; what they raise is raised here."""
-        try:
-            looked = time.monotonic()
-            while not self._is_enough():
-                if not self._leased or time.monotonic() > looked + _PATIENCE_S:
-                    self._leased += readers.lease(self._workers)
-                    looked = time.monotonic()
-                for connection in self._leased:
-                    self._feed(connection)
-                busy = [connection for connection in self._leased if connection.parts]
-                if busy:
-                    for connection in select.select(busy, [], [], _PATIENCE_S)[0]:
-                        self._collect(connection)
-                elif not any(self._left):
-                    return
-                elif self._leased or not readers.workers:  # what is left is nobody's, or a worker's that is not ready
-                    with suppress(IndexError):
-                        self._do_here(self._next(None))
-                else:
-                    time.sleep(_PATIENCE_S / 10)
-        except BaseException:
-            for connection in self._leased:
-                readers.replace(connection.worker)  # it may be in mid-answer, and writing
-            self._leased = []
-            raise
-        finally:
-            self._finish()
-
-    def _feed(self, connection: Connection) -> None:
-        owner = readers.workers.index(connection.worker) if connection.worker in readers.workers else 0
-        with suppress(IndexError):
-            while len(connection.parts) < _AHEAD and not self._is_enough():
-                part = self._next(owner)
-                try:
-                    connection.ask(self._sheet, self._memories, part, self._parts[part])
-                except GoneError:
-                    connection.parts.append(part)
-                    self._lost(connection.worker)
-                    return
-
-    def _collect(self, connection: Connection) -> None:
-        try:
-            answer: Answer = connection.receive()
-        except GoneError:
-            self._lost(connection.worker)
-            return
-        part = connection.parts.popleft()
-        for name, amount in answer.counted.items():
-            count(name, amount)
-        if answer.error is not None:
-            raise answer.error
-        windows = self._windows(part)
-        self._settle(
-            Settled([w for w in windows if w not in answer.failed] if answer.failed else windows, answer.failed)
-        )
-
-    def _windows(self, part: int) -> list[int]:
-        return [window for number in self._parts[part] for window in self._jobs.windows_of(number)]
-
-    def _lost(self, worker: Worker) -> None:
-        """A worker has died: its parts are begun again, but for one that has killed two."""
-        gone = [connection for connection in self._leased if connection.worker is worker]
-        self._leased = [connection for connection in self._leased if connection.worker is not worker]
-        readers.replace(worker)
-        for connection in gone:
-            for k, part in enumerate(connection.parts):
-                self._tries[part] += k == 0  # those behind it had not begun
-                if self._tries[part] < _TRIES:
-                    self._left[0 if not self._keeps else -1].appendleft(part)
-                else:
-                    self._settle(Settled([], dict.fromkeys(self._windows(part), self._killed(part))))
-
-    def _killed(self, part: int) -> LazyTilesError:
-        numbers = {self._jobs.jobs[number][0] for number in self._parts[part]}
-        pages = ", ".join(sorted(str(self._plan.windows.pages[k]) for k in numbers)[:3])
-        return LazyTilesError(
-            f"{_TRIES} reader processes died while they read {pages}: memory ran out, or a codec crashed; read these "
-            "windows with readers=0 to see which, or leave them out"
-        )
-
-    def _do_here(self, part: int) -> None:
-        for number in self._parts[part]:
-            self._settle(self._jobs.do(number))
-
-    def _finish(self) -> None:
-        """Wait for what is begun, which writes into memory that may be used again, and give the connections back."""
-        try:
-            for connection in self._leased:
-                with suppress(GoneError):
-                    while connection.parts:
-                        connection.receive()
-                        connection.parts.popleft()
-        finally:
-            for connection in self._leased:
-                if connection.parts:
-                    readers.replace(connection.worker)
-            readers.give_back(self._leased)
-
-
-def _held(plan: Plan) -> list[bool]:
-    """Which jobs this process keeps decoded."""
-    pages = plan.windows.pages
-    return segment_cache.held((pages[at].key, first, first + length) for at, first, length, _, _ in plan.jobs.tolist())
-
-
-def _owners(plan: Plan, workers: int) -> Int64s:
-    """Which worker keeps the segments of each job; -1 where this process keeps them already."""
-    pages = plan.windows.pages
-    jobs = plan.jobs.tolist()
-    tall = [_TALL if page.grid[1] == 1 else _WIDE for page in pages]
-    seeds = [crc32(repr((page.file.path, page.number)).encode()) for page in pages]
-    owners = [seeds[at] + row // tall[at] + 31 * (column // tall[at]) for at, _, _, row, column in jobs]
-    return np.where(_held(plan), -1, np.array(owners) % workers)
-
-
-def _sheet_of(plan: Plan, placed: Placed, workers: int) -> tuple[NDArray[np.uint8], Sheet, list[Memory]]:
-    """A plan as an array in shared memory, where its parts lie, and all the memory that workers need for it."""
-    numbers = np.array([memory.number for memory in placed.memories])
-    places = np.column_stack([numbers[placed.where[:, 0]], placed.where[:, 1:]])
-    pages = pickle.dumps([(page.file, page.origin) for page in plan.windows.pages], protocol=5)
-    tables = [np.ascontiguousarray(each) for each in (plan.jobs, plan.starts, plan.pieces, plan.ranges, places)]
-    sizes = [*(each.nbytes for each in tables), len(pages)]
-    offsets = np.cumsum([0, *sizes]).tolist()
-    flat = shared_shelf.empty((offsets[-1],), np.dtype(np.uint8))
-    place = shared_shelf.place(flat)
-    begins = [place.offset + offset for offset in offsets]
-    for each, offset in zip(tables, offsets, strict=False):
-        flat[offset : offset + each.nbytes] = each.reshape(-1).view(np.uint8)
-    flat[offsets[-2] :] = np.frombuffer(pages, np.uint8)
-    limits = settings()
-    own = asdict(limits) | {"readers": 0, "cache_bytes": limits.cache_bytes // (workers + 1)}
-    own["open_files"] = max(1, limits.open_files // (workers + 1))
-    sheet = Sheet(
-        next(_sheets),
-        tuple((place.memory.number, begin, each.shape) for begin, each in zip(begins, tables, strict=False)),
-        (place.memory.number, begins[-2], len(pages)),
-        plan.windows.bands,
-        plan.windows.pages[0].dtype,
-        own,
-        segment_cache.clears,
-    )
-    return flat, sheet, [place.memory, *placed.memories]

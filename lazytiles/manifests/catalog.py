@@ -11,8 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lazytiles.arrays.classes import class_name
-from lazytiles.arrays.multisource import MultiSourceArray
+from lazytiles.arrays import MultiSourceArray, class_name
 from lazytiles.errors import ManifestError
 from lazytiles.manifests.paths import IDS
 

@@ -15,13 +15,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lazytiles.arrays.cost import codec_name
-from lazytiles.arrays.multisource import MultiSourceArray
+from lazytiles.arrays import MultiSourceArray, codec_name
 from lazytiles.config import usable_cpus
 from lazytiles.errors import LazyTilesError, ManifestError
-from lazytiles.images.pictures import split_name
-from lazytiles.images.region import Region, open_region
-from lazytiles.images.remote import is_remote
+from lazytiles.images import Region, is_remote, open_region, split_name
 from lazytiles.manifests.digest import sha256, verify_digests
 from lazytiles.manifests.findings import (
     Report,

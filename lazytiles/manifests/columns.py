@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lazytiles.arrays.classes import class_name, is_numeric
+from lazytiles.arrays import class_name, is_numeric
 
 _BASE = 0x9E3779B97F4A7C15
 _NUMBER = r"[ \t]*(?P<n{}>-?[0-9]{{1,10}})[ \t]*"

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lazytiles.display import plural
-from lazytiles.indexing.overlaps import overlapping_pairs
+from lazytiles.indexing import overlapping_pairs
 from lazytiles.manifests.columns import column_hashes, count_distinct, first_rows, to_numbers
 from lazytiles.manifests.manifest import BOX_2D, BOX_3D
 from lazytiles.manifests.paths import region_names

@@ -14,8 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lazytiles.errors import ManifestError
-from lazytiles.images.region import Region, open_region
-from lazytiles.indexing.tilings import Edge, tiling
+from lazytiles.images import Region, open_region
+from lazytiles.indexing import Edge, tiling
 from lazytiles.manifests.manifest import BOX_2D, BOX_3D
 from lazytiles.manifests.paths import is_component
 from lazytiles.manifests.problems import Problems

@@ -17,8 +17,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lazytiles.errors import ManifestError
-from lazytiles.images.pictures import split_name
-from lazytiles.indexing.splits import region_column
+from lazytiles.images import split_name
+from lazytiles.indexing import region_column
 from lazytiles.manifests.problems import Problems
 
 IDS = ("tile_id", "region_id", "label_id")

@@ -13,8 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lazytiles.errors import ManifestError
-from lazytiles.images.pictures import split_name
-from lazytiles.images.region import Region
+from lazytiles.images import Region, split_name
 from lazytiles.manifests.catalog import rows_where
 from lazytiles.manifests.columns import column_hashes, count_distinct
 from lazytiles.manifests.digest import verify_digests

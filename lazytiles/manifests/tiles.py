@@ -12,14 +12,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lazytiles.arrays.gather import LINE_MODES, PAD_MODES, TileForm
-from lazytiles.arrays.multisource import MultiSourceArray
-from lazytiles.arrays.region_tiles import RegionTiles
-from lazytiles.augment.boxes import Boxes, scaled_boxes
+from lazytiles.arrays import LINE_MODES, PAD_MODES, MultiSourceArray, RegionTiles, TileForm
+from lazytiles.augment import Boxes, scaled_boxes
 from lazytiles.errors import ManifestError
-from lazytiles.images.region import Bands, Region, asked_bands, bands_read, check_resample, open_region
-from lazytiles.images.resample import METHODS
-from lazytiles.indexing.splits import region_column
+from lazytiles.images import METHODS, Bands, Region, asked_bands, bands_read, check_resample, open_region
+from lazytiles.indexing import region_column
 from lazytiles.manifests.catalog import by_name
 from lazytiles.manifests.columns import names_of
 from lazytiles.manifests.manifest import BOX_2D, read_manifest

@@ -13,15 +13,11 @@ import pandas as pd
 from numpy.typing import DTypeLike, NDArray
 
 from lazytiles.config import settings
-from lazytiles.images.cache import segment_cache
-from lazytiles.images.files import pool
-from lazytiles.images.page import Page
-from lazytiles.images.resample import resize
-from lazytiles.indexing.windows import boxes_from_windows
+from lazytiles.images import Page, pool, resize, segment_cache
+from lazytiles.indexing import boxes_from_windows
 from lazytiles.predictions.canvas import Canvas
 from lazytiles.predictions.sinks import FramesFirst, RowSink, open_sink
-from lazytiles.stores.array_sink import cast
-from lazytiles.stores.beside import region_name, windows_in
+from lazytiles.stores import cast, region_name, windows_in
 
 Int64s = NDArray[np.int64]
 Array = NDArray[Any]

@@ -10,10 +10,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from lazytiles.indexing.windows import boxes_from_windows
+from lazytiles.indexing import boxes_from_windows
 from lazytiles.predictions.blends import BOXES, COMBINE, Band, tile_weights, windows_of
 from lazytiles.predictions.sinks import FramesFirst, Out, RowSink, check_out, open_sink
-from lazytiles.stores.array_sink import cast
+from lazytiles.stores import cast
 
 
 class Canvas:

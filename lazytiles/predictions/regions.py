@@ -13,18 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from lazytiles.arrays.cluster import in_order
-from lazytiles.arrays.multisource import MultiSourceArray
-from lazytiles.arrays.view import DelayedView
-from lazytiles.manifests.paths import is_component
+from lazytiles.arrays import DelayedView, MultiSourceArray, in_order
+from lazytiles.manifests import is_component
 from lazytiles.predictions.assembly import Assembly, Layout, Options, layouts_of
 from lazytiles.predictions.blends import COMBINE
 from lazytiles.predictions.model import Loaded
 from lazytiles.predictions.sinks import FILES, Replacing, check_out, sweep
-from lazytiles.stores.saving import Report, reporting
-from lazytiles.training.batches import Inputs, Scaling, as_sources
-from lazytiles.training.flow import BatchFlow
-from lazytiles.training.tandem import Structure, leaves, rebuilt
+from lazytiles.stores import Report, reporting
+from lazytiles.training import BatchFlow, Inputs, Scaling, Structure, as_sources, leaves, rebuilt
 
 Batch = NDArray[Any]
 READAHEAD_BYTES = 32 * 2**20

@@ -19,10 +19,8 @@ import tifffile
 from numpy.typing import NDArray
 
 from lazytiles.errors import LazyTilesError, StoreError, require
-from lazytiles.images.files import descriptor
-from lazytiles.images.region import open_region
-from lazytiles.stores.array_sink import ArraySink, placed
-from lazytiles.stores.journal import OLD, PARTIAL, cause_of, failed, publish, recover, remove
+from lazytiles.images import descriptor, open_region
+from lazytiles.stores import OLD, PARTIAL, ArraySink, cause_of, failed, placed, publish, recover, remove
 
 Out: TypeAlias = Any
 """Nothing, an array, a path, or an object with `append(rows)` and `close()`."""

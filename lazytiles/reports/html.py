@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 
 from lazytiles.display import coloured_by, colours, plural, png, stretched
 from lazytiles.errors import LazyTilesError, visible
-from lazytiles.images.region import open_region, thumbnail
-from lazytiles.manifests.findings import Report
-from lazytiles.manifests.manifest import BOX_2D
-from lazytiles.manifests.paths import region_names
+from lazytiles.images import open_region, thumbnail
+from lazytiles.manifests import BOX_2D, Report, region_names
 
 MOST_DRAWN = 2000
 MOST_REGIONS = 200

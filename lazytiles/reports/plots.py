@@ -10,9 +10,8 @@ import numpy as np
 
 from lazytiles.display import coloured_by, colours, side_by_side, stretched
 from lazytiles.errors import require
-from lazytiles.images.region import Region, thumbnail
-from lazytiles.manifests.manifest import read_manifest
-from lazytiles.manifests.paths import region_names
+from lazytiles.images import Region, thumbnail
+from lazytiles.manifests import read_manifest, region_names
 
 _FEW = 4
 

@@ -15,11 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.arrays.cluster import connected, result_of
-from lazytiles.arrays.multisource import MultiSourceArray
-from lazytiles.arrays.view import held
+from lazytiles.arrays import MultiSourceArray, connected, held, result_of
 from lazytiles.display import plural
-from lazytiles.training.tandem import read_rows
+from lazytiles.training import read_rows
 
 _BATCH_BYTES = 16 * 2**20
 _BINS = 256

@@ -14,9 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from lazytiles.arrays.multisource import MultiSourceArray
-from lazytiles.arrays.region_tiles import RegionTiles, open_ahead
-from lazytiles.augment.boxes import Boxes
+from lazytiles.arrays import MultiSourceArray, RegionTiles, open_ahead
+from lazytiles.augment import Boxes
 from lazytiles.errors import LazyTilesError, LimitError, StoreError
 from lazytiles.stores.formats.base import array_in
 from lazytiles.stores.journal import labels_path

@@ -16,8 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.arrays.cluster import result_of
-from lazytiles.arrays.multisource import MultiSourceArray
+from lazytiles.arrays import MultiSourceArray, result_of
 from lazytiles.errors import StoreError, require
 from lazytiles.stores.formats.base import Layout
 from lazytiles.stores.formats.chunked import ZarrFormat

@@ -25,7 +25,7 @@ import numpy as np
 
 from lazytiles.config import settings
 from lazytiles.errors import StoreError
-from lazytiles.images.files import descriptor, unlinked, write_new
+from lazytiles.images import descriptor, unlinked, write_new
 from lazytiles.stores.formats.base import Layout
 
 PARTIAL = ".partial-"

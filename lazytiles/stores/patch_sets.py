@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
-from lazytiles.arrays.patches import PatchGenerator
+from lazytiles.arrays import PatchGenerator
 from lazytiles.errors import StoreError
-from lazytiles.indexing.seeds import Seed, seed_of
+from lazytiles.indexing import Seed, seed_of
 from lazytiles.stores.journal import is_interrupted
 from lazytiles.stores.record import KINDS
 from lazytiles.stores.saving import identity

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from lazytiles.config import check_chunk
 from lazytiles.errors import LazyTilesError, StoreError
-from lazytiles.images.files import open_plain
-from lazytiles.images.pictures import split_name
+from lazytiles.images import open_plain, split_name
 from lazytiles.stores.formats.base import RECORD, Format, Layout, NpyFormat, NpyReader, Reader, array_in, crc_of
 from lazytiles.stores.formats.chunked import (
     Blosc2Format,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from lazytiles.arrays.multisource import MultiSourceArray
+from lazytiles.arrays import MultiSourceArray
 from lazytiles.errors import LazyTilesError, StoreError
 from lazytiles.stores.beside import Beside, label_store
 from lazytiles.stores.distributed import write_on

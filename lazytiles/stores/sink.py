@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lazytiles.config import check_chunk
 from lazytiles.errors import StoreError
-from lazytiles.images.pictures import split_name
+from lazytiles.images import split_name
 from lazytiles.stores.formats.base import RECORD, Format, Layout, Reader, crc_of, crcs_of, first_difference
 from lazytiles.stores.formats.hdf5 import holds_dataset
 from lazytiles.stores.journal import (

@@ -13,13 +13,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.arrays.view import into
+from lazytiles.arrays import into
 from lazytiles.config import check_limit
 from lazytiles.errors import StoreError
-from lazytiles.images.cache import segment_cache
-from lazytiles.images.files import FileKey
-from lazytiles.indexing.lazy import LazyArray
-from lazytiles.indexing.requests import request
+from lazytiles.images import FileKey, segment_cache
+from lazytiles.indexing import LazyArray, request
 from lazytiles.stores.formats.base import NpyReader, crc_of, first_difference
 from lazytiles.stores.formats.tfrecord import TFRecordReader
 from lazytiles.stores.journal import StoreLock, failed, is_interrupted, recover, sweep

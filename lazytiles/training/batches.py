@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lazytiles.arrays.view import held
+from lazytiles.arrays import held
 from lazytiles.errors import LazyTilesError
 from lazytiles.training.tandem import Array, Structure, as_source, leaves, native, rebuilt
 

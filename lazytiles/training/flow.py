@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lazytiles.indexing.seeds import Seed
+from lazytiles.indexing import Seed
 from lazytiles.training.readahead import Key, ReadAhead
 from lazytiles.training.schedule import READAHEAD_BYTES, Feed
 from lazytiles.training.shards import Shard

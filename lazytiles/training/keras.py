@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lazytiles.errors import LazyTilesError, require
-from lazytiles.indexing.seeds import Seed
+from lazytiles.indexing import Seed
 from lazytiles.training.batches import Inputs, Output, Scaling, class_count, differences, parts_of
 from lazytiles.training.keras_callbacks import EpochCallback, ResumeCallback
 from lazytiles.training.keras_serving import Owner, Server

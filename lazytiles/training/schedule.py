@@ -11,11 +11,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lazytiles.arrays.view import held
+from lazytiles.arrays import held
 from lazytiles.augment import with_boxes
 from lazytiles.errors import LazyTilesError
-from lazytiles.indexing.orders import balanced_weights, draw, permutation, shard_batches, shard_slice
-from lazytiles.indexing.seeds import Seed, seed_of
+from lazytiles.indexing import Seed, balanced_weights, draw, permutation, seed_of, shard_batches, shard_slice
 from lazytiles.training.readahead import Key, ReadAhead, Work
 from lazytiles.training.shards import Shard, own_shard
 from lazytiles.training.tandem import Rows, Structure, Tandem

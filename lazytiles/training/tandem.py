@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.arrays.view import held
+from lazytiles.arrays import held
 from lazytiles.config import count
 from lazytiles.errors import LazyTilesError
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from lazytiles.augment import as_transform
 from lazytiles.errors import LazyTilesError, require
-from lazytiles.indexing.seeds import BatchGenerator
+from lazytiles.indexing import BatchGenerator
 from lazytiles.training.tandem import Structure, leaves
 
 Transform = Callable[..., Structure]

@@ -27,9 +27,8 @@ from lazytiles.config import configure, settings  # noqa: E402
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError  # noqa: E402
 from lazytiles.images import remote as module  # noqa: E402
 from lazytiles.images.cache import clear_cache  # noqa: E402
-from lazytiles.images.ranges import BLOCK_BYTES  # noqa: E402
 from lazytiles.images.region import open_region  # noqa: E402
-from lazytiles.images.remote import remote  # noqa: E402
+from lazytiles.images.remote import BLOCK_BYTES, remote  # noqa: E402
 from lazytiles.manifests.tiles import open_tiles  # noqa: E402
 
 pytestmark = pytest.mark.leaks("fsspec keeps its thread and its connections")

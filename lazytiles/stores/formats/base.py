@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from lazytiles.config import settings
 from lazytiles.errors import StoreError
-from lazytiles.images.files import open_plain, unlinked
+from lazytiles.images import open_plain, unlinked
 
 RECORD = "record.json"
 

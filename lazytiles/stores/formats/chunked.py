@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from lazytiles.config import check_chunk, settings
 from lazytiles.errors import LimitError, RegionError, StoreError, require
-from lazytiles.images.containers import open_zarr, unpacked
-from lazytiles.images.files import open_plain, unlinked, write_new
+from lazytiles.images import open_plain, open_zarr, unlinked, unpacked, write_new
 from lazytiles.stores.formats.base import Layout, crcs_of
 
 # Zarr's shape is set when the array is complete; chunks are named by position, so any large number does.

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from lazytiles.config import check_chunk
 from lazytiles.errors import StoreError, require
-from lazytiles.images.files import open_plain
-from lazytiles.images.pictures import split_name
+from lazytiles.images import open_plain, split_name
 from lazytiles.stores.formats.base import Layout, crcs_of
 
 _WORD = 2**32 - 1

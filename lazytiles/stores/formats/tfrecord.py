@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.errors import StoreError, require
-from lazytiles.images.files import open_plain, unlinked, write_new
+from lazytiles.images import open_plain, unlinked, write_new
 from lazytiles.stores.formats.base import RECORD, Layout, crcs_of, members_of, write_all, zipped
 from lazytiles.stores.journal import PARTIAL, SIDE
 
