@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -38,6 +39,9 @@ _HDF5 = b"\x89HDF\r\n\x1a\n"
 _NPY = b"\x93NUMPY"
 _WHOLE = 512  # segments of an array without chunks, pixels
 _BLOSC = (b"\x01", b"\x02", b"\x03", b"\x04", b"\x05")  # versions of its format, the first byte of a chunk
+_DEFLATE = 1032  # the most bytes that one of a deflate stream unpacks to
+_SOUND: set[tuple[Any, ...]] = set()  # chunks of HDF5 files that are known to be no bombs
+_MOST_SOUND = 2**16
 _MOST_FACTS = 4 * 2**20  # bytes of a file of metadata
 _SLACK = 4  # times a chunk's own bytes, by which codecs in a row may make them more
 
@@ -138,15 +142,53 @@ class Chunks:
         lead = (slice(at // depth * depth, (at // depth + 1) * depth),)
         return segment_cache.once(name, lambda: self._read(lead, row, column))
 
+    def _refuse_bombs(self, array: Any, place: tuple[int, ...]) -> None:
+        """Look once at each chunk of a segment, of which there are several where its samples are in several."""
+        for more in [(k,) for k in range(0, array.shape[-1], array.chunks[-1])] if array.ndim > len(place) else [()]:
+            chunk = (self.key, self.inner, *place, *more)
+            if chunk not in _SOUND:
+                refuse_bomb(self.key.path, array, (*place, *more))
+                if len(_SOUND) >= _MOST_SOUND:
+                    _SOUND.clear()
+                _SOUND.add(chunk)
+
     def _read(self, lead: tuple[slice, ...], row: int, column: int) -> NDArray[Any]:
         y, x = row * self.segment[0], column * self.segment[1]
         box = (*lead, slice(y, y + self.segment[0]), slice(x, x + self.segment[1]))
         with opened(self.key, self.inner) as array:
+            if hasattr(array, "compression") and array.chunks is not None:
+                self._refuse_bombs(array, (*(part.start for part in lead), y, x))
             block = np.asarray(array[box])
             # Of a mapped file a copy is kept, never the map.
             block = block.astype(self.dtype, copy=isinstance(array, np.memmap))
         height, width = min(self.segment[0], self.shape[0] - y), min(self.segment[1], self.shape[1] - x)
         return block.reshape(*block.shape[: len(lead)], height, width, self.shape[2])
+
+
+def refuse_bomb(where: object, array: Any, place: tuple[int, ...]) -> None:
+    """See that a chunk of an HDF5 dataset unpacks to no more than it should: the filters take what memory they need.
+
+    Parameters
+    ----------
+    where : for messages
+    array : the dataset
+    place : the first index of the chunk along each axis
+
+    Raises
+    ------
+    RegionError : it has more bytes than it should, packed or not
+    """
+    if not array.compression:
+        return
+    most, stored = math.prod(array.chunks) * array.dtype.itemsize, array.id.get_chunk_info_by_coord(place).size
+    is_bomb = stored > 2 * most + 2**16
+    if array.compression == "gzip" and not is_bomb and stored * _DEFLATE > _SLACK * most:
+        unpacker = zlib.decompressobj()
+        with suppress(zlib.error):  # what could not be packed smaller is stored as it is
+            unpacker.decompress(array.id.read_direct_chunk(place)[1], most + 1)
+        is_bomb = len(unpacker.unconsumed_tail) > 16
+    if is_bomb:
+        raise RegionError(f"{where}: is damaged: its chunk at {place} has more than {most} bytes")
 
 
 @contextmanager

@@ -82,7 +82,7 @@ class Canvas:
         self._sink: RowSink | None = None
         self._result: Any = None
         self._finished = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def add(self, boxes: Any, values: ArrayLike) -> None:
         """Put tiles on the canvas.
@@ -252,7 +252,7 @@ class Canvas:
         return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_sink")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock(), _sink=None)
+        self.__dict__.update(state, _lock=threading.RLock(), _sink=None)
 
     def __repr__(self) -> str:
         state = "finished" if self._finished else f"{self._added} tiles, rows held: {self.rows_held}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from collections.abc import Mapping
@@ -77,9 +78,13 @@ def region_name(source: Any, number: int) -> Any:
     return getattr(source, "name", "") or number
 
 
-def _regions_of(tiles: MultiSourceArray, positions: Int64s) -> tuple[tuple[StoredRegion, ...], Int64s] | None:
+def _regions_of(
+    tiles: MultiSourceArray, positions: Int64s, keep_open: bool
+) -> tuple[tuple[StoredRegion, ...], Int64s] | None:
     """The `places` of some samples; None of one source that is no region."""
     sources, places = tiles.places
+    if not keep_open:  # others read the tiles: what is opened here is forgotten
+        sources = tuple(copy.copy(source) if isinstance(source, RegionTiles) else source for source in sources)
     pairs, numbers = places[positions, :2], places[positions, 2]
     used, codes = np.unique(pairs[:, 0], return_inverse=True)
     if not len(used) or (len(used) == 1 and not hasattr(sources[used[0]], "windows")):
@@ -112,8 +117,13 @@ class Beside:
     places: tuple[tuple[StoredRegion, ...], Int64s] | None = None
 
     @classmethod
-    def of(cls, tiles: MultiSourceArray, positions: NDArray[np.int64]) -> Beside:
-        """What stands beside the samples at some positions of the current order."""
+    def of(cls, tiles: MultiSourceArray, positions: NDArray[np.int64], *, keep_open: bool = True) -> Beside:
+        """What stands beside the samples at some positions of the current order.
+
+        Parameters
+        ----------
+        keep_open : whether the tags of regions, which are read for their extents, are kept for reading tiles
+        """
         labels = tiles.labels
         if labels is not None:
             labels = labels[positions] if isinstance(labels, np.ndarray) else labels.select(positions)
@@ -126,7 +136,7 @@ class Beside:
             None if valid is None else valid[positions],
             classes=tiles.classes,
             boxes=tiles.boxes,
-            places=_regions_of(tiles, positions),
+            places=_regions_of(tiles, positions, keep_open),
         )
 
     def join(self, source: Any) -> MultiSourceArray:

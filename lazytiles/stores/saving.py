@@ -158,7 +158,16 @@ def export(
     """
     array = tiles if isinstance(tiles, MultiSourceArray) else MultiSourceArray([tiles])
     positions = np.arange(len(array), dtype=np.int64)
-    job = Job(array, positions, Beside.of(array, positions), threads, overwrite, resume, sync, options)
+    job = Job(
+        array,
+        positions,
+        Beside.of(array, positions, keep_open=client is None),
+        threads,
+        overwrite,
+        resume,
+        sync,
+        options,
+    )
     return job.run(Path(path), chunk, progress, client)
 
 
@@ -203,7 +212,7 @@ def persist(
     order = array.order
     unsorted = bool((np.diff(order) < 0).any())
     positions = np.argsort(order, kind="stable")
-    beside = Beside.of(array, positions)
+    beside = Beside.of(array, positions, keep_open=client is None)
     if unsorted:
         beside = replace(beside, order=order, seed=array.seed)
     job = Job(array, positions, beside, threads, overwrite, resume, sync, options)

@@ -71,7 +71,7 @@ class StoreArray(LazyArray):
         self._uid = opened.record.uid
         self._opened = opened
         self._process = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._layout = opened.record.layout
         self._key = _file_key(self._file)
         self.shape: tuple[int, ...] = (opened.record.rows, *self._layout.shape)

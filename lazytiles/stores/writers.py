@@ -110,7 +110,7 @@ class BufferedWriter:
         self._open = True
         self._full = False  # whether the store was complete already
         self._broken = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # abort() takes it again after an exception while it is left
 
     def write(self, rows: ArrayLike) -> None:
         """Write rows behind those written before.

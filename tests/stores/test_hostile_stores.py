@@ -677,3 +677,21 @@ def test_what_gzip_cannot_pack_is_read(tmp_path):
         with StoreWriter(path, chunk=8, compression="gzip", shuffle=shuffle) as writer:
             writer.write(rows)
         np.testing.assert_array_equal(open_store(path)[:], rows)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (4, 64, 64), (64, 64, 3), (4, 64, 64, 2)])
+def test_bombs_in_hdf5_regions(shape, tmp_path):
+    h5py = pytest.importorskip("h5py")
+    path, image = tmp_path / "a.h5", np.random.default_rng(0).integers(0, 9, shape, dtype=np.uint8)
+    chunks = tuple(min(n, 32) for n in shape[:-1]) + ((1,) if shape[-1] < 4 else (32,))
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("data", data=image, chunks=chunks, compression="gzip")
+    read = lt.open_region(f"{path}::data", page="all" if len(shape) == 4 or shape == (4, 64, 64) else 0)
+    np.testing.assert_array_equal(np.asarray(read).reshape(shape), image)
+    with h5py.File(path, "r+") as file:
+        data = file["data"]
+        place = tuple(n // c * c - c for n, c in zip(shape, chunks, strict=True))
+        data.id.write_direct_chunk(place, zlib.compress(bytes(200 * 2**20)))
+    read = lt.open_region(f"{path}::data", page="all" if len(shape) == 4 or shape == (4, 64, 64) else 0)
+    with pytest.raises(lt.RegionError, match=r"its chunk at \(.*\) has more than \d+ bytes"):
+        np.asarray(read)

@@ -600,6 +600,23 @@ def test_the_launcher_is_asked_for_the_shard(monkeypatch):
     assert adapter.sample_ids(0, 0).tolist() == [4, 5, 6, 7]
 
 
+def test_classes_and_boxes_of_a_table_train(tmp_path: Path) -> None:
+    names = ["x", "y", "w", "h"]
+    table = pd.DataFrame({"tile_id": range(8), "region_id": "r", "kind": ["ox", "cat"] * 4, "xmin": 0, "ymin": 0})
+    table = table.assign(xmax=12, ymax=10, x=2.0, y=3.0, w=4.0, h=5.0)
+    tifffile.imwrite(tmp_path / "r.tif", np.arange(600, dtype=np.uint16).reshape(20, 30))
+    tiles = lt.open_tiles(table, tmp_path, target="kind", classes=["cat", "dog", "ox"])
+    adapter = KerasAdapter(tiles, batch_size=4, shuffle=True, num_classes=True, normalize=True)
+    model = keras.Sequential([keras.Input(tiles.shape[1:]), keras.layers.Flatten(), keras.layers.Dense(3, "softmax")])
+    model.compile("sgd", "categorical_crossentropy")
+    model.fit(adapter, verbose=0)
+    np.testing.assert_array_equal(KerasAdapter(tiles, num_classes=True)[0][1], np.eye(3)[[2, 0] * 4])
+    boxed = lt.open_tiles(table, tmp_path, target=names, scale_boxes=names, box_format="xywh")
+    flipped = KerasAdapter(boxed, transform=lt.augment.Augment(flip=(0.0, 1.0)))[0]
+    np.testing.assert_array_equal(flipped[1], [[12 - 2 - 4, 3, 4, 5]] * 8)
+    np.testing.assert_array_equal(flipped[0], tiles[:, :, ::-1])
+
+
 def test_normalising_and_one_hot():
     images = np.arange(N * 12, dtype="uint8").reshape(N, 2, 2, 3)
     classes = np.arange(N) % 4
