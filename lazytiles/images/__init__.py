@@ -1,7 +1,7 @@
 """One image file as a lazy array; the only wing that opens image files."""
 
 from lazytiles.images.cache import segment_cache
-from lazytiles.images.containers import open_zarr, unpacked
+from lazytiles.images.containers import open_zarr, refuse_bomb, unpacked
 from lazytiles.images.files import FileKey, descriptor, open_plain, pool, unlinked, write_new
 from lazytiles.images.mapped import cut_windows, slice_page
 from lazytiles.images.page import Page

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from lazytiles.config import check_chunk
 from lazytiles.errors import StoreError, require
-from lazytiles.images import open_plain, split_name
-from lazytiles.images.containers import refuse_bomb
+from lazytiles.images import open_plain, refuse_bomb, split_name
 from lazytiles.stores.formats.base import Layout, crcs_of
 
 _WORD = 2**32 - 1
