@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from lazytiles.training.flow import BatchFlow as BatchFlow
     from lazytiles.training.keras import KerasAdapter as KerasAdapter
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # The one public list: name -> module that has it, or "" where the name is itself a module.
 _PUBLIC = {

@@ -199,7 +199,7 @@ def persist(
 
     Raises
     ------
-    as `export`
+    StoreError : as `export`
 
     Examples
     --------
