@@ -84,6 +84,9 @@ def test_every_shown_block_is_run(page: Path) -> None:
 def test_the_version_stands_in_one_place() -> None:
     assert settings()["metadata"]["version"] == "attr: lazytiles.__version__"
     assert f"## [{lt.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+    for page in ("README.md", "docs/start/install.md"):
+        assert f"lazytiles-{lt.__version__}-py3-none-any.whl" in (ROOT / page).read_text(), page
+    assert f"version: {lt.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     written = [p for p in (ROOT / "lazytiles").rglob("*.py") if f'"{lt.__version__}"' in p.read_text()]
     assert [p.name for p in written] == ["__init__.py"]
 
