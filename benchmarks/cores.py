@@ -250,7 +250,7 @@ def main() -> None:
             "each": given.threads_a_process,
             "count": given.batches,
         }
-        results[name] = {n: measure(workload, n, **how) for n in numbers}
+        results[name] = {n: measure(workload, n, **options) for n in numbers}
     table = Table("workload", "workers", *WAYS, "readers / alone", "us of threads", "us of readers")
     for name, rows in results.items():
         for n, row in rows.items():
