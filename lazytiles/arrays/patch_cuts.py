@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.images import Region, Windows, read_windows, to_gray
+from lazytiles.indexing import folded
 
 Int64s: TypeAlias = NDArray[np.int64]
 
@@ -57,11 +58,7 @@ def spatial_axes(source: Any) -> int:
 def _lines(center: Int64s, size: int, length: int, mirrored: bool) -> Int64s:
     """Where each line of each patch is found along one axis, shape (n, size)."""
     line = center[:, None] + np.arange(-(size // 2), size - size // 2)
-    if not mirrored:
-        return line.clip(0, length - 1)
-    turn = line % (2 * length)
-    inside: Int64s = np.minimum(turn, 2 * length - 1 - turn)
-    return inside
+    return folded(line, length, "reflect" if mirrored else "nearest")
 
 
 def _open(lines: list[Int64s]) -> tuple[Int64s, ...]:

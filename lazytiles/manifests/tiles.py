@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lazytiles.arrays import LINE_MODES, PAD_MODES, MultiSourceArray, RegionTiles, TileForm
+from lazytiles.arrays import MultiSourceArray, RegionTiles, TileForm
 from lazytiles.augment import Boxes, scaled_boxes
 from lazytiles.errors import ManifestError
 from lazytiles.images import METHODS, Bands, Region, asked_bands, bands_read, check_resample, open_region
-from lazytiles.indexing import region_column
+from lazytiles.indexing import LINE_MODES, PAD_MODES, region_column
 from lazytiles.manifests.catalog import by_name
 from lazytiles.manifests.columns import names_of
 from lazytiles.manifests.manifest import BOX_2D, read_manifest
