@@ -10,20 +10,18 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Box, Int64s
 from lazytiles.buffers import Memory, Placed, shared_shelf, shelf
 from lazytiles.config import check_limit, settings
 from lazytiles.errors import LazyTilesError
 from lazytiles.images import Page, Plan, Targets, Windows, carry_out, is_sendable, planned, resize, to_gray, to_rgb
 from lazytiles.indexing import LINE_MODES, needed, padded
 from lazytiles.threads import do_all
-
-Int64s: TypeAlias = NDArray[np.int64]
-Box: TypeAlias = tuple[tuple[int, int], ...]
 
 _ARENA_BYTES = 16 * 2**20
 _ARENAS = 16

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Int64s
 from lazytiles.images import Region, Windows, read_windows, to_gray
 from lazytiles.indexing import folded
-
-Int64s: TypeAlias = NDArray[np.int64]
 
 READ_PIXELS = 2**20
 FEW_RUNS = 4

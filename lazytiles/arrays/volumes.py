@@ -12,14 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Box, Fault, Int64s
 from lazytiles.config import check_limit
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError
 from lazytiles.images import Region, Windows, open_region, read_windows
 from lazytiles.indexing import LazyArray, needed, padded, request
-
-Int64s = NDArray[np.int64]
-Box = tuple[tuple[int, int], ...]
-Fault = tuple[str, NDArray[np.bool_], str]
 
 
 class RegionStack(LazyArray):

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-Int64s: TypeAlias = NDArray[np.int64]
+from lazytiles.aliases import Int64s
 
 NEW = -1  # labels of result dimensions: an axis number, a new axis, or all the dimensions of the points
 POINTS = -2

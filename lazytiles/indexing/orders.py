@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lazytiles.indexing.keys import Int64s, select_rows
+from lazytiles.aliases import Int64s
+from lazytiles.indexing.keys import select_rows
 from lazytiles.indexing.seeds import fresh_seed, generator, stable_argsort, stream
 
 __all__ = [

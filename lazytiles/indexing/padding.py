@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.indexing.keys import Int64s
+from lazytiles.aliases import Int64s
 
 PAD_MODES = ("constant", "edge", "reflect", "symmetric", "wrap")
 LINE_MODES = ("linear_ramp", "maximum", "mean", "median", "minimum")  # worked out from whole lines of an image

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lazytiles.indexing.keys import Int64s
+from lazytiles.aliases import Int64s
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from lazytiles.aliases import Int64s
 from lazytiles.arrays import MultiSourceArray, RegionTiles, TileForm
 from lazytiles.augment import Boxes, scaled_boxes
 from lazytiles.errors import ManifestError
@@ -23,8 +23,6 @@ from lazytiles.manifests.manifest import BOX_2D, read_manifest
 from lazytiles.manifests.paths import default_template, folder_of, template_columns
 from lazytiles.manifests.samples import Frames, Images
 from lazytiles.manifests.volumes import open_volumes, set_labels
-
-Int64s: TypeAlias = NDArray[np.int64]
 
 
 @by_name

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Int64s
 from lazytiles.arrays import MultiSourceArray, VolumeTiles, held
 from lazytiles.errors import ManifestError
 from lazytiles.images import Bands, open_region, split_name
@@ -21,7 +22,6 @@ from lazytiles.manifests.manifest import BOX_3D, read_manifest
 from lazytiles.manifests.paths import default_template, folder_of, resolve_paths, template_columns
 from lazytiles.manifests.samples import Frames
 
-Int64s = NDArray[np.int64]
 Volumes = str | os.PathLike[str] | Mapping[str, Any] | None
 
 
