@@ -92,20 +92,6 @@ def select_rows(key: Any, n: int) -> Int64s:
     return axis
 
 
-def compose(order: Int64s | None, rows: Int64s) -> Int64s:
-    """The selection that first orders and then takes rows: ``source[compose(a, b)]`` is ``source[a][b]``.
-
-    Parameters
-    ----------
-    order : int64 array, shape (m,), or None for the identity
-    rows : int64 array, shape (k,), values in ``0..m-1``
-
-    >>> compose(np.array([5, 3, 8]), np.array([2, 0]))
-    array([8, 5])
-    """
-    return rows if order is None else order[rows]
-
-
 def plain_indices(key: Any, size: int) -> Int64s | None:
     """Non-negative positions of a plain one-dimensional list, integer array or mask; None if in any doubt.
 

@@ -23,18 +23,13 @@ from lazytiles.indexing.keys import (
     Axis,
     ParsedKey,
     as_progression,
-    compose,
     extent,
     is_integer,
     parse,
     plain_indices,
     progression,
     refuse,
-    select_rows,
 )
-
-__all__ = ["Request", "compose", "request", "select_rows"]
-
 
 _SMALL_GATHER = 16  # pixels: an extent so small is read whole (band lists)
 _GATHER_RATIO = 4  # an extent is read whole if its points are at least one in so many
