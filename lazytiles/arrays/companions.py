@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Int64s
 from lazytiles.arrays.classes import check_classes, class_name, is_numeric
 from lazytiles.arrays.view import held
 from lazytiles.indexing import permutation
-
-Int64s: TypeAlias = NDArray[np.int64]
 
 
 def listed(sources: Any) -> tuple[Any, ...]:

@@ -15,11 +15,12 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Int64s
 from lazytiles.arrays.gather import TileForm
 from lazytiles.arrays.multisource import MultiSourceArray
 from lazytiles.arrays.region_tiles import RegionTiles, stamp
@@ -29,7 +30,6 @@ from lazytiles.images import Page, Region, open_region
 if TYPE_CHECKING:
     import dask.array as da
 
-Int64s: TypeAlias = NDArray[np.int64]
 
 CHUNK_BYTES = 16 * 2**20
 TASK_BYTES = 1500  # of the packed windows of a task; the rest of 2 kB is dask's

@@ -6,18 +6,16 @@ A view is an index map: it reads nothing when it is made, and a view of a view i
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Box, Int64s
 from lazytiles.arrays.travel import Travels
 from lazytiles.config import check_limit
 from lazytiles.indexing import LazyArray, Seed, permutation, request, seed_of
-
-Int64s: TypeAlias = NDArray[np.int64]
-Box: TypeAlias = tuple[tuple[int, int], ...]
 
 
 def held(source: Any) -> Any:
