@@ -20,7 +20,6 @@ from lazytiles.errors import ManifestError
 from lazytiles.manifests.columns import (
     Growing,
     as_text,
-    hash_text,
     integers,
     is_blank,
     is_like_number,
@@ -234,7 +233,6 @@ class _Reading:
             self.box_names = BOX_2D
         self.columns: dict[str, list[pa.Array]] = {name: [] for name in (*self.ids, *kept)}
         self.boxes: list[Growing] = []
-        self.hashes = Growing(np.uint64)
         self.headers: list[int] = []
         self.length = 0
 
@@ -304,7 +302,6 @@ class _Reading:
         if name == "tile_id":
             bad = mask(pc.match_substring_regex(text, _BAD_ID)) & (not self.is_of_files)
             self.columns[name].append(text)
-            self.hashes.extend(hash_text(text))
         else:
             # Few regions and labels, many tiles: the categories are looked at instead of the rows.
             encoded = text.dictionary_encode()
@@ -395,9 +392,8 @@ class _Reading:
             return table
         rows_of_tiles = np.ones(len(table), bool)
         rows_of_tiles[self.headers] = False
-        hashes, self.hashes = self.hashes.values(), Growing(np.uint64)
         hint = "; the table has no tile_id, so each file is one tile: add a column tile_id" * self.is_of_files
-        for kind, rows, text in conflicts(table, self.source.where, hashes):
+        for kind, rows, text in conflicts(table, self.source.where):
             self.problems.add_rows(kind, rows & rows_of_tiles, lambda row, text=text: text(row) + hint)  # type: ignore[misc]
         used = rows_of_tiles
         if frames is not None and len(frames) and "label_id" in table:
