@@ -47,28 +47,6 @@ def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column if column.type == pa.string() else column.cast(pa.string())
 
 
-class Growing:
-    """An array that grows at its end: one block of memory, of which only what is filled is touched."""
-
-    def __init__(self, dtype: type[np.generic]) -> None:
-        self._block: NDArray[Any] = np.empty(2**20, dtype)
-        self._length = 0
-
-    def extend(self, values: NDArray[Any]) -> None:
-        """Append the values."""
-        length = self._length + len(values)
-        if length > len(self._block):
-            block = np.empty(max(length, 2 * len(self._block)), self._block.dtype)
-            block[: self._length] = self._block[: self._length]
-            self._block = block
-        self._block[self._length : length] = values
-        self._length = length
-
-    def values(self) -> NDArray[Any]:
-        """All that was appended, not copied."""
-        return self._block[: self._length]
-
-
 def column_hashes(column: pd.Series) -> NDArray[np.uint64]:
     """A 64-bit hash of each cell of text, by pandas: texts of different hashes are different.
 

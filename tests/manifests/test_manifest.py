@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from lazytiles.errors import ManifestError
 from lazytiles.manifests.columns import column_hashes, parse_boxes
-from lazytiles.manifests.manifest import inspect_manifest, read_manifest
+from lazytiles.manifests.manifest import Columns, inspect_manifest, read_manifest
 from lazytiles.manifests.paths import resolve_paths, template_columns
 from lazytiles.manifests.tiles import open_tiles
 from tests import made
@@ -427,7 +427,7 @@ def test_memory_per_row_is_small(tmp_path: Path) -> None:
 
 
 def test_inspection_gives_table_and_problems(tmp_path: Path) -> None:
-    table, problems = inspect_manifest(write(tmp_path, HEADER + ROW + ROW), target="target")
+    table, problems = inspect_manifest(write(tmp_path, HEADER + ROW + ROW), Columns(target="target"))
     assert len(table) == 2
     assert problems.counts == {"duplicate": 1}
     assert problems.rows == {"duplicate": [1]}
@@ -615,9 +615,9 @@ def test_a_conflict_is_found_without_hashing_wrong(monkeypatch: pytest.MonkeyPat
     rows = [("a", "r", 2017, 0), ("a", "r", 2018, 0), ("b", "r", 2017, 8), ("b", "r", 2018, 9)]
     table = pd.DataFrame([(t, r, str(y), x, 0, x + 8, 8) for t, r, y, x in rows])
     table.columns = ["tile_id", "region_id", "label_id", "xmin", "ymin", "xmax", "ymax"]
-    assert inspect_manifest(table)[1].counts == {"frames disagree": 1}
-    assert not inspect_manifest(table[:3])[1].counts
+    assert inspect_manifest(table, Columns())[1].counts == {"frames disagree": 1}
+    assert not inspect_manifest(table[:3], Columns())[1].counts
     # Tiles of one hash look like a conflict, but are told apart by their names.
     monkeypatch.setattr("lazytiles.manifests.conflicts.column_hashes", lambda ids: np.zeros(len(ids), np.uint64))
-    assert inspect_manifest(table)[1].counts == {"frames disagree": 1}
-    assert not inspect_manifest(table[:3])[1].counts
+    assert inspect_manifest(table, Columns())[1].counts == {"frames disagree": 1}
+    assert not inspect_manifest(table[:3], Columns())[1].counts
