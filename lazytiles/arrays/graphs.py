@@ -211,12 +211,12 @@ def _in_order(
     array: Any, tiles: MultiSourceArray, order: Int64s, pairs: Int64s, sizes: Sequence[int] | None
 ) -> da.Array:
     """The samples `pairs`, which stand at the positions `order`, as one dask array."""
-    if tiles._form is None or not all(_is_plain(source) for source in tiles.sources):
+    if tiles.form is None or not all(_is_plain(source) for source in tiles.sources):
         return _joined(array, tiles, pairs)
     packer = _Packer(tiles, order, pairs)
     cuts = _cuts(pairs[:, 0], tiles.nbytes // len(tiles)) if sizes is None else _spans(sizes)
     parts = [part for cut in cuts for part in packer.packed(*cut, split=sizes is None)]
-    opener, form = packer.opener, astuple(tiles._form)
+    opener, form = packer.opener, astuple(tiles.form)
     head = json.dumps([(*form[:3], tiles.dtype.str, *form[4:]), len(tiles.shape) == 5], separators=(",", ":"))
     by = opener.func.__module__, opener.func.__qualname__, opener.args, sorted(opener.keywords.items())
     name = f"lazytiles-tiles-{_digest([repr((by, head)).encode(), *(data for _, data in parts)])}"

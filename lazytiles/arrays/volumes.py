@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lazytiles.config import check_limit
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError
 from lazytiles.images import Region, Windows, open_region, read_windows
-from lazytiles.indexing import LazyArray, request
+from lazytiles.indexing import LazyArray, each_at, request
 
 Int64s = NDArray[np.int64]
 Box = tuple[tuple[int, int], ...]
@@ -221,10 +221,6 @@ class VolumeTiles(LazyArray):
                 self._volume = volume
             return self._volume
 
-    def __getitem__(self, key: Any) -> Any:
-        asked = request(key, self.shape, row_axes=1)
-        return asked.finish(self.read_box(asked.rows[0], asked.box, asked.origins))
-
     def read_box(self, rows: Int64s, box: Box, origins: Int64s | None) -> NDArray[Any]:
         """See `lazytiles.arrays.view.read_box`."""
         out = np.empty((len(rows), *self.shape[1:]), self.dtype)
@@ -232,8 +228,7 @@ class VolumeTiles(LazyArray):
         self._fill(rows, out)
         if origins is None:
             return out[(slice(None), *(slice(a, b) for a, b in box))]
-        cuts = [tuple(slice(a + o, b + o) for (a, b), o in zip(box, origin, strict=True)) for origin in origins]
-        return np.stack([tile[cut] for tile, cut in zip(out, cuts, strict=True)])
+        return each_at(out, np.arange(len(rows)), box, origins)
 
     def _fill(self, rows: Int64s, out: NDArray[Any]) -> None:
         volume, wide = self.volume(), self.windows[rows].copy()
