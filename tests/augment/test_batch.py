@@ -668,7 +668,7 @@ def test_a_function_of_images_does_not_leave_boxes_behind(tmp_path: Path) -> Non
 
     for data in ((tiles, tiles.labels), {"x": tiles, "boxes": tiles.labels}):
         for fn in (brighter, ImageFunction(brighter)):
-            with pytest.raises(ValueError, match="function of one image would leave them .*: use Augment"):
+            with pytest.raises(ValueError, match=r"function of one image would leave them .*: use Augment"):
                 BatchFlow(data, 1, transform=fn)
     ((x, y),) = BatchFlow((tiles, tiles.labels), 1, transform=ImageFunction(brighter, boxes=()))
     assert x.max() == 1
