@@ -180,7 +180,7 @@ class Passed:
             if page.raw_offsets is None:
                 segment_cache.drop(page.key, partial(_is_above, page, row))
                 continue
-            line = page.shape[1] * page.segment_samples * page.dtype.itemsize
+            line = page.strides[0]
             for offset in page.raw_offsets:
                 pool.release(page.file, offset + self._row * line, offset + row * line)
         self._row = row
