@@ -16,11 +16,12 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Int64s
 from lazytiles.arrays.multisource import MultiSourceArray
 from lazytiles.arrays.region_tiles import RegionTiles, stamp
 from lazytiles.errors import LazyTilesError, RegionError
@@ -29,7 +30,6 @@ from lazytiles.images import Region
 if TYPE_CHECKING:
     import dask.array as da
 
-Int64s: TypeAlias = NDArray[np.int64]
 
 CHUNK_BYTES = 16 * 2**20
 TASK_BYTES = 1500  # of the packed windows of a task; the rest of 2 kB is dask's

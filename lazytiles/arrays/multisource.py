@@ -8,12 +8,13 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Box, Int64s
 from lazytiles.arrays.companions import Companions, joint_places
 from lazytiles.arrays.cost import Cost, reading_cost
 from lazytiles.arrays.gather import TileForm
@@ -48,9 +49,6 @@ from lazytiles.indexing import (
     token,
 )
 from lazytiles.verbs import verb
-
-Int64s: TypeAlias = NDArray[np.int64]
-Box: TypeAlias = tuple[tuple[int, int], ...]
 
 MOST_PROBLEMS = 20
 _FEW = 4  # tiles in the small picture of a notebook

@@ -16,15 +16,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Box, Fault, Int64s
 from lazytiles.arrays.gather import Gather, TileForm, is_straight
 from lazytiles.config import check_limit, count
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError
 from lazytiles.images import Page, Region, bands_read, check_resample, cut_windows, is_remote, slice_page
 from lazytiles.indexing import LazyArray, Request, request, token
-
-Int64s: TypeAlias = NDArray[np.int64]
-Box: TypeAlias = tuple[tuple[int, int], ...]
-Fault: TypeAlias = tuple[str, NDArray[np.bool_], str]
 
 
 class RegionTiles(LazyArray):

@@ -12,17 +12,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lazytiles.arrays import PAD_MODES, Companions, MultiSourceArray, VolumeTiles, held
+from lazytiles.aliases import Int64s
+from lazytiles.arrays import Companions, MultiSourceArray, VolumeTiles, held
 from lazytiles.errors import ManifestError
 from lazytiles.images import Bands, open_region, split_name
-from lazytiles.indexing import region_column
+from lazytiles.indexing import PAD_MODES, region_column
 from lazytiles.manifests.columns import labels_of_table, names_of
 from lazytiles.manifests.digest import verify_digests
 from lazytiles.manifests.manifest import BOX_3D, read_manifest
 from lazytiles.manifests.paths import default_template, folder_of, resolve_paths, template_columns
 from lazytiles.manifests.samples import Frames
 
-Int64s = NDArray[np.int64]
 Volumes = str | os.PathLike[str] | Mapping[str, Any] | None
 
 
