@@ -58,7 +58,11 @@ def test_a_sound_table_is_sound(desk: tuple[pd.DataFrame, Path]) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[pd.DataFrame, Path], pd.DataFrame | None], str, str]] = {
-    "missing": (lambda t, f: (f / "2017/b.tif").unlink(), "missing image", "row 8: tile b0 with box .*2017/b.tif is missing"),
+    "missing": (
+        lambda t, f: (f / "2017/b.tif").unlink(),
+        "missing image",
+        "row 8: tile b0 with box .*2017/b.tif is missing",
+    ),
     "damaged": (
         lambda t, f: damage(f / "2018/a.tif"),
         "unreadable image",
