@@ -189,6 +189,10 @@ class VolumeTiles(LazyArray):
         inner = (*self._extent, samples) if context is None else (height, width, (2 * context + 1) * samples)
         self.shape: tuple[int, ...] = (len(windows), *inner)
 
+    def pair(self, masks: VolumeTiles) -> None:
+        """Make these tiles and those of their masks know each other."""
+        self.partner, masks.partner = masks, self
+
     @property
     def flat(self) -> bool:
         """Whether samples have no axis of slices."""
