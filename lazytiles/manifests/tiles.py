@@ -138,7 +138,7 @@ def open_tiles(
     array._segment = first.pages[0].segment
     array._valid = found.valid() if missing == "fill" else None
     masks_ = None if masked is None else _mask_tiles(table, windows, masked, groups, form)
-    _label(array, table, target, tabular, scale_boxes, box_format, masks_)
+    _label(array, table, target, tabular, classes, scale_boxes, box_format, masks_)
     return array
 
 
@@ -147,12 +147,13 @@ def _label(
     table: pd.DataFrame,
     target: Any,
     tabular: Any,
+    classes: Any,
     scale_boxes: Sequence[str],
     box_format: str,
     masks: MultiSourceArray | None,
 ) -> None:
     """Give an array its labels: mask tiles, or those of its table, boxes scaled as their tiles are."""
-    set_labels(array, table, None if masks is not None else target, tabular)
+    set_labels(array, table, None if masks is not None else target, tabular, classes)
     if masks is not None:
         if len(scale_boxes):
             raise ManifestError("scale_boxes= is for labels in columns; with masks= the labels are masks")

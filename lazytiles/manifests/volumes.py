@@ -122,7 +122,7 @@ def open_volumes(
         set_labels(array, table, None, tabular)
         array._labels = labels
     else:
-        set_labels(array, table, target, tabular)
+        set_labels(array, table, target, tabular, classes)
     return array
 
 
@@ -131,10 +131,15 @@ def set_labels(
     table: pd.DataFrame,
     target: str | Sequence[str] | None,
     tabular: str | Sequence[str] | None,
+    classes: Sequence[Any] | None = None,
 ) -> None:
-    """Give an array the labels and the tabular columns of its table, in the order of the array's samples."""
+    """Give an array the labels and the tabular columns of its table, in the order of the array's samples.
+
+    `classes` are those that the user names: tiles without labels have them too, for what a model says of them.
+    """
     array.tabular_columns = None if tabular is None else tuple(names_of(tabular))
-    array._labels, array._classes = labels_of_table(table, target)
+    array._labels, found = labels_of_table(table, target)
+    array._classes = list(classes) if found is None and classes is not None else found
     columns = [name for name in names_of(target) if name in table]
     array._note = f"nothing in {', '.join(columns)}" if columns and array._labels is None else ""
 
