@@ -20,7 +20,7 @@ from lazytiles.predictions.blends import COMBINE
 from lazytiles.predictions.model import Loaded
 from lazytiles.predictions.sinks import FILES, Replacing, check_out, sweep
 from lazytiles.stores import OnProgress, reporting
-from lazytiles.training import BatchFlow, Inputs, Scaling, as_sources
+from lazytiles.training import BatchFlow, Inputs, Scaling, as_sources, with_tabular
 from lazytiles.trees import Structure, leaves, rebuilt
 
 Batch = NDArray[Any]
@@ -176,8 +176,7 @@ def _given(tiles: Any, normalize: Any, batch_size: int) -> _Given:
         if is_single and not getattr(tiles, "shape", ()):
             kind = type(tiles).__name__
             raise TypeError(f"predict takes tiles, such as open_tiles gives, or another source, not {kind}")
-        tabular = getattr(tiles, "tabular", None)
-        x = tiles if tabular is None else (tiles, tabular)
+        x = with_tabular(tiles)
         labels, scaling = None, Scaling.of(normalize, x)
     sources = leaves(as_sources(x))
     x = rebuilt(x, iter(sources))

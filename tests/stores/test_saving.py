@@ -106,6 +106,8 @@ def test_persisted_tiles_are_the_same_array(suffix, tmp_path, where):
     ours, theirs = tiles.split(0.5, by="region_id", seed=1)
     assert_same(first, ours)
     assert_same(second, theirs)
+    assert_same(kept.split(0.5, by="source", seed=1)[0], tiles.split(0.5, by="source", seed=1)[0])
+    assert_same(kept.shuffle(5, window=2), tiles.shuffle(5, window=2))
 
 
 @pytest.mark.parametrize(
