@@ -65,7 +65,7 @@ class RegionTiles(LazyArray):
         self._sound = False
         self._straight = False
         self._sliced = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         frames = (len(self.regions),) if timed else ()
         self.shape: tuple[int, ...] = (len(windows), *frames, *form.size, form.samples)
         self.dtype = form.dtype
@@ -294,7 +294,7 @@ class RegionTiles(LazyArray):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def __repr__(self) -> str:
         return f"<RegionTiles of {self.name!r}: {self.shape} {self.dtype}>"

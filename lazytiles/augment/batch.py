@@ -20,7 +20,7 @@ from lazytiles.augment.transform import mask_axes_of, spatial_axes
 from lazytiles.indexing import samples_of, seed_of
 
 # Functions that carry their own random state are seeded and called one at a time.
-_seeded = threading.Lock()
+_seeded = threading.RLock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
