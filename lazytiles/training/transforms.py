@@ -45,7 +45,7 @@ class Stage:
             raise TypeError(f"transform is a function, (batch, rng) -> batch or batch -> batch; not {transform!r}")
         self.transform = as_transform(transform)
         self.processes = processes
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._executor: Any = None
         if processes:
             require("loky", extra="processes")
