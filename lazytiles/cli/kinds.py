@@ -29,7 +29,11 @@ def make_years(folder: Path, seed: int) -> str:
 
 def _shape(kind: str, size: int) -> NDArray[np.bool_]:
     y, x = (np.indices((size, size)) + 0.5) / size * 2 - 1
-    inside: dict[str, NDArray[np.bool_]] = {"circle": y**2 + x**2 <= 1, "square": np.ones((size, size), bool), "triangle": np.abs(x) <= (y + 1) / 2}
+    inside: dict[str, NDArray[np.bool_]] = {
+        "circle": y**2 + x**2 <= 1,
+        "square": np.ones((size, size), bool),
+        "triangle": np.abs(x) <= (y + 1) / 2,
+    }
     return inside[kind]
 
 
