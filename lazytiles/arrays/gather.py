@@ -41,6 +41,7 @@ class TileForm:
     gray : whether they become one luminance band
     pad : a NumPy pad mode for windows that leave their region, or None to refuse them
     resample : how windows of another size are brought to `size`; None where none has one
+    segment : (height, width) of the segments of the images, as far as is known
     """
 
     size: tuple[int, int]
@@ -51,6 +52,7 @@ class TileForm:
     gray: bool = False
     pad: str | None = None
     resample: str | None = None
+    segment: tuple[int, int] | None = None
 
     @property
     def is_mixed(self) -> bool:

@@ -16,7 +16,7 @@ from lazytiles.aliases import Box, Fault, Int64s
 from lazytiles.config import check_limit
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError
 from lazytiles.images import Region, Windows, open_region, read_windows
-from lazytiles.indexing import LazyArray, needed, padded, request
+from lazytiles.indexing import LazyArray, each_at, needed, padded, request
 
 
 class RegionStack(LazyArray):
@@ -179,7 +179,7 @@ class VolumeTiles(LazyArray):
         self.dtype = np.dtype(dtype).newbyteorder("=")
         self.partner: VolumeTiles | None = None  # the masks of these tiles, or the tiles of these masks
         self._volume: Any = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._extent = tuple((windows[0, 3:] - windows[0, :3]).tolist())
         if context is not None and (isinstance(context, bool) or context < 0):
             raise ValueError(f"context={context}: how many neighbouring slices on either side, 0 or more")
@@ -188,6 +188,10 @@ class VolumeTiles(LazyArray):
         height, width = self._extent[1:]
         inner = (*self._extent, samples) if context is None else (height, width, (2 * context + 1) * samples)
         self.shape: tuple[int, ...] = (len(windows), *inner)
+
+    def pair(self, masks: VolumeTiles) -> None:
+        """Make these tiles and those of their masks know each other."""
+        self.partner, masks.partner = masks, self
 
     @property
     def flat(self) -> bool:
@@ -218,10 +222,6 @@ class VolumeTiles(LazyArray):
                 self._volume = volume
             return self._volume
 
-    def __getitem__(self, key: Any) -> Any:
-        asked = request(key, self.shape, row_axes=1)
-        return asked.finish(self.read_box(asked.rows[0], asked.box, asked.origins))
-
     def read_box(self, rows: Int64s, box: Box, origins: Int64s | None) -> NDArray[Any]:
         """See `lazytiles.arrays.view.read_box`."""
         out = np.empty((len(rows), *self.shape[1:]), self.dtype)
@@ -229,8 +229,7 @@ class VolumeTiles(LazyArray):
         self._fill(rows, out)
         if origins is None:
             return out[(slice(None), *(slice(a, b) for a, b in box))]
-        cuts = [tuple(slice(a + o, b + o) for (a, b), o in zip(box, origin, strict=True)) for origin in origins]
-        return np.stack([tile[cut] for tile, cut in zip(out, cuts, strict=True)])
+        return each_at(out, np.arange(len(rows)), box, origins)
 
     def _fill(self, rows: Int64s, out: NDArray[Any]) -> None:
         volume, wide = self.volume(), self.windows[rows].copy()
@@ -318,7 +317,7 @@ class VolumeTiles(LazyArray):
         return {**self.__dict__, "_lock": None, "_volume": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+        self.__dict__.update(state, _lock=threading.RLock())
 
     def __repr__(self) -> str:
         return f"<VolumeTiles of {self.name!r}: {self.shape} {self.dtype}>"

@@ -272,7 +272,7 @@ def codec_of(page: tifffile.TiffPage, dtype: np.dtype[Any]) -> Codec:
 
 
 _decoders: OrderedDict[tuple[Any, ...], Decoder] = OrderedDict()
-_decoders_lock = threading.Lock()
+_decoders_lock = threading.RLock()
 
 
 def _shared_decoder(page: tifffile.TiffPage) -> Decoder:

@@ -123,7 +123,7 @@ class RemotePool:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._systems: OrderedDict[str, tuple[Any, str]] = OrderedDict()
         self._known: dict[str, Known | Exception] = {}
         self._blocks: OrderedDict[tuple[str, int, int], bytes] = OrderedDict()

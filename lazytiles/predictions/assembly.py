@@ -238,6 +238,11 @@ class Assembly:
 
     def _put(self, name: str, values: Array) -> None:
         if values.ndim <= 2:
+            if name == "y" and self._goal is not None and (self._place is None or not self._options.paint):
+                raise ValueError(
+                    f"the model gives {values.shape[1:] or 'one number'} a tile, a table and no map that out= could "
+                    "take; leave out= away, or pass paint=True for a map of windows"
+                )
             self._rows.append(values)
         elif self._place is None:
             if name not in self._sinks:

@@ -6,7 +6,7 @@ import copy
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ class Beside:
         return cls(
             labels,
             table,
-            tiles.tabular_columns,
+            tiles.companions.tabular,
             None if valid is None else valid[positions],
             classes=tiles.classes,
             boxes=tiles.boxes,
@@ -141,11 +141,15 @@ class Beside:
     def join(self, source: Any) -> MultiSourceArray:
         """One source with all this beside it."""
         result = MultiSourceArray([source], self.labels, table=self.table)
-        if self.labels is None:
-            result._labels = None
-        result._classes, result._boxes = self.classes or result._classes, self.boxes
-        result.tabular_columns = self.tabular
-        result._valid, result._places = self.valid, self.places
+        result.companions = replace(
+            result.companions,
+            labels=None if self.labels is None else result.companions.labels,
+            classes=self.classes or result.companions.classes,
+            boxes=self.boxes,
+            tabular=self.tabular,
+            valid=self.valid,
+            places=self.places,
+        )
         if self.order is not None:
             result.order = self.order
             result.seed = self.seed
