@@ -21,7 +21,7 @@ from lazytiles.arrays.gather import Gather, TileForm, is_straight
 from lazytiles.config import check_limit, count
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError
 from lazytiles.images import Page, Region, bands_read, check_resample, cut_windows, is_remote, slice_page
-from lazytiles.indexing import LazyArray, Request, request, token
+from lazytiles.indexing import LazyArray, Request, box_words, request, token
 
 
 class RegionTiles(LazyArray):
@@ -159,8 +159,7 @@ class RegionTiles(LazyArray):
         """The words for one of its windows, with its box as users write it."""
         if self.whole:
             return f"{self.tile_name(row)}, the whole of region {self.name}"
-        y0, x0, y1, x1 = self.windows[row].tolist()
-        return f"{self.tile_name(row)} with box ({x0}, {y0}, {x1}, {y1}) of region {self.name}"
+        return f"{self.tile_name(row)} with {box_words(self.windows[row])} of region {self.name}"
 
     def check(self, page: Page, rows: Int64s) -> None:
         """Refuse windows that cannot be read from a page: those that leave it, and all if it fits nothing beside it."""
@@ -168,10 +167,8 @@ class RegionTiles(LazyArray):
             raise ManifestError(self._words(int(rows[np.flatnonzero(bad)[0]]), cause))
 
     def _words(self, row: int, cause: str) -> str:
-        if self.whole:
-            return f"{self.tile_name(row)}{cause}"
-        y0, x0, y1, x1 = self.windows[row].tolist()
-        return f"{self.tile_name(row)}: box ({x0}, {y0}, {x1}, {y1}){cause}"
+        box = "" if self.whole else f": {box_words(self.windows[row])}"
+        return f"{self.tile_name(row)}{box}{cause}"
 
     def outside(self, row: int, page: Page) -> str:
         """The words for a window that leaves its region."""

@@ -16,7 +16,7 @@ from lazytiles.aliases import Box, Fault, Int64s
 from lazytiles.config import check_limit
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError
 from lazytiles.images import Region, Windows, open_region, read_windows
-from lazytiles.indexing import LazyArray, each_at, needed, padded, request
+from lazytiles.indexing import LazyArray, box_words, each_at, needed, padded, request
 
 
 class RegionStack(LazyArray):
@@ -267,8 +267,7 @@ class VolumeTiles(LazyArray):
         return padded(near, places, None)
 
     def _words(self, row: int, cause: str) -> str:
-        z0, y0, x0, z1, y1, x1 = self.windows[row].tolist()
-        return f"{self.tile_name(row)}: box ({x0}, {y0}, {z0}, {x1}, {y1}, {z1}){cause}"
+        return f"{self.tile_name(row)}: {box_words(self.windows[row])}{cause}"
 
     def _faults_of(self, volume: Any, rows: Int64s | None = None) -> Iterator[Fault]:
         """What is wrong with all or some boxes of the open volume."""
