@@ -14,11 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 METHODS = ("nearest", "bilinear", "bicubic", "area")
-_KERNELS = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "area": Image.Resampling.BOX,
-}
+_KERNELS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC, "area": Image.Resampling.BOX}
 
 _IMPULSES = 512  # unit impulses resized at once
 
