@@ -413,7 +413,9 @@ class MultiSourceArray(Ordered):
         if of_epoch:
             raise TypeError(f"{', '.join(of_epoch)} is for a whole epoch, plan() without indices")
         asked = request(select_rows(indices, len(self)), self.shape, row_axes=self._row_axes)
-        return gathered(self._parts(asked.rows), asked.box, None, self.form).plan()
+        gather = gathered(self._parts(asked.rows), asked.box, None, self.form)
+        gather.raise_any()
+        return gather.plan()
 
     def verify(self) -> None:
         """Open every region's tags once and refuse, in one error, all windows and files that cannot be read.
@@ -424,7 +426,7 @@ class MultiSourceArray(Ordered):
         """
         problems: list[str] = []
         sources = [self.sources[k] for k in np.unique(self.index_pairs[:, 0]).tolist()]
-        open_ahead([(source, self._rows[:0], ()) for source in sources if isinstance(source, RegionTiles)])
+        open_ahead(sources)
         for source in sources:
             if hasattr(source, "verify"):
                 problems += source.verify() or []
