@@ -363,6 +363,20 @@ class MultiSourceArray(Ordered):
         """Whether batches share segments, so that reading several together saves work."""
         return self.form is not None
 
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes that the pixels of the windows of one sample take at most, where tiles are made of them by resampling.
+
+        Those of whole images are not known before they are opened, and are not counted.
+        """
+        form = self.form
+        if form is None or not (form.resample or form.is_mixed or form.pad):
+            return 0
+        edges = [source.windows[:, 2:] - source.windows[:, :2] for source in self.sources if not source.whole]
+        area = max((int(edge.prod(axis=1).max(initial=0)) for edge in edges), default=0)
+        frames = self.shape[1] if self._row_axes == 2 else 1
+        return area * max(form.samples, 4 if form.is_mixed else 1) * form.dtype.itemsize * frames
+
     def take_batches(
         self,
         batches: Sequence[Int64s],

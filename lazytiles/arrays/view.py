@@ -50,7 +50,8 @@ def held(source: Any) -> Any:
     if kind.__module__.partition(".")[0] == "pandas":
         return _values_of(source)
     try:
-        if hasattr(source, "__dlpack__"):
+        # Older tensors of TensorFlow speak no DLPack.
+        if hasattr(source, "__dlpack__") or hasattr(getattr(source, "dtype", None), "as_numpy_dtype"):
             return np.asarray(source)
         np.dtype(getattr(source, "dtype", float))
     except (TypeError, ValueError, RuntimeError) as error:

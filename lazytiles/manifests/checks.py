@@ -30,7 +30,7 @@ from lazytiles.manifests.findings import (
     table_facts,
     tile_at,
 )
-from lazytiles.manifests.manifest import BOX_2D, BOX_3D, inspect_manifest
+from lazytiles.manifests.manifest import BOX_2D, BOX_3D, Columns, inspect_manifest
 from lazytiles.manifests.paths import default_template
 from lazytiles.manifests.problems import Problems
 from lazytiles.manifests.samples import Frames, Images, several_rows
@@ -122,7 +122,7 @@ def _inspect(
         outside=outside,
     )
     read["text"] = [*read["text"], *([split] if split else [])]
-    table, problems = inspect_manifest(manifest, **read, progress=lambda rows: tell("reading rows", rows, 0))
+    table, problems = inspect_manifest(manifest, Columns(**read), lambda rows: tell("reading rows", rows, 0))
     if split and split not in table:
         raise ManifestError(f"there is no column {split}; there are {', '.join(table.columns)}")
     return table, problems

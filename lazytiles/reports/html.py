@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lazytiles.display import coloured_by, colours, plural, png, stretched
+from lazytiles.display import colours, plural, png, stretched
 from lazytiles.errors import LazyTilesError, visible
 from lazytiles.images import open_region, thumbnail
 from lazytiles.manifests import BOX_2D, Report, region_names
+from lazytiles.reports.plots import coloured_by
 
 MOST_DRAWN = 2000
 MOST_REGIONS = 200

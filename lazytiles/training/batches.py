@@ -225,16 +225,32 @@ class Output:
             rest[0] = _each(rest[0], lambda labels: one_hot(np.asarray(labels), classes))
         return (x, *rest)
 
-    def check(self, x: Structure) -> None:
-        """Refuse inputs that no batch could be made of.
+    def check(self, data: tuple[Structure, ...], *, is_final: bool) -> None:
+        """Refuse sources that no batch could be made of.
+
+        Parameters
+        ----------
+        data : what `parts_of` gives
+        is_final : whether no transform comes in between
 
         Raises
         ------
         TypeError : images of float64 that nothing casts
+        ValueError : classes of no target, or of several
         """
-        wide = any(np.dtype(source.dtype) == np.float64 and len(source.shape) > 2 for source in leaves(as_sources(x)))
-        if wide and self.scaling is None:
+        if self.classes is not None and one_target(data) is None:
+            raise ValueError("num_classes makes one target one-hot; there must be exactly one")
+        wide = any(
+            np.dtype(source.dtype) == np.float64 and len(source.shape) > 2 for source in leaves(as_sources(data[0]))
+        )
+        if wide and is_final and self.scaling is None:
             raise TypeError(_TOO_WIDE)
+
+
+def one_target(data: tuple[Structure, ...]) -> Any:
+    """The target in ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)``, if there is exactly one; or None."""
+    targets = leaves(data[1]) if len(data) > 1 and not isinstance(data[1], Mapping) else []
+    return targets[0] if len(targets) == 1 else None
 
 
 @dataclass(frozen=True, repr=False)

@@ -210,9 +210,10 @@ class Tandem:
                 source.verify()
 
     def sample_bytes(self, which: Sequence[int]) -> int:
-        """Bytes of one sample of these sources together."""
+        """Bytes of memory that one sample of these sources takes while it is read."""
         return sum(
             int(np.prod(self.sources[k].shape[1:], dtype=object)) * np.dtype(self.sources[k].dtype).itemsize
+            + getattr(self.sources[k], "scratch_bytes", 0)
             for k in which
         )
 
