@@ -168,7 +168,8 @@ class Gather:
         return Windows(self.pages, page, boxes, self.bands)
 
     def plan(self) -> Plan:
-        """What will be read for it."""
+        """What will be read for it; what cannot be read is raised."""
+        self.raise_any()
         return planned(self.windows())
 
     def read(

@@ -95,6 +95,19 @@ class RegionTiles(LazyArray):
         """The pages of the frames that have been opened."""
         return [page for page in self._pages if page is not None]
 
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes that the pixels of the windows of one sample take at most, where tiles are made of them by resampling.
+
+        Those of whole images are not known before they are opened, and are not counted.
+        """
+        form = self.form
+        if self.whole or not (form.resample or form.is_mixed or form.pad):
+            return 0
+        area = int((self.windows[:, 2:] - self.windows[:, :2]).prod(axis=1).max(initial=0))
+        frames = len(self.regions) if self.timed else 1
+        return area * max(form.samples, 4 if form.is_mixed else 1) * form.dtype.itemsize * frames
+
     def sliced(self, box: Box, places: tuple[Int64s, ...]) -> NDArray[Any] | None:
         """Tiles, cut by a box of rows and columns, as one new array; None where it takes `slice_into`."""
         page = self._pages[0]
