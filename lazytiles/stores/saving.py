@@ -240,10 +240,10 @@ class Job:
             for start, rows in self._read(0, 1):
                 data[start : start + len(rows)] = rows
                 report(start + len(rows), len(tiles))
-        beside = self.beside
-        if isinstance(beside.labels, MultiSourceArray):
-            beside = replace(beside, labels=persist(beside.labels, threads=self.threads))
-        return beside.join(data)
+        kept = self.beside.companions
+        if isinstance(kept.labels, MultiSourceArray):
+            kept = replace(kept, labels=persist(kept.labels, threads=self.threads))
+        return replace(self.beside, companions=kept).join(data)
 
     def run(self, path: Path, chunk: int | None, progress: bool | Report, client: Any = None) -> MultiSourceArray:
         """All samples into a store, and mask labels into one beside it first."""
@@ -252,13 +252,13 @@ class Job:
         if client is not None and self.options.get("shards") is not None:
             raise ValueError(f"{path}: many processes would write one shard at once; leave shards, or client")
         file = file_of(path)
-        if file != path and isinstance(self.beside.labels, MultiSourceArray):
+        if file != path and isinstance(self.beside.companions.labels, MultiSourceArray):
             raise StoreError(f"{path}: mask labels lie in a store beside; write these tiles to a file of their own")
         if self.resume and not self.overwrite and (os.path.exists(file) or is_interrupted(file)):
             self._compare(path)
             return open_store(path)
         with self._sink(path, chunk, scattered=client is not None) as sink:
-            labels = self.beside.labels
+            labels = self.beside.companions.labels
             if isinstance(labels, MultiSourceArray):
                 sink.about["labels"] = self._write_labels(labels, path, chunk)
             if sink.layout is None:
@@ -274,7 +274,7 @@ class Job:
         """Where the samples go; the store is locked."""
         tiles, kind = self.tiles, kind_of(path)
         row_bytes = max(1, Layout(tiles.shape[1:], tiles.dtype, 1).row_bytes)
-        members, labels = self.beside.members(), self.beside.labels
+        members, labels = self.beside.members(), self.beside.companions.labels
         fingerprint = _fingerprint(tiles, self.positions, members)
         return StoreSink(
             path,
@@ -322,7 +322,7 @@ class Job:
                 refuse_other_rows(store, blocks)
             if "labels" in store.opened.record.about:
                 about = store.opened.record.about["labels"]
-                self._of_labels(self.beside.labels, False)._compare(labels_path(path, about["version"]))
+                self._of_labels(self.beside.companions.labels, False)._compare(labels_path(path, about["version"]))
             tidy(store)
 
     def _fill(self, sink: StoreSink, progress: bool | Report) -> None:
