@@ -75,6 +75,7 @@ def region_to_dask(region: Any, chunks: Any = None) -> da.Array:
 
     Examples
     --------
+    >>> from lazytiles import open_region
     >>> from lazytiles.cli.demo import make_data
     >>> make_data("made", regions=1, size=64, tile=32)
     >>> array = open_region("made/Images/2016/1225.tif").to_dask(chunks=(32, 64, 3))

@@ -110,7 +110,14 @@ def stack_regions(paths: str | os.PathLike[str] | Iterable[Any], *, axis: int = 
     (3, 4, 5) [ 9 10 11]
     """
     if isinstance(paths, str | os.PathLike):
-        paths = _files_of(os.fspath(paths))
+        folder = os.fspath(paths)
+        if not os.path.isdir(folder):
+            raise TypeError(f"stack_regions takes a folder of slices or their paths, a list, not one path ({folder})")
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")]
+        if not names:
+            raise RegionError(f"{folder} holds no files; a volume needs at least one slice")
+        paths = [os.path.join(folder, name) for name in sorted(names, key=natural)]
     if isinstance(axis, bool):
         raise ValueError(f"axis is a number, not {axis}")
     slices = [p if isinstance(p, Region) else open_region(p, **options) for p in paths]
@@ -120,17 +127,6 @@ def stack_regions(paths: str | os.PathLike[str] | Iterable[Any], *, axis: int = 
     if stacked is not None:
         raise RegionError(f"{stacked.path} holds several slices itself; stack images of one page")
     return RegionStack(slices, axis)
-
-
-def _files_of(folder: str) -> list[str]:
-    """The files of a folder in natural order: numbers in their names by their value."""
-    if not os.path.isdir(folder):
-        raise TypeError(f"stack_regions takes a folder of slices or their paths, a list, not one path ({folder})")
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")]
-    if not names:
-        raise RegionError(f"{folder} holds no files; a volume needs at least one slice")
-    return [os.path.join(folder, name) for name in sorted(names, key=natural)]
 
 
 def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
