@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lazytiles.aliases import Int64s
-from lazytiles.arrays import MultiSourceArray, codec_name
+from lazytiles.arrays import MultiSourceArray, codec_name, results
 from lazytiles.config import usable_cpus
 from lazytiles.errors import LazyTilesError, ManifestError
 from lazytiles.images import Region, is_remote, open_region, split_name
@@ -148,11 +148,7 @@ def _looks(look: _Look, images: Sequence[str], threads: int | None, client: Any)
             yield from pool.map(look, images)
         return
     futures = client.map(look, [image if is_remote(image) else os.path.abspath(image) for image in images], pure=False)
-    try:
-        for future in futures:
-            yield future.result()
-    finally:
-        client.cancel(futures)
+    yield from results(client, futures)
 
 
 @dataclass(slots=True, eq=False)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.arrays import MultiSourceArray, connected, held, result_of
+from lazytiles.arrays import MultiSourceArray, connected, held, results
 from lazytiles.display import plural
 from lazytiles.training import read_rows
 
@@ -248,24 +248,16 @@ def _each(
         chunks = (tuple(len(part) for part in parts), *tiles.shape[1:])
         blocks = tiles.select(np.concatenate(parts)).to_dask(chunks=chunks).to_delayed().ravel()
         sums = importlib.import_module("dask").delayed(_sum_block, pure=False)
-        return _results(client, client.compute(list(map(sums, blocks, [edges] * len(frames), frames))), tiles, parts)
+        return results(client, client.compute(list(map(sums, blocks, [edges] * len(frames), frames))), tiles, parts)
     # Held by the scheduler as a task, not as data: it is made again when the worker that has it dies.
     shared = client.submit(_same, tiles, pure=False)
     asked = zip(parts, frames, strict=True)
     futures = [client.submit(_sum_part, shared, part, edges, chosen, 1, pure=False) for part, chosen in asked]
-    return _results(client, futures, tiles, parts)
+    return results(client, futures, tiles, parts)
 
 
 def _same(tiles: Any) -> Any:
     return tiles
-
-
-def _results(client: Any, futures: list[Any], tiles: Any, parts: list[NDArray[np.int64]]) -> Iterable[_Sums]:
-    try:
-        for future, part in zip(futures, parts, strict=True):
-            yield result_of(future, tiles, part)
-    finally:
-        client.cancel(futures)
 
 
 def _sum_part(tiles: Any, part: NDArray[np.int64], edges: Any, there: Any, threads: int | None) -> _Sums:

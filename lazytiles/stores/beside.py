@@ -6,7 +6,7 @@ import copy
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from lazytiles.aliases import Int64s
-from lazytiles.arrays import MultiSourceArray, RegionTiles, open_ahead
+from lazytiles.arrays import Companions, MultiSourceArray, RegionTiles, open_ahead
 from lazytiles.augment import Boxes
 from lazytiles.errors import LazyTilesError, LimitError, StoreError
 from lazytiles.stores.formats.base import array_in
@@ -61,8 +61,7 @@ def windows_in(source: Any, indices: Int64s) -> tuple[tuple[int, ...], Int64s] |
     space = getattr(source, "space", None)
     if space is None:
         try:
-            pages = (source.page(frame) for frame in reversed(range(len(source.regions))))
-            first = next((page for page in pages if page is not None), None)
+            first = source.last_page()
         except LazyTilesError as error:
             raise type(error)(f"{source.describe(int(indices[0]))}: {error}") from error
         if first is None:  # no frame of it is there: it is as large as its tiles need it
@@ -88,7 +87,7 @@ def _regions_of(
     used, codes = np.unique(pairs[:, 0], return_inverse=True)
     if not len(used) or (len(used) == 1 and not hasattr(sources[used[0]], "windows")):
         return None
-    open_ahead([(source, pairs[:0, 0], ()) for k in used.tolist() if isinstance(source := sources[k], RegionTiles)])
+    open_ahead(sources[k] for k in used.tolist())
     by_region = np.argsort(codes, kind="stable")
     regions, tile = [], np.empty(len(pairs), np.int64)
     for number, rows in zip(used.tolist(), np.split(by_region, np.cumsum(np.bincount(codes))[:-1]), strict=True):
@@ -105,51 +104,29 @@ def _regions_of(
 class Beside:
     """What stands beside the samples of an array, in the order in which its rows are written."""
 
-    labels: Any = None
-    table: pd.DataFrame | None = None
-    tabular: tuple[str, ...] | None = None
-    valid: NDArray[np.bool_] | None = None
-    order: NDArray[np.int64] | None = None
+    companions: Companions = field(default_factory=Companions)
+    order: Int64s | None = None
     seed: int | None = None
-    classes: list[Any] | None = None
-    boxes: Boxes | None = None
-    places: tuple[tuple[StoredRegion, ...], Int64s] | None = None
 
     @classmethod
-    def of(cls, tiles: MultiSourceArray, positions: NDArray[np.int64], *, keep_open: bool = True) -> Beside:
+    def of(cls, tiles: MultiSourceArray, positions: Int64s, *, keep_open: bool = True) -> Beside:
         """What stands beside the samples at some positions of the current order.
 
         Parameters
         ----------
         keep_open : whether the tags of regions, which are read for their extents, are kept for reading tiles
         """
-        labels = tiles.labels
-        if labels is not None:
-            labels = labels[positions] if isinstance(labels, np.ndarray) else labels.select(positions)
-        table, valid = tiles.table, tiles.valid
-        table = None if table is None else table.iloc[positions].reset_index(drop=True)
-        return cls(
-            labels,
-            table,
-            tiles.companions.tabular,
-            None if valid is None else valid[positions],
-            classes=tiles.classes,
-            boxes=tiles.boxes,
-            places=_regions_of(tiles, positions, keep_open),
-        )
+        found, places = tiles.companions.at(tiles.order[positions]), _regions_of(tiles, positions, keep_open)
+        table = None if found.table is None else found.table.reset_index(drop=True)
+        return cls(replace(found, table=table, places=places))
 
     def join(self, source: Any) -> MultiSourceArray:
         """One source with all this beside it."""
-        result = MultiSourceArray([source], self.labels, table=self.table)
-        result.companions = replace(
-            result.companions,
-            labels=None if self.labels is None else result.companions.labels,
-            classes=self.classes or result.companions.classes,
-            boxes=self.boxes,
-            tabular=self.tabular,
-            valid=self.valid,
-            places=self.places,
-        )
+        kept = self.companions
+        if isinstance(kept.labels, np.ndarray):  # those of earlier versions may be text
+            made = Companions.of([source], kept.labels, None, kept.table)
+            kept = replace(kept, labels=made.labels, classes=kept.classes or made.classes)
+        result = MultiSourceArray.assembled([source], kept)
         if self.order is not None:
             result.order = self.order
             result.seed = self.seed
@@ -158,38 +135,43 @@ class Beside:
     def members(self) -> dict[str, bytes]:
         """All that is not lazy, as members of a store."""
         found: dict[str, bytes] = {}
-        for name, values in (("labels", self.labels), ("valid", self.valid), ("order", self.order)):
+        kept = self.companions
+        for name, values in (("labels", kept.labels), ("valid", kept.valid), ("order", self.order)):
             if isinstance(values, np.ndarray):
                 found[f"{name}.npy"] = _saved(values)
-        if self.places is not None:
-            regions, pairs = self.places
+        if kept.places is not None:
+            regions, pairs = kept.places
             found["regions.npy"] = _saved(pairs)
             windows = [region.windows for region in regions if region.windows is not None]
             if len(windows) == len(regions):
                 found["windows.npy"] = _saved(np.concatenate(windows))
-        if self.classes is not None or self.boxes is not None:
-            meaning = {"classes": self.classes, "boxes": None if self.boxes is None else asdict(self.boxes)}
+        if kept.classes is not None or kept.boxes is not None:
+            meaning = {"classes": kept.classes, "boxes": None if kept.boxes is None else asdict(kept.boxes)}
             found["labels.json"] = json.dumps(meaning).encode()
-        if self.table is not None:
+        if kept.table is not None:
             buffer = io.BytesIO()
-            self.table.to_parquet(buffer, index=False)
+            kept.table.to_parquet(buffer, index=False)
             found["table.parquet"] = buffer.getvalue()
         return found
 
     def about(self) -> dict[str, Any]:
         """What a store's record says of it, as JSON takes it."""
-        regions = [] if self.places is None else self.places[0]
+        kept = self.companions
+        regions = [] if kept.places is None else kept.places[0]
         said = [{"name": region.name, "space": region.space, "flat": region.flat} for region in regions]
-        return {"tabular": self.tabular, "seed": self.seed, "regions": said}
+        return {"tabular": kept.tabular, "seed": self.seed, "regions": said}
 
     def difference(self, other: Beside) -> str | None:
         """What of another is not the same, such as ``"label of row 3"``; None where all is. Mask labels are not read.
 
-        >>> Beside(np.array([1, 2])).difference(Beside(np.array([1, 3])))
+        >>> one, other = (Beside(Companions(np.array([1, label]))) for label in (2, 3))
+        >>> one.difference(other)
         'label of row 1'
         """
-        for name in ("labels", "valid", "order"):
-            one, two = (_array_of(getattr(beside, name)) for beside in (self, other))
+        mine, theirs = self.companions, other.companions
+        pairs = {"labels": (mine.labels, theirs.labels), "valid": (mine.valid, theirs.valid)}
+        for name, values in (pairs | {"order": (self.order, other.order)}).items():
+            one, two = map(_array_of, values)
             if one is None and two is None:
                 continue
             if one is None or two is None or one.shape != two.shape or one.dtype.kind != two.dtype.kind:
@@ -198,12 +180,12 @@ class Beside:
             if unequal.any():
                 row = int(unequal.reshape(len(unequal), -1).any(axis=1).argmax())
                 return f"{'label' if name == 'labels' else name} of row {row}"
-        if isinstance(self.labels, np.ndarray | None) != isinstance(other.labels, np.ndarray | None):
+        if isinstance(mine.labels, np.ndarray | None) != isinstance(theirs.labels, np.ndarray | None):
             return "labels of all rows"
-        if (self.tabular, self.seed, self.table is None) != (other.tabular, other.seed, other.table is None):
+        if (mine.tabular, self.seed, mine.table is None) != (theirs.tabular, other.seed, theirs.table is None):
             return "table or order of all rows"
-        if self.table is not None and other.table is not None:
-            return _table_difference(self.table, other.table)
+        if mine.table is not None and theirs.table is not None:
+            return _table_difference(mine.table, theirs.table)
         return None
 
     @classmethod
@@ -225,17 +207,16 @@ class Beside:
         boxes = meaning.get("boxes")
         if "labels" in about:
             labels = label_store(store.path, about["labels"], check=store.check)
-        return cls(
+        kept = Companions(
             labels,
+            meaning.get("classes"),
+            None if boxes is None else Boxes(boxes["format"], boxes["columns"] and tuple(boxes["columns"])),
             None if table is None else _table_in(store.path, table, rows),
             tuple(about["tabular"]) if about.get("tabular") else None,
             arrays.get("valid"),
-            arrays.get("order"),
-            about.get("seed"),
-            meaning.get("classes"),
-            None if boxes is None else Boxes(boxes["format"], boxes["columns"] and tuple(boxes["columns"])),
             _places_of(about.get("regions"), arrays.get("regions"), arrays.get("windows")),
         )
+        return cls(kept, arrays.get("order"), about.get("seed"))
 
 
 def _places_of(
