@@ -6,12 +6,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Int64s
 from lazytiles.errors import ManifestError
 from lazytiles.images import Region, split_name
 from lazytiles.manifests.catalog import rows_where
@@ -19,8 +20,6 @@ from lazytiles.manifests.columns import column_hashes, count_distinct
 from lazytiles.manifests.digest import verify_digests
 from lazytiles.manifests.paths import IDS, checked_columns, resolve_paths, row_words
 from lazytiles.manifests.problems import Problems
-
-Int64s: TypeAlias = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from lazytiles.arrays import LINE_MODES, PAD_MODES, MultiSourceArray, RegionTiles, TileForm
+from lazytiles.aliases import Int64s
+from lazytiles.arrays import Companions, MultiSourceArray, RegionTiles, TileForm
 from lazytiles.augment import Boxes, scaled_boxes
 from lazytiles.errors import ManifestError
 from lazytiles.images import METHODS, Bands, Region, asked_bands, bands_read, check_resample, open_region
-from lazytiles.indexing import region_column
+from lazytiles.indexing import LINE_MODES, PAD_MODES, region_column
 from lazytiles.manifests.catalog import by_name
 from lazytiles.manifests.columns import names_of
 from lazytiles.manifests.manifest import BOX_2D, read_manifest
 from lazytiles.manifests.paths import default_template, folder_of, template_columns
 from lazytiles.manifests.samples import Frames, Images
 from lazytiles.manifests.volumes import open_volumes, set_labels
-
-Int64s: TypeAlias = NDArray[np.int64]
 
 
 @by_name
@@ -135,8 +133,8 @@ def open_tiles(
     masked = None if masks is None else images(_mask_template(masks), frames=Frames(None, False))
     groups = found.groups(masked)
     array = _assembled(table, windows, found, groups, form, timed=wanted.timed)
-    array._segment = first.pages[0].segment
-    array._valid = found.valid() if missing == "fill" else None
+    if missing == "fill":
+        array.companions = replace(array.companions, valid=found.valid())
     masks_ = None if masked is None else _mask_tiles(table, windows, masked, groups, form)
     _label(array, table, target, tabular, scale_boxes, box_format, masks_)
     return array
@@ -156,13 +154,14 @@ def _label(
     if masks is not None:
         if len(scale_boxes):
             raise ManifestError("scale_boxes= is for labels in columns; with masks= the labels are masks")
-        array._labels = masks
+        array.companions = replace(array.companions, labels=masks)
         for tiles, mask in zip(array.sources, masks.sources, strict=True):
             tiles.pair(mask)
     elif len(scale_boxes):
         boxes = Boxes.of(box_format, scale_boxes, names_of(target))
-        if array._labels is not None:
-            array._labels, array._boxes = scaled_boxes(array, array._labels, boxes), boxes
+        labels = array.companions.labels
+        if labels is not None:
+            array.companions = replace(array.companions, labels=scaled_boxes(array, labels, boxes), boxes=boxes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -282,9 +281,8 @@ def _form(
     else:
         size, resampled = (int(size[0]), int(size[1])), resample
         check_resample(page, resample)
-    return TileForm(
-        size, len(read), asked, first.dtype, read if isinstance(asked, tuple) else None, gray, pad, resampled
-    )
+    given = read if isinstance(asked, tuple) else None
+    return TileForm(size, len(read), asked, first.dtype, given, gray, pad, resampled, page.segment)
 
 
 def _common_size(first: Region, windows: Int64s | None, table: pd.DataFrame) -> tuple[int, int]:
@@ -344,10 +342,8 @@ def _assembled(
                 whole=windows is None,
             )
         )
-    array = MultiSourceArray(sources, labels=np.zeros(len(table), np.int8).reshape(-1, 1))
-    array._rows = np.argsort(by_region, kind="stable").astype(np.int64) if mixed else by_region
-    array._table = table
-    return array
+    rows = np.argsort(by_region, kind="stable").astype(np.int64) if mixed else by_region
+    return MultiSourceArray.assembled(sources, Companions(table=table), rows)
 
 
 def _mask_template(masks: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,17 +12,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lazytiles.arrays import PAD_MODES, MultiSourceArray, VolumeTiles, held
+from lazytiles.aliases import Int64s
+from lazytiles.arrays import Companions, MultiSourceArray, VolumeTiles, held
 from lazytiles.errors import ManifestError
 from lazytiles.images import Bands, open_region, split_name
-from lazytiles.indexing import region_column
+from lazytiles.indexing import PAD_MODES, region_column
 from lazytiles.manifests.columns import labels_of_table, names_of
 from lazytiles.manifests.digest import verify_digests
 from lazytiles.manifests.manifest import BOX_3D, read_manifest
 from lazytiles.manifests.paths import default_template, folder_of, resolve_paths, template_columns
 from lazytiles.manifests.samples import Frames
 
-Int64s = NDArray[np.int64]
 Volumes = str | os.PathLike[str] | Mapping[str, Any] | None
 
 
@@ -120,7 +121,7 @@ def open_volumes(
         for tiles, mask in zip(array.sources, labels.sources, strict=True):
             tiles.partner, mask.partner = mask, tiles
         set_labels(array, table, None, tabular)
-        array._labels = labels
+        array.companions = replace(array.companions, labels=labels)
     else:
         set_labels(array, table, target, tabular)
     return array
@@ -133,10 +134,11 @@ def set_labels(
     tabular: str | Sequence[str] | None,
 ) -> None:
     """Give an array the labels and the tabular columns of its table, in the order of the array's samples."""
-    array.tabular_columns = None if tabular is None else tuple(names_of(tabular))
-    array._labels, array._classes = labels_of_table(table, target)
+    labels, found = labels_of_table(table, target)
     columns = [name for name in names_of(target) if name in table]
-    array._note = f"nothing in {', '.join(columns)}" if columns and array._labels is None else ""
+    note = f"nothing in {', '.join(columns)}" if columns and labels is None else ""
+    names = None if tabular is None else tuple(names_of(tabular))
+    array.companions = replace(array.companions, labels=labels, classes=found, tabular=names, note=note)
 
 
 def _windows_of(table: pd.DataFrame) -> Int64s | None:
@@ -208,8 +210,7 @@ def _assembled(
             tile_name=partial(_name, table["tile_id"].to_numpy()[rows]),
         )
         sources.append(source)
-    array = MultiSourceArray(sources, table=table.iloc[by_volume].reset_index(drop=True))
-    return array.select(np.argsort(by_volume, kind="stable"))
+    return MultiSourceArray.assembled(sources, Companions(table=table), np.argsort(by_volume, kind="stable"))
 
 
 def _name(ids: NDArray[Any], number: int) -> str:

@@ -8,22 +8,20 @@ import os
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.arrays import into
+from lazytiles.aliases import Int64s
 from lazytiles.config import check_limit
 from lazytiles.errors import StoreError
 from lazytiles.images import FileKey, segment_cache
-from lazytiles.indexing import LazyArray, request
+from lazytiles.indexing import LazyArray, each_at
 from lazytiles.stores.formats import file_of
 from lazytiles.stores.formats.base import crc_of, first_difference
 from lazytiles.stores.journal import StoreLock, failed, is_interrupted, recover, sweep
 from lazytiles.stores.record import Opened, open_complete
-
-Int64s: TypeAlias = NDArray[np.int64]
 
 
 class StoreArray(LazyArray):
@@ -118,10 +116,8 @@ class StoreArray(LazyArray):
             inside = rows[slots] - number * self._layout.chunk
             if origins is None:
                 out[slots] = block[(slice(None), *cut)][inside]
-                continue
-            for slot, row in zip(slots.tolist(), inside.tolist(), strict=True):
-                moved = (slice(c.start + o, c.stop + o) for c, o in zip(cut, origins[slot].tolist(), strict=True))
-                out[slot] = block[(row, *moved)]
+            else:
+                out[slots] = each_at(block, inside, box, origins[slots])
         return out
 
     def chunk(self, number: int) -> NDArray[Any]:
@@ -164,20 +160,11 @@ class StoreArray(LazyArray):
             self._seen[number] = True
         return block
 
-    def take(self, indices: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Rows by position, as one new array or in `out`."""
-        block: NDArray[Any] = self[np.asarray(indices, dtype=np.int64)]
-        return into(block, out)
-
     def close(self) -> None:
         """Let go of what is open; reading opens it again."""
         if self._process == os.getpid():
             self._opened.reader.close()
             self._process = -1
-
-    def __getitem__(self, key: Any) -> Any:
-        asked = request(key, self.shape, row_axes=1)
-        return asked.finish(self.read_box(asked.rows[0], asked.box, asked.origins))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "_file": self._file, "check": self.check, "_uid": self._uid}

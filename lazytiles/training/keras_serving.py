@@ -12,7 +12,7 @@ from typing import Literal
 from lazytiles.training.batches import copied
 from lazytiles.training.readahead import Key, ReadAhead
 from lazytiles.training.schedule import Feed
-from lazytiles.training.tandem import Structure, leaves
+from lazytiles.trees import Structure, leaves
 
 Owner = Literal["nobody", "user", "trainer"]  # who said which epoch it is: a trainer says so for each
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def assert_same(found: MultiSourceArray, tiles: MultiSourceArray) -> None:
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_an_export_opens_as_what_was_exported(suffix, tmp_path, shuffled):
     tiles, path = tiles_of(), tmp_path / f"tiles.{suffix}"
-    tiles.tabular_columns = ("slope",)
+    tiles.companions = replace(tiles.companions, tabular=("slope",))
     if shuffled:
         tiles.shuffle(5)
     assert_same(export(tiles, path, chunk=8), tiles)
