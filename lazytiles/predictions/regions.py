@@ -108,10 +108,11 @@ def predict(
     scans = scans_of(given.tiles, by)
     outs = outputs(out, [scan.id for scan in scans], overwrite=overwrite)
     options = Options(blend, fill, dtype, with_x, paint)
+    call = Caller.of(model if client is None else Loaded(model), activation, given.scaling)
     if client is not None:
-        job = _Job(Loaded(model), activation, given, options, threads or 1)
+        job = _Job(call, given, options, threads or 1)
         return _scans_on(client, job, by, scans, outs, progress)
-    return _Job(model, activation, given, options, threads).scans(scans, outs, progress)
+    return _Job(call, given, options, threads).scans(scans, outs, progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +190,7 @@ def _given(tiles: Any, normalize: Any, batch_size: int) -> _Given:
 class _Job:
     """A model, what it is given and what is wanted of it."""
 
-    model: Any
-    activation: Any
+    call: Caller
     given: _Given
     options: Options
     threads: int | None
@@ -201,7 +201,6 @@ class _Job:
         """What comes of some scans, one after the other."""
         if not scans:
             return
-        call = Caller.of(self.model, self.activation, self.given.scaling)
         chosen = self.given.select(np.concatenate([scan.positions for scan in scans]))
         sources, labels = {"x": chosen.x}, chosen.labels
         if labels is not None and (not isinstance(labels, np.ndarray) or labels.ndim > 2):
@@ -215,7 +214,7 @@ class _Job:
             try:
                 started = time.perf_counter()
                 for batch in batches:
-                    values = call(batch["x"])
+                    values = self.call(batch["x"])
                     rows = {**batch, "x": leaves(batch["x"])[chosen.number], "y": values}
                     done, used = done + len(values), 0
                     report(done, total)
