@@ -226,31 +226,20 @@ class Assembly:
                 self._sinks[name], self._dtypes[name] = sink, dtype
             self._sinks[name].append(cast(values, self._dtypes[name]))
         else:
-            self._stitch(name, self._as_maps(name, values))
+            self._stitch(name, values, *self._place)
 
-    def _as_maps(self, name: str, values: Array) -> Array:
-        """Maps of tiles, the frames behind the axes of space."""
-        axes = self._axes
+    def _stitch(self, name: str, values: Array, space: tuple[int, ...], windows: Int64s) -> None:
+        axes = len(space) - self._scan.is_flat
         tile = self._sample[-1 - axes : -1]
         timed = len(self._sample) > axes + 1
         if timed and values.shape[1] == self._sample[0] and values.shape[2 : 2 + axes] == tile:
             self._moved.add(name)
-            return np.moveaxis(values, 1, 1 + axes)
-        if values.shape[1 : 1 + axes] != tile:
+            values = np.moveaxis(values, 1, 1 + axes)  # frames behind the axes of space
+        elif values.shape[1 : 1 + axes] != tile:
             raise ValueError(
                 f"the model gives {values.shape[1:]} for tiles of {self._sample}; a map has the height and "
                 "width of its tile, a class or number has shape (n, k) or (n,)"
             )
-        return values
-
-    @property
-    def _axes(self) -> int:
-        assert self._place is not None
-        return len(self._place[0]) - self._scan.is_flat
-
-    def _stitch(self, name: str, values: Array) -> None:
-        assert self._place is not None
-        space, windows = self._place
         if name not in self._canvases:
             self._canvases[name] = self._canvas(name, space, windows, values.dtype)
         here = windows[self._added : self._added + len(values)]
@@ -283,7 +272,18 @@ class Assembly:
         if self._options.with_x:
             found["x"] = self._whole("x")
         if self._rows:
-            self._finish_table(found)
+            values = np.concatenate(self._rows)
+            if self._options.paint and self._place is not None:
+                found["map"] = self._painted(values, *self._place)
+            order = np.argsort(self._scan.numbers, kind="stable")
+            index = pd.Index(self._scan.numbers[order], name="number")
+            if self._ids is not None:
+                index = pd.Index(self._ids.iloc[self._scan.positions[order]], name="tile_id")
+            if self._labels is not None:
+                found["y_true"] = self._labels[order]
+            single = values.ndim == 1 or values.shape[1] == 1
+            columns = ["prediction"] if single else list(range(values.shape[1]))
+            found["y_pred"] = pd.DataFrame(values[order].reshape(len(values), -1), index, columns)
         else:
             if "masks" in self._canvases or "masks" in self._sinks:
                 found["y_true"] = self._whole("masks")
@@ -301,25 +301,8 @@ class Assembly:
             return np.moveaxis(whole, len(self._place[0]) if self._place else 0, 0)
         return whole
 
-    def _finish_table(self, found: dict[str, Any]) -> None:
-        values = np.concatenate(self._rows)
-        if self._options.paint and self._place is not None:
-            found["map"] = self._painted(values)
-        order = np.argsort(self._scan.numbers, kind="stable")
-        numbers = self._scan.numbers[order]
-        index = pd.Index(numbers, name="number")
-        if self._ids is not None:
-            index = pd.Index(self._ids.iloc[self._scan.positions[order]], name="tile_id")
-        if self._labels is not None:
-            found["y_true"] = self._labels[order]
-        single = values.ndim == 1 or values.shape[1] == 1
-        columns = ["prediction"] if single else list(range(values.shape[1]))
-        found["y_pred"] = pd.DataFrame(values[order].reshape(len(values), -1), index, columns)
-
-    def _painted(self, values: Array) -> Any:
+    def _painted(self, values: Array, space: tuple[int, ...], windows: Int64s) -> Any:
         """A map on which every tile has the class or number that was given to it."""
-        assert self._place is not None
-        space, windows = self._place
         axes = len(space)
         canvas = self._canvases["map"] = self._canvas("map", space, windows, values.dtype)
         for window, value in zip(windows, values, strict=True):
