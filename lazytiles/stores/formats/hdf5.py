@@ -102,18 +102,14 @@ class HDF5Reader(Reader):
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """See `Reader.read`."""
-        if self._data.chunks is not None:
-            for number in range(start // self._data.chunks[0], -(-stop // self._data.chunks[0])):
-                self._refuse_bomb(number)
+        chunks = self._data.chunks
+        if chunks is not None:
+            for number in {*range(start // chunks[0], -(-stop // chunks[0]))} - self._sound:
+                inner = (range(0, n, c) for n, c in zip(self.shape[1:], chunks[1:], strict=True))
+                for place in itertools.product((number * chunks[0],), *inner):
+                    refuse_bomb(self._path, self._data, place)
+                self._sound.add(number)
         return np.asarray(self._data[start:stop])
-
-    def _refuse_bomb(self, number: int) -> None:
-        if number not in self._sound:
-            chunks = self._data.chunks
-            inner = (range(0, n, c) for n, c in zip(self.shape[1:], chunks[1:], strict=True))
-            for place in itertools.product((number * chunks[0],), *inner):
-                refuse_bomb(self._path, self._data, place)
-            self._sound.add(number)
 
     def members(self) -> Mapping[str, bytes]:
         """See `Reader.members`."""
