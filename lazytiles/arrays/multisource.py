@@ -8,12 +8,13 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Box, Int64s
 from lazytiles.arrays.companions import Companions, joint_places
 from lazytiles.arrays.cost import Cost, reading_cost
 from lazytiles.arrays.gather import TileForm
@@ -48,9 +49,6 @@ from lazytiles.indexing import (
     token,
 )
 from lazytiles.verbs import verb
-
-Int64s: TypeAlias = NDArray[np.int64]
-Box: TypeAlias = tuple[tuple[int, int], ...]
 
 MOST_PROBLEMS = 20
 _FEW = 4  # tiles in the small picture of a notebook
@@ -364,6 +362,20 @@ class MultiSourceArray(Ordered):
     def plans_batches(self) -> bool:
         """Whether batches share segments, so that reading several together saves work."""
         return self.form is not None
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes that the pixels of the windows of one sample take at most, where tiles are made of them by resampling.
+
+        Those of whole images are not known before they are opened, and are not counted.
+        """
+        form = self.form
+        if form is None or not (form.resample or form.is_mixed or form.pad):
+            return 0
+        edges = [source.windows[:, 2:] - source.windows[:, :2] for source in self.sources if not source.whole]
+        area = max((int(edge.prod(axis=1).max(initial=0)) for edge in edges), default=0)
+        frames = self.shape[1] if self._row_axes == 2 else 1
+        return area * max(form.samples, 4 if form.is_mixed else 1) * form.dtype.itemsize * frames
 
     def take_batches(
         self,

@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Int64s
 from lazytiles.arrays.patch_cuts import cut, spatial_axes
 from lazytiles.arrays.patch_pixels import AllPixels, MaskPixels, Scatter
 from lazytiles.arrays.view import held
 from lazytiles.config import check_limit
 from lazytiles.indexing import LazyArray, Seed, each_at, seed_of
-
-Int64s: TypeAlias = NDArray[np.int64]
-
 
 ITERATED_ROWS = 64
 

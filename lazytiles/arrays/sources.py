@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Box, Int64s
 from lazytiles.arrays.gather import Gather, TileForm
 from lazytiles.arrays.region_tiles import RegionTiles, gathered, open_ahead
 from lazytiles.arrays.view import read_box
@@ -21,8 +22,6 @@ from lazytiles.config import check_limit
 from lazytiles.errors import LazyTilesError, LimitError
 from lazytiles.indexing import Request, permutation
 
-Int64s: TypeAlias = NDArray[np.int64]
-Box: TypeAlias = tuple[tuple[int, int], ...]
 Part: TypeAlias = tuple[RegionTiles, Int64s, tuple[Int64s, ...]]
 
 

@@ -10,18 +10,16 @@ import mmap
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import DTypeLike, NDArray
 
+from lazytiles.aliases import Box, Int64s
 from lazytiles.config import check_limit
 from lazytiles.errors import require
 from lazytiles.indexing import LazyArray, Seed, each_at, permutation, seed_of
-
-Int64s: TypeAlias = NDArray[np.int64]
-Box: TypeAlias = tuple[tuple[int, int], ...]
 
 
 def held(source: Any) -> Any:

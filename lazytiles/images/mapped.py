@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Int64s
 from lazytiles.config import settings
 from lazytiles.errors import LazyTilesError, SegmentError
 from lazytiles.images.files import pool
 from lazytiles.images.page import Page
-from lazytiles.images.plan import Int64s, Targets, Windows
+from lazytiles.images.plan import Targets, Windows
 
 _SMALL_SPAN = 2**16  # bytes of a row-wise read below which what lies between the rows is read along
 

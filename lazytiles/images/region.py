@@ -23,7 +23,6 @@ from lazytiles.images.resample import to_integers
 from lazytiles.indexing import LazyArray, Request, by, request
 from lazytiles.verbs import verb
 
-Int64s = NDArray[np.int64]
 Bands = Sequence[int] | str | None
 
 LUMA = (299, 587, 114)  # thousandths of red, green and blue: ITU-R BT.601, as Pillow and OpenCV weigh them

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Int64s
 from lazytiles.arrays import MultiSourceArray, codec_name
 from lazytiles.config import usable_cpus
 from lazytiles.errors import LazyTilesError, ManifestError
@@ -34,7 +35,6 @@ from lazytiles.manifests.problems import Problems
 from lazytiles.manifests.samples import SIZE_CURES, Frames, Images, several_rows, windows_of
 from lazytiles.manifests.tiles import Asked, tiles_of
 
-Int64s = NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
 Seen = tuple[Region | None, str, str]
 _READ_BYTES = 32 * 2**20

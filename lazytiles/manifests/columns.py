@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Fault
 from lazytiles.arrays import class_name, is_numeric
 
 _HASHED_ROWS = 2**16
@@ -192,9 +193,6 @@ def is_blank(column: pd.Series) -> NDArray[np.bool_]:
         return missing
     blank: NDArray[np.bool_] = np.array([isinstance(value, str) and not value.strip() for value in column], bool)
     return missing | blank
-
-
-Fault = tuple[str, NDArray[np.bool_], str]
 
 
 def label_column(

@@ -6,12 +6,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Int64s
 from lazytiles.arrays import held
 from lazytiles.errors import ManifestError
 from lazytiles.images import split_name
@@ -21,7 +22,6 @@ from lazytiles.manifests.columns import column_hashes, count_distinct
 from lazytiles.manifests.paths import checked_columns, resolve_paths, verify_digests
 from lazytiles.manifests.problems import BOX_3D, IDS, Problems, tile_words
 
-Int64s: TypeAlias = NDArray[np.int64]
 SIZE_CURES = {
     2: "pass size=(height, width) to resample them to one size",
     3: 'boxes of volumes have one extent: make the grid with edge="shift" or "pad"',

@@ -6,24 +6,23 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from lazytiles.arrays import LINE_MODES, PAD_MODES, Companions, MultiSourceArray, RegionTiles, TileForm, VolumeTiles
+from lazytiles.aliases import Int64s
+from lazytiles.arrays import Companions, MultiSourceArray, RegionTiles, TileForm, VolumeTiles
 from lazytiles.augment import Boxes, scaled_boxes
 from lazytiles.errors import ManifestError
 from lazytiles.images import METHODS, Bands, Region, asked_bands, bands_read, check_resample, open_region
-from lazytiles.indexing import region_column
+from lazytiles.indexing import LINE_MODES, PAD_MODES, region_column
 from lazytiles.manifests.catalog import by_name
 from lazytiles.manifests.columns import labels_of_table, names_of
 from lazytiles.manifests.manifest import Columns, inspect_manifest
 from lazytiles.manifests.paths import default_template, folder_of, template_columns
 from lazytiles.manifests.samples import Frames, Images, common_extent, windows_of
 
-Int64s: TypeAlias = NDArray[np.int64]
 _VOLUME_BOXES = "volumes need boxes of six numbers, (xmin, ymin, zmin, xmax, ymax, zmax); see make_grid"
 
 

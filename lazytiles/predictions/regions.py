@@ -20,7 +20,8 @@ from lazytiles.predictions.blends import COMBINE
 from lazytiles.predictions.model import Loaded
 from lazytiles.predictions.sinks import FILES, Replacing, check_out, sweep
 from lazytiles.stores import Report, reporting
-from lazytiles.training import BatchFlow, Inputs, Scaling, Structure, as_sources, leaves, rebuilt
+from lazytiles.training import BatchFlow, Inputs, Scaling, as_sources
+from lazytiles.trees import Structure, leaves, rebuilt
 
 Batch = NDArray[Any]
 READAHEAD_BYTES = 32 * 2**20

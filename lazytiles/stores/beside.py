@@ -8,21 +8,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pyarrow import parquet
 
+from lazytiles.aliases import Int64s
 from lazytiles.arrays import MultiSourceArray, RegionTiles, open_ahead
 from lazytiles.augment import Boxes
 from lazytiles.errors import LazyTilesError, LimitError, StoreError
 from lazytiles.stores.formats.base import array_in
 from lazytiles.stores.journal import labels_path
 from lazytiles.stores.store_array import StoreArray
-
-Int64s: TypeAlias = NDArray[np.int64]
 
 _SMALL_TABLE = 16 * 2**20  # bytes
 _MOST_PACKED = 200  # bytes of a larger table for each that is stored

@@ -122,6 +122,8 @@ class Record:
             if whole and facts["lazytiles"] == VERSION:
                 layout = Layout(tuple(facts["shape"]), np.dtype(facts["dtype"]), facts["chunk"])
                 kinds = {"format": str, "rows": int, "uid": str, "members": dict, "about": dict, "chunk": int}
+                if isinstance(uid := facts["about"].get("labels"), str):  # of a store of before labels had versions
+                    facts["about"]["labels"] = {"version": 0, "uid": uid}
                 if all(isinstance(facts[name], kind) for name, kind in kinds.items()) and facts["rows"] >= 0:
                     return cls(facts["format"], facts["rows"], layout, facts["uid"], facts["members"], facts["about"])
         except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:

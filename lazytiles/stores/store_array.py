@@ -8,11 +8,12 @@ import os
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Int64s
 from lazytiles.config import check_limit
 from lazytiles.errors import StoreError
 from lazytiles.images import FileKey, segment_cache
@@ -21,8 +22,6 @@ from lazytiles.stores.formats.base import NpyReader, crc_of, first_difference
 from lazytiles.stores.formats.tfrecord import TFRecordReader
 from lazytiles.stores.journal import StoreLock, failed, is_interrupted, recover, sweep
 from lazytiles.stores.record import Opened, file_of, open_complete
-
-Int64s: TypeAlias = NDArray[np.int64]
 
 
 class StoreArray(LazyArray):

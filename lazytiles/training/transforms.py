@@ -12,7 +12,7 @@ from typing import Any
 from lazytiles.augment import as_transform
 from lazytiles.errors import LazyTilesError, require
 from lazytiles.indexing import BatchGenerator
-from lazytiles.training.tandem import Structure, leaves
+from lazytiles.trees import Structure, leaves
 
 Transform = Callable[..., Structure]
 Draw = tuple[int, int, int, int]  # the words of a `BatchGenerator`: seed, epoch, place of the first sample, size

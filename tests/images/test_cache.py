@@ -11,7 +11,7 @@ import pytest
 
 import lazytiles as lt
 from lazytiles.images import cache as module
-from lazytiles.images import reader
+from lazytiles.images import jobs
 from lazytiles.images.cache import Claim, Run, SegmentCache, segment_cache
 from lazytiles.images.files import FileKey
 from tests.limits import Counting, within_limits
@@ -320,7 +320,7 @@ class _Fault:
         return self
 
 
-@pytest.mark.parametrize("faulty", [module, reader])
+@pytest.mark.parametrize("faulty", [module, jobs])
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
 def test_an_exception_at_any_line_of_keeping_leaves_no_claim_and_a_sound_cache(tmp_path, error, faulty):
     image = pixels((64, 64))
@@ -357,7 +357,7 @@ def test_an_exception_at_any_line_of_keeping_leaves_no_claim_and_a_sound_cache(t
 def test_memory_that_runs_out_in_a_decode_stops_all_threads_of_the_read(tmp_path, monkeypatch, threads):
     image = pixels((256, 256))
     region = lt.open_region(write(tmp_path / "a.tif", image, compression="zlib", tile=(16, 16)))
-    decode, calls = reader._decoded, []
+    decode, calls = jobs._decoded, []
 
     def failing(*args):
         calls.append(args)
@@ -365,7 +365,7 @@ def test_memory_that_runs_out_in_a_decode_stops_all_threads_of_the_read(tmp_path
             raise MemoryError
         return decode(*args)
 
-    monkeypatch.setattr(reader, "_decoded", failing)
+    monkeypatch.setattr(jobs, "_decoded", failing)
     with within_limits(threads=threads):
         with pytest.raises(MemoryError):
             region[...]

@@ -255,7 +255,8 @@ class TFRecordReader:
             # The checksum of the rows leaves out the label and all else that a record has.
             if content[at : end + 4] != framed(content[at + 12 : end]):
                 raise StoreError(f"record {number * layout.chunk + len(rows)} is damaged")
-            marked = bool(self._members) and first + end + 4 == self._ends[-1]
+            # Stores of before members had versions bear no mark.
+            marked = self.side not in ("", SIDE) and first + end + 4 == self._ends[-1]
             data = end - len(_mark_of(_NO_VERSION)) if marked else end
             rows.append(np.frombuffer(content[data - layout.row_bytes : data], layout.dtype))
             at = end + 4
