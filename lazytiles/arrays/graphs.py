@@ -305,7 +305,7 @@ class _Packer:
             found.regions = _known(source)
             if source.partner is not None:  # the mask, or the image, whose extent must be the same
                 partner = source.partner.part(slice(0), _Names(()))
-                partner.regions = _known(source.partner)
+                partner.regions, partner.beside = _known(source.partner), None
                 found.beside = partner.last_page
         return found
 

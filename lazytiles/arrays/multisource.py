@@ -198,8 +198,13 @@ class MultiSourceArray(Ordered):
 
     @property
     def region_ids(self) -> NDArray[np.int64]:
-        """The number of the source of each sample, in the current order."""
-        return self.index_pairs[:, 0]
+        """The number of the source of each sample, in the current order; of written tiles that they came from."""
+        return self._ordered(self._groups())
+
+    def _groups(self) -> Int64s:
+        if self.companions.places is not None:
+            return self.companions.places[1][:, 0]
+        return np.searchsorted(self._starts, self._rows, side="right") - 1
 
     @property
     def places(self) -> tuple[tuple[Any, ...], Int64s]:
@@ -254,7 +259,7 @@ class MultiSourceArray(Ordered):
         seed = seed_of(seed)
         groups = None
         if window is not None:
-            groups = np.searchsorted(self._starts, self._rows, side="right").astype(np.int32)
+            groups = self._groups().astype(np.int32)
         self._order = permutation(len(self), seed, groups=groups, window=window)
         self.seed = seed
         return self

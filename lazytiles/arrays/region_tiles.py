@@ -63,7 +63,7 @@ class RegionTiles(LazyArray):
         self._sound = False
         self._straight = False
         self._sliced = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         frames = (len(self.regions),) if timed else ()
         self.shape: tuple[int, ...] = (len(windows), *frames, *form.size, form.samples)
         self.dtype = form.dtype
@@ -296,7 +296,7 @@ class RegionTiles(LazyArray):
         return {**self.__dict__, **closed, "_pages": [None] * len(self.regions), "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+        self.__dict__.update(state, _lock=threading.RLock())
 
     def __repr__(self) -> str:
         return f"<RegionTiles of {self.name!r}: {self.shape} {self.dtype}>"

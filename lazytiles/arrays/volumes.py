@@ -179,7 +179,7 @@ class VolumeTiles(LazyArray):
         self.dtype = np.dtype(dtype).newbyteorder("=")
         self.partner: VolumeTiles | None = None  # the masks of these tiles, or the tiles of these masks
         self._volume: Any = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._extent = tuple((windows[0, 3:] - windows[0, :3]).tolist())
         if context is not None and (isinstance(context, bool) or context < 0):
             raise ValueError(f"context={context}: how many neighbouring slices on either side, 0 or more")
@@ -317,7 +317,7 @@ class VolumeTiles(LazyArray):
         return {**self.__dict__, "_lock": None, "_volume": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+        self.__dict__.update(state, _lock=threading.RLock())
 
     def __repr__(self) -> str:
         return f"<VolumeTiles of {self.name!r}: {self.shape} {self.dtype}>"

@@ -310,13 +310,17 @@ class _Checkup:
             if not counts:
                 break
             report.facts[name] = dict(counts.most_common(10))
+            if name == "codec":  # how long strips are follows from how large images are
+                facts = {path: found.partition(",")[0] for path, found in facts.items()}
+                counts = Counter(facts.values())
             usual = counts.most_common(1)[0][0]
             if sink is None or (name == "bands" and chosen):
                 continue
+            cure = {"bands": '; choose bands=[...], bands="rgb" or gray=True', "dtype": "; convert it"}.get(name, "")
             for path, found in facts.items():
                 if found != usual:
-                    text = f"{path}: {name} {found}, others have {usual}"
-                    sink.add(f"mixed {name}", f"{report.problems.where(first[path])}: {text}", first[path])
+                    text = f"{path}: {name} {found}, others have {usual}{cure}"
+                    sink.add(f"mixed {name}", f"{tile_at(report, first[path])}: {text}", first[path])
                     odd |= {path} if sink is report.problems else set()
         return odd
 

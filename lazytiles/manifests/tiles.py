@@ -386,7 +386,9 @@ def _labelled(
     columns = [name for name in names_of(target) if name in table]
     note = f"nothing in {', '.join(columns)}" if columns and labels is None else ""
     tabular = None if asked.tabular is None else tuple(names_of(asked.tabular))
-    array.companions = replace(array.companions, labels=labels, classes=found, tabular=tabular, note=note)
+    # Tiles without labels have the classes that are named, too, for what a model says of them.
+    classes = list(asked.classes) if found is None and asked.classes is not None else found
+    array.companions = replace(array.companions, labels=labels, classes=classes, tabular=tabular, note=note)
     if masks is not None:
         if len(asked.scale_boxes):
             raise ManifestError("scale_boxes= is for labels in columns; with masks= the labels are masks")

@@ -468,7 +468,7 @@ def test_check_sees_what_lies_outside_the_file_without_reading(tmp_path: Path) -
 
 def test_what_options_settle_is_no_warning(tmp_path: Path) -> None:
     for k in range(50):
-        options = {"compression": "zlib"} if k else {}
+        options = {"compression": "zlib"} if k > 2 else {}
         write(tmp_path / f"{k}.tif", np.zeros((20 + k, 20), np.uint8), **options)
     table = pd.DataFrame({"tile_id": range(50), "region_id": range(50)})
     report = check(table, tmp_path, size=(8, 8))
@@ -476,6 +476,7 @@ def test_what_options_settle_is_no_warning(tmp_path: Path) -> None:
     assert set(report.warnings.counts) == {"mixed codec"}
     assert len(report.warnings.lines()) == 1
     assert report.warnings.lines()[0].endswith(f"(and {report.warnings.counts['mixed codec'] - 1} more)")
+    assert not len(check(table[3:], tmp_path, size=(8, 8)).warnings)
     assert check(table, tmp_path).problems.counts == {"mixed size": 49}
     boxes = [f"(0, 0, {8 + k % 3}, 8)" for k in range(50)]
     assert set(check(table.assign(region_coordinates=boxes), tmp_path, size=8 * np.ones(2, int)).warnings.counts) == {
