@@ -371,18 +371,13 @@ class _Checkup:
                 continue
             untested.discard(name)
             timed = getattr(source, "timed", False)
-            if any(_fails(source, (k, frame) if timed else k) for k in range(len(source))):
+            try:
+                for k in range(len(source)):
+                    source[(k, frame) if timed else k]
+            except LazyTilesError:
                 self.report.problems.add("unreadable image", self.damaged[name])
             else:
                 self.report.warnings.add("damage outside windows", f"{self.damaged[name]}, under no window")
-
-
-def _fails(source: Any, key: Any) -> bool:
-    try:
-        source[key]
-    except LazyTilesError:
-        return True
-    return False
 
 
 def _by_source(array: MultiSourceArray, rows: Int64s) -> Iterator[tuple[Any, Int64s]]:

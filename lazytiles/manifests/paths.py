@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from string import Formatter
@@ -123,7 +123,7 @@ def resolve_paths(
     >>> codes.tolist(), paths
     ([0, 1, 0], ['s3://x/b.tif', 's3://x/a.tif'])
     """
-    columns = checked_columns(table, template)
+    columns = checked_columns(table.columns, template)
     codes, values = _different(table, columns)
     found = problems if problems is not None else Problems("the manifest")
     first = first_of(codes, len(values))
@@ -150,14 +150,11 @@ def resolve_paths(
     return codes, [name and os.path.join(folder, name) for name in names]
 
 
-def checked_columns(table: pd.DataFrame, template: str) -> list[str]:
-    """The columns that a path template names, each of which the table must have."""
+def checked_columns(have: Collection[str], template: str) -> list[str]:
+    """The columns that a path template names, each of which a table must have."""
     columns = template_columns(template)
-    absent = [name for name in columns if name not in table]
-    if absent:
-        raise ManifestError(
-            f"path template {template!r}: there is no column {absent[0]}; there are {', '.join(table.columns)}"
-        )
+    if absent := [name for name in columns if name not in have]:
+        raise ManifestError(f"path template {template!r}: there is no column {absent[0]}; there are {', '.join(have)}")
     return columns
 
 
@@ -257,14 +254,12 @@ class _Folder:
             except (OSError, ValueError):
                 found.setdefault("missing image", {})[k] = f"{path} is missing{self._hint(name)}"
                 continue
-            if not stat.S_ISREG(status.st_mode) and not self._is_store(name, status):
+            is_store = stat.S_ISDIR(status.st_mode) and name.rstrip("/").endswith(".zarr")
+            if not stat.S_ISREG(status.st_mode) and not is_store:
                 found.setdefault("not a file", {})[k] = f"{path} is not a regular file"
             elif not self.follow_symlinks and self._is_linked(name, linked):
                 found.setdefault("link", {})[k] = f"{path} goes through a link (follow_symlinks=False)"
         return found
-
-    def _is_store(self, name: str, status: os.stat_result) -> bool:
-        return stat.S_ISDIR(status.st_mode) and name.rstrip("/").endswith(".zarr")
 
     def _is_linked(self, name: str, known: dict[str, bool]) -> bool:
         parts = PurePosixPath(name).parts
