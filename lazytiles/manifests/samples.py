@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lazytiles.errors import ManifestError
-from lazytiles.images import Region, split_name
+from lazytiles.images import Region, are_there, is_remote, split_name
 from lazytiles.manifests.catalog import rows_where
 from lazytiles.manifests.columns import column_hashes, count_distinct
 from lazytiles.manifests.digest import verify_digests
@@ -131,7 +131,7 @@ class Images:
     ----------
     codes : for each frame the image of each sample, as an index into its `paths`
     paths : for each frame the different images; empty text for samples that no row names an image of
-    there : which of them exist, as far as can be told; behind addresses nothing is looked at
+    there : which of them exist; behind addresses all, unless images may be missing and the servers are asked
     rows : for each frame the row of the table that names the image of each sample
     opener : from a path to what is there
     """
@@ -195,7 +195,7 @@ class Images:
                 code[named], names = some, [*names, ""]
             found.codes.append(code)
             found.paths.append(names)
-            found.there.append(np.array([bool(name) and _is_there(name) for name in names], dtype=np.bool_))
+            found.there.append(_there(names, asked=missing == "fill"))
             found.rows.append(own)
         if problems is None:
             noted.raise_any()
@@ -250,8 +250,12 @@ class Images:
         return np.stack([there[codes] for codes, there in zip(self.codes, self.there, strict=True)], axis=1)
 
 
-def _is_there(name: str) -> bool:
-    return "://" in name or os.path.exists(split_name(name)[0])
+def _there(names: Sequence[str], *, asked: bool) -> NDArray[np.bool_]:
+    """Which images are there; behind addresses, all are taken to be unless the servers shall be asked."""
+    files = [split_name(name)[0] if name else "" for name in names]
+    behind = [file for file in dict.fromkeys(files) if is_remote(file)]
+    known = dict(zip(behind, are_there(behind) if asked else [True] * len(behind), strict=True))
+    return np.array([known[f] if f in known else bool(f) and os.path.exists(f) for f in files], dtype=np.bool_)
 
 
 def _unnamed(words: Callable[[int], str], label: str | None, template: str, row: int) -> str:
