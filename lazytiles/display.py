@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-MOST_CLASSES = 50
 CHEAP_BYTES = 16 * 2**20
 _VIRIDIS = np.array(
     [
@@ -92,30 +90,6 @@ def colours(values: ArrayLike) -> list[str]:
         "#{:02x}{:02x}{:02x}".format(*rgb) if known else "#888888"
         for rgb, known in zip(mixed.tolist(), finite.tolist(), strict=True)
     ]
-
-
-def coloured_by(table: pd.DataFrame, column: str) -> tuple[NDArray[Any], list[str]] | None:
-    """The number that gives each row its colour, by a column of numbers or of class names.
-
-    Returns
-    -------
-    the numbers, shape (rows,), and the names of the classes, none where the column holds numbers; None where there is
-    no such column, or its names are too many to be told apart
-
-    Examples
-    --------
-    >>> coloured_by(pd.DataFrame({"target": ["dog", "cat"]}), "target")
-    (array([1, 0]), ['cat', 'dog'])
-    """
-    if column not in table:
-        return None
-    values = table[column]
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        return values.cat.codes.to_numpy(np.int64), [str(name) for name in values.cat.categories]
-    if pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype):
-        return values.to_numpy(np.float64, na_value=np.nan), []
-    codes, names = pd.factorize(values.astype(str), sort=True)
-    return (codes, [str(name) for name in names]) if len(names) <= MOST_CLASSES else None
 
 
 def side_by_side(samples: NDArray[Any], columns: int, gap: int = 2) -> tuple[NDArray[Any], list[tuple[int, int]]]:

@@ -264,7 +264,7 @@ def at_call(number: int, code: int) -> Iterator[list[int]]:
     seen = [0]
 
     def profile(frame: Any, event: str, arg: Any) -> None:
-        in_memory = isinstance(getattr(arg, "__self__", None), io.BytesIO | io.StringIO)
+        in_memory = isinstance(getattr(arg, "__self__", None), io.BytesIO | io.StringIO | list | set)
         if event == "c_call" and arg.__name__ in CALLS and not in_memory and is_ours(frame):
             seen[0] += 1
             if seen[0] == number:

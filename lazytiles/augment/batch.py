@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from lazytiles.augment.boxes import Boxes
 from lazytiles.augment.geometry import Placement, move_image, move_mask
 from lazytiles.augment.recipe import Amount, PerAxis, Recipe
-from lazytiles.augment.structure import Leaf, Names, Path, find_boxes, find_leaves, rebuilt, walk
+from lazytiles.augment.structure import Leaf, Names, find_boxes, find_leaves
 from lazytiles.augment.transform import mask_axes_of, spatial_axes
 from lazytiles.indexing import samples_of, seed_of
+from lazytiles.trees import Path, mapped, walk
 
 # Functions that carry their own random state are seeded and called one at a time.
-_seeded = threading.Lock()
+_seeded = threading.RLock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -105,7 +106,7 @@ class Augment:
         for path, array in walk(batch):
             if path in boxes:
                 moved[path] = boxes[path].moved(np.asarray(array), [_mover(boxes[path], place) for place in places])
-        return rebuilt(batch, moved)
+        return mapped(batch, lambda path, leaf: moved.get(path, leaf))
 
     @property
     def is_geometric(self) -> bool:
@@ -194,7 +195,7 @@ class ImageFunction:
         seeds = [seed_of(random) % 2**31 for random in samples_of(rng, len(images[0].array))]
         samples = [self._sample(leaves, i, seed) for i, seed in enumerate(seeds)]
         moved = {leaf.path: _stacked([s[k] for s in samples], leaf) for k, leaf in enumerate(leaves)}
-        return rebuilt(batch, moved)
+        return mapped(batch, lambda path, leaf: moved.get(path, leaf))
 
     def _repr_html_(self) -> str:
         return f"<code>{escape(repr(self))}</code>"

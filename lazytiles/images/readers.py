@@ -25,17 +25,17 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Int64s
 from lazytiles.buffers import Memory, Placed, shared_shelf
-from lazytiles.config import count, settings, usable_cpus, when_configured
+from lazytiles.config import configure, count, settings, usable_cpus, when_configured
 from lazytiles.errors import LazyTilesError
 from lazytiles.images.cache import segment_cache
 from lazytiles.images.jobs import Jobs, Settled
-from lazytiles.images.plan import Int64s, Plan
+from lazytiles.images.plan import Plan
 from lazytiles.images.workers import Answer, Sheet, receive, send
 
 PROGRAM = "from lazytiles.images.workers import serve; serve({fds})"  # what a worker runs
 _MOST_THREADS = 4  # of a worker
-_TRIES = 2  # workers that a part may kill
 _STARTS = 3  # workers that may die before they were ready, until no more are started
 _LEAST_JOBS = 16  # of a plan that is worth sending
 _MOST_JOBS = 16  # of a part
@@ -233,6 +233,7 @@ class Readers:
             for connection in worker.connections:
                 connection.close()
         self.__init__()  # type: ignore[misc]  # the same object stays imported everywhere
+        configure(readers=0)  # such a child is one of many, as those of a `DataLoader` are
 
 
 readers = Readers()
@@ -286,7 +287,7 @@ class Parts:
         else:
             cut = [(0, np.arange(at, min(at + size, len(plan.jobs)))) for at in range(0, len(plan.jobs), size)]
         self._parts = [numbers.tolist() for _, numbers in cut]
-        self._tries = [0] * len(cut)
+        self._suspects = deque[int]()  # begun by workers that have died
         # Of each worker, or of all where nothing is kept, and last of this process: the parts not begun.
         self._left = [deque[int]() for _ in range((workers if self._keeps else 1) + 1)]
         for part, (owner, _) in enumerate(cut):
@@ -332,7 +333,9 @@ class Parts:
                     for connection in select.select(busy, [], [], _PATIENCE_S)[0]:
                         self._collect(connection)
                 elif not any(self._left):
-                    return
+                    if not self._suspects:
+                        return
+                    self._try_alone()
                 elif self._leased or not readers.workers:  # what is left is nobody's, or a worker's that is not ready
                     with suppress(IndexError):
                         self._do_here(self._next(None))
@@ -365,17 +368,16 @@ class Parts:
             self._lost(connection.worker)
             return
         part = connection.parts.popleft()
+        self._take(answer, [window for number in self._parts[part] for window in self._jobs.windows_of(number)])
+
+    def _take(self, answer: Answer, windows: list[int]) -> None:
         for name, amount in answer.counted.items():
             count(name, amount)
         if answer.error is not None:
             raise answer.error
-        windows = self._windows(part)
         self._settle(
             Settled([w for w in windows if w not in answer.failed] if answer.failed else windows, answer.failed)
         )
-
-    def _windows(self, part: int) -> list[int]:
-        return [window for number in self._parts[part] for window in self._jobs.windows_of(number)]
 
     def _lost(self, worker: Worker) -> None:
         """A worker has died: its parts are begun again, but for one that has killed two."""
@@ -384,18 +386,41 @@ class Parts:
         readers.replace(worker)
         for connection in gone:
             for k, part in enumerate(connection.parts):
-                self._tries[part] += k == 0  # those behind it had not begun
-                if self._tries[part] < _TRIES:
-                    self._left[0 if not self._keeps else -1].appendleft(part)
-                else:
-                    self._settle(Settled([], dict.fromkeys(self._windows(part), self._killed(part))))
+                # Those behind the first had not begun.
+                (self._suspects if k == 0 else self._left[0]).append(part)
+            connection.parts.clear()
 
-    def _killed(self, part: int) -> LazyTilesError:
-        numbers = {self._jobs.jobs[number][0] for number in self._parts[part]}
-        pages = ", ".join(sorted(str(self._plan.windows.pages[k]) for k in numbers)[:3])
+    def _try_alone(self) -> None:
+        """Do the jobs of a part one by one with nothing beside, after a worker has died of it or of another."""
+        part = self._suspects.popleft()
+        for number in self._parts[part]:
+            connection = self._any()
+            try:
+                connection.ask(self._sheet, self._memories, part, [number])
+                answer: Answer = connection.receive()
+            except GoneError:
+                connection.parts.clear()
+                self._lost(connection.worker)
+                windows = self._jobs.windows_of(number)
+                self._settle(Settled([], dict.fromkeys(windows, self._killed(number))))
+            else:
+                connection.parts.clear()
+                self._take(answer, self._jobs.windows_of(number))
+
+    def _any(self) -> Connection:
+        """A connection of a worker that is ready, waited for."""
+        while not self._leased:
+            self._leased = readers.lease(self._workers)
+            if not self._leased and not readers.workers:
+                raise LazyTilesError("reader processes die and cannot be started anew; read with readers=0")
+            time.sleep(0 if self._leased else _PATIENCE_S / 10)
+        return self._leased[0]
+
+    def _killed(self, number: int) -> LazyTilesError:
+        page, segment = self._plan.windows.pages[self._jobs.jobs[number][0]], self._jobs.jobs[number][1]
         return LazyTilesError(
-            f"{_TRIES} reader processes died while they read {pages}: memory ran out, or a codec crashed; read these "
-            "windows with readers=0 to see which, or leave them out"
+            f"{page}: two reader processes died while they read segment {segment}: memory ran out, or its codec "
+            "crashed; read it with readers=0 to see which, or leave its windows out"
         )
 
     def _do_here(self, part: int) -> None:

@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from lazytiles.display import coloured_by, colours, side_by_side, stretched
+from lazytiles.display import colours, side_by_side, stretched
 from lazytiles.errors import require
 from lazytiles.images import Region, thumbnail
 from lazytiles.manifests import read_manifest, region_names
 
 _FEW = 4
+
+MOST_CLASSES = 50
 
 
 def plot_tiles(
@@ -174,3 +177,27 @@ def _draw_windows(ax: Any, region: Region, table: Any, target: str) -> None:
         drawn.set_facecolor("none")
         ax.figure.colorbar(drawn, ax=ax, label=target, shrink=0.8)
     ax.add_collection(drawn)
+
+
+def coloured_by(table: pd.DataFrame, column: str) -> tuple[NDArray[Any], list[str]] | None:
+    """The number that gives each row its colour, by a column of numbers or of class names.
+
+    Returns
+    -------
+    the numbers, shape (rows,), and the names of the classes, none where the column holds numbers; None where there is
+    no such column, or its names are too many to be told apart
+
+    Examples
+    --------
+    >>> coloured_by(pd.DataFrame({"target": ["dog", "cat"]}), "target")
+    (array([1, 0]), ['cat', 'dog'])
+    """
+    if column not in table:
+        return None
+    values = table[column]
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        return values.cat.codes.to_numpy(np.int64), [str(name) for name in values.cat.categories]
+    if pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype):
+        return values.to_numpy(np.float64, na_value=np.nan), []
+    codes, names = pd.factorize(values.astype(str), sort=True)
+    return (codes, [str(name) for name in names]) if len(names) <= MOST_CLASSES else None

@@ -278,8 +278,10 @@ def _beside(path: Path, mark: str) -> Iterator[Path]:
 
 
 def labels_path(path: Path, version: int) -> Path:
-    """Where the mask labels of a store lie that were written with one version of it."""
-    return path.with_name(f"{path.stem}{LABELS}{version}{path.suffix}")
+    """Where the mask labels of a store lie that were written with one version of it; those of old had none, 0."""
+    return path.with_name(
+        f"{path.stem}{LABELS}{version}{path.suffix}" if version else f"{path.stem}.labels{path.suffix}"
+    )
 
 
 def sweep(path: Path, side: str, labels: int | None, *, labels_too: bool) -> None:
@@ -345,5 +347,9 @@ def recover(path: Path) -> None:
 def sync_tree(path: Path) -> None:
     """Ask the system to put a file, or every file of a directory, on the disk itself."""
     for place in [*path.rglob("*"), path] if path.is_dir() else [path]:
-        with descriptor(place) as fd:
-            os.fsync(fd)
+        if place.is_dir():
+            with descriptor(place) as fd:
+                os.fsync(fd)
+        else:
+            with open(place, "rb", buffering=0, opener=unlinked) as file:
+                os.fsync(file)

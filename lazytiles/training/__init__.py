@@ -2,4 +2,4 @@
 
 from lazytiles.training.batches import Inputs, Scaling, as_sources, with_tabular
 from lazytiles.training.flow import BatchFlow
-from lazytiles.training.tandem import Structure, leaves, read_rows, rebuilt
+from lazytiles.training.tandem import read_rows

@@ -6,6 +6,7 @@ import copy
 import threading
 from collections.abc import Iterator, Mapping
 from html import escape
+from operator import index
 from os import PathLike
 from typing import Any, Literal
 
@@ -14,21 +15,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from lazytiles.errors import LazyTilesError, require
 from lazytiles.indexing import Seed
-from lazytiles.training.batches import Inputs, Output, Scaling, class_count, differences, parts_of
+from lazytiles.training.batches import Inputs, Output, Scaling, class_count, differences, one_target, parts_of
 from lazytiles.training.keras_callbacks import EpochCallback, ResumeCallback
 from lazytiles.training.keras_serving import Owner, Server
 from lazytiles.training.readahead import Key
 from lazytiles.training.schedule import READAHEAD_BYTES, Feed, Schedule
 from lazytiles.training.shards import Shard
-from lazytiles.training.tandem import Structure, leaves, rebuilt
 from lazytiles.training.transforms import Transform
+from lazytiles.trees import Structure, leaves, rebuilt
 
 keras: Any = require("keras", extra="keras")
-
-_NO_WORKERS = (
-    "{} cannot be set: KerasAdapter reads ahead by itself, in order; pass threads=, prefetch= or processes= "
-    "when it is made"
-)
 
 
 class KerasAdapter(keras.utils.PyDataset):
@@ -45,20 +41,14 @@ class KerasAdapter(keras.utils.PyDataset):
         dict of sources, shape (N, ...)
     y : targets, in the same forms; mask tiles are a source like any other
     sample_weight : shape (N,)
-    batch_size : samples of a batch
-    shuffle : permute the samples for each epoch
-    seed : int, or a NumPy generator that one is drawn from, or None for a fresh one
-    window, weights, replacement : as in `BatchFlow`; ``weights="balanced"`` goes by `y`
-    drop_last : leave out the last batch where it is not full
     steps_per_epoch : batches of an epoch, if epochs are to be shorter or longer than a pass over the samples
-    shard : (rank, count), or "auto" to ask the launcher: this process's part of each global batch; needs
-        full batches
     transform : as in `BatchFlow`, on ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)`` before normalising
     normalize : True for 0..1 by the range of the dtype that the source has, of integers alone (int16: -32768
         becomes 0); ``(mean, std)`` per band, or an object or dict with both, such as ``tiles.statistics()``. A
         transform before it must keep the source's range, whatever dtype it makes of it
     num_classes : make the target one-hot, of so many classes; True takes the classes of `x` (see `MultiSourceArray`)
-    prefetch, readahead_bytes, threads, readers, processes : as in `BatchFlow`
+    batch_size, shuffle, window, weights, replacement, drop_last, seed, shard, prefetch, readahead_bytes, threads, \
+readers, processes : as in `BatchFlow`; ``weights="balanced"`` goes by `y`
 
     Attributes
     ----------
@@ -116,7 +106,7 @@ class KerasAdapter(keras.utils.PyDataset):
             window=window,
             replacement=replacement,
             weights=weights,
-            labels=_one_target(data),
+            labels=one_target(data),
             drop_last=drop_last,
             transform=transform,
             output=output,
@@ -129,13 +119,10 @@ class KerasAdapter(keras.utils.PyDataset):
             processes=processes,
         )
         feed.tandem.verify()
+        output.check(feed.tandem.data, is_final=transform is None)
         _check_sizes(feed.schedule, steps_per_epoch)
-        if num_classes is not None and _one_target(data) is None:
-            raise ValueError("num_classes makes one target one-hot; there must be exactly one")
         given = (data[0], data[1] if len(data) > 1 else None, output.scaling)
         self.inputs = Inputs(*given, batch_size, has_transform=transform is not None)
-        if transform is None:
-            output.check(feed.tandem.data[0])
         self._feed, self._server = feed, Server(feed, steps_per_epoch or len(feed.schedule))
         self._first: Structure = None  # a sample of each array of the first batch, with which all must agree
         self._lock = threading.RLock()
@@ -167,34 +154,23 @@ class KerasAdapter(keras.utils.PyDataset):
         """Batches of one epoch; in the epoch that a training was resumed in, those that are left of it."""
         return self._server.promised
 
-    @property
-    def workers(self) -> int:
-        """1: Keras starts no threads to read this data set, which reads ahead by itself."""
-        return 1
-
-    @workers.setter
-    def workers(self, value: int) -> None:
-        raise AttributeError(_NO_WORKERS.format(f"workers = {value!r}"))
-
-    @property
-    def use_multiprocessing(self) -> bool:
-        """False: Keras starts no processes to read this data set."""
-        return False
-
-    @use_multiprocessing.setter
-    def use_multiprocessing(self, value: bool) -> None:
-        raise AttributeError(_NO_WORKERS.format(f"use_multiprocessing = {value!r}"))
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("workers", "use_multiprocessing"):
+            raise AttributeError(
+                f"{name} = {value!r} cannot be set: KerasAdapter reads ahead by itself, in order; pass threads=, "
+                "prefetch= or processes= when it is made"
+            )
+        super().__setattr__(name, value)
 
     @property
     def epoch(self) -> int:
         """The epoch that is served next, from 0."""
         return self._server.next_epoch
 
-    def __getitem__(self, index: int) -> Structure:
-        """The batch that `index` means in this epoch: see `KerasAdapter`."""
-        index = range(len(self))[index]
+    def __getitem__(self, i: int) -> Structure:
+        """The batch that index `i` means in this epoch: see `KerasAdapter`."""
         with self._lock:
-            return self._checked(*self._server.ask(index))
+            return self._checked(*self._server.ask(range(len(self))[i]))
 
     def __repr__(self) -> str:
         s = self._feed.schedule
@@ -217,11 +193,8 @@ class KerasAdapter(keras.utils.PyDataset):
             self._server.end()
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin `epoch` (from 0) anew, as `callback` does in `fit`; the next one follows when it was passed over.
-
-        Whoever predicts or evaluates in the midst of it does not end it.
-        """
-        self._set_epoch(epoch, "user")
+        """Begin `epoch` (from 0) anew; whoever predicts or evaluates in the midst of it does not end it."""
+        self._set_epoch(index(epoch), "user")
 
     def epochs(self, n: int) -> Iterator[Iterator[Structure]]:
         """The next `n` epochs for a loop of your own: each gives its batches in the planned order.
@@ -247,7 +220,7 @@ class KerasAdapter(keras.utils.PyDataset):
         """Drop what was read ahead and end worker processes, as after an interrupted `fit`; all stays usable."""
         with self._lock:
             self._server.drop()
-            self._server.owner = "nobody"
+            self._server.set_epoch(self._server.next_epoch, "nobody")
         self._feed.close()
 
     def sample_ids(self, epoch: int, i: int) -> NDArray[np.int64]:
@@ -322,10 +295,10 @@ class KerasAdapter(keras.utils.PyDataset):
         tf: Any = require("tensorflow", extra="keras")
         batch = self[0]
         form = rebuilt(batch, (tf.TensorSpec((None, *a.shape[1:]), a.dtype) for a in leaves(batch)))
-        dataset = tf.data.Dataset.from_generator(self._iteration, output_signature=form)
+        dataset = tf.data.Dataset.from_generator(self._pass, output_signature=form)
         options = tf.data.Options()
         options.autotune.enabled = False
-        # So its length is known; where an epoch was resumed, `_iteration` says that it ends before.
+        # So its length is known; where an epoch was resumed, `_pass` says that it ends before.
         return dataset.repeat().take(len(self)).with_options(options)
 
     def _state_of(self, epoch: int, done: list[int]) -> dict[str, Any]:
@@ -339,18 +312,19 @@ class KerasAdapter(keras.utils.PyDataset):
             self._server.set_epoch(epoch, owner)
 
     def _pass(self) -> Iterator[Structure]:
-        self.on_epoch_begin()
-        for index in range(len(self._server.left)):
-            yield self[index]
-
-    def _iteration(self) -> Iterator[Structure]:
-        """A pass for `tf.data`, which asks for another one where this is shorter than it was told."""
+        """What is left of the epoch, in order. `tf.data` asks for another pass where it is shorter than was told."""
         with self._lock:
-            count = self._server.iterate()
-        for index in range(count):
-            batch = self[index]
-            if index + 1 == count:  # nobody asks for more than the last
-                self.on_epoch_end()
+            server, is_second = self._server, self._server.is_cut
+            server.is_cut = False
+            if not is_second:
+                server.begin()
+            count = 0 if is_second else len(server.left)
+        for i in range(count):
+            batch = self[i]
+            if i + 1 == count:  # nobody may ask for more than the last
+                with self._lock:
+                    server.end()
+                    server.is_cut = count < len(self)
             yield batch
 
     def _checked(self, key: Key, batch: Structure) -> Structure:
@@ -374,9 +348,3 @@ def _check_sizes(schedule: Schedule, steps: int | None) -> None:
         )
     if steps is not None and (not isinstance(steps, int | np.integer) or isinstance(steps, bool) or steps < 1):
         raise ValueError(f"steps_per_epoch must be an integer of at least 1, not {steps!r}")
-
-
-def _one_target(data: tuple[Structure, ...]) -> Any:
-    """The target, if there is exactly one."""
-    targets = leaves(data[1]) if len(data) > 1 and not isinstance(data[1], Mapping) else []
-    return targets[0] if len(targets) == 1 else None

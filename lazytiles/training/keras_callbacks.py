@@ -5,15 +5,20 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import shutil
 import threading
 import warnings
+import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from lazytiles.errors import require
+from lazytiles.errors import StoreError, require
 
 keras: Any = require("keras", extra="keras")
+
+_MODEL = re.compile(r"\d+-\d+")  # the folder of a model's backup, by epoch and batch
 
 
 class EpochCallback(keras.callbacks.Callback):
@@ -88,13 +93,22 @@ class ResumeCallback(EpochCallback):
         self._quiet: warnings.catch_warnings[None] | None = None
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Restore the backup, if there is one."""
-        try:
-            saved = json.loads((self.folder / "state.json").read_text())
-        except FileNotFoundError:
+        """Restore the backup, if there is one.
+
+        Raises
+        ------
+        LazyTilesError : the backup is damaged, or of another model, other samples or other options
+        """
+        saved = _read(self.folder)
+        if saved is None:
             return
         self.adapter.load_state_dict(saved["flow"])
-        self._backup(saved["model"]).on_train_begin()
+        try:
+            self._backup(saved["model"]).on_train_begin()
+        except Exception as error:
+            raise StoreError(
+                f"the backup {self.folder} does not fit this model ({error}); remove the folder to begin anew"
+            ) from error
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Begin an epoch where the backup ended."""
@@ -136,7 +150,11 @@ class ResumeCallback(EpochCallback):
         """Remove the backup of a training that is done."""
         super().on_train_end()
         self._calm()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for name in ("state.json", "state.json.partial"):
+            (self.folder / name).unlink(missing_ok=True)
+        _remove_models(self.folder, but="")
+        with suppress(OSError):  # What is not ours stays.
+            self.folder.rmdir()
 
     def _variables(self) -> list[Any]:
         return [*self.model.variables, *self.model.optimizer.variables]
@@ -171,13 +189,49 @@ class ResumeCallback(EpochCallback):
         # To Keras, the epoch before has ended: what it restores begins with this one.
         self._backup(name).on_epoch_end(state["epoch"] - 1)
         part = self.folder / "state.json.partial"
-        part.write_text(json.dumps({"flow": state, "model": name}))
+        part.write_text(json.dumps({"flow": state, "model": name, "digest": _digest(self.folder / name)}))
         part.replace(self.folder / "state.json")
-        for old in self.folder.iterdir():
-            if old.is_dir() and old.name != name:
-                shutil.rmtree(old)
+        _remove_models(self.folder, but=name)
 
     def _backup(self, name: str) -> Any:
         backup = keras.callbacks.BackupAndRestore(str(self.folder / name), delete_checkpoint=False)
         backup.set_model(self.model)
         return backup
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    """What a backup says of itself, if its files are those that were written with it; None where there is no backup."""
+    path = folder / "state.json"
+    if not os.path.lexists(path):
+        return None
+    what = "no file"
+    try:
+        if path.is_file():
+            what = "not what was written"
+            saved = json.loads(path.read_bytes())
+            named = _MODEL.fullmatch(saved["model"]) and isinstance(saved["flow"], dict)
+            if named and _digest(folder / saved["model"]) == saved["digest"]:
+                return dict(saved)
+            what = "not of one piece with the weights beside it"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        what = f"{what} ({error})"
+    raise StoreError(f"the backup {folder} is damaged: its state.json is {what}; remove the folder to begin anew")
+
+
+def _digest(model: Path) -> str:
+    """A CRC-32 over the names and contents of the files of a model's backup."""
+    crc = 0
+    for path in sorted(model.iterdir()):
+        if not path.is_file():
+            raise ValueError(f"{path.name} is no file")
+        crc = zlib.crc32(path.name.encode(), crc)
+        with path.open("rb") as file:
+            while piece := file.read(2**20):
+                crc = zlib.crc32(piece, crc)
+    return f"{crc:08x}"
+
+
+def _remove_models(folder: Path, *, but: str) -> None:
+    for old in folder.iterdir() if folder.is_dir() else ():
+        if _MODEL.fullmatch(old.name) and old.name != but and not old.is_symlink():
+            shutil.rmtree(old, ignore_errors=True)

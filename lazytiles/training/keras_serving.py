@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Literal
 
+from lazytiles.errors import LazyTilesError
 from lazytiles.training.batches import copied
 from lazytiles.training.readahead import Key, ReadAhead
 from lazytiles.training.schedule import Feed
-from lazytiles.training.tandem import Structure, leaves
+from lazytiles.trees import Structure, leaves
 
 Owner = Literal["nobody", "user", "trainer"]  # who said which epoch it is: a trainer says so for each
 
@@ -57,7 +58,6 @@ class Server:
         self.is_shuffled = feed.schedule.is_random
         self.epoch = 0
         self.begins = 0  # how often this epoch was begun: by a trainer, and by whoever else passes over it
-        self.is_fresh = False  # whether nothing was asked for since it was begun last
         self.owner: Owner = "nobody"
         self.done: list[int] = []  # steps of this epoch that an earlier process has done
         self.left: Sequence[int] = range(steps)  # the others, as planned
@@ -66,10 +66,11 @@ class Server:
         self._taken: set[int] = set()  # the steps that are bound
         self._planned = 0  # how many of `left` are so at its beginning
         self._asks = 0
-        self._last = -1  # index that was asked for last
-        self._is_short = False  # whether the last iteration was of a resumed epoch
+        self._ends = 0  # how often a pass over it was ended: never, where a class of the user's keeps that to itself
+        self._index = -1  # that was asked for last
+        self._last: Literal["ask", "begin", "end"] = "ask"  # what happened last
+        self.is_cut = False  # whether the last pass was of a resumed epoch
         self._is_build = False  # whether it was begun first for one batch only, as a trainer does to build a model
-        self._is_idle = False  # whether nothing was asked for since a pass ended last
         self._is_pending = False  # whether the epoch is over, unless somebody who began it before goes on
         self._kept: dict[int, Structure] = {}  # steps that were read and wait to be asked for
         self._looked: list[int] = []  # those of them that were given already, perhaps to somebody who only looks
@@ -77,9 +78,8 @@ class Server:
         self._nbytes = 0  # of a batch
 
     def __getstate__(self) -> dict[str, object]:
-        fresh = {"begins": 0, "is_fresh": False, "owner": "nobody", "asked": [], "_asks": 0}
-        bound = {"_bound": {**self._bound}, "_taken": {*self._taken}}
-        return {**vars(self), **fresh, **bound, "_kept": {}, "_looked": [], "_runs": []}
+        fresh = {"begins": 0, "owner": "nobody", "asked": [], "_asks": 0, "_kept": {}, "_looked": [], "_runs": []}
+        return {**vars(self), **fresh, "_bound": {**self._bound}, "_taken": {*self._taken}}
 
     @property
     def next_epoch(self) -> int:
@@ -94,7 +94,7 @@ class Server:
     @property
     def promised(self) -> int:
         """How many steps whoever passes over the epoch now will get: in a resumed one, those that are left."""
-        return len(self.left) if self.is_fresh or self.owner == "trainer" else self.steps
+        return len(self.left) if self._last == "begin" or self.owner == "trainer" else self.steps
 
     def key(self, epoch: int, step: int) -> Key:
         """The pass and the batch in it of one step of an epoch."""
@@ -108,8 +108,8 @@ class Server:
 
     def begin(self) -> None:
         """Somebody begins to pass over the epoch: wait for a batch, so that its errors come out here."""
-        is_next = self._passes == 1 or self._is_idle if self.begins else self.steps > _LOOKS
-        if is_next and self._is_over() and self._moves_on():
+        is_next = self._passes == 1 or self._last == "end" or not self._ends if self.begins else self.steps > _LOOKS
+        if is_next and self._moves_on():
             self.move(self.epoch + 1)
         self._is_pending = False
         if self.begins == 0 and self.owner == "user" and self._asks > _LOOKS:
@@ -120,29 +120,20 @@ class Server:
         if coming and coming[0] not in self._kept:
             self._kept[coming[0]] = self._fetch(coming[0], lambda: coming)
         self.begins += 1
-        self.is_fresh = True
+        self._last = "begin"
 
     def end(self) -> None:
         """Somebody ends a pass: the next epoch follows if all of this one was asked for."""
-        self._is_idle = True
+        self._last = "end"
+        self._ends += 1
         self._is_build = self._is_build or self.begins == self._asks == 1
-        if not (self._is_over() and self._moves_on()):
-            return
-        if self._passes == 1 or (self.begins == 0 and (self.steps > _LOOKS or self._is_pending)):
+        is_next = self._passes == 1 or (self.begins == 0 and (self.steps > _LOOKS or self._is_pending))
+        if is_next and self._moves_on():
             self.move(self.epoch + 1)
-        else:
+        elif self._moves_on():
             # Asked for in the looks of a trainer, which then begins, or by a loop, which asks again; or it was begun
             # in the midst of somebody else's pass, who may go on: what comes next tells.
             self._is_pending = True
-
-    def iterate(self) -> int:
-        """Begin a pass in order, of the steps that are returned; none right after one of a resumed epoch."""
-        is_second, self._is_short = self._is_short, False
-        if is_second:
-            return 0
-        self.begin()
-        self._is_short = len(self.left) < self.steps
-        return len(self.left)
 
     def ask(self, index: int) -> tuple[Key, Structure]:
         """The batch that `index` means."""
@@ -151,10 +142,9 @@ class Server:
         is_new = index not in self._bound
         step = self._plan(index) if is_new else self._bound[index]
         batch = self._fetch(step, lambda: self._likely(index, is_new=is_new))
-        self.is_fresh = self._is_idle = False
         self._bound[index] = step
         self._taken.add(step)
-        self._last = index
+        self._index, self._last = index, "ask"
         self._asks += 1
         if self.owner == "trainer":
             self.asked.append((step, threading.get_ident()))
@@ -196,16 +186,16 @@ class Server:
         self._taken.clear()
         self._looked.clear()
         self.asked.clear()
-        self.begins = self._planned = self._asks = 0
-        self._last = -1
-        self._is_build = self._is_pending = False
+        self.begins = self._planned = self._asks = self._ends = 0
+        self._index = -1
+        self.is_cut = self._is_build = self._is_pending = False
 
     def _is_over(self) -> bool:
         return sum(index < len(self.left) for index in self._bound) == len(self.left)
 
     def _moves_on(self) -> bool:
-        """Whether an epoch that is over is followed by the next without being told."""
-        return self.owner == "nobody" or (self.owner == "user" and self._passes < 2)
+        """Whether the epoch is over, and followed by the next without being told."""
+        return self._is_over() and (self.owner == "nobody" or (self.owner == "user" and self._passes < 2))
 
     def _plan(self, index: int) -> int:
         """The step of an index that means none yet; before the epoch begins, that of its number."""
@@ -224,7 +214,7 @@ class Server:
         if self.is_shuffled and self.begins and is_new:
             return self.left[self._free() :]
         is_first = self.begins == 0 and self._asks == 0 and index == 0
-        if not is_first and index != self._last + 1:
+        if not is_first and index != self._index + 1:
             return ()
         if not self.is_shuffled or self.begins == 0:
             return self.left[index:]
@@ -239,13 +229,16 @@ class Server:
         for run in self._runs if self._fits() else ():
             if step in run.steps[run.given :]:
                 end = time.monotonic() + _PATIENCE_S
-                while (head := run.head) is not None and time.monotonic() < end:
-                    batch = self._follow(run)
-                    if head == step:
-                        return batch
-                    self._kept[head] = batch
+                while (head := run.head) not in (None, step) and time.monotonic() < end:
+                    try:
+                        self._kept[head] = self._follow(run)
+                    except LazyTilesError:  # of a batch that was not asked for
+                        break
+                if run in self._runs and head == step:
+                    return self._follow(run)
         steps = likely()
-        if not steps or self._is_coming(*steps[1:2]):
+        coming = (k for run in self._runs for k in run.steps[run.given :])
+        if not steps or (len(steps) > 1 and (steps[1] in self._kept or steps[1] in coming)):
             return self.feed.work.read(self.key(self.epoch, step))
         if self._kept:
             steps = [step for step in steps if step not in self._kept]
@@ -263,10 +256,6 @@ class Server:
         self._runs.append(run)
         self._nbytes = sum(array.nbytes for array in leaves(batch))
         return batch
-
-    def _is_coming(self, *steps: int) -> bool:
-        """Whether one of these steps was read or is being read already."""
-        return any(step in self._kept or any(step in run.steps[run.given :] for run in self._runs) for step in steps)
 
     def _fits(self) -> bool:
         """Whether all of an epoch may wait, so that no order of indices makes it decode anything again."""

@@ -12,7 +12,7 @@ from typing import Any
 from lazytiles.augment import as_transform
 from lazytiles.errors import LazyTilesError, require
 from lazytiles.indexing import BatchGenerator
-from lazytiles.training.tandem import Structure, leaves
+from lazytiles.trees import Structure, leaves
 
 Transform = Callable[..., Structure]
 Draw = tuple[int, int, int, int]  # the words of a `BatchGenerator`: seed, epoch, place of the first sample, size
@@ -45,7 +45,7 @@ class Stage:
             raise TypeError(f"transform is a function, (batch, rng) -> batch or batch -> batch; not {transform!r}")
         self.transform = as_transform(transform)
         self.processes = processes
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._executor: Any = None
         if processes:
             require("loky", extra="processes")

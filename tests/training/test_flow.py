@@ -30,7 +30,8 @@ from lazytiles.errors import LazyTilesError, RegionError
 from lazytiles.indexing.orders import permutation
 from lazytiles.training.flow import BatchFlow
 from lazytiles.training.schedule import Schedule
-from lazytiles.training.tandem import Tandem, leaves, read_rows
+from lazytiles.training.tandem import Tandem, read_rows
+from lazytiles.trees import leaves
 
 ROOT = Path(__file__).resolve().parents[2]
 

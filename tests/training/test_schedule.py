@@ -20,7 +20,8 @@ from lazytiles.indexing.orders import permutation
 from lazytiles.reports.statistics import statistics
 from lazytiles.training.batches import parts_of
 from lazytiles.training.schedule import Feed
-from lazytiles.training.tandem import Tandem, leaves
+from lazytiles.training.tandem import Tandem
+from lazytiles.trees import leaves
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "streams.json").read_text())
 
