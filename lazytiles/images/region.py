@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lazytiles.aliases import Int64s
 from lazytiles.config import check_limit
 from lazytiles.display import CHEAP_BYTES, stretched
-from lazytiles.errors import RegionError
+from lazytiles.errors import RegionError, shown
 from lazytiles.images.containers import identify
 from lazytiles.images.files import FileKey, pool
 from lazytiles.images.opening import Where, level_shapes, open_pages
@@ -148,7 +148,7 @@ class Region(LazyArray):
 
     def __repr__(self) -> str:
         first = self.pages[0]
-        return f"<Region {self.path!r}: {self.shape} {self.dtype}, segments of {first.segment}>"
+        return f"<Region {shown(self.path)!r}: {self.shape} {self.dtype}, segments of {first.segment}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         key = self.pages[0].file

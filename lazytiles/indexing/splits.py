@@ -198,7 +198,10 @@ def _named(array: Any, name: Any, option: str, own: str) -> NDArray[Any] | None:
         return None
     table = array.table
     if not isinstance(name, str):
-        return np.asarray(name)
+        values = np.asarray(name)
+        if not values.ndim or len(values) != len(array):
+            raise ValueError(f"{option} is a column of the table, {own!r}, or one value a sample; not {name!r:.60}")
+        return values
     if table is not None and name in table.columns:
         return _ranked(table[name]) if option == "by" else np.asarray(table[name])
     if name != own:

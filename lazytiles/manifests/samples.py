@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lazytiles.aliases import Int64s
 from lazytiles.arrays import held
 from lazytiles.errors import ManifestError
-from lazytiles.images import split_name
+from lazytiles.images import are_there, is_remote, split_name
 from lazytiles.indexing import region_column
 from lazytiles.manifests.catalog import rows_where
 from lazytiles.manifests.columns import column_hashes, count_distinct
@@ -136,7 +136,7 @@ class Images:
     ----------
     codes : for each frame the image of each sample, as an index into its `paths`
     paths : for each frame the different images; empty text for samples that no row names an image of
-    there : which of them exist, as far as can be told; behind addresses nothing is looked at
+    there : which of them exist; behind addresses all, unless images may be missing and the servers are asked
     rows : for each frame the row of the table that names the image of each sample
     opener : from a path to what is there
     arrays : what is there, by its name, where that is given
@@ -207,8 +207,7 @@ class Images:
                 code[named], names = some, [*names, ""]
             found.codes.append(code)
             found.paths.append(names)
-            there = [bool(name) and ("://" in name or os.path.exists(split_name(name)[0])) for name in names]
-            found.there.append(np.array(there, dtype=np.bool_))
+            found.there.append(_there(names, asked=missing == "fill"))
             found.rows.append(own)
         if problems is None:
             noted.raise_any()
@@ -271,6 +270,14 @@ class Images:
     def valid(self) -> NDArray[np.bool_]:
         """Which frames of which samples are there, (n, frames)."""
         return np.stack([there[codes] for codes, there in zip(self.codes, self.there, strict=True)], axis=1)
+
+
+def _there(names: Sequence[str], *, asked: bool) -> NDArray[np.bool_]:
+    """Which images are there; behind addresses, all are taken to be unless the servers shall be asked."""
+    files = [split_name(name)[0] if name else "" for name in names]
+    behind = [file for file in dict.fromkeys(files) if is_remote(file)]
+    known = dict(zip(behind, are_there(behind) if asked else [True] * len(behind), strict=True))
+    return np.array([known[f] if f in known else bool(f) and os.path.exists(f) for f in files], dtype=np.bool_)
 
 
 def _itself(array: Any) -> Any:

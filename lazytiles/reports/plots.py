@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from lazytiles.display import colours, side_by_side, stretched
 from lazytiles.errors import require
@@ -138,12 +139,22 @@ def _table_of(tiles: Any, target: str) -> Any:
     return table if table is None or is_read else read_manifest(table, optional=[target], allow_outside=True)
 
 
+def _lies_in(region: Region, table: Any) -> NDArray[np.bool_]:
+    """Which rows are of that region: by their path where they have one and it ends so, else by the region's name."""
+    by_name = region_names(table)
+    by_path = table["path"].astype("category") if "path" in table else by_name
+    fits = [f"/{region.path}".endswith(f"/{name}") for name in by_path.cat.categories.astype(str)]
+    if not any(fits):
+        stem = region.path.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+        by_path, fits = by_name, [name == stem for name in by_name.cat.categories.astype(str)]
+    found: NDArray[np.bool_] = np.array([*fits, False])[by_path.cat.codes]
+    return found
+
+
 def _draw_windows(ax: Any, region: Region, table: Any, target: str) -> None:
     patches = require("matplotlib.patches", extra="plot")
     collections = require("matplotlib.collections", extra="plot")
-    names = region_names(table).astype(str)
-    stem = region.path.rsplit("/", 1)[-1].rsplit(".", 1)[0]
-    mine = table[[name == stem or region.path.endswith("/" + name) for name in names]]
+    mine = table[_lies_in(region, table)]
     mine = mine[~mine["tile_id"].duplicated(keep="last").to_numpy()]
     if not len(mine) or "xmin" not in mine:
         return
