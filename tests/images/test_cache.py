@@ -11,7 +11,7 @@ import pytest
 
 import lazytiles as lt
 from lazytiles.images import cache as module
-from lazytiles.images import reader
+from lazytiles.images import jobs
 from lazytiles.images.cache import Claim, Run, SegmentCache, segment_cache
 from lazytiles.images.files import FileKey, pool
 from tests.limits import Counting, within_limits
@@ -320,12 +320,12 @@ class _Fault:
         return self
 
 
-@pytest.mark.parametrize("faulty", [module, reader])
+@pytest.mark.parametrize("faulty", [module, jobs])
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
 def test_an_exception_at_any_line_of_keeping_leaves_no_claim_and_a_sound_cache(tmp_path, error, faulty):
     image = pixels((64, 64))
     region = lt.open_region(write(tmp_path / "a.tif", image, compression="zlib", tile=(32, 32)))
-    names = {"settle", "enter", "_keep", "_shrink", "_forget_run", "_owned", "_split", "_decode", "_decoded"}
+    names = {"settle", "enter", "_keep", "_shrink", "_forget_run", "_owned", "_split", "_kept", "_decode", "_decoded"}
     told = set()
     with within_limits(threads=1, cache_bytes=3 * 32 * 32):  # one has to go for the fourth
         for place in range(1, 400):
@@ -366,7 +366,7 @@ def test_a_lock_that_an_exception_left_behind_does_not_hold_up_its_own_thread(tm
 def test_memory_that_runs_out_in_a_decode_stops_all_threads_of_the_read(tmp_path, monkeypatch, threads):
     image = pixels((256, 256))
     region = lt.open_region(write(tmp_path / "a.tif", image, compression="zlib", tile=(16, 16)))
-    decode, calls = reader._decoded, []
+    decode, calls = jobs._decoded, []
 
     def failing(*args):
         calls.append(args)
@@ -374,7 +374,7 @@ def test_memory_that_runs_out_in_a_decode_stops_all_threads_of_the_read(tmp_path
             raise MemoryError
         return decode(*args)
 
-    monkeypatch.setattr(reader, "_decoded", failing)
+    monkeypatch.setattr(jobs, "_decoded", failing)
     with within_limits(threads=threads):
         with pytest.raises(MemoryError):
             region[...]
