@@ -1,5 +1,8 @@
 """How reading grows with the cores: ``python -m benchmarks.cores``; segments a second by threads and by processes.
 
+*Alone* is decoding and nothing else, by as many threads; *loader* a torch `DataLoader` of as many processes over a
+windowed reader written by hand. The last columns are microseconds of processor time a segment.
+
 With ``--sleep 0.001`` every decoder sleeps instead of computing, which shows the serial part of the reader on any
 machine: what sleeping alone would reach is known.
 """
@@ -8,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +33,7 @@ from lazytiles.images import readers as room
 from lazytiles.images.codecs import Codec
 
 BATCHES = 16
+WAYS = ("threads", "readers", "alone", "loader")
 _blank: dict[tuple[int, ...], np.ndarray] = {}
 
 
@@ -86,12 +92,44 @@ class _ByHand:
     """What people write for a `DataLoader`: one window at a time, its segments decoded, nothing shared."""
 
     def __init__(self, workload: workloads.Workload) -> None:
-        self.tiles = workload
-        self.read = readers.Limit(workload, readers.lazytiles_reader(workload))
+        self.workload = workload
+
+    def __len__(self) -> int:
+        return len(self.workload.region)
 
     def __getitem__(self, k: int) -> np.ndarray:
-        self.read.prepare(np.array([k]))
-        return self.read(np.array([k]))[0]
+        w = self.workload
+        return np.stack([self._window(frame[w.region[k]], w.windows[k]) for frame in w.paths])
+
+    def _window(self, path: str, window: np.ndarray) -> np.ndarray:
+        page, decode, fd = readers._page(path)
+        y0, x0, y1, x1 = window.tolist()
+        out = np.empty((y1 - y0, x1 - x0, page.samplesperpixel), page.dtype)
+        for segment in readers._touched(page, window):
+            data = os.pread(fd, page.databytecounts[segment], page.dataoffsets[segment])
+            block, (_, _, y, x, _), (_, height, width, _) = decode(data, segment, jpegtables=page.jpegtables)
+            top, left, bottom, right = max(y0, y), max(x0, x), min(y1, y + height), min(x1, x + width)
+            out[top - y0 : bottom - y0, left - x0 : right - x0] = block[0, top - y : bottom - y, left - x : right - x]
+        return out
+
+
+def _loader(workload: workloads.Workload, batches: list[np.ndarray], processes: int) -> Callable[[], None] | None:
+    """An epoch over the same windows by a torch `DataLoader` of so many processes; None without torch."""
+    try:
+        from torch.utils.data import DataLoader
+    except ImportError:
+        return None
+    order = np.concatenate(batches).tolist()
+    options: dict[str, Any] = {"batch_size": len(batches[0]), "num_workers": processes, "persistent_workers": True}
+    loader = DataLoader(_ByHand(workload), sampler=order, **options)
+    for _ in loader:
+        pass  # the processes are there now
+
+    def epoch() -> None:
+        for _ in loader:
+            pass
+
+    return epoch
 
 
 def _segments(tiles: lt.MultiSourceArray, batches: list[np.ndarray]) -> int:
@@ -121,14 +159,17 @@ def _ways(workload: workloads.Workload, n: int, each: int) -> dict[str, Callable
     return {"threads": threads, "readers": by_readers}
 
 
-def measure(workload: workloads.Workload, n: int, *, repeats: int, sleep: float, each: int) -> dict[str, float]:
+def measure(
+    workload: workloads.Workload, n: int, *, repeats: int, sleep: float, each: int, count: int
+) -> dict[str, float]:
     """Segments a second of each way on n workers, medians of interleaved repeats."""
     tiles, ways = readers.open_workload(workload), _ways(workload, n, min(n, each))
     room._MOST_THREADS = min(n, each)
-    batches = workload.batches(BATCHES, 0)
+    batches = workload.batches(count, 0)
     alone = None if sleep else _Alone(tiles, batches)
-    count = _segments(tiles, batches)
-    times: dict[str, list[float]] = {name: [] for name in (*ways, "alone")}
+    loader = None if sleep else _loader(workload, batches, n)
+    segments = _segments(tiles, batches)
+    times: dict[str, list[float]] = {name: [] for name in (*ways, "alone", "loader")}
     spent: dict[str, list[float]] = {name: [] for name in ways}
     deadline = time.monotonic() + 30
     while (n > 1 and not all(worker.is_ready for worker in room.readers.workers)) or not room.readers.workers:
@@ -142,16 +183,17 @@ def measure(workload: workloads.Workload, n: int, *, repeats: int, sleep: float,
             if repeat:
                 times[name].append(time.perf_counter() - begin)
                 spent[name].append(_processor_s() - before)
-        if alone is not None:
+        for name, beside in (("alone", alone and partial(alone, n)), ("loader", loader)):
             begin = time.perf_counter()
-            alone(n)
-            if repeat:
-                times["alone"].append(time.perf_counter() - begin)
+            if beside is not None:
+                beside()
+            if repeat and beside is not None:
+                times[name].append(time.perf_counter() - begin)
     room.readers.close()
-    row = {name: count / statistics.median(each) for name, each in times.items() if each}
+    row = {name: segments / statistics.median(each) for name, each in times.items() if each}
     if sleep:
         row["alone"] = n / sleep
-    row |= {f"{name} us": statistics.median(each) / count * 1e6 for name, each in spent.items()}
+    row |= {f"{name} us": statistics.median(each) / segments * 1e6 for name, each in spent.items()}
     return row
 
 
@@ -165,8 +207,9 @@ def picture(results: dict[str, dict[int, dict[str, float]]], path: Path) -> None
     figure, axes = plt.subplots(1, len(results), figsize=(4 * len(results), 3.6), layout="constrained", squeeze=False)
     for ax, (name, rows) in zip(axes[0], results.items(), strict=True):
         n = sorted(rows)
-        for way in ("alone", "readers", "threads"):
-            ax.plot(n, [rows[k][way] for k in n], marker="o", label=way)
+        for way in ("alone", "readers", "threads", "loader"):
+            if way in rows[n[0]]:
+                ax.plot(n, [rows[k][way] for k in n], marker="o", label=way)
         first = rows[n[0]]["alone"] / n[0]
         ax.plot(n, [first * k for k in n], color="grey", linestyle=":", label="ideal")
         ax.set(title=name, xlabel="workers", ylabel="segments a second", xscale="log", yscale="log")
@@ -183,6 +226,7 @@ def main() -> None:
     parser.add_argument("--only", default="W1,W2,W5")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads-a-process", type=int, default=2, help="threads of each reader process")
+    parser.add_argument("--batches", type=int, default=BATCHES, help="batches of 32 that are planned together")
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--json", type=Path, nargs="?", const=Path("cores.json"))
     parser.add_argument("--png", type=Path)
@@ -200,14 +244,17 @@ def main() -> None:
     lt.configure(cache_bytes=0)
     results: dict[str, dict[int, dict[str, float]]] = {}
     for name, workload in every.items():
-        options = {"repeats": given.repeats, "sleep": given.sleep, "each": given.threads_a_process}
+        options = {
+            "repeats": given.repeats,
+            "sleep": given.sleep,
+            "each": given.threads_a_process,
+            "count": given.batches,
+        }
         results[name] = {n: measure(workload, n, **options) for n in numbers}
-    table = Table(
-        "workload", "workers", "threads", "readers", "alone", "readers / alone", "us a segment: threads", "readers"
-    )
+    table = Table("workload", "workers", *WAYS, "readers / alone", "us of threads", "us of readers")
     for name, rows in results.items():
         for n, row in rows.items():
-            figures = [f"{row[way]:,.0f}" for way in ("threads", "readers", "alone")]
+            figures = [f"{row[way]:,.0f}" if way in row else "" for way in WAYS]
             ratio = f"{row['readers'] / row['alone']:.2f}"
             table.add_row(name, str(n), *figures, ratio, f"{row['threads us']:.0f}", f"{row['readers us']:.0f}")
     Console(width=110).print(table)

@@ -126,6 +126,7 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     end = time.monotonic() + 3
     while (left := _left(before)) and time.monotonic() < end:
         gc.collect()
+        _close_shared_files()  # what was collected may have come back to them
         time.sleep(0.02)
     assert not left, f"left behind: {left}"
 

@@ -1,11 +1,11 @@
 """Many windows, regions and sources as one lazy array."""
 
-from lazytiles.arrays.classes import check_classes, class_name, is_numeric
 from lazytiles.arrays.cluster import connected, in_order, result_of
+from lazytiles.arrays.companions import Companions, check_classes, class_name, is_numeric
 from lazytiles.arrays.cost import codec_name, mebibytes
-from lazytiles.arrays.gather import LINE_MODES, PAD_MODES, TileForm
+from lazytiles.arrays.gather import TileForm
 from lazytiles.arrays.multisource import MultiSourceArray
 from lazytiles.arrays.patches import PatchGenerator
 from lazytiles.arrays.region_tiles import RegionTiles, open_ahead
-from lazytiles.arrays.view import DelayedView, held, into
+from lazytiles.arrays.view import DelayedView, held
 from lazytiles.arrays.volumes import VolumeTiles

@@ -1,55 +1,129 @@
-"""What many sources must agree in, and what stands beside their samples: labels, table, choice."""
+"""`Companions`: what stands beside the samples of an array: labels and their classes, table, frames that are there."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lazytiles.arrays.classes import check_classes, class_name, is_numeric
-from lazytiles.arrays.view import held
-from lazytiles.indexing import permutation
-
-Int64s: TypeAlias = NDArray[np.int64]
+from lazytiles.aliases import Int64s
+from lazytiles.arrays.view import DelayedView, held
+from lazytiles.augment import Boxes
 
 
-def listed(sources: Any) -> tuple[Any, ...]:
-    """The given sources; one array in place of a list of them is refused: it would be a source a sample."""
-    if hasattr(sources, "shape") and hasattr(sources, "dtype"):
-        raise ValueError(
-            f"sources is one array of shape {tuple(sources.shape)}, which would make each of its samples a source; "
-            "pass a list of arrays: [array]"
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Companions:
+    """What stands beside the samples of an array, row by row as they stood before the array was ordered.
+
+    Parameters
+    ----------
+    labels : array, one row a sample; or a lazy array in step with the samples, such as mask tiles; or None
+    classes : the names of the classes, of which the labels are the numbers, or None
+    boxes : which columns of the labels are boxes, where some are
+    table : the manifest's columns, one row a sample, or None
+    tabular : columns of the table that are given to a model beside the image, or None
+    valid : which frames of which samples are there, (n, frames), or None where all must be
+    places : the regions that written samples came from, and of each sample its region, its place there and here,
+        int64 (n, 3); None where the sources are the regions
+    note : why there are no labels
+    by_source : whether the labels are the numbers of the sources, because nobody gave others
+    """
+
+    labels: Any = None
+    classes: list[Any] | None = None
+    boxes: Boxes | None = None
+    table: pd.DataFrame | None = None
+    tabular: tuple[str, ...] | None = None
+    valid: NDArray[np.bool_] | None = None
+    places: tuple[tuple[Any, ...], Int64s] | None = None
+    note: str = ""
+    by_source: bool = False
+
+    @classmethod
+    def of(cls, sources: Sequence[Any], labels: Any, classes: Any, table: pd.DataFrame | None) -> Companions:
+        """What a user gives for the samples of some sources; without labels and classes, what the sources bring."""
+        lengths = np.array([source.shape[0] for source in sources], np.int64)
+        total = int(lengths.sum())
+        if table is not None and len(table) != total:
+            raise ValueError(f"the table has {len(table)} rows, the sources hold {total} samples")
+        table = None if table is None else table.copy()
+        own = _brought(sources) if labels is None and classes is None else None
+        valid = _valid(sources)
+        if own is not None:
+            labels, first = own
+            table = joined_tables([source.table for source in sources]) if table is None else table
+            return cls(labels, first.classes, first.boxes, table, first.tabular, valid)
+        found, names = labels_of(labels, lengths, total, classes)
+        return cls(found, names, table=table, valid=valid, by_source=labels is None)
+
+    def at(self, rows: Int64s) -> Companions:
+        """Of some rows; lazy labels select for themselves."""
+        labels, places = self.labels, self.places
+        if labels is not None:
+            labels = labels[rows] if isinstance(labels, np.ndarray) else labels.select(rows)
+        if places is not None:
+            places = places[0], np.column_stack([places[1][rows, :2], np.arange(len(rows))])
+        return replace(
+            self,
+            labels=labels,
+            table=None if self.table is None else self.table.iloc[rows],
+            valid=None if self.valid is None else self.valid[rows],
+            places=places,
         )
-    if isinstance(sources, str | bytes | Mapping | pd.DataFrame):
-        raise ValueError(f"sources is a list of arrays, not one {type(sources).__name__}")
-    found = tuple(sources)
-    if not found:
-        raise ValueError("an array of many sources needs at least one source")
-    return found
 
 
-def agreement(sources: Sequence[Any], dtype: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """The sample shape and dtype that all sources share."""
-    first = sources[0]
-    for k, source in enumerate(sources):
-        if not getattr(source, "shape", ()) or not hasattr(source, "dtype"):
-            raise ValueError(
-                f"source {k} ({type(source).__name__}) has no samples: it needs a shape (n, …) and a dtype; "
-                "of a list make an array by np.asarray"
-            )
-    wanted = np.dtype(first.dtype if dtype is None else dtype).newbyteorder("=")
-    for k, source in enumerate(sources):
-        if tuple(source.shape[1:]) != tuple(first.shape[1:]):
-            raise ValueError(
-                f"source {k} has samples of shape {tuple(source.shape[1:])}, source 0 of {tuple(first.shape[1:])}"
-            )
-        own = np.dtype(source.dtype).newbyteorder("=")
-        if dtype is None and own != wanted:
-            raise ValueError(f"source {k} is {own}, source 0 is {wanted}; pass dtype= to cast them all")
-    return tuple(first.shape[1:]), wanted
+def _brought(sources: Sequence[Any]) -> tuple[Any, Companions] | None:
+    """The labels that labelled sources bring, and what stands beside the first; None where none does."""
+    arrays = [source for source in sources if hasattr(source, "companions")]
+    if all(source.companions.labels is None for source in arrays):
+        return None
+    first = arrays[0]
+    if len(arrays) < len(sources) or len({type(source.companions.labels) for source in arrays}) > 1:
+        if all(source.companions.by_source or source.companions.labels is None for source in arrays):
+            return None
+        raise ValueError("some sources have labels, or mask tiles, and others have none: pass labels=")
+    for name, words in (("classes", "classes"), ("boxes", "boxes"), ("tabular", "tabular_columns")):
+        wanted = getattr(first.companions, name)
+        for k, source in enumerate(arrays):
+            if (own := getattr(source.companions, name)) != wanted:
+                raise ValueError(
+                    f"the {words} of source {k}, {own}, are not those of source 0, {wanted}; open both in the same "
+                    "way, or pass labels="
+                )
+    labels = [source.labels for source in arrays]
+    if len({part.shape[1:] for part in labels}) > 1:
+        raise ValueError(f"the sources have labels of different shapes: {[part.shape for part in labels]}")
+    if isinstance(labels[0], np.ndarray):
+        return np.concatenate(labels), first.companions
+    return (labels[0] if len(labels) == 1 else type(labels[0])(labels)), first.companions
+
+
+def _valid(sources: Sequence[Any]) -> NDArray[np.bool_] | None:
+    """Which frames of which samples of some sources are there, all where a source does not say it; None: all are."""
+    parts = [s.valid if isinstance(s, DelayedView) or hasattr(s, "companions") else None for s in sources]
+    frames = next((part.shape[1:] for part in parts if part is not None), None)
+    if frames is None:
+        return None
+    there = [np.ones((s.shape[0], *frames), np.bool_) if p is None else p for s, p in zip(sources, parts, strict=True)]
+    return np.concatenate(there)
+
+
+def joint_places(sources: Sequence[Any]) -> tuple[tuple[Any, ...], Int64s]:
+    """The regions that arrays of tiles lie in, one that several have once; of each sample its region and place there.
+
+    The numbers are int64, shape (n, 2), the sources one after the other: such as both sides of a split.
+    """
+    known: dict[int, tuple[int, Any]] = {}
+    parts = []
+    for source in sources:
+        regions, places = source.places
+        numbers = [known.setdefault(id(region), (len(known), region))[0] for region in regions]
+        parts.append(np.column_stack([np.array(numbers, np.int64)[places[:, 0]], places[:, 1]]))
+    return tuple(region for _, region in known.values()), np.concatenate(parts)
 
 
 def labels_of(labels: Any, lengths: Int64s, total: int, classes: Any = None) -> tuple[Any, list[Any] | None]:
@@ -137,61 +211,36 @@ def joined_tables(tables: Sequence[pd.DataFrame | None]) -> pd.DataFrame | None:
     return pd.DataFrame(data)
 
 
-def chosen(labels: Any, positions: Int64s) -> Any:
-    """The labels of some samples; lazy ones select for themselves."""
-    if labels is None:
-        return None
-    return labels[positions] if isinstance(labels, np.ndarray) else labels.select(positions)
+def class_name(value: object) -> str:
+    """A value of a target column as the text that classes are compared by; whole numbers without a point.
+
+    >>> class_name("cat"), class_name(3.0), class_name(True)
+    ('cat', '3', 'True')
+    """
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return str(int(value))
+    return str(value)
 
 
-def table_of(table: pd.DataFrame | None, total: int) -> pd.DataFrame | None:
-    """A copy of the table, if it has a row for each sample."""
-    if table is not None and len(table) != total:
-        raise ValueError(f"the table has {len(table)} rows, the sources hold {total} samples")
-    return None if table is None else table.copy()
-
-
-def limited(lengths: Int64s, maxlen: int, seed: int | None) -> Int64s:
-    """At most `maxlen` positions of each source: the first, or by a seed a random choice in rising order."""
-    if isinstance(maxlen, bool) or not isinstance(maxlen, int | np.integer) or maxlen < 1:
-        raise ValueError(f"maxlen must be a number of at least 1, not {maxlen!r}")
-    starts = np.cumsum(lengths) - lengths
-    kept = []
-    for k, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True)):
-        inside = np.arange(length, dtype=np.int64)
-        if seed is not None and length > maxlen:
-            inside = np.sort(permutation(length, seed, epoch=k)[:maxlen])
-        kept.append(start + inside[:maxlen])
-    return np.concatenate(kept)
-
-
-def positions_of(pairs: Any, rows: Int64s, starts: Int64s) -> Int64s:
-    """Where the samples of some (source, index) pairs stand among the samples that an array holds.
-
-    Parameters
-    ----------
-    pairs : integers, shape (n, 2)
-    rows : int64, shape (n,), the samples held, numbered through all sources
-    starts : int64, the number of the first sample of each source, and the total
+def check_classes(classes: Sequence[Any] | None) -> list[Any] | None:
+    """The classes that a user names, as a list; refused where they are no list, or not different.
 
     Raises
     ------
-    ValueError : another shape, or a pair that names what the array does not hold
+    ValueError : saying what they are
     """
-    given = np.asarray(pairs)
-    if given.shape != (len(rows), 2) or given.dtype.kind not in "iu":
-        raise ValueError(f"index pairs of {len(rows)} samples are integers of shape ({len(rows)}, 2)")
-    if not len(rows):
-        return np.empty(0, np.int64)
-    source, index = given.astype(np.int64).T
-    lengths = np.diff(starts)
-    if source.min() < 0 or source.max() >= len(lengths):
-        raise ValueError(f"index pairs name sources outside 0 to {len(lengths) - 1}")
-    if (index < 0).any() or (index >= lengths[source]).any():
-        raise ValueError("index pairs name samples outside their source")
-    wanted = starts[source] + index
-    found = np.empty(len(rows), np.int64)
-    found[np.argsort(wanted, kind="stable")] = np.argsort(rows, kind="stable")
-    if (rows[found] != wanted).any():
-        raise ValueError("index pairs name samples that this array does not hold, or not so often")
-    return found
+    if classes is None:
+        return None
+    if isinstance(classes, str) or not isinstance(classes, Sequence | np.ndarray | pd.Index | pd.Series):
+        raise ValueError(f"classes are a list of names, such as ['cat', 'dog'], not {classes!r}")
+    given = [value.item() if isinstance(value, np.generic) else value for value in classes]
+    names = [class_name(value) for value in given]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or not names:
+        raise ValueError(f"classes={given}: " + (f"{twice[0]!r} is there twice" if twice else "no class is named"))
+    return given
+
+
+def is_numeric(column: pd.Series) -> bool:
+    """Whether a column is of numbers by its type; booleans are none."""
+    return pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype)

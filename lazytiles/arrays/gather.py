@@ -10,24 +10,21 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Box, Int64s
 from lazytiles.buffers import Memory, Placed, shared_shelf, shelf
 from lazytiles.config import check_limit, settings
 from lazytiles.errors import LazyTilesError
 from lazytiles.images import Page, Plan, Targets, Windows, carry_out, is_sendable, planned, resize, to_gray, to_rgb
+from lazytiles.indexing import LINE_MODES, needed, padded
 from lazytiles.threads import do_all
-
-Int64s: TypeAlias = NDArray[np.int64]
-Box: TypeAlias = tuple[tuple[int, int], ...]
 
 _ARENA_BYTES = 16 * 2**20
 _ARENAS = 16
-PAD_MODES = ("constant", "edge", "reflect", "symmetric", "wrap")
-LINE_MODES = ("linear_ramp", "maximum", "mean", "median", "minimum")  # worked out from whole lines of an image
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +41,7 @@ class TileForm:
     gray : whether they become one luminance band
     pad : a NumPy pad mode for windows that leave their region, or None to refuse them
     resample : how windows of another size are brought to `size`; None where none has one
+    segment : (height, width) of the segments of the images, as far as is known
     """
 
     size: tuple[int, int]
@@ -54,6 +52,7 @@ class TileForm:
     gray: bool = False
     pad: str | None = None
     resample: str | None = None
+    segment: tuple[int, int] | None = None
 
     @property
     def is_mixed(self) -> bool:
@@ -67,8 +66,7 @@ class _Whole:
 
     box: Int64s
     page: Page
-    rows: Int64s | None = None
-    columns: Int64s | None = None
+    places: tuple[Int64s, ...] = ()
     pixels: NDArray[Any] | None = None
 
 
@@ -282,8 +280,8 @@ class Gather:
     def _made(self, whole: _Whole, pixels: NDArray[Any], origin: Int64s | None) -> NDArray[Any]:
         """The part that is wanted of one tile, from the pixels of its window."""
         form = self.form
-        if whole.rows is not None and whole.columns is not None:
-            pixels = _spread(pixels, whole.rows, whole.columns, form.pad)
+        if whole.places:
+            pixels = padded(pixels, whole.places, form.pad)
         if form.is_mixed:
             pixels = to_gray(pixels) if form.gray else to_rgb(pixels)
         if pixels.shape[:2] != form.size:
@@ -352,51 +350,9 @@ def _needed(page: Page, window: Int64s, pad: str | None) -> _Whole:
     height, width, _ = page.shape
     if y0 >= 0 and x0 >= 0 and y1 <= height and x1 <= width:
         return _Whole(window, page)
-    if pad in LINE_MODES:
-        (top, bottom), (left, right) = _line_extent(y0, y1, height), _line_extent(x0, x1, width)
-        check_limit((bottom - top) * (right - left) * page.shape[2] * page.dtype.itemsize, "pad={!r} of {}", pad, page)
-        lines = np.array([top, left, bottom, right], dtype=np.int64)
-        return _Whole(lines, page, np.arange(y0 - top, y1 - top), np.arange(x0 - left, x1 - left))
-    rows = _source_pixels(y0, y1, height, pad or "constant")
-    columns = _source_pixels(x0, x1, width, pad or "constant")
-    top, bottom = _extent(rows)
-    left, right = _extent(columns)
-    box = np.array([top, left, bottom, right], dtype=np.int64)
-    return _Whole(box, page, np.where(rows < 0, -1, rows - top), np.where(columns < 0, -1, columns - left))
-
-
-def _source_pixels(start: int, stop: int, length: int, mode: str) -> Int64s:
-    """Which pixel of an axis stands at each place of a window that leaves it; -1 where nothing does."""
-    inside = np.arange(length, dtype=np.int64)
-    before, after = max(0, -start), max(0, stop - length)
-    if mode == "constant":
-        padded = np.pad(inside, (before, after), constant_values=-1)
-    else:
-        padded = np.pad(inside, (before, after), mode=mode)  # type: ignore[call-overload]  # checked mode
-    pixels: Int64s = padded[start + before : stop + before]
-    return pixels
-
-
-def _line_extent(start: int, stop: int, length: int) -> tuple[int, int]:
-    return (start, stop) if start >= 0 and stop <= length else (0, length)
-
-
-def _extent(pixels: Int64s) -> tuple[int, int]:
-    there = pixels[pixels >= 0]
-    return (int(there.min()), int(there.max()) + 1) if len(there) else (0, 0)
-
-
-def _spread(pixels: NDArray[Any], rows: Int64s, columns: Int64s, mode: str | None) -> NDArray[Any]:
-    """Pixels where a padded window wants them; zero where it wants none."""
+    mode = pad or "constant"
+    top, bottom, rows = needed(y0, y1, height, mode)
+    left, right, columns = needed(x0, x1, width, mode)
     if mode in LINE_MODES:
-        beyond = [
-            (max(0, -int(line[0])), max(0, int(line[-1]) + 1 - length))
-            for line, length in zip((rows, columns), pixels.shape[:2], strict=True)
-        ]
-        padded: NDArray[Any] = np.pad(pixels, [*beyond, (0, 0)], mode=mode)  # type: ignore[call-overload]
-        return padded[rows[0] + beyond[0][0] :, columns[0] + beyond[1][0] :][: len(rows), : len(columns)]
-    out = np.zeros((len(rows), len(columns), pixels.shape[2]), pixels.dtype)
-    down, across = np.flatnonzero(rows >= 0), np.flatnonzero(columns >= 0)
-    if len(down) and len(across):
-        out[np.ix_(down, across)] = pixels[np.ix_(rows[down], columns[across])]
-    return out
+        check_limit((bottom - top) * (right - left) * page.shape[2] * page.dtype.itemsize, "pad={!r} of {}", pad, page)
+    return _Whole(np.array([top, left, bottom, right], dtype=np.int64), page, (rows, columns))

@@ -8,28 +8,28 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import io
 import itertools
-import json
 import math
+import pickle
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.arrays.gather import TileForm
+from lazytiles.aliases import Int64s
 from lazytiles.arrays.multisource import MultiSourceArray
 from lazytiles.arrays.region_tiles import RegionTiles, stamp
 from lazytiles.errors import LazyTilesError, RegionError
-from lazytiles.images import Page, Region, open_region
+from lazytiles.images import Region
 
 if TYPE_CHECKING:
     import dask.array as da
 
-Int64s: TypeAlias = NDArray[np.int64]
 
 CHUNK_BYTES = 16 * 2**20
 TASK_BYTES = 1500  # of the packed windows of a task; the rest of 2 kB is dask's
@@ -38,42 +38,24 @@ MOST_OPEN = 1024  # regions whose tags a worker keeps
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """A region as a task carries it: what to open, and how to tell that it is still the same file.
+class Known:
+    """An image as a task carries it: what opens it, and how to tell that it is still the same file."""
 
-    The device and inode are left out: each host numbers those of a shared file system in its own way.
-    """
+    function: Callable[..., Region]
+    args: tuple[Any, ...]
+    options: tuple[tuple[str, Any], ...] = ()
+    stamp: tuple[int, int] = (0, 0)  # zeros: the function looks itself, or nobody can tell
 
-    path: str
-    size: int
-    mtime_ns: int
-    page: int | str
-    level: int
-    bands: tuple[int, ...] | None
-    gray: bool
-
-    @classmethod
-    def of(cls, region: Region) -> Stored:
-        """What opens a region again."""
-        key, inner, page, level = region._reopen
-        path = key.path if inner is None else f"{key.path}::{inner}"
-        return cls(path, key.size, key.mtime_ns, page, level, region.bands, region.gray)
-
-    def open(self) -> Region:
-        """The region, opened once in a process.
-
-        Raises
-        ------
-        RegionError : it cannot be opened, or has changed since the graph was built
-        """
+    def __call__(self) -> Region:
+        """The image, opened once in a process; a LazyTilesError where it has changed since the graph was built."""
         return _opened(self)
 
 
 @lru_cache(MOST_OPEN)
-def _opened(stored: Stored) -> Region:
-    region = open_region(stored.path, page=stored.page, level=stored.level, bands=stored.bands, gray=stored.gray)
+def _opened(known: Known) -> Region:
+    region = known.function(*known.args, **dict(known.options))
     key = region.pages[0].file
-    if (key.size, key.mtime_ns) != (stored.size, stored.mtime_ns):
+    if known.stamp[0] and (key.size, key.mtime_ns) != known.stamp:
         raise key.changed()
     return region
 
@@ -105,13 +87,15 @@ def region_to_dask(region: Any, chunks: Any = None) -> da.Array:
     chunks = _normal(array, chunks, region, tuple((step,) for step in region.chunks))
     if not isinstance(region, Region) or not region._reopen:
         return array.from_array(region, chunks=chunks, meta=_meta(region), asarray=False)
-    stored = Stored.of(region)
-    name = f"lazytiles-region-{_digest([repr((stored, chunks)).encode()])}"
+    function, (key, *rest) = region.__reduce__()
+    # Each host numbers the files of a shared file system in its own way.
+    known = Known(function, (replace(key, device=0, inode=0, ctime_ns=0), *rest))
+    name = f"lazytiles-region-{_digest([repr((known.args, chunks)).encode()])}"
     starts = [np.cumsum([0, *sizes]).tolist() for sizes in chunks]
     graph = {}
     for block in np.ndindex(*map(len, chunks)):
-        key = tuple(slice(at[k], at[k + 1]) for at, k in zip(starts, block, strict=True))
-        graph[(name, *block)] = (read_part, stored, key)
+        part = tuple(slice(at[k], at[k + 1]) for at, k in zip(starts, block, strict=True))
+        graph[(name, *block)] = (read_part, known, part)
     return array.Array(graph, name, chunks, dtype=region.dtype, meta=_meta(region))
 
 
@@ -152,10 +136,10 @@ def _digest(parts: Sequence[bytes]) -> str:
     return state.hexdigest()[:32]
 
 
-def read_part(stored: Stored, key: tuple[slice, ...]) -> NDArray[Any]:
+def read_part(known: Known, key: tuple[slice, ...]) -> NDArray[Any]:
     """A block of a region, in the process that wants it."""
     try:
-        part: NDArray[Any] = stored.open()[key]
+        part: NDArray[Any] = known()[key]
     except RegionError:
         _opened.cache_clear()  # what was opened may have been replaced
         raise
@@ -211,17 +195,14 @@ def _in_order(
     array: Any, tiles: MultiSourceArray, order: Int64s, pairs: Int64s, sizes: Sequence[int] | None
 ) -> da.Array:
     """The samples `pairs`, which stand at the positions `order`, as one dask array."""
-    if tiles._form is None or not all(_is_plain(source) for source in tiles.sources):
+    if tiles.form is None or not all(_is_plain(source) for source in tiles.sources):
         return _joined(array, tiles, pairs)
     packer = _Packer(tiles, order, pairs)
     cuts = _cuts(pairs[:, 0], tiles.nbytes // len(tiles)) if sizes is None else _spans(sizes)
     parts = [part for cut in cuts for part in packer.packed(*cut, split=sizes is None)]
-    opener, form = packer.opener, astuple(tiles._form)
-    head = json.dumps([(*form[:3], tiles.dtype.str, *form[4:]), len(tiles.shape) == 5], separators=(",", ":"))
-    by = opener.func.__module__, opener.func.__qualname__, opener.args, sorted(opener.keywords.items())
-    name = f"lazytiles-tiles-{_digest([repr((by, head)).encode(), *(data for _, data in parts)])}"
+    name = f"lazytiles-tiles-{packer.digest.hexdigest()[:32]}"
     tail = (0,) * (len(tiles.shape) - 1)
-    graph = {(name, k, *tail): (read_tiles_of, opener, head, data) for k, (_, data) in enumerate(parts)}
+    graph = {(name, k, *tail): (read_tiles_of, data) for k, (_, data) in enumerate(parts)}
     chunks = (tuple(length for length, _ in parts), *((n,) for n in tiles.shape[1:]))
     return array.Array(graph, name, chunks, dtype=tiles.dtype, meta=_meta(tiles))
 
@@ -275,70 +256,75 @@ def _cuts(source: Int64s, sample_bytes: int) -> list[tuple[int, int]]:
 
 
 class _Packer:
-    """Turns samples into what a task carries: images, windows and names as a few compressed bytes."""
+    """Turns samples into what a task carries: their windows as sources of their own, pickled and compressed.
+
+    Attributes
+    ----------
+    digest : of all that has been packed
+    """
 
     def __init__(self, tiles: MultiSourceArray, order: Int64s, pairs: Int64s) -> None:
         self.tiles, self.pairs = tiles, pairs
         table = tiles.table
         self.names = None if table is None or "tile_id" not in table else table["tile_id"].iloc[order].array
-        first = next(opener for source in tiles.sources for opener in source.regions if opener is not None)
-        self.opener = partial(first.func, *first.args[1:], **first.keywords)
-        self.images: dict[int, Any] = {}
+        self.digest = hashlib.sha256()
+        self.known: dict[int, RegionTiles] = {}
         self.each = 0.0  # bytes of a sample, of those packed last
 
     def packed(self, start: int, stop: int, *, split: bool) -> Iterator[tuple[int, bytes]]:
         """(samples, bytes) of the samples start..stop, halved until a task stays small if it may be `split`."""
-        if split and stop - start > 1:
-            # What would be too large, if it packs as what came before, is not tried.
-            data = None if (stop - start) * self.each > TASK_BYTES else self._pack(start, stop)
-            if data is not None:
-                self.each = 0.9 * len(data) / (stop - start)
-            if data is None or len(data) > TASK_BYTES:
-                middle = (start + stop) // 2
-                yield from self.packed(start, middle, split=True)
-                yield from self.packed(middle, stop, split=True)
-                return
+        # What would be too large, if it packs as what came before, is not tried.
+        may_split = split and stop - start > 1
+        data = None if may_split and (stop - start) * self.each > TASK_BYTES else self._pack(start, stop)
+        if data is not None:
+            self.each = 0.9 * len(data) / (stop - start)
+        if data is not None and (not may_split or len(data) <= TASK_BYTES):
+            self.digest.update(data)
             yield stop - start, data
             return
-        yield stop - start, self._pack(start, stop)
+        middle = (start + stop) // 2
+        yield from self.packed(start, middle, split=True)
+        yield from self.packed(middle, stop, split=True)
 
     def _pack(self, start: int, stop: int) -> bytes:
         pairs = self.pairs[start:stop]
-        begins = np.flatnonzero(np.diff(pairs[:, 0], prepend=-1))
-        lengths = np.diff(np.append(begins, len(pairs))).tolist()
-        numbers = pairs[begins, 0].tolist()
-        windows = np.concatenate(
-            [
-                self.tiles.sources[number].windows[pairs[begin : begin + length, 1]]
-                for number, begin, length in zip(numbers, begins.tolist(), lengths, strict=True)
-            ]
-        )
-        windows[:, 2:] -= windows[:, :2]
-        small = next(kind for kind in ("i1", "<i2", "<i4", "<i8") if _fits(windows, kind))
-        head = [small, lengths, [self._image(number) for number in numbers]]
-        names = "" if self.names is None else "\n".join(np.asarray(self.names[start:stop], dtype=object))
-        text = json.dumps([*head, names], separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
-        return zlib.compress(text + b"\0" + np.ascontiguousarray(windows.T, small).tobytes(), 4)
+        begins = np.flatnonzero(np.diff(pairs[:, 0], prepend=-1)).tolist()
+        parts = []
+        for begin, end in itertools.pairwise([*begins, len(pairs)]):
+            names = () if self.names is None else tuple(map(str, self.names[start + begin : start + end]))
+            source = self._known(int(pairs[begin, 0]))
+            parts.append(source.part(pairs[begin:end, 1], _Names(names)))
+        return zlib.compress(_pickled(parts), 4)
 
-    def _image(self, number: int) -> Any:
-        found = self.images.get(number)
+    def _known(self, number: int) -> RegionTiles:
+        """A source whose images are opened once in a process, and tell if they are not those of now."""
+        found = self.known.get(number)
         if found is None:
             source = self.tiles.sources[number]
-            found = [source.name, source.whole, _stamped(source)]
+            found = self.known[number] = source.part(slice(None), source.tile_name)
+            found.regions = _known(source)
             if source.partner is not None:  # the mask, or the image, whose extent must be the same
-                found.append(_stamped(source.partner))
-            self.images[number] = found
+                partner = source.partner.part(slice(0), _Names(()))
+                partner.regions, partner.beside = _known(source.partner), None
+                found.beside = partner.last_page
         return found
 
 
-def _stamped(source: RegionTiles) -> list[list[Any] | None]:
-    paths = [None if opener is None else opener.args[0] for opener in source.regions]  # type: ignore[attr-defined]
-    return [None if path is None else [path, *stamp(path)] for path in paths]
+def _known(source: RegionTiles) -> tuple[Known | None, ...]:
+    openers: Any = source.regions  # each None or a partial with a path, see `_is_plain`
+    return tuple(
+        None if o is None else Known(o.func, o.args, tuple(sorted(o.keywords.items())), stamp(o.args[0]))
+        for o in openers
+    )
 
 
-def _fits(values: Int64s, kind: str) -> bool:
-    limits = np.iinfo(kind)
-    return bool(not values.size or (values.min() >= limits.min and values.max() <= limits.max))
+def _pickled(parts: Any) -> bytes:
+    """The bytes of equal parts are equal, whichever of their strings are one object."""
+    buffer = io.BytesIO()
+    pickler = pickle.Pickler(buffer, protocol=5)
+    pickler.fast = True
+    pickler.dump(parts)
+    return buffer.getvalue()
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,56 +337,17 @@ class _Names:
         return f"tile {self.names[number]}" if self.names else f"sample {number}"
 
 
-@lru_cache(MOST_OPEN)
-def _image(opener: tuple[Any, ...], path: str, size: int, mtime_ns: int) -> Region:
-    function, args, keywords = opener
-    region: Region = function(path, *args, **dict(keywords))
-    key = region.pages[0].file
-    if size and (key.size, key.mtime_ns) != (size, mtime_ns):
-        raise key.changed()
-    return region
-
-
-def _last_page(known: tuple[Any, ...], frames: Sequence[Any]) -> Page | None:
-    """The page of the last frame that is there."""
-    return next((_image(known, *frame).pages[0] for frame in reversed(frames) if frame is not None), None)
-
-
-def read_tiles_of(opener: partial[Region], head: str, data: bytes) -> NDArray[Any]:
-    """The tiles of one task, in the process that wants them.
-
-    Parameters
-    ----------
-    opener : what opens an image by its path
-    head : the form of the tiles
-    data : images, windows and names, as packed
+def read_tiles_of(data: bytes) -> NDArray[Any]:
+    """The tiles of one task, packed, in the process that wants them.
 
     Raises
     ------
     LazyTilesError : a tile cannot be read; the message names it and its file
     """
-    form, timed = json.loads(head)
-    size, samples, asked, dtype, bands, *rest = form
-    asked, bands = (tuple(given) if isinstance(given, list) else given for given in (asked, bands))
-    tile_form = TileForm(tuple(size), samples, asked, np.dtype(dtype), bands, *rest)
-    text, _, raw = zlib.decompress(data).partition(b"\0")
-    kind, lengths, images, names = json.loads(text)
-    windows = np.frombuffer(raw, kind).reshape(4, -1).T.astype(np.int64)
-    windows[:, 2:] += windows[:, :2]
-    words = names.split("\n") if names else []
-    known = opener.func, opener.args, tuple(sorted(opener.keywords.items()))
-    sources, start = [], 0
-    for length, (name, whole, frames, *partner) in zip(lengths, images, strict=True):
-        part = slice(start, start + length)
-        start += length
-        openers = [None if frame is None else partial(_image, known, *frame) for frame in frames]
-        tile_name = _Names(tuple(words[part]))
-        tiles = RegionTiles(openers, windows[part], tile_form, timed=timed, name=name, tile_name=tile_name, whole=whole)
-        if partner:
-            tiles.beside = partial(_last_page, known, partner[0])
-        sources.append(tiles)
+    # The scheduler unpickles this function and the key in the same way.
+    tiles = MultiSourceArray(pickle.loads(zlib.decompress(data)))  # noqa: S301
     try:
-        return MultiSourceArray(sources).take(np.arange(start), threads=1)
+        return tiles.take(np.arange(len(tiles)), threads=1)
     except LazyTilesError:
-        _image.cache_clear()  # what was opened may have been replaced
+        _opened.cache_clear()  # what was opened may have been replaced
         raise

@@ -6,37 +6,40 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lazytiles.arrays.companions import (
-    agreement,
-    chosen,
-    joined_tables,
-    labels_of,
-    limited,
-    listed,
-    positions_of,
-    table_of,
-)
+from lazytiles.aliases import Box, Int64s
+from lazytiles.arrays.companions import Companions, joint_places
 from lazytiles.arrays.cost import Cost, reading_cost
 from lazytiles.arrays.gather import TileForm
 from lazytiles.arrays.region_tiles import RegionTiles, gathered, open_ahead, read_tiles
-from lazytiles.arrays.sources import by_source, positions, read_blocks, read_each, read_parts
-from lazytiles.arrays.travel import Travels
-from lazytiles.arrays.view import DelayedView, checked_order, fits, held, into
+from lazytiles.arrays.sources import (
+    agreement,
+    by_source,
+    limited,
+    listed,
+    positions,
+    positions_of,
+    read_blocks,
+    read_each,
+    read_parts,
+)
+from lazytiles.arrays.view import Ordered, held
 from lazytiles.augment import Boxes
 from lazytiles.display import CHEAP_BYTES, side_by_side, stretched
 from lazytiles.errors import LazyTilesError, ManifestError
 from lazytiles.images import Plan
 from lazytiles.indexing import (
-    LazyArray,
     Request,
     Seed,
+    fits,
+    into,
     kfold_rows,
     permutation,
     request,
@@ -47,14 +50,11 @@ from lazytiles.indexing import (
 )
 from lazytiles.verbs import verb
 
-Int64s: TypeAlias = NDArray[np.int64]
-Box: TypeAlias = tuple[tuple[int, int], ...]
-
 MOST_PROBLEMS = 20
 _FEW = 4  # tiles in the small picture of a notebook
 
 
-class MultiSourceArray(Travels, LazyArray):
+class MultiSourceArray(Ordered):
     """Sources one after the other along axis 0, as one lazy array with NumPy's full indexing.
 
     Parameters
@@ -103,87 +103,54 @@ class MultiSourceArray(Travels, LazyArray):
         dtype: Any = None,
         classes: Sequence[Any] | None = None,
     ) -> None:
-        self.sources: tuple[Any, ...] = tuple(map(held, listed(sources)))
-        inner, self.dtype = agreement(self.sources, dtype)
-        lengths = np.array([source.shape[0] for source in self.sources], dtype=np.int64)
-        self._starts = np.concatenate([[0], np.cumsum(lengths)])
-        total = int(self._starts[-1])
-        self.seed: int | None = None
-        self.tabular_columns: tuple[str, ...] | None = None
-        self._valid: NDArray[np.bool_] | None = None
-        self._boxes: Boxes | None = None  # what the labels are, where they are boxes
-        self._note = ""  # why there are no labels
-        self._classes: list[Any] | None = None
-        own = self._of_sources() if labels is None and classes is None else None
-        self._is_by_source = labels is None and own is None  # nobody gave these labels
-        self._labels, self._classes = labels_of(labels, lengths, total, classes) if own is None else own
-        if not isinstance(self._labels, np.ndarray):
-            lazy = isinstance(self._labels, MultiSourceArray)
-            self._labels = self._labels.copy() if lazy else MultiSourceArray([self._labels])
-        if own is not None and table is None:
-            table = joined_tables([source.table for source in self.sources])
-        self._table = table_of(table, total)
-        self._places: tuple[tuple[Any, ...], Int64s] | None = None  # the regions that written tiles came from
-        self._segment: tuple[int, int] | None = None  # of the images, as far as is known
-        self._rows = np.arange(total, dtype=np.int64)
-        self._order: Int64s | None = None
-        self.shape: tuple[int, ...] = (total, *inner)
-        first = self.sources[0]
-        self._form: TileForm | None = first.form if all(isinstance(s, RegionTiles) for s in self.sources) else None
-        self._row_axes = 2 if self._form is not None and first.timed else 1
+        self._hold(tuple(map(held, listed(sources))), dtype)
+        self.companions = self._in_step(Companions.of(self.sources, labels, classes, table))
         if maxlen is not None:
             self.seed = seed_of(seed)
-            self._keep(limited(lengths, maxlen, self.seed if shuffle else None))
-        self._is_fresh_choice = False
+            self._keep(limited(np.diff(self._starts), maxlen, self.seed if shuffle else None))
         if shuffle:
             self.shuffle(seed if self.seed is None else self.seed)
-            self._is_fresh_choice = seed is None and len(self) < total
+            self._is_fresh_choice = seed is None and len(self) < self._starts[-1]
 
-    def _of_sources(self) -> tuple[Any, list[Any] | None] | None:
-        """The labels and classes that labelled sources bring; None where none does."""
-        arrays = [source for source in self.sources if isinstance(source, MultiSourceArray)]
-        kinds = {type(source._labels) for source in arrays}
-        if kinds <= {type(None)}:
-            return None
-        first = arrays[0]
-        if len(arrays) < len(self.sources) or len(kinds) > 1:
-            if all(source._is_by_source or source._labels is None for source in arrays):
-                return None
-            raise ValueError("some sources have labels, or mask tiles, and others have none: pass labels=")
-        for name in ("classes", "boxes", "tabular_columns"):
-            for k, source in enumerate(arrays):
-                if getattr(source, name) != getattr(first, name):
-                    raise ValueError(
-                        f"the {name} of source {k}, {getattr(source, name)}, are not those of source 0, "
-                        f"{getattr(first, name)}; open both in the same way, or pass labels="
-                    )
-        labels = [source.labels for source in arrays]
-        if len({part.shape[1:] for part in labels}) > 1:
-            raise ValueError(f"the sources have labels of different shapes: {[part.shape for part in labels]}")
-        self._boxes, self.tabular_columns = first._boxes, first.tabular_columns
-        valid = [source.valid for source in arrays]
-        frames = next((part.shape[1] for part in valid if part is not None), None)
-        if frames is not None:
-            every = [np.ones((len(source), frames), np.bool_) for source in arrays]
-            self._valid = np.concatenate([e if v is None else v for e, v in zip(every, valid, strict=True)])
-        if isinstance(labels[0], MultiSourceArray):
-            return (labels[0] if len(labels) == 1 else MultiSourceArray(labels)), first._classes
-        return np.concatenate(labels), first._classes
+    @classmethod
+    def assembled(cls, sources: Sequence[Any], companions: Companions, rows: Int64s | None = None) -> MultiSourceArray:
+        """Sources that agree, and what stands beside the samples, as they are.
 
-    def _keep(self, positions: Int64s) -> None:
+        Parameters
+        ----------
+        rows : which samples of the sources, numbered through all, are held; None for all
+        companions : one row for each sample held
+        """
+        array = cls.__new__(cls)
+        array._hold(tuple(sources), None)
+        if rows is not None:
+            array._rows, array.shape = rows, (len(rows), *array.shape[1:])
+        array.companions = array._in_step(companions)
+        return array
+
+    def _hold(self, sources: tuple[Any, ...], dtype: Any) -> None:
+        """Hold all samples of some sources, in their order."""
+        inner, self.dtype = agreement(sources, dtype)
+        self.sources = sources
+        self._starts = np.cumsum([0, *(source.shape[0] for source in sources)], dtype=np.int64)
+        self._rows = np.arange(self._starts[-1], dtype=np.int64)
+        self._is_fresh_choice = False
+        self.shape: tuple[int, ...] = (len(self._rows), *inner)
+        first = sources[0]
+        self.form: TileForm | None = first.form if all(isinstance(s, RegionTiles) for s in sources) else None
+        self._row_axes = 2 if self.form is not None and first.timed else 1
+
+    def _in_step(self, companions: Companions) -> Companions:
+        """With lazy labels as an array of this class, which selects as this one does."""
+        is_known = companions.labels is None or isinstance(companions.labels, np.ndarray | MultiSourceArray)
+        return companions if is_known else replace(companions, labels=MultiSourceArray([companions.labels]))
+
+    def _keep(self, rows: Int64s) -> None:
         """Keep only some samples, by their place in the unshuffled array."""
-        self._rows = self._rows[positions]
-        self._labels = chosen(self._labels, positions)
-        self._table = None if self._table is None else self._table.iloc[positions]
-        self._valid = None if self._valid is None else self._valid[positions]
-        if self._places is not None:
-            regions, places = self._places
-            self._places = regions, np.column_stack([places[positions, :2], np.arange(len(positions))])
-        self.shape = (len(self._rows), *self.shape[1:])
+        self._rows = self._rows[rows]
+        self.companions = self.companions.at(rows)
+        self.shape = (len(rows), *self.shape[1:])
         self._order = None
-
-    def _now(self) -> Int64s | slice:
-        return slice(None) if self._order is None else self._order
 
     def _ordered(self, values: NDArray[Any]) -> NDArray[Any]:
         return values.copy() if self._order is None else values[self._order]
@@ -191,19 +158,20 @@ class MultiSourceArray(Travels, LazyArray):
     @property
     def labels(self) -> Any:
         """The labels in the current order: a new array, a lazy one where they are one (mask tiles), or None."""
-        if isinstance(self._labels, MultiSourceArray):
-            return self._labels.copy() if self._order is None else self._labels.select(self._order)
-        return None if self._labels is None else self._ordered(self._labels)
+        labels = self.companions.labels
+        if isinstance(labels, MultiSourceArray):
+            return labels.copy() if self._order is None else labels.select(self._order)
+        return None if labels is None else self._ordered(labels)
 
     @property
     def classes(self) -> list[Any] | None:
         """The names of the classes, of which the labels are the numbers (the places in this list), or None."""
-        return None if self._classes is None else list(self._classes)
+        return None if self.companions.classes is None else list(self.companions.classes)
 
     @property
     def boxes(self) -> Boxes | None:
         """Which columns of the labels are boxes, and how they are written; None where none is known to be."""
-        return self._boxes
+        return self.companions.boxes
 
     def get_labels(self) -> Any:
         """The labels in the current order; the older name of `labels`."""
@@ -212,39 +180,31 @@ class MultiSourceArray(Travels, LazyArray):
     @property
     def table(self) -> pd.DataFrame | None:
         """The manifest's columns of the samples in the current order, or None."""
-        return None if self._table is None else self._table.iloc[self._now()].reset_index(drop=True)
+        table = self.companions.table
+        return None if table is None else table.iloc[self._now()].reset_index(drop=True)
 
     @property
     def tabular(self) -> NDArray[np.float32] | None:
         """The columns given to the model beside the image, float32 (n, columns), in the current order, or None."""
-        if self._table is None or self.tabular_columns is None:
+        table, names = self.companions.table, self.companions.tabular
+        if table is None or names is None:
             return None
-        values = self._table[list(self.tabular_columns)].to_numpy(dtype=np.float32)
-        return np.ascontiguousarray(values[self._now()])
+        return np.ascontiguousarray(table[list(names)].to_numpy(dtype=np.float32)[self._now()])
 
     @property
     def valid(self) -> NDArray[np.bool_] | None:
         """Which frames of which samples are there, (n, frames), in the current order; None where all must be."""
-        if self._valid is not None:
-            return self._ordered(self._valid)
-        parts = [
-            source.valid if isinstance(source, MultiSourceArray | DelayedView) else None for source in self.sources
-        ]
-        known = [part for part in parts if part is not None]
-        if not known:
-            return None
-        frames = known[0].shape[1:]
-        there = [
-            np.ones((source.shape[0], *frames), np.bool_) if part is None else part
-            for source, part in zip(self.sources, parts, strict=True)
-        ]
-        whole: NDArray[np.bool_] = np.concatenate(there)[self._rows]
-        return self._ordered(whole)
+        return None if self.companions.valid is None else self._ordered(self.companions.valid)
 
     @property
     def region_ids(self) -> NDArray[np.int64]:
-        """The number of the source of each sample, in the current order."""
-        return self.index_pairs[:, 0]
+        """The number of the source of each sample, in the current order; of written tiles that they came from."""
+        return self._ordered(self._groups())
+
+    def _groups(self) -> Int64s:
+        if self.companions.places is not None:
+            return self.companions.places[1][:, 0]
+        return np.searchsorted(self._starts, self._rows, side="right") - 1
 
     @property
     def places(self) -> tuple[tuple[Any, ...], Int64s]:
@@ -253,20 +213,13 @@ class MultiSourceArray(Travels, LazyArray):
         The regions are the sources; of tiles that were written to memory or a store, what they came from. The numbers
         are int64, shape (n, 3), in the current order.
         """
-        if self._places is not None:
-            regions, places = self._places
+        if self.companions.places is not None:
+            regions, places = self.companions.places
             return regions, places[self._now()]
         if not all(isinstance(source, MultiSourceArray) for source in self.sources):
             return self.sources, np.column_stack([self.index_pairs, self.order])
-        # Arrays of arrays, such as both sides of a split: a region that several have is one.
-        known: dict[int, tuple[int, Any]] = {}
-        parts = []
-        for source in self.sources:
-            regions, places = source.places
-            numbers = [known.setdefault(id(region), (len(known), region))[0] for region in regions]
-            parts.append(np.column_stack([np.array(numbers, np.int64)[places[:, 0]], places[:, 1]]))
-        joint = np.concatenate(parts)[self._rows[self._now()]]
-        return tuple(region for _, region in known.values()), np.column_stack([joint, self.order])
+        regions, places = joint_places(self.sources)
+        return regions, np.column_stack([places[self._rows[self._now()]], self.order])
 
     @property
     def sample_windows(self) -> Int64s | None:
@@ -276,16 +229,6 @@ class MultiSourceArray(Travels, LazyArray):
         every = np.concatenate([source.windows for source in self.sources])
         windows: Int64s = every[self._rows[self._now()]]
         return windows
-
-    @property
-    def order(self) -> Int64s:
-        """Which sample comes where, int64, as a copy; settable to any permutation."""
-        return np.arange(len(self), dtype=np.int64) if self._order is None else self._order.copy()
-
-    @order.setter
-    def order(self, order: Any) -> None:
-        self._order = checked_order(order, len(self))
-        self.seed = None
 
     @property
     def index_pairs(self) -> Int64s:
@@ -316,7 +259,7 @@ class MultiSourceArray(Travels, LazyArray):
         seed = seed_of(seed)
         groups = None
         if window is not None:
-            groups = np.searchsorted(self._starts, self._rows, side="right").astype(np.int32)
+            groups = self._groups().astype(np.int32)
         self._order = permutation(len(self), seed, groups=groups, window=window)
         self.seed = seed
         return self
@@ -325,12 +268,6 @@ class MultiSourceArray(Travels, LazyArray):
         """Back to the order of the manifest (or of the sources); returns the array itself."""
         self._order, self.seed = None, None
         return self
-
-    def copy(self) -> MultiSourceArray:
-        """The same samples and order over the same sources, to be reordered on its own."""
-        twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__)
-        return twin
 
     def select(self, key: Any) -> MultiSourceArray:
         """A lazy sub-array, its labels and table along; its order starts as the order of the selection.
@@ -369,13 +306,11 @@ class MultiSourceArray(Travels, LazyArray):
         return ((still.select(train), still.select(test)) for train, test in folds)
 
     def __getitem__(self, key: Any) -> Any:
-        asked = request(key, self.shape, row_axes=self._row_axes, cells=self._cells())
+        cells = None
+        if self.form is not None and self.form.resample is None:
+            cells = (*(self.form.segment or self.form.size), None)
+        asked = request(key, self.shape, row_axes=self._row_axes, cells=cells)
         return asked.finish(self._block(asked))
-
-    def _cells(self) -> tuple[int | None, ...] | None:
-        if self._form is None or self._form.resample is not None:
-            return None
-        return (*(self._segment or self._form.size), None)
 
     def take(
         self,
@@ -409,15 +344,7 @@ class MultiSourceArray(Travels, LazyArray):
         """See `lazytiles.arrays.view.read_box`."""
         if self._row_axes == 1:
             return self._block(Request((rows,), box, origins, len(rows)))
-        if origins is None:
-            cut = tuple(slice(start, stop) for start, stop in box)
-            block: NDArray[Any] = self[(rows, *cut)]
-            return block
-        out = np.empty((len(rows), *(stop - start for start, stop in box)), self.dtype)
-        for k, row in enumerate(rows.tolist()):
-            moved = (slice(a + o, b + o) for (a, b), o in zip(box, origins[k].tolist(), strict=True))
-            out[k] = self[(row, *moved)]
-        return out
+        return super().read_box(rows, box, origins)
 
     def _block(
         self,
@@ -428,19 +355,32 @@ class MultiSourceArray(Travels, LazyArray):
         readers: int | None = None,
     ) -> NDArray[Any]:
         parts = self._parts(asked.rows)
-        if self._form is not None:
-            return read_tiles(parts, asked, self._form, out=out, threads=threads, readers=readers)
+        if self.form is not None:
+            return read_tiles(parts, asked, self.form, out=out, threads=threads, readers=readers)
         return read_parts(parts, asked, self.dtype, out=out)
 
     def _parts(self, places: tuple[Int64s, ...]) -> list[tuple[Any, Int64s, tuple[Int64s, ...]]]:
         """For each source that some samples lie in: the slots of the block they fill, and where they lie in it."""
-        now = places[0] if self._order is None else self._order[places[0]]
-        return by_source(self.sources, self._starts, self._rows[now], places[1:])
+        return by_source(self.sources, self._starts, self._held(places[0]), places[1:])
 
     @property
     def plans_batches(self) -> bool:
         """Whether batches share segments, so that reading several together saves work."""
-        return self._form is not None
+        return self.form is not None
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes that the pixels of the windows of one sample take at most, where tiles are made of them by resampling.
+
+        Those of whole images are not known before they are opened, and are not counted.
+        """
+        form = self.form
+        if form is None or not (form.resample or form.is_mixed or form.pad):
+            return 0
+        edges = [source.windows[:, 2:] - source.windows[:, :2] for source in self.sources if not source.whole]
+        area = max((int(edge.prod(axis=1).max(initial=0)) for edge in edges), default=0)
+        frames = self.shape[1] if self._row_axes == 2 else 1
+        return area * max(form.samples, 4 if form.is_mixed else 1) * form.dtype.itemsize * frames
 
     def take_batches(
         self,
@@ -462,14 +402,14 @@ class MultiSourceArray(Travels, LazyArray):
         readers : processes that decode instead; None as configured
         stop : set by anyone to leave the rest undone
         """
-        if self._form is None:
+        if self.form is None:
             for k, result in read_each(batches, partial(self.take, threads=threads), stop=stop):
                 done(k, result)
             return
         places = [request(positions(batch), self.shape, row_axes=self._row_axes) for batch in batches]
         options: dict[str, Any] = {"threads": threads, "readers": readers, "stop": stop}
         if places:
-            for k, result in read_blocks(places, self.shape[1:], self._form, self._parts, **options):
+            for k, result in read_blocks(places, self.shape[1:], self.form, self._parts, **options):
                 done(k, result)
                 del result  # a batch that its consumer dropped is not kept alive here
 
@@ -485,14 +425,14 @@ class MultiSourceArray(Travels, LazyArray):
         ------
         TypeError : the samples do not come from image files
         """
-        if self._form is None:
+        if self.form is None:
             raise TypeError("plan() describes reads of image files; these sources are arrays")
         if indices is None:
             return self.cost(**of_epoch)
         if of_epoch:
             raise TypeError(f"{', '.join(of_epoch)} is for a whole epoch, plan() without indices")
         asked = request(select_rows(indices, len(self)), self.shape, row_axes=self._row_axes)
-        return gathered(self._parts(asked.rows), asked.box, None, self._form).plan()
+        return gathered(self._parts(asked.rows), asked.box, None, self.form).plan()
 
     def verify(self) -> None:
         """Open every region's tags once and refuse, in one error, all windows and files that cannot be read.
@@ -507,8 +447,8 @@ class MultiSourceArray(Travels, LazyArray):
         for source in sources:
             if hasattr(source, "verify"):
                 problems += source.verify() or []
-        if isinstance(self._labels, MultiSourceArray):
-            self._labels.verify()
+        if isinstance(self.companions.labels, MultiSourceArray):
+            self.companions.labels.verify()
         if problems:
             more = f"\nand {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
             raise ManifestError("\n".join(problems[:MOST_PROBLEMS]) + more)
@@ -539,18 +479,9 @@ class MultiSourceArray(Travels, LazyArray):
         """A montage of the first n tiles with their labels; see `lazytiles.reports.plots.plot_tiles`."""
         return verb("plot_tiles")(self, n, **options)
 
-    def statistics(
-        self,
-        *,
-        client: Any = None,
-        scheduler: Any = None,
-        threads: int | None = None,
-        limits: tuple[float, float] | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Any:
+    def statistics(self, **options: Any) -> Any:
         """Mean, deviation, extremes and histogram by band and frame, exact; see `lazytiles.reports.statistics`."""
-        cluster = {"client": client, "scheduler": scheduler}
-        return verb("statistics")(self, **cluster, threads=threads, limits=limits, progress=progress)
+        return verb("statistics")(self, **options)
 
     def cost(self, *, batch_size: int = 32, readahead_bytes: int = 256 * 2**20) -> Cost:
         """What an epoch in batches would read and decode, by order, from tags alone; see `lazytiles.arrays.cost`."""
@@ -566,7 +497,7 @@ class MultiSourceArray(Travels, LazyArray):
 
     def _glimpse(self, rows: Int64s | None = None) -> NDArray[np.uint8] | None:
         few = np.arange(min(_FEW, len(self))) if rows is None else rows
-        if self._form is None or not len(few) or self.table is None:
+        if self.form is None or not len(few) or self.table is None:
             return None
         planned = self.plan(few)
         if getattr(planned, "bytes_decoded", 0) > CHEAP_BYTES or self.nbytes // len(self) * len(few) > CHEAP_BYTES:
@@ -577,7 +508,8 @@ class MultiSourceArray(Travels, LazyArray):
         return token("lazytiles.MultiSourceArray", self.sources, self._rows[self._now()])
 
     def __repr__(self) -> str:
-        kind = {type(None): "no labels", np.ndarray: "labels"}.get(type(self._labels), "mask tiles")
-        kind += f" ({self._note})" if self._note else f" of {len(self._classes)} classes" if self._classes else ""
+        beside = self.companions
+        kind = {type(None): "no labels", np.ndarray: "labels"}.get(type(beside.labels), "mask tiles")
+        kind += f" ({beside.note})" if beside.note else f" of {len(beside.classes)} classes" if beside.classes else ""
         order = "in order" if self._order is None else f"shuffled, seed {self.seed}"
         return f"<MultiSourceArray: {self.shape} {self.dtype} from {len(self.sources)} sources, with {kind}, {order}>"

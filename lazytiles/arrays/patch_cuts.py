@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Int64s
 from lazytiles.images import Region, Windows, read_windows, to_gray
-
-Int64s: TypeAlias = NDArray[np.int64]
+from lazytiles.indexing import folded
 
 READ_PIXELS = 2**20
 FEW_RUNS = 4
@@ -57,11 +57,7 @@ def spatial_axes(source: Any) -> int:
 def _lines(center: Int64s, size: int, length: int, mirrored: bool) -> Int64s:
     """Where each line of each patch is found along one axis, shape (n, size)."""
     line = center[:, None] + np.arange(-(size // 2), size - size // 2)
-    if not mirrored:
-        return line.clip(0, length - 1)
-    turn = line % (2 * length)
-    inside: Int64s = np.minimum(turn, 2 * length - 1 - turn)
-    return inside
+    return folded(line, length, "reflect" if mirrored else "nearest")
 
 
 def _open(lines: list[Int64s]) -> tuple[Int64s, ...]:

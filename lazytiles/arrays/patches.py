@@ -5,25 +5,22 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterator, Sequence
-from html import escape
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Int64s
 from lazytiles.arrays.patch_cuts import cut, spatial_axes
 from lazytiles.arrays.patch_pixels import AllPixels, MaskPixels, Scatter
 from lazytiles.arrays.view import held
 from lazytiles.config import check_limit
-from lazytiles.indexing import Seed, request, seed_of
-
-Int64s: TypeAlias = NDArray[np.int64]
-
+from lazytiles.indexing import LazyArray, Seed, each_at, seed_of
 
 ITERATED_ROWS = 64
 
 
-class PatchGenerator:
+class PatchGenerator(LazyArray):
     """The patches around the pixels under a mask, as a lazy source: patch k is ``patches[k]``.
 
     The patch of pixel p has ``source[p]`` at index ``size // 2`` along every axis, for odd and even sizes: it
@@ -93,24 +90,6 @@ class PatchGenerator:
         self.shape: tuple[int, ...] = (taken, *self.patch_size, *source.shape[len(self.patch_size) :])
         self.dtype = np.dtype(source.dtype).newbyteorder("=")
 
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return int(math.prod(self.shape))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all patches."""
-        return int(self.size * self.dtype.itemsize)
-
-    def __len__(self) -> int:
-        return int(self.shape[0])
-
     def centers(self, indices: Any = None) -> Int64s:
         """The pixels of the source that patches lie around.
 
@@ -160,25 +139,14 @@ class PatchGenerator:
             cut: tuple[Any, ...] = (slice(None), *(slice(start, stop) for start, stop in box))
             part: NDArray[Any] = patches[cut]
             return part
-        out = np.empty((len(rows), *(stop - start for start, stop in box)), self.dtype)
-        for k, origin in enumerate(origins.tolist()):
-            moved: tuple[Any, ...] = tuple(slice(a + o, b + o) for (a, b), o in zip(box, origin, strict=True))
-            out[k] = patches[k][moved]
-        return out
-
-    def __getitem__(self, key: Any) -> Any:
-        asked = request(key, self.shape, row_axes=1)
-        return asked.finish(self.read_box(asked.rows[0], asked.box, asked.origins))
+        return each_at(patches, np.arange(len(rows)), box, origins)
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         for start in range(0, len(self), ITERATED_ROWS):
             yield from self.take(np.arange(start, min(start + ITERATED_ROWS, len(self))))
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        if copy is False:
-            raise ValueError("patches are always read into a new array; copy=False cannot be kept")
-        whole: NDArray[Any] = self[...]
-        return whole if dtype is None else whole.astype(dtype, copy=False)
+    def _facts(self) -> dict[str, str]:
+        return super()._facts() | {"order": "of the pixels" if self.seed is None else f"of seed {self.seed}"}
 
     def __repr__(self) -> str:
         edge = "mirrored" if self.mirrored else "zeros"
@@ -188,9 +156,6 @@ class PatchGenerator:
             f"<PatchGenerator of {len(self)} patches {size} {self.dtype} from {tuple(self.source.shape)}, "
             f"{edge} beyond the edges{order}>"
         )
-
-    def _repr_html_(self) -> str:
-        return f"<code>{escape(repr(self))}</code>"
 
 
 def _sizes(source: Any, patch_size: Any, mask: Any) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import threading
@@ -15,15 +16,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Box, Fault, Int64s
 from lazytiles.arrays.gather import Gather, TileForm, is_straight
 from lazytiles.config import check_limit, count
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError
 from lazytiles.images import Page, Region, bands_read, check_resample, cut_windows, is_remote, slice_page
 from lazytiles.indexing import LazyArray, Request, request, token
-
-Int64s: TypeAlias = NDArray[np.int64]
-Box: TypeAlias = tuple[tuple[int, int], ...]
-Fault: TypeAlias = tuple[str, NDArray[np.bool_], str]
 
 
 class RegionTiles(LazyArray):
@@ -280,21 +278,25 @@ class RegionTiles(LazyArray):
         except LazyTilesError as error:
             raise type(error)(f"{self.describe(row)}: {error}") from error
 
+    def part(self, rows: Int64s | slice, tile_name: Callable[[int], str]) -> RegionTiles:
+        """Some of its windows as a source of their own, without what stands beside it."""
+        twin = copy.copy(self)
+        twin.windows = self.windows[rows]
+        twin.shape = (len(twin.windows), *self.shape[1:])
+        twin.tile_name, twin.partner = tile_name, None
+        return twin
+
     def __dask_tokenize__(self) -> Any:
         paths = [o.args[0] if isinstance(o, partial) else None for o in self.regions]
         openers = [(o, stamp(p) if isinstance(p, str) else None) for o, p in zip(self.regions, paths, strict=True)]
         return token("lazytiles.RegionTiles", openers, self.windows, astuple(self.form), self.timed)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        del state["_lock"]
-        state["_pages"] = [None] * len(self.regions)
-        state["_sound"] = state["_straight"] = state["_sliced"] = False
-        return state
+        closed = dict.fromkeys(("_sound", "_straight", "_sliced"), False)
+        return {**self.__dict__, **closed, "_pages": [None] * len(self.regions), "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock = threading.RLock()
+        self.__dict__.update(state, _lock=threading.RLock())
 
     def __repr__(self) -> str:
         return f"<RegionTiles of {self.name!r}: {self.shape} {self.dtype}>"

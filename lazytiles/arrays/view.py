@@ -6,18 +6,20 @@ A view is an index map: it reads nothing when it is made, and a view of a view i
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
+import mmap
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from lazytiles.arrays.travel import Travels
+from lazytiles.aliases import Box, Int64s
 from lazytiles.config import check_limit
-from lazytiles.indexing import LazyArray, Seed, permutation, request, seed_of
-
-Int64s: TypeAlias = NDArray[np.int64]
-Box: TypeAlias = tuple[tuple[int, int], ...]
+from lazytiles.errors import require
+from lazytiles.indexing import LazyArray, Seed, each_at, permutation, seed_of
 
 
 def held(source: Any) -> Any:
@@ -85,13 +87,7 @@ def read_box(source: Any, rows: Int64s, box: Box, origins: Int64s | None) -> NDA
     Parameters
     ----------
     source : anything with `shape`, `dtype` and slices along its axes
-    rows : int64, shape (n,), non-negative, in any order, repetitions allowed
-    box : (start, stop) for each axis but the first
-    origins : int64, shape (n, axes - 1), added to the starts, or None
-
-    Returns
-    -------
-    new array, shape (n, *extents), native byte order
+    rows, box, origins : as for `LazyArray.read_box`
     """
     own = getattr(source, "read_box", None)
     if own is not None:
@@ -100,13 +96,11 @@ def read_box(source: Any, rows: Int64s, box: Box, origins: Int64s | None) -> NDA
     shape = (len(rows), *(stop - start for start, stop in box))
     dtype = np.dtype(source.dtype).newbyteorder("=")
     check_limit(math.prod(shape) * dtype.itemsize, "a read of {}", shape)
+    if origins is not None:
+        return each_at(source, rows, box, origins)
     out = np.empty(shape, dtype)
     cut: tuple[Any, ...] = tuple(slice(start, stop) for start, stop in box)
-    if origins is not None:
-        for k, (row, origin) in enumerate(zip(rows.tolist(), origins.tolist(), strict=True)):
-            moved: tuple[Any, ...] = tuple(slice(a + o, b + o) for (a, b), o in zip(box, origin, strict=True))
-            out[k] = source[(row, *moved)]
-    elif isinstance(source, np.ndarray) and len(rows):
+    if isinstance(source, np.ndarray) and len(rows):
         if source.dtype == dtype:
             np.take(source[(slice(None), *cut)], rows, axis=0, out=out, mode="clip")  # rows are inside; no buffer
         else:
@@ -132,7 +126,47 @@ def _read_runs(source: Any, rows: Int64s, cut: tuple[slice, ...], out: NDArray[A
         out[places] = part[inverse[places] - head]
 
 
-class DelayedView(Travels, LazyArray):
+class Ordered(LazyArray):
+    """Samples of one or more sources in an order that can be set; what `DelayedView` and `MultiSourceArray` share.
+
+    Pickles what it has; memory maps and HDF5 datasets go by file and place, and are opened to read on arrival.
+    """
+
+    _rows: Int64s  # which samples of what lies underneath are held
+    _order: Int64s | None = None  # which of those comes where; None as they are
+    seed: int | None = None
+
+    def _now(self) -> Int64s | slice:
+        return slice(None) if self._order is None else self._order
+
+    def _held(self, positions: Int64s) -> Int64s:
+        """What lies underneath some positions of the current order."""
+        return self._rows[positions if self._order is None else self._order[positions]]
+
+    @property
+    def order(self) -> Int64s:
+        """Which sample comes where, int64, as a copy; settable to any permutation."""
+        return np.arange(len(self), dtype=np.int64) if self._order is None else self._order.copy()
+
+    @order.setter
+    def order(self, order: Any) -> None:
+        self._order = checked_order(order, len(self))
+        self.seed = None
+
+    def copy(self) -> Self:
+        """The same samples and order over the same sources, to be reordered on its own."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: _packed(value) for name, value in self.__dict__.items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update((name, _unpacked(value)) for name, value in state.items())
+
+
+class DelayedView(Ordered):
     """Samples `idx_min:idx_max` of a source as a lazy array with NumPy's full indexing.
 
     Parameters
@@ -171,26 +205,14 @@ class DelayedView(Travels, LazyArray):
         samples = np.arange(source.shape[0], dtype=np.int64)[slice(idx_min, idx_max)]
         source = held(source)
         if isinstance(source, DelayedView):
-            samples = source._samples[source._order][samples]
+            samples = source.samples[samples]
             source = source.source
         self.source: Any = source
-        self._samples: Int64s = samples
-        self._order: Int64s = np.arange(len(samples), dtype=np.int64)
-        self.seed: int | None = None
+        self._rows = samples
         self.shape: tuple[int, ...] = (len(samples), *source.shape[1:])
         self.dtype = np.dtype(source.dtype).newbyteorder("=")
         if shuffle:
             self.shuffle(seed)
-
-    @property
-    def order(self) -> Int64s:
-        """Which sample comes where, as a copy."""
-        return self._order.copy()
-
-    @order.setter
-    def order(self, order: Any) -> None:
-        self._order = checked_order(order, len(self))
-        self.seed = None
 
     @property
     def valid(self) -> NDArray[np.bool_] | None:
@@ -202,7 +224,13 @@ class DelayedView(Travels, LazyArray):
     @property
     def samples(self) -> Int64s:
         """Which sample of the source each position of the current order shows, int64, shape (n,)."""
-        return self._samples[self._order]
+        return self._rows[self._now()]
+
+    @property
+    def region_ids(self) -> Int64s | None:
+        """The number of the source that each sample lies in, of a view of an array of several; else None."""
+        numbers: Int64s | None = getattr(self.source, "region_ids", None)
+        return None if numbers is None else numbers[self.samples]
 
     def shuffle(self, seed: Seed = None) -> DelayedView:
         """Reorder in place, by the seed and the length alone; returns the view itself."""
@@ -210,24 +238,9 @@ class DelayedView(Travels, LazyArray):
         self._order = permutation(len(self), self.seed)
         return self
 
-    def copy(self) -> DelayedView:
-        """The same samples and order over the same source, to be reordered on its own."""
-        twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__)
-        return twin
-
     def read_box(self, rows: Int64s, box: Box, origins: Int64s | None) -> NDArray[Any]:
         """See `lazytiles.arrays.view.read_box`."""
-        return read_box(self.source, self._samples[self._order[rows]], box, origins)
-
-    def take(self, indices: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """The samples at some positions of the current order, as one new array or in `out`."""
-        block: NDArray[Any] = self[np.asarray(indices, dtype=np.int64)]
-        return into(block, out)
-
-    def __getitem__(self, key: Any) -> Any:
-        asked = request(key, self.shape, row_axes=1)
-        return asked.finish(self.read_box(asked.rows[0], asked.box, asked.origins))
+        return read_box(self.source, self._held(rows), box, origins)
 
     def _glimpse(self, rows: Int64s | None = None) -> NDArray[np.uint8] | None:
         glimpse = getattr(self.source, "_glimpse", None)
@@ -235,21 +248,6 @@ class DelayedView(Travels, LazyArray):
 
     def __repr__(self) -> str:
         return f"<DelayedView of {type(self.source).__name__}: {self.shape} {self.dtype}>"
-
-
-def into(block: NDArray[Any], out: NDArray[Any] | None) -> NDArray[Any]:
-    """The block, or `out` filled with it; another shape or dtype is refused."""
-    if out is None:
-        return block
-    fits(out, block.shape, block.dtype)
-    out[...] = block
-    return out
-
-
-def fits(out: NDArray[Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    """Refuse an `out` of another shape or dtype than the samples that are to be written into it."""
-    if out.shape != shape or out.dtype != dtype:
-        raise ValueError(f"out is {out.shape} {out.dtype}, the samples are {shape} {dtype}")
 
 
 def checked_order(order: Any, n: int) -> Int64s:
@@ -263,3 +261,38 @@ def checked_order(order: Any, n: int) -> Int64s:
     if not seen.all():
         raise ValueError(f"an order of {n} samples holds each of 0 to {n - 1} once; {int((~seen).sum())} are missing")
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class _ByName:
+    """A source that lies in a file, closed."""
+
+    open: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+def _packed(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_packed, value))
+    holder: Any = getattr(value, "base", None)
+    if isinstance(value, np.memmap) and isinstance(holder, mmap.mmap) and value.filename is not None:
+        # A slice of a map does not know its place in the file: it goes as the pixels that it is.
+        order = "C" if value.flags.c_contiguous else "F"
+        return _ByName(_memory_map, (os.fspath(value.filename), value.dtype, value.offset, value.shape, order))
+    if type(value).__module__.startswith("h5py.") and value.file.driver != "core" and value.name:
+        return _ByName(_dataset, (os.path.abspath(value.file.filename), value.name))
+    return value
+
+
+def _unpacked(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_unpacked, value))
+    return value.open(*value.arguments) if isinstance(value, _ByName) else value
+
+
+def _memory_map(path: str, dtype: DTypeLike, offset: int, shape: tuple[int, ...], order: Any) -> NDArray[Any]:
+    return np.memmap(path, dtype, "r", offset, shape, order)
+
+
+def _dataset(path: str, name: str) -> Any:
+    return require("h5py", extra="hdf5").File(path, "r")[name]

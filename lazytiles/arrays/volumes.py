@@ -12,14 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Box, Fault, Int64s
 from lazytiles.config import check_limit
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError
 from lazytiles.images import Region, Windows, open_region, read_windows
-from lazytiles.indexing import LazyArray, request
-
-Int64s = NDArray[np.int64]
-Box = tuple[tuple[int, int], ...]
-Fault = tuple[str, NDArray[np.bool_], str]
+from lazytiles.indexing import LazyArray, each_at, needed, padded, request
 
 
 class RegionStack(LazyArray):
@@ -192,6 +189,10 @@ class VolumeTiles(LazyArray):
         inner = (*self._extent, samples) if context is None else (height, width, (2 * context + 1) * samples)
         self.shape: tuple[int, ...] = (len(windows), *inner)
 
+    def pair(self, masks: VolumeTiles) -> None:
+        """Make these tiles and those of their masks know each other."""
+        self.partner, masks.partner = masks, self
+
     @property
     def flat(self) -> bool:
         """Whether samples have no axis of slices."""
@@ -221,10 +222,6 @@ class VolumeTiles(LazyArray):
                 self._volume = volume
             return self._volume
 
-    def __getitem__(self, key: Any) -> Any:
-        asked = request(key, self.shape, row_axes=1)
-        return asked.finish(self.read_box(asked.rows[0], asked.box, asked.origins))
-
     def read_box(self, rows: Int64s, box: Box, origins: Int64s | None) -> NDArray[Any]:
         """See `lazytiles.arrays.view.read_box`."""
         out = np.empty((len(rows), *self.shape[1:]), self.dtype)
@@ -232,8 +229,7 @@ class VolumeTiles(LazyArray):
         self._fill(rows, out)
         if origins is None:
             return out[(slice(None), *(slice(a, b) for a, b in box))]
-        cuts = [tuple(slice(a + o, b + o) for (a, b), o in zip(box, origin, strict=True)) for origin in origins]
-        return np.stack([tile[cut] for tile, cut in zip(out, cuts, strict=True)])
+        return each_at(out, np.arange(len(rows)), box, origins)
 
     def _fill(self, rows: Int64s, out: NDArray[Any]) -> None:
         volume, wide = self.volume(), self.windows[rows].copy()
@@ -258,21 +254,17 @@ class VolumeTiles(LazyArray):
         modes = [self.pad] * 3
         if self.context is not None and self.pad is None:
             modes[0] = "edge"
-        shape = volume.shape[:3]
-        places = [
-            _places(int(a), int(b), n, mode or "edge")
-            for a, b, n, mode in zip(window[:3], window[3:], shape, modes, strict=True)
-        ]
-        bounds = [(int(at[at >= 0].min(initial=n)), int(at.max()) + 1) for at, n in zip(places, shape, strict=True)]
-        block = np.zeros([len(at) for at in places] + [self.samples], self.dtype)
-        if any(stop <= start for start, stop in bounds):
-            return block
-        read = np.array([[start for start, _ in bounds] + [stop for _, stop in bounds]])
-        (near,) = _cuts(volume, read, self.samples)
-        there = np.ix_(*(np.flatnonzero(at >= 0) for at in places))
-        from_near = np.ix_(*(at[at >= 0] - start for at, (start, _) in zip(places, bounds, strict=True)))
-        block[there] = near[from_near]
-        return block
+        starts, stops, places = zip(
+            *(
+                needed(int(a), int(b), n, mode or "edge")
+                for a, b, n, mode in zip(window[:3], window[3:], volume.shape, modes, strict=False)
+            ),
+            strict=True,
+        )
+        if any(start == stop for start, stop in zip(starts, stops, strict=True)):
+            return np.zeros((*map(len, places), self.samples), self.dtype)
+        (near,) = _cuts(volume, np.array([[*starts, *stops]]), self.samples)
+        return padded(near, places, None)
 
     def _words(self, row: int, cause: str) -> str:
         z0, y0, x0, z1, y1, x1 = self.windows[row].tolist()
@@ -329,22 +321,6 @@ class VolumeTiles(LazyArray):
 
     def __repr__(self) -> str:
         return f"<VolumeTiles of {self.name!r}: {self.shape} {self.dtype}>"
-
-
-def _places(start: int, stop: int, length: int, mode: str) -> Int64s:
-    """For each place of a window along one axis the index of the pixel that it shows, -1 for none.
-
-    >>> _places(-2, 5, 4, "reflect").tolist(), _places(-1, 3, 2, "constant").tolist()
-    ([2, 1, 0, 1, 2, 3, 2], [-1, 0, 1, -1])
-    """
-    if mode == "constant":
-        places = np.arange(start, stop)
-        return np.where((places >= 0) & (places < length), places, -1)
-    before, after = max(0, -start), max(0, stop - length)
-    # NumPy itself says what each mode shows, also where a window is larger than the axis.
-    padded = np.pad(np.arange(length), (before, after), mode=mode)  # type: ignore[call-overload]
-    shown: Int64s = padded[start + before : stop + before]
-    return shown
 
 
 def _cuts(volume: Any, windows: Int64s, samples: int) -> NDArray[Any] | list[NDArray[Any]]:

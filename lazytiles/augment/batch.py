@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from lazytiles.augment.boxes import Boxes
 from lazytiles.augment.geometry import Placement, move_image, move_mask
 from lazytiles.augment.recipe import Amount, PerAxis, Recipe
-from lazytiles.augment.structure import Leaf, Names, Path, find_boxes, find_leaves, rebuilt, walk
+from lazytiles.augment.structure import Leaf, Names, find_boxes, find_leaves
 from lazytiles.augment.transform import mask_axes_of, spatial_axes
 from lazytiles.indexing import samples_of, seed_of
+from lazytiles.trees import Path, mapped, walk
 
 # Functions that carry their own random state are seeded and called one at a time.
 _seeded = threading.RLock()
@@ -105,7 +106,7 @@ class Augment:
         for path, array in walk(batch):
             if path in boxes:
                 moved[path] = boxes[path].moved(np.asarray(array), [_mover(boxes[path], place) for place in places])
-        return rebuilt(batch, moved)
+        return mapped(batch, lambda path, leaf: moved.get(path, leaf))
 
     @property
     def is_geometric(self) -> bool:
@@ -159,11 +160,12 @@ class ImageFunction:
         each sample with a seed from the batch's `rng` (under one lock, threads take turns); else repeating
         its results is its own affair
     images, masks : as for `Augment`; they name one image array and at most one mask array
+    boxes : () says that the function moves nothing, so that labels that are boxes may stay as they are
 
     Raises
     ------
     ValueError : when called, more than one image or mask array, an answer that lacks them, or answers of
-        different shapes
+        different shapes; in a flow of tiles whose labels are boxes, which no such function moves
 
     >>> def brighten(image, mask=None):
     ...     return {"image": image + 1, "mask": mask}
@@ -174,6 +176,11 @@ class ImageFunction:
     fn: Callable[..., Mapping[str, Any]]
     images: Names = field(default=None, kw_only=True)
     masks: Names = field(default=None, kw_only=True)
+    boxes: tuple[()] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.boxes is not None and len(self.boxes):
+            raise ValueError(f"boxes={self.boxes!r}: a function of images moves no boxes; () says that none must move")
 
     def __call__(self, batch: Any, rng: np.random.Generator) -> Any:
         """The batch, in the same structure, with its images and mask transformed."""
@@ -188,7 +195,7 @@ class ImageFunction:
         seeds = [seed_of(random) % 2**31 for random in samples_of(rng, len(images[0].array))]
         samples = [self._sample(leaves, i, seed) for i, seed in enumerate(seeds)]
         moved = {leaf.path: _stacked([s[k] for s in samples], leaf) for k, leaf in enumerate(leaves)}
-        return rebuilt(batch, moved)
+        return mapped(batch, lambda path, leaf: moved.get(path, leaf))
 
     def _repr_html_(self) -> str:
         return f"<code>{escape(repr(self))}</code>"
@@ -234,15 +241,37 @@ def with_boxes(transform: Any, data: Any) -> Any:
 
     Parameters
     ----------
-    transform : any; one that is no `Augment`, or was told, is given back
+    transform : any; one that is no `Augment` or function of images, or was told, is given back
     data : sources, in tuples, lists and dicts
 
     Raises
     ------
-    ValueError : tiles with boxes, a geometric `Augment`, and labels that are not those of the tiles but could be boxes
+    ValueError : tiles with boxes, a geometric `Augment`, and labels that are not those of the tiles but could be boxes;
+        boxes and a function of images, which cannot move them
     """
+    made = as_transform(transform) if callable(transform) else transform
+    if isinstance(made, ImageFunction):
+        if made.boxes is None and _known_boxes(data)[0]:
+            raise ValueError(
+                "the labels are boxes, and a function of one image would leave them where they are: use Augment, or a "
+                "function of the whole batch, (batch, rng) -> batch; for a function that moves nothing say "
+                "ImageFunction(fn, boxes=())"
+            )
+        return transform
     if not isinstance(transform, Augment) or transform.boxes is not None or not transform.is_geometric:
         return transform
+    found, others = _known_boxes(data)
+    if others and not found:
+        path, shape = others[0]
+        raise ValueError(
+            f"the tiles' labels are boxes, but {'/'.join(map(str, path))}, of shape {shape}, is not those; "
+            "say which numbers are boxes by Augment(boxes=...), boxes=() for none"
+        )
+    return replace(transform, boxes=tuple(found.items())) if found else transform
+
+
+def _known_boxes(data: Any) -> tuple[dict[Path, Boxes], list[tuple[Path, tuple[int, ...]]]]:
+    """The arrays of boxes among the data that tiles beside them know, and others that could be, with their shapes."""
     leaves = [(path, source) for path, source in walk(data) if source is not None]
     found: dict[Path, Boxes] = {}
     others: list[tuple[Path, tuple[int, ...]]] = []
@@ -260,13 +289,7 @@ def with_boxes(transform: Any, data: Any) -> Any:
                 found[path] = boxes
             elif np.dtype(other.dtype).kind in "iuf":
                 others.append((path, shape))
-    if others and not found:
-        path, shape = others[0]
-        raise ValueError(
-            f"the tiles' labels are boxes, but {'/'.join(map(str, path))}, of shape {shape}, is not those; "
-            "say which numbers are boxes by Augment(boxes=...), boxes=() for none"
-        )
-    return replace(transform, boxes=tuple(found.items())) if found else transform
+    return found, others
 
 
 def _plain(value: Any) -> Any:

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from lazytiles.indexing import folded
+
 FILLS = ("nearest", "reflect", "constant")
 
 # A band's arrays stay in the processor's cache and below the allocator's mapping threshold: twice the speed.
@@ -210,19 +212,6 @@ def _gather(array: NDArray[Any], axes: tuple[int, int], place: Placement, fill: 
         if fill == "constant":
             array[(slice(None),) * axis + ((index < 0) | (index >= length),)] = cval
     return np.ascontiguousarray(array.swapaxes(*axes)) if turned else array
-
-
-def folded(index: NDArray[np.int64], length: int, fill: str) -> NDArray[np.int64]:
-    """Indices beyond an axis brought back inside, as `fill` says; "constant" ones are only made harmless.
-
-    >>> folded(np.arange(-3, 6), 3, "reflect").tolist()
-    [2, 1, 0, 0, 1, 2, 2, 1, 0]
-    """
-    if fill != "reflect":
-        return np.minimum(np.maximum(index, 0), length - 1)
-    turn = index % (2 * length)
-    inside: NDArray[np.int64] = np.minimum(turn, 2 * length - 1 - turn)
-    return inside
 
 
 def _pick(flat: NDArray[Any], place: Placement, fill: str, cval: Any) -> NDArray[Any]:

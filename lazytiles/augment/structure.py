@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from lazytiles.augment.boxes import Boxes
 from lazytiles.augment.transform import mask_readings, spatial_axes
+from lazytiles.trees import Path, walk
 
-Path: TypeAlias = tuple[Any, ...]
 Names: TypeAlias = Collection[str | int] | None
 
 IMAGE_NAMES = ("x", "image", "images")
@@ -85,25 +85,6 @@ def find_boxes(batch: Any, boxes: Mapping[Any, Boxes] | Boxes | None) -> dict[Pa
             raise ValueError(f"boxes={{{key!r}: ...}}: the batch has {len(of)} such arrays, not one")
         chosen[of[0]] = form
     return chosen
-
-
-def walk(item: Any, path: Path = ()) -> list[tuple[Path, Any]]:
-    """Every leaf of nested tuples, lists and dicts, with its path."""
-    if isinstance(item, Mapping):
-        return [pair for key, value in item.items() for pair in walk(value, (*path, key))]
-    if isinstance(item, (tuple, list)):
-        return [pair for key, value in enumerate(item) for pair in walk(value, (*path, key))]
-    return [(path, item)]
-
-
-def rebuilt(item: Any, moved: Mapping[Path, Any], path: Path = ()) -> Any:
-    """The structure of `item` with some leaves replaced."""
-    if isinstance(item, Mapping):
-        return {key: rebuilt(value, moved, (*path, key)) for key, value in item.items()}
-    if isinstance(item, (tuple, list)):
-        values = [rebuilt(value, moved, (*path, key)) for key, value in enumerate(item)]
-        return values if isinstance(item, list) else tuple(values)
-    return moved.get(path, item)
 
 
 def _is_image(path: Path, batch: Any, images: Names, masks: Names) -> bool:

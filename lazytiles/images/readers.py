@@ -25,12 +25,13 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Int64s
 from lazytiles.buffers import Memory, Placed, shared_shelf
 from lazytiles.config import configure, count, settings, usable_cpus, when_configured
 from lazytiles.errors import LazyTilesError
 from lazytiles.images.cache import segment_cache
 from lazytiles.images.jobs import Jobs, Settled
-from lazytiles.images.plan import Int64s, Plan
+from lazytiles.images.plan import Plan
 from lazytiles.images.workers import Answer, Sheet, receive, send
 
 PROGRAM = "from lazytiles.images.workers import serve; serve({fds})"  # what a worker runs

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-Int64s: TypeAlias = NDArray[np.int64]
+from lazytiles.aliases import Int64s
 
 NEW = -1  # labels of result dimensions: an axis number, a new axis, or all the dimensions of the points
 POINTS = -2
@@ -91,20 +90,6 @@ def select_rows(key: Any, n: int) -> Int64s:
             f"a selection of samples has one axis (a slice, integers or a mask over {n} samples), not {key!r}"
         )
     return axis
-
-
-def compose(order: Int64s | None, rows: Int64s) -> Int64s:
-    """The selection that first orders and then takes rows: ``source[compose(a, b)]`` is ``source[a][b]``.
-
-    Parameters
-    ----------
-    order : int64 array, shape (m,), or None for the identity
-    rows : int64 array, shape (k,), values in ``0..m-1``
-
-    >>> compose(np.array([5, 3, 8]), np.array([2, 0]))
-    array([8, 5])
-    """
-    return rows if order is None else order[rows]
 
 
 def plain_indices(key: Any, size: int) -> Int64s | None:

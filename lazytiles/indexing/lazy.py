@@ -6,20 +6,51 @@ import importlib
 import math
 from collections.abc import Iterator, Sequence
 from html import escape
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.display import png
 from lazytiles.errors import LazyTilesError, visible
+from lazytiles.indexing.requests import request
+
+Box: TypeAlias = tuple[tuple[int, int], ...]
 
 
 class LazyArray:
-    """The face of a lazy array: all that follows from `shape`, `dtype` and `__getitem__`."""
+    """The face of a lazy array: all that follows from `shape`, `dtype` and `read_box`, or `__getitem__` for others."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+
+    def read_box(self, rows: NDArray[np.int64], box: Box, origins: NDArray[np.int64] | None) -> NDArray[Any]:
+        """Samples, cut by a box: ``self[rows[k]][box]``, moved by ``origins[k]``.
+
+        Parameters
+        ----------
+        rows : int64, shape (n,), non-negative, in any order, repetitions allowed
+        box : (start, stop) for each axis but the first
+        origins : int64, shape (n, axes - 1), added to the starts, or None
+
+        Returns
+        -------
+        new array, shape (n, *extents), native byte order
+        """
+        if origins is not None:
+            return each_at(self, rows, box, origins)
+        cut: tuple[Any, ...] = (rows, *(slice(start, stop) for start, stop in box))
+        block: NDArray[Any] = self[cut]
+        return block
+
+    def __getitem__(self, key: Any) -> Any:
+        asked = request(key, self.shape, row_axes=1)
+        return asked.finish(self.read_box(asked.rows[0], asked.box, asked.origins))
+
+    def take(self, indices: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """The samples at some positions, as one new array or in `out`."""
+        block: NDArray[Any] = self[np.asarray(indices, dtype=np.int64)]
+        return into(block, out)
 
     @property
     def ndim(self) -> int:
@@ -35,9 +66,6 @@ class LazyArray:
     def nbytes(self) -> int:
         """Bytes of the whole array, read."""
         return int(self.size * self.dtype.itemsize)
-
-    def __getitem__(self, key: Any) -> Any:
-        raise NotImplementedError
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -92,3 +120,27 @@ def in_bytes(count: int) -> str:
 def token(*parts: Any) -> Any:
     """What `__dask_tokenize__` gives for something made of these parts: equal for equal ones, in any process."""
     return importlib.import_module("dask.base").normalize_token(parts)
+
+
+def each_at(source: Any, rows: NDArray[np.int64], box: Box, origins: NDArray[np.int64]) -> NDArray[Any]:
+    """Rows of anything with `dtype` and slices, each cut by the box at its own origin; arguments as for `read_box`."""
+    out = np.empty((len(rows), *(stop - start for start, stop in box)), np.dtype(source.dtype).newbyteorder("="))
+    for k, (row, origin) in enumerate(zip(rows.tolist(), origins.tolist(), strict=True)):
+        cut: tuple[Any, ...] = tuple(slice(a + o, b + o) for (a, b), o in zip(box, origin, strict=True))
+        out[k] = source[(row, *cut)]
+    return out
+
+
+def into(block: NDArray[Any], out: NDArray[Any] | None) -> NDArray[Any]:
+    """The block, or `out` filled with it; another shape or dtype is refused."""
+    if out is None:
+        return block
+    fits(out, block.shape, block.dtype)
+    out[...] = block
+    return out
+
+
+def fits(out: NDArray[Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Refuse an `out` of another shape or dtype than the samples that are to be written into it."""
+    if out.shape != shape or out.dtype != dtype:
+        raise ValueError(f"out is {out.shape} {out.dtype}, the samples are {shape} {dtype}")

@@ -13,21 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lazytiles.indexing.keys import Int64s, select_rows
-from lazytiles.indexing.seeds import fresh_seed, generator, stable_argsort, stream
-
-__all__ = [
-    "Mixing",
-    "balanced_weights",
-    "draw",
-    "fresh_seed",
-    "generator",
-    "mixing",
-    "permutation",
-    "ranks_of",
-    "shard_batches",
-    "shard_slice",
-]
+from lazytiles.aliases import Int64s
+from lazytiles.indexing.keys import select_rows
+from lazytiles.indexing.seeds import stable_argsort, stream
 
 _LOG_2 = 0.6931471805599453
 _CHUNK = 2**18  # elements worked on at once: temporaries stay in the processor's cache

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lazytiles.indexing.keys import Int64s
+from lazytiles.aliases import Int64s
 from lazytiles.indexing.orders import ranks_of
 from lazytiles.indexing.windows import shared_pixels
 

@@ -16,26 +16,20 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Box, Int64s
 from lazytiles.indexing.keys import (
     NEW,
     POINTS,
     Axis,
-    Int64s,
     ParsedKey,
     as_progression,
-    compose,
     extent,
     is_integer,
     parse,
     plain_indices,
     progression,
     refuse,
-    select_rows,
 )
-
-__all__ = ["Request", "compose", "request", "select_rows"]
-
-Box: TypeAlias = tuple[tuple[int, int], ...]
 
 _SMALL_GATHER = 16  # pixels: an extent so small is read whole (band lists)
 _GATHER_RATIO = 4  # an extent is read whole if its points are at least one in so many

@@ -17,7 +17,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.indexing.keys import Int64s
+from lazytiles.aliases import Int64s
 
 Seed: TypeAlias = int | np.random.Generator | np.random.RandomState | None
 

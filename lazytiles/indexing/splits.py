@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lazytiles.indexing.keys import Int64s
+from lazytiles.aliases import Int64s
 from lazytiles.indexing.orders import permutation, ranks_of
 from lazytiles.indexing.overlaps import overlapping_pairs
 from lazytiles.indexing.windows import boxes_from_windows, shared_pixels

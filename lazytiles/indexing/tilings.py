@@ -1,4 +1,4 @@
-"""Tilings of a shape: one law for an axis, composed over the axes; and which segments meet a box."""
+"""Tilings of a shape: one law for an axis, composed over the axes."""
 
 from __future__ import annotations
 
@@ -173,32 +173,3 @@ def cover(windows: ArrayLike, shape: Sequence[int]) -> Coverage:
     for axis, edge in enumerate(edges):
         pixels *= np.diff(edge).reshape([-1 if k == axis else 1 for k in range(axes)])
     return Coverage(int(counts.min()), int(counts.max()), float(pixels[counts > 0].sum() / pixels.sum()))
-
-
-def segments_meeting(box: Sequence[int], segment_shape: Sequence[int], grid_shape: Sequence[int]) -> NDArray[np.int64]:
-    """Indices of the segments that share a pixel with a box.
-
-    Parameters
-    ----------
-    box : beginnings then ends along d axes, such as (y0, x0, y1, x1); pixels, half-open, inside the page
-    segment_shape : pixels along each axis
-    grid_shape : segments along each axis
-
-    Returns
-    -------
-    int64 array, shape (k,), row-major, as TIFF 6.0 section 15 numbers them
-
-    Examples
-    --------
-    >>> segments_meeting((0, 15, 16, 17), (16, 16), (4, 4)).tolist()
-    [0, 1]
-    """
-    axes = len(segment_shape)
-    starts, stops = box[:axes], box[axes:]
-    if any(stop <= start for start, stop in zip(starts, stops, strict=True)):
-        return np.zeros(0, np.int64)
-    ranges = [
-        np.arange(start // cell, min(-(-stop // cell), count))
-        for start, stop, cell, count in zip(starts, stops, segment_shape, grid_shape, strict=True)
-    ]
-    return np.asarray(np.ravel_multi_index(np.ix_(*ranges), tuple(grid_shape)), np.int64).ravel()

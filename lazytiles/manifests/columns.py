@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Fault
 from lazytiles.arrays import class_name, is_numeric
 
-_BASE = 0x9E3779B97F4A7C15
+_HASHED_ROWS = 2**16
 _NUMBER = r"[ \t]*(?P<n{}>-?[0-9]{{1,10}})[ \t]*"
 _PLAIN_NUMBER = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]{1,3})?$"
 _INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
@@ -47,58 +48,17 @@ def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column if column.type == pa.string() else column.cast(pa.string())
 
 
-class Growing:
-    """An array that grows at its end: one block of memory, of which only what is filled is touched."""
+def column_hashes(column: pd.Series) -> NDArray[np.uint64]:
+    """A 64-bit hash of each cell of text, by pandas: texts of different hashes are different.
 
-    def __init__(self, dtype: type[np.generic]) -> None:
-        self._block: NDArray[Any] = np.empty(2**20, dtype)
-        self._length = 0
-
-    def extend(self, values: NDArray[Any]) -> None:
-        """Append the values."""
-        length = self._length + len(values)
-        if length > len(self._block):
-            block = np.empty(max(length, 2 * len(self._block)), self._block.dtype)
-            block[: self._length] = self._block[: self._length]
-            self._block = block
-        self._block[self._length : length] = values
-        self._length = length
-
-    def values(self) -> NDArray[Any]:
-        """All that was appended, not copied."""
-        return self._block[: self._length]
-
-
-def hash_text(text: pa.StringArray) -> NDArray[np.uint64]:
-    """A 64-bit polynomial of each cell's bytes: texts of different hashes are different.
-
-    Examples
-    --------
-    >>> a, b, c = hash_text(pa.array(["x1", "x2", "x1"]))
+    >>> a, b, c = column_hashes(pd.Series(["x1", "x2", "x1"]))
     >>> bool(a == b), bool(a == c)
     (False, True)
     """
-    _, offset_buffer, data = text.buffers()
-    offsets = np.frombuffer(offset_buffer, np.int32)[text.offset : text.offset + len(text) + 1]
-    if data is None or not len(text):
-        return np.zeros(len(text), np.uint64)
-    start = int(offsets[0])
-    letters = np.frombuffer(data, np.uint8)[start : int(offsets[-1])]
-    sums = np.zeros(len(letters) + 1, np.uint64)
-    np.cumsum((letters + np.uint64(1)) * _powers(_BASE, len(letters)), out=sums[1:])
-    ends = offsets - start
-    # Dividing by the power at which a cell begins: the base is odd, so it has an inverse modulo 2^64.
-    return (sums[ends[1:]] - sums[ends[:-1]]) * _powers(pow(_BASE, -1, 2**64), len(letters) + 1)[ends[:-1]]
-
-
-def column_hashes(column: pd.Series) -> NDArray[np.uint64]:
-    """As `hash_text`, of a column of text."""
-    cells = pa.Array.from_pandas(column)
-    chunks = cells.chunks if isinstance(cells, pa.ChunkedArray) else [cells]
-    hashes, start = np.empty(len(column), np.uint64), 0
-    for chunk in chunks:
-        hashes[start : start + len(chunk)] = hash_text(chunk.cast(pa.string()))
-        start += len(chunk)
+    hashes = np.empty(len(column), np.uint64)
+    for start in range(0, len(column), _HASHED_ROWS):  # each piece is Python text for a moment
+        piece = column.iloc[start : start + _HASHED_ROWS].to_numpy(object)
+        hashes[start : start + len(piece)] = pd.util.hash_array(piece, categorize=False)
     return hashes
 
 
@@ -127,19 +87,6 @@ def first_rows(values: NDArray[Any]) -> NDArray[np.int32]:
     first = np.empty(len(order), np.int32)
     first[order] = np.repeat(order[heads], np.diff(heads, append=len(order)))
     return first
-
-
-def _powers(base: int, count: int) -> NDArray[np.uint64]:
-    """The first powers of a base, modulo 2^64."""
-    return _power_table(base, max(count - 1, 0).bit_length())[:count]
-
-
-@lru_cache(maxsize=4)
-def _power_table(base: int, bits: int) -> NDArray[np.uint64]:
-    powers = np.full(2**bits, base, np.uint64)
-    powers[:1] = 1
-    table: NDArray[np.uint64] = np.cumprod(powers, dtype=np.uint64)
-    return table
 
 
 def parse_boxes(
@@ -246,9 +193,6 @@ def is_blank(column: pd.Series) -> NDArray[np.bool_]:
         return missing
     blank: NDArray[np.bool_] = np.array([isinstance(value, str) and not value.strip() for value in column], bool)
     return missing | blank
-
-
-Fault = tuple[str, NDArray[np.bool_], str]
 
 
 def label_column(

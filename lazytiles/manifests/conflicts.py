@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lazytiles.manifests.columns import count_distinct, first_rows
+from lazytiles.manifests.columns import column_hashes, count_distinct, first_rows
 from lazytiles.manifests.paths import first_of
+from lazytiles.manifests.problems import BOX_3D
 
 _IMAGES = (("region", "region_id"), ("path", "path"))
-_SAID = ("region_id", "xmin", "ymin", "zmin", "xmax", "ymax", "zmax")
+_SAID = ("region_id", *BOX_3D)
 
 
 def _said_of_tiles(table: pd.DataFrame) -> dict[str, NDArray[np.generic]]:
@@ -21,14 +22,16 @@ def _said_of_tiles(table: pd.DataFrame) -> dict[str, NDArray[np.generic]]:
     return {name: (table[name].cat.codes if name == "region_id" else table[name]).to_numpy() for name in names}
 
 
-def _may_conflict(table: pd.DataFrame, hashes: NDArray[np.uint64]) -> bool:
+def _may_conflict(table: pd.DataFrame) -> bool:
     """Whether any rows of one tile are alike or differ; few bytes a row, and never a false no.
 
     Tiles of one hash are taken for one: two of them look like a conflict, and hide none.
     """
+    hashes = column_hashes(table["tile_id"])
     if count_distinct(hashes.copy()) == len(table):
         return False
     first = first_rows(hashes)
+    del hashes
     keys = first.astype(np.int64)
     if "label_id" in table:
         keys *= len(table["label_id"].cat.categories)
@@ -40,7 +43,7 @@ def _may_conflict(table: pd.DataFrame, hashes: NDArray[np.uint64]) -> bool:
 
 
 def conflicts(
-    table: pd.DataFrame, where: Callable[[int], str], hashes: NDArray[np.uint64]
+    table: pd.DataFrame, where: Callable[[int], str]
 ) -> Iterator[tuple[str, NDArray[np.bool_], Callable[[int], str]]]:
     """Rows that say of one tile what another row says otherwise, or again.
 
@@ -48,13 +51,12 @@ def conflicts(
     ----------
     table : with `tile_id`, and where they are there `region_id`, `label_id` and the box columns
     where : a row number to how the user finds it
-    hashes : of the tiles' names, shape (rows,)
 
     Returns
     -------
     kinds of problems, each with the mask of its rows, and a row number to its text
     """
-    if not _may_conflict(table, hashes):
+    if not _may_conflict(table):
         return
     codes, unique = pd.factorize(table["tile_id"])
     first = first_of(codes, len(unique))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from string import Formatter
 from typing import Any
@@ -18,9 +18,7 @@ from numpy.typing import NDArray
 from lazytiles.arrays import check_classes, is_numeric
 from lazytiles.errors import ManifestError
 from lazytiles.manifests.columns import (
-    Growing,
     as_text,
-    hash_text,
     integers,
     is_blank,
     is_like_number,
@@ -35,12 +33,9 @@ from lazytiles.manifests.columns import (
     to_numbers,
 )
 from lazytiles.manifests.conflicts import conflicts
-from lazytiles.manifests.paths import IDS, template_columns
-from lazytiles.manifests.problems import Problems
+from lazytiles.manifests.paths import template_columns
+from lazytiles.manifests.problems import BOX_2D, BOX_3D, IDS, Problems
 from lazytiles.manifests.table import Pieces, open_table
-
-BOX_2D = ("xmin", "ymin", "xmax", "ymax")
-BOX_3D = ("xmin", "ymin", "zmin", "xmax", "ymax", "zmax")
 
 _BAD_ID = r"[/\\\x00-\x1f\x7f]|^\.\.?$|^ *$"
 _LARGEST = 2**31 - 1
@@ -103,8 +98,7 @@ def read_manifest(
     >>> read_manifest(table).to_dict("list")
     {'tile_id': ['7'], 'region_id': ['001'], 'xmin': [0], 'ymin': [0], 'xmax': [32], 'ymax': [32]}
     """
-    table, problems = inspect_manifest(
-        manifest,
+    columns = Columns(
         target=target,
         tabular=tabular,
         frames=frames,
@@ -113,23 +107,29 @@ def read_manifest(
         file=file,
         allow_outside=allow_outside,
         classes=classes,
-        progress=progress,
     )
+    table, problems = inspect_manifest(manifest, columns, progress)
     problems.raise_any()
     return table
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """Which columns of a table are read, and as what: the options of `read_manifest`."""
+
+    target: str | Sequence[str] | None = None
+    tabular: str | Sequence[str] | None = None
+    frames: Sequence[object] | None = None
+    optional: Sequence[str] = ()
+    text: Sequence[str] = ()
+    file: str | None = None
+    allow_outside: bool = False
+    classes: Sequence[Any] | None = None
+
+
 def inspect_manifest(
     manifest: pd.DataFrame | str | os.PathLike[str],
-    *,
-    target: str | Sequence[str] | None = None,
-    tabular: str | Sequence[str] | None = None,
-    frames: Sequence[object] | None = None,
-    optional: Sequence[str] = (),
-    text: Sequence[str] = (),
-    file: str | None = None,
-    allow_outside: bool = False,
-    classes: Sequence[Any] | None = None,
+    columns: Columns,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[pd.DataFrame, Problems]:
     """As `read_manifest`, but what is wrong is given back beside the table.
@@ -145,13 +145,10 @@ def inspect_manifest(
     problems = Problems("the manifest")
     source = open_table(manifest, problems)
     problems.name, problems.where = source.name, source.where
-    source, is_of_files = _with_file(source, file)
-    targets = [*names_of(target), *(name for name in optional if name in source.columns)]
-    numbers = [*targets, *names_of(tabular)]
-    kept = _check_columns(source, numbers, {*text} - {"path"})
-    reading = _Reading(source, problems, kept, {*text} & {*kept}, targets, is_of_files=is_of_files)
-    reading.run(allow_outside, progress)
-    table = reading.finish(numbers, frames, check_classes(classes))
+    source, is_of_files = _with_file(source, columns.file)
+    reading = _Reading(source, problems, columns, is_of_files=is_of_files)
+    reading.take_in(progress)
+    table = reading.finished()
     pa.default_memory_pool().release_unused()
     return table, problems
 
@@ -214,38 +211,31 @@ def _check_columns(source: Pieces, numbers: Sequence[str], text: Collection[str]
 class _Reading:
     """The columns of a manifest while its pieces come in."""
 
-    def __init__(
-        self,
-        source: Pieces,
-        problems: Problems,
-        kept: list[str],
-        text: set[str],
-        targets: list[str],
-        *,
-        is_of_files: bool,
-    ) -> None:
-        self.is_of_files = is_of_files
-        self.source, self.problems, self.kept, self.text = source, problems, kept, text
-        self.targets = targets
+    def __init__(self, source: Pieces, problems: Problems, asked: Columns, *, is_of_files: bool) -> None:
+        self.source, self.problems, self.asked, self.is_of_files = source, problems, asked, is_of_files
+        self.targets = [*names_of(asked.target), *(name for name in asked.optional if name in source.columns)]
+        self.numbers = [*self.targets, *names_of(asked.tabular)]
+        self.kept = _check_columns(source, self.numbers, {*asked.text} - {"path"})
+        self.text = {*asked.text} & {*self.kept}
         self.own_classes: dict[str, list[Any]] = {}  # of categorical columns, in their own order
         self.ids = [name for name in IDS if name in source.columns]
         self.box_names: tuple[str, ...] = tuple(name for name in BOX_3D if name in source.columns)
         if not self.box_names and "region_coordinates" in source.columns:
             self.box_names = BOX_2D
-        self.columns: dict[str, list[pa.Array]] = {name: [] for name in (*self.ids, *kept)}
-        self.boxes: list[Growing] = []
-        self.hashes = Growing(np.uint64)
+        self.columns: dict[str, list[pa.Array]] = {name: [] for name in (*self.ids, *self.kept)}
+        self.boxes: list[list[NDArray[np.int32]]] = [[] for _ in BOX_3D]
         self.headers: list[int] = []
         self.length = 0
 
-    def run(self, allow_outside: bool, progress: Callable[[int], None] | None) -> None:
+    def take_in(self, progress: Callable[[int], None] | None) -> None:
         """Take every piece in."""
         for piece in self.source.pieces:
             if not self.length and not self.box_names:
                 self._look_for_boxes(piece.slice(0, 1000))
             skip = self._repeated_header(piece)
-            if skip.any():
-                piece = _blanked(piece, skip)
+            if skip.any():  # the piece without the text of those rows
+                blanked = [pc.if_else(pa.array(skip), "", one) if is_text(one.type) else one for one in piece.columns]
+                piece = pa.Table.from_arrays(blanked, names=piece.column_names)
             self.piece = piece
             for name in self.ids:
                 self._take_ids(name, piece.column(name), skip)
@@ -257,10 +247,8 @@ class _Reading:
                     self.own_classes[name] = list(dict.fromkeys(own))
                 self.columns[name] += (as_text(column) if name in self.text else column).chunks
             if self.box_names:
-                columns = self._take_boxes(piece, skip, allow_outside)
-                self.boxes = self.boxes or [Growing(np.int32) for _ in columns]
-                for grown, column in zip(self.boxes, columns, strict=True):
-                    grown.extend(column)
+                for parts, column in zip(self.boxes, self._take_boxes(piece, skip), strict=False):
+                    parts.append(column)
             self.length += len(piece)
             if progress:
                 progress(self.length)
@@ -304,7 +292,6 @@ class _Reading:
         if name == "tile_id":
             bad = mask(pc.match_substring_regex(text, _BAD_ID)) & (not self.is_of_files)
             self.columns[name].append(text)
-            self.hashes.extend(hash_text(text))
         else:
             # Few regions and labels, many tiles: the categories are looked at instead of the rows.
             encoded = text.dictionary_encode()
@@ -313,7 +300,7 @@ class _Reading:
             self.columns[name].append(encoded)
         self.note(f"bad {name}", bad & ~skip, partial(self._id_message, name=name), self.length)
 
-    def _take_boxes(self, piece: pa.Table, skip: NDArray[np.bool_], allow_outside: bool) -> list[NDArray[np.int32]]:
+    def _take_boxes(self, piece: pa.Table, skip: NDArray[np.bool_]) -> list[NDArray[np.int32]]:
         if "region_coordinates" in self.source.columns:
             text = as_text(piece.column("region_coordinates"))
             named = [name for name in BOX_3D if name in self.source.columns]
@@ -325,7 +312,7 @@ class _Reading:
                 self.note("boxes disagree", differ, self._disagreement, self.length)
         else:
             boxes, bad = self._boxes_of_columns(piece)
-        self._note_boxes(boxes, bad, skip, allow_outside)
+        self._note_boxes(boxes, bad, skip)
         boxes = np.where((bad | skip)[:, None], 0, np.clip(boxes, -_LARGEST, _LARGEST))
         return [boxes[:, k].astype(np.int32) for k in range(len(self.box_names))]
 
@@ -338,9 +325,7 @@ class _Reading:
         names = ", ".join(self.box_names)
         return f"{self._tile(row)}, but the columns {names} say ({box}); leave one of the two out, or correct it"
 
-    def _note_boxes(
-        self, boxes: NDArray[np.int64], bad: NDArray[np.bool_], skip: NDArray[np.bool_], allow_outside: bool
-    ) -> None:
+    def _note_boxes(self, boxes: NDArray[np.int64], bad: NDArray[np.bool_], skip: NDArray[np.bool_]) -> None:
         half = boxes.shape[1] // 2
         names = ", ".join(self.box_names)
         low, high = boxes[:, :half], boxes[:, half:]
@@ -349,7 +334,7 @@ class _Reading:
         good &= ~huge
         empty = good & (high <= low).any(axis=1)
         apart = good & ~empty & (high <= 0).any(axis=1)
-        negative = good & (low < 0).any(axis=1) & (not allow_outside) & ~apart
+        negative = good & (low < 0).any(axis=1) & (not self.asked.allow_outside) & ~apart
         for kind, rows, cause in (
             ("not a box", bad & ~skip, f"is not ({names}): {2 * half} whole numbers in brackets"),
             ("box too large", huge, f"holds a number beyond {_LARGEST}"),
@@ -384,27 +369,24 @@ class _Reading:
         said = f"{name} {value!r}: {cause}" if value.strip() else f"the {name} is empty"
         return f"{self._tile(row)}: {said}"
 
-    def finish(
-        self, numbers: Sequence[str], frames: Sequence[object] | None, classes: list[Any] | None
-    ) -> pd.DataFrame:
+    def finished(self) -> pd.DataFrame:
         """The table, its rows checked against each other and its targets against arithmetic."""
         if not self.length:
             self.problems.add("empty", "the table has no rows")
-        table = self._assemble(numbers)
+        table = self._assemble()
         if not self.length:
             return table
         rows_of_tiles = np.ones(len(table), bool)
         rows_of_tiles[self.headers] = False
-        hashes, self.hashes = self.hashes.values(), Growing(np.uint64)
         hint = "; the table has no tile_id, so each file is one tile: add a column tile_id" * self.is_of_files
-        for kind, rows, text in conflicts(table, self.source.where, hashes):
+        for kind, rows, text in conflicts(table, self.source.where):
             self.problems.add_rows(kind, rows & rows_of_tiles, lambda row, text=text: text(row) + hint)  # type: ignore[misc]
-        used = rows_of_tiles
+        used, frames = rows_of_tiles, self.asked.frames
         if frames is not None and len(frames) and "label_id" in table:
             used = used & (table["label_id"] == str(frames[-1])).to_numpy()
         if not self._is_unlabelled(table, rows_of_tiles):
-            self._check_targets(table, used, classes)
-        for name in numbers:
+            self._check_targets(table, used, check_classes(self.asked.classes))
+        for name in self.numbers:
             if name not in self.targets:
                 self._check_numbers(table, name, used)
         return table
@@ -431,7 +413,9 @@ class _Reading:
             table[name] = labels
             named += [name] if isinstance(labels, pd.Categorical) else []
             for kind, rows, said in faults:
-                self.problems.add_rows(f"{name} {kind}", rows, partial(self._label_message, table, name, given, said))
+                self.problems.add_rows(
+                    f"{name} {kind}", rows, self._says(table, name, partial(_cell_says, given, said))
+                )
         if len(named) > 1:
             columns = ", ".join(named)
             self.problems.add("several columns of names", f"the columns {columns} hold names: classes are those of one")
@@ -440,12 +424,7 @@ class _Reading:
             said = f"of the label columns {columns} none holds names" if columns else "there is no label column"
             self.problems.add("no names", f"classes= is given, but {said}")
 
-    def _label_message(self, table: pd.DataFrame, name: str, given: pd.Series, said: str, row: int) -> str:
-        value = given.iloc[row]
-        cell = "" if is_blank(given.iloc[row : row + 1]).all() else f" {shortened(str(value))!r}"
-        return f"{self.source.where(row)}: tile {table['tile_id'].iloc[row]}: {name}{cell} {said}"
-
-    def _assemble(self, numbers: Sequence[str]) -> pd.DataFrame:
+    def _assemble(self) -> pd.DataFrame:
         data: dict[str, object] = {}
         for name in self.source.columns:
             chunks = self.columns.pop(name, None)
@@ -454,11 +433,12 @@ class _Reading:
                 data[name] = _series(pa.chunked_array(chunks or [], kind).unify_dictionaries())
             elif name in self.kept:
                 column = pa.chunked_array(chunks) if chunks else pa.chunked_array([], pa.string())
-                data[name] = _series(column if name in self.text else plain_numbers(column, name in numbers))
-            elif self.boxes and (name == "region_coordinates" or name in self.box_names):
-                for box_name, grown in zip(self.box_names, self.boxes, strict=True):
-                    data[box_name] = grown.values()
-                self.boxes = []
+                data[name] = _series(column if name in self.text else plain_numbers(column, name in self.numbers))
+            else:  # the boxes, at the place of the first of their columns
+                for box_name, parts in zip(self.box_names, self.boxes, strict=False):
+                    if box_name not in data:
+                        data[box_name] = np.concatenate([np.zeros(0, np.int32), *parts])
+                        parts.clear()
         return pd.DataFrame(data, copy=False)
 
     def _check_numbers(self, table: pd.DataFrame, name: str, used: NDArray[np.bool_]) -> None:
@@ -467,19 +447,24 @@ class _Reading:
         if name not in self.text:  # what stands in a path stays as it is written
             table[name] = values
 
-        def describe(row: int) -> str:
+        def says(row: int) -> str:
             cell = given.iloc[row]
             is_name = name in self.targets and isinstance(cell, str) and not is_like_number(cell)
             hint = "; if all cells are names of classes, say so by classes=[...]" if is_name else ""
-            return f"{self.source.where(row)}: tile {table['tile_id'].iloc[row]}: {name} {number_fault(cell)}{hint}"
+            return f" {number_fault(cell)}{hint}"
 
-        self.problems.add_rows(f"{name} not a number", used & ~np.isfinite(values), describe)
+        bad = used & ~np.isfinite(values)
+        self.problems.add_rows(f"{name} not a number", bad, self._says(table, name, says))
+
+    def _says(self, table: pd.DataFrame, name: str, says: Callable[[int], str]) -> Callable[[int], str]:
+        """From a row to its place, its tile, a column, and what is said of the cell."""
+        return lambda row: f"{self.source.where(row)}: tile {table['tile_id'].iloc[row]}: {name}{says(row)}"
 
 
-def _blanked(piece: pa.Table, rows: NDArray[np.bool_]) -> pa.Table:
-    """The piece without the text of some rows."""
-    columns = [pc.if_else(pa.array(rows), "", column) if is_text(column.type) else column for column in piece.columns]
-    return pa.Table.from_arrays(columns, names=piece.column_names)
+def _cell_says(given: pd.Series, said: str, row: int) -> str:
+    """A cell, where there is something in it, and what is wrong with it."""
+    cell = given.iloc[row : row + 1]
+    return f"{'' if is_blank(cell).all() else f' {shortened(str(cell.iloc[0]))!r}'} {said}"
 
 
 def _series(column: pa.ChunkedArray) -> pd.Series:

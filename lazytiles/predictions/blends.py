@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.indexing import Window, windows_from_boxes
+from lazytiles.indexing import windows_from_boxes
 
 BOXES = {4: ("xmin", "ymin", "xmax", "ymax"), 6: ("xmin", "ymin", "zmin", "xmax", "ymax", "zmax")}
 
@@ -48,8 +48,7 @@ def windows_of(boxes: Any) -> NDArray[np.int64]:
 
     Parameters
     ----------
-    boxes : `(n, 4)` or `(n, 6)` integers, pixels, x first; a table with columns `xmin`, `ymin` and so on; or a
-        list of `Window`
+    boxes : `(n, 4)` or `(n, 6)` integers, pixels, x first; or a table with columns `xmin`, `ymin` and so on
 
     Raises
     ------
@@ -61,8 +60,6 @@ def windows_of(boxes: Any) -> NDArray[np.int64]:
     columns = getattr(boxes, "columns", None)
     if columns is not None:
         boxes = boxes[list(BOXES[6 if "zmin" in columns else 4])].to_numpy()
-    elif isinstance(boxes, Sequence) and boxes and all(isinstance(box, Window) for box in boxes):
-        boxes = [box.to_box() for box in boxes]
     table = np.asarray(boxes)
     if table.ndim == 1 and table.size in BOXES:
         table = table[np.newaxis]

@@ -6,23 +6,22 @@ import copy
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pyarrow import parquet
 
+from lazytiles.aliases import Int64s
 from lazytiles.arrays import MultiSourceArray, RegionTiles, open_ahead
 from lazytiles.augment import Boxes
 from lazytiles.errors import LazyTilesError, LimitError, StoreError
 from lazytiles.stores.formats.base import array_in
 from lazytiles.stores.journal import labels_path
 from lazytiles.stores.store_array import StoreArray
-
-Int64s: TypeAlias = NDArray[np.int64]
 
 _SMALL_TABLE = 16 * 2**20  # bytes
 _MOST_PACKED = 200  # bytes of a larger table for each that is stored
@@ -132,7 +131,7 @@ class Beside:
         return cls(
             labels,
             table,
-            tiles.tabular_columns,
+            tiles.companions.tabular,
             None if valid is None else valid[positions],
             classes=tiles.classes,
             boxes=tiles.boxes,
@@ -142,11 +141,15 @@ class Beside:
     def join(self, source: Any) -> MultiSourceArray:
         """One source with all this beside it."""
         result = MultiSourceArray([source], self.labels, table=self.table)
-        if self.labels is None:
-            result._labels = None
-        result._classes, result._boxes = self.classes or result._classes, self.boxes
-        result.tabular_columns = self.tabular
-        result._valid, result._places = self.valid, self.places
+        result.companions = replace(
+            result.companions,
+            labels=None if self.labels is None else result.companions.labels,
+            classes=self.classes or result.companions.classes,
+            boxes=self.boxes,
+            tabular=self.tabular,
+            valid=self.valid,
+            places=self.places,
+        )
         if self.order is not None:
             result.order = self.order
             result.seed = self.seed

@@ -278,8 +278,10 @@ def _beside(path: Path, mark: str) -> Iterator[Path]:
 
 
 def labels_path(path: Path, version: int) -> Path:
-    """Where the mask labels of a store lie that were written with one version of it."""
-    return path.with_name(f"{path.stem}{LABELS}{version}{path.suffix}")
+    """Where the mask labels of a store lie that were written with one version of it; those of old had none, 0."""
+    return path.with_name(
+        f"{path.stem}{LABELS}{version}{path.suffix}" if version else f"{path.stem}.labels{path.suffix}"
+    )
 
 
 def sweep(path: Path, side: str, labels: int | None, *, labels_too: bool) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 
 from lazytiles.arrays import held
 from lazytiles.errors import LazyTilesError
-from lazytiles.training.tandem import Array, Structure, as_source, leaves, native, rebuilt
+from lazytiles.training.tandem import Array, as_source, native
+from lazytiles.trees import Path, Structure, leaves, mapped, walk, words
 
 _TOO_WIDE = (
     "images are float64, twice the size of what a model computes in; pass normalize=True or (mean, std), "
@@ -81,13 +82,13 @@ class Scaling:
         given = None if normalize is True else standard_of(normalize)
         is_single = not isinstance(x, tuple | list | Mapping)
 
-        def scale(source: Any, name: str) -> Standard | None:
+        def scale(path: Path, source: Any) -> Standard | None:
             if not is_single and len(source.shape) < 3:
                 return None
             dtype = np.dtype(source.dtype)
-            return given if given is not None else units.setdefault(dtype, unit_range(dtype, name))
+            return given if given is not None else units.setdefault(dtype, unit_range(dtype, words(path, "x")))
 
-        return cls(_named(as_sources(x), "x", scale))
+        return cls(mapped(as_sources(x), scale, as_tuples=True))
 
     def __call__(self, x: Structure) -> Structure:
         """Arrays in the form of the sources, scaled.
@@ -170,16 +171,7 @@ def standard_of(normalize: Any) -> Standard:
 
 def as_sources(x: Structure) -> Structure:
     """The structure with sources at its ends, see `as_source`."""
-    return rebuilt(x, map(as_source, leaves(x)))
-
-
-def _named(part: Structure, name: str, change: Callable[[Any, str], Any]) -> Structure:
-    """What a function makes of each source and the words for it."""
-    if isinstance(part, Mapping):
-        return {key: _named(value, f"{name}[{key!r}]", change) for key, value in part.items()}
-    if isinstance(part, tuple | list):
-        return tuple(_named(value, f"{name}[{k}]", change) for k, value in enumerate(part))
-    return change(part, name)
+    return mapped(x, lambda _, leaf: as_source(leaf))
 
 
 def one_hot(labels: Array, classes: int) -> Array:
@@ -324,27 +316,53 @@ def parts_of(x: Structure, y: Structure = None, sample_weight: Structure = None)
     Parameters
     ----------
     x, y, sample_weight : as `KerasAdapter` takes them; an array with labels brings them, alone or among others, and
-        alone its table columns too
+        its table columns, see `with_tabular`
 
     Raises
     ------
-    ValueError : weights without targets; several arrays in `x` that bring different labels
+    ValueError : weights without targets; several arrays in `x` that bring different labels or table columns
     TypeError : something that no framework takes
     """
     if y is None:
         y = _labels_in(x)
-    tabular = getattr(x, "tabular", None)
-    if tabular is not None:
-        x = (x, np.asarray(tabular, dtype=np.float32))
+    x = with_tabular(x)
     if y is None and sample_weight is not None:
         raise ValueError("sample_weight needs targets: pass y")
     given = {"x": x, "y": y, "sample_weight": sample_weight}
     return tuple(check_part(part, name) for name, part in given.items() if part is not None)
 
 
+def with_tabular(x: Structure) -> Structure:
+    """The inputs, and the table columns that arrays among them bring: as a last one, in a dict as ``"tabular"``.
+
+    Columns that are among the inputs already are not brought again.
+
+    Raises
+    ------
+    ValueError : several arrays bring different columns, or a dict has another ``"tabular"``
+    """
+    found = [(words(path, "x"), leaf.tabular) for path, leaf in walk(x) if hasattr(leaf, "tabular")]
+    found = [(name, columns) for name, columns in found if columns is not None]
+    if not found:
+        return x
+    (first, columns), *others = found
+    if any(not np.array_equal(columns, other) for _, other in others):
+        raise ValueError(
+            f"{first} and {others[0][0]} bring different tabular columns; leave out those of one by DelayedView(array)"
+        )
+    given = [leaf for leaf in leaves(x) if tuple(getattr(leaf, "shape", ())) == columns.shape]
+    if any(np.array_equal(np.asarray(leaf, np.float32), columns) for leaf in given):
+        return x
+    if isinstance(x, Mapping):
+        if "tabular" in x:
+            raise ValueError(f"{first} brings its tabular columns as x['tabular'], which is something else already")
+        return {**x, "tabular": columns}
+    return (*x, columns) if isinstance(x, tuple | list) else (x, columns)
+
+
 def _labels_in(x: Structure) -> Structure:
     """The labels that the arrays of `x` bring, if they agree; None where there are none."""
-    found = [(path, leaf.labels) for path, leaf in _named_leaves(x, "x") if hasattr(leaf, "labels")]
+    found = [(words(path, "x"), leaf.labels) for path, leaf in walk(x) if hasattr(leaf, "labels")]
     found = [(path, labels) for path, labels in found if labels is not None]
     if not found:
         return None
@@ -358,14 +376,6 @@ def _labels_in(x: Structure) -> Structure:
     return labels
 
 
-def _named_leaves(data: Structure, name: str) -> list[tuple[str, Any]]:
-    if isinstance(data, Mapping):
-        return [pair for key, part in data.items() for pair in _named_leaves(part, f"{name}[{key!r}]")]
-    if isinstance(data, tuple | list):
-        return [pair for k, part in enumerate(data) for pair in _named_leaves(part, f"{name}[{k}]")]
-    return [(name, data)]
-
-
 def check_part(data: Structure, name: str) -> Structure:
     """The sources of one part of a batch as they are now, lists as tuples; what no backend takes is refused by name.
 
@@ -374,14 +384,18 @@ def check_part(data: Structure, name: str) -> Structure:
     TypeError : None, text or objects among them, a list within a list, or a tensor that NumPy cannot see
     ValueError : missing values in a column
     """
-    if isinstance(data, Mapping):
-        return {key: check_part(value, f"{name}[{key!r}]") for key, value in data.items()}
-    if isinstance(data, tuple | list):
-        if isinstance(data, list) and not any(hasattr(value, "shape") for value in data):
-            return check_part(np.asarray(data), name)
-        return tuple(check_part(value, f"{name}[{k}]") for k, value in enumerate(data))
+    return mapped(data, lambda path, leaf: _checked(leaf, words(path, name)), as_tuples=True, is_end=_is_array)
+
+
+def _is_array(data: Any) -> bool:
+    """Whether a list is of numbers, and no list of sources."""
+    return isinstance(data, list) and not any(hasattr(value, "shape") for value in data)
+
+
+def _checked(data: Any, name: str) -> Any:
     if data is None:
         raise TypeError(f"{name} is None; leave it out")
+    data = np.asarray(data) if isinstance(data, list) else data
     try:
         source = held(data)
     except (TypeError, ValueError) as error:
@@ -411,15 +425,11 @@ def differences(first: Structure, batch: Structure) -> str:
 
 def copied(batch: Structure) -> Structure:
     """The same batch in arrays of its own."""
-    return rebuilt(batch, iter([np.array(array) for array in leaves(batch)]))
+    return mapped(batch, lambda _, array: np.array(array))
 
 
 def _each(part: Structure, change: Callable[[Any], Array]) -> Structure:
-    if isinstance(part, Mapping):
-        return {key: _each(value, change) for key, value in part.items()}
-    if isinstance(part, tuple | list):
-        return tuple(_each(value, change) for value in part)
-    return change(part)
+    return mapped(part, lambda _, leaf: change(leaf), as_tuples=True)
 
 
 def _narrow(array: Array) -> Array:

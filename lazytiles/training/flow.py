@@ -15,8 +15,8 @@ from lazytiles.indexing import Seed
 from lazytiles.training.readahead import Key, ReadAhead
 from lazytiles.training.schedule import READAHEAD_BYTES, Feed
 from lazytiles.training.shards import Shard
-from lazytiles.training.tandem import Structure
 from lazytiles.training.transforms import Transform
+from lazytiles.trees import Structure
 
 
 class BatchFlow:

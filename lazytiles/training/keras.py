@@ -21,8 +21,8 @@ from lazytiles.training.keras_serving import Owner, Server
 from lazytiles.training.readahead import Key
 from lazytiles.training.schedule import READAHEAD_BYTES, Feed, Schedule
 from lazytiles.training.shards import Shard
-from lazytiles.training.tandem import Structure, leaves, rebuilt
 from lazytiles.training.transforms import Transform
+from lazytiles.trees import Structure, leaves, rebuilt
 
 keras: Any = require("keras", extra="keras")
 

@@ -13,7 +13,7 @@ from lazytiles.errors import LazyTilesError
 from lazytiles.training.batches import copied
 from lazytiles.training.readahead import Key, ReadAhead
 from lazytiles.training.schedule import Feed
-from lazytiles.training.tandem import Structure, leaves
+from lazytiles.trees import Structure, leaves
 
 Owner = Literal["nobody", "user", "trainer"]  # who said which epoch it is: a trainer says so for each
 
@@ -66,6 +66,7 @@ class Server:
         self._taken: set[int] = set()  # the steps that are bound
         self._planned = 0  # how many of `left` are so at its beginning
         self._asks = 0
+        self._ends = 0  # how often a pass over it was ended: never, where a class of the user's keeps that to itself
         self._index = -1  # that was asked for last
         self._last: Literal["ask", "begin", "end"] = "ask"  # what happened last
         self.is_cut = False  # whether the last pass was of a resumed epoch
@@ -107,7 +108,7 @@ class Server:
 
     def begin(self) -> None:
         """Somebody begins to pass over the epoch: wait for a batch, so that its errors come out here."""
-        is_next = self._passes == 1 or self._last == "end" if self.begins else self.steps > _LOOKS
+        is_next = self._passes == 1 or self._last == "end" or not self._ends if self.begins else self.steps > _LOOKS
         if is_next and self._moves_on():
             self.move(self.epoch + 1)
         self._is_pending = False
@@ -124,6 +125,7 @@ class Server:
     def end(self) -> None:
         """Somebody ends a pass: the next epoch follows if all of this one was asked for."""
         self._last = "end"
+        self._ends += 1
         self._is_build = self._is_build or self.begins == self._asks == 1
         is_next = self._passes == 1 or (self.begins == 0 and (self.steps > _LOOKS or self._is_pending))
         if is_next and self._moves_on():
@@ -184,7 +186,7 @@ class Server:
         self._taken.clear()
         self._looked.clear()
         self.asked.clear()
-        self.begins = self._planned = self._asks = 0
+        self.begins = self._planned = self._asks = self._ends = 0
         self._index = -1
         self.is_cut = self._is_build = self._is_pending = False
 

@@ -15,7 +15,8 @@ from typing import Literal
 from lazytiles.config import settings
 from lazytiles.errors import LazyTilesError
 from lazytiles.threads import Lane, Pool
-from lazytiles.training.tandem import Alive, Array, Rows, Structure, Tandem, batch_error, native
+from lazytiles.training.tandem import Alive, Array, Rows, Tandem, batch_error, native
+from lazytiles.trees import Structure
 
 Key = tuple[int, int]  # (epoch, batch)
 

@@ -17,8 +17,9 @@ from lazytiles.errors import LazyTilesError
 from lazytiles.indexing import Seed, balanced_weights, draw, permutation, seed_of, shard_batches, shard_slice
 from lazytiles.training.readahead import Key, ReadAhead, Work
 from lazytiles.training.shards import Shard, own_shard
-from lazytiles.training.tandem import Rows, Structure, Tandem
+from lazytiles.training.tandem import Rows, Tandem
 from lazytiles.training.transforms import Stage, Transform
+from lazytiles.trees import Structure
 
 STATE_VERSION = 2
 READAHEAD_BYTES = 256 * 2**20

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,42 +15,14 @@ from numpy.typing import NDArray
 from lazytiles.arrays import held
 from lazytiles.config import count
 from lazytiles.errors import LazyTilesError
+from lazytiles.trees import Structure, leaves, rebuilt
 
-# A source, or tuples, lists and dicts of sources; a batch has the same form with arrays as leaves.
-Structure = Any
 Rows = NDArray[np.int64]
 Array = NDArray[Any]
 Done = Callable[[int, "Array | LazyTilesError"], None]
 
 _NAMED = 3  # samples that one message names at most
 _LABEL_AXES = 2  # NumPy arrays of so many axes are labels, weights or columns, and small
-
-
-def leaves(data: Structure) -> list[Any]:
-    """What stands at the ends of nested tuples, lists and dicts, in order.
-
-    >>> leaves(({"a": 1, "b": 2}, [3]))
-    [1, 2, 3]
-    """
-    if isinstance(data, Mapping):
-        data = tuple(data.values())
-    elif not isinstance(data, tuple | list):
-        return [data]
-    return [leaf for part in data for leaf in leaves(part)]
-
-
-def rebuilt(form: Structure, values: Iterator[Any]) -> Structure:
-    """The nested tuples, lists and dicts of `form` with the next values at their ends.
-
-    >>> rebuilt(({"a": 1, "b": 2}, [3]), iter("xyz"))
-    ({'a': 'x', 'b': 'y'}, ['z'])
-    """
-    if isinstance(form, Mapping):
-        return {key: rebuilt(part, values) for key, part in form.items()}
-    if isinstance(form, tuple | list):
-        parts = [rebuilt(part, values) for part in form]
-        return type(form)(*parts) if hasattr(form, "_fields") else type(form)(parts)
-    return next(values)
 
 
 def native(array: Any) -> Array:
@@ -215,7 +187,8 @@ class Tandem:
 
     def groups(self) -> Rows | None:
         """The number of the source that each sample lies in, of the first array that is made of several; or None."""
-        return next((s.region_ids for s in self.sources if hasattr(s, "region_ids")), None)
+        found = (getattr(source, "region_ids", None) for source in self.sources)
+        return next((numbers for numbers in found if numbers is not None), None)
 
     def read(self, rows: Rows, given: Mapping[int, Array] | None = None) -> Structure:
         """The batch of these rows; `given` holds the arrays of sources that are read already, by number."""
@@ -238,9 +211,10 @@ class Tandem:
                 source.verify()
 
     def sample_bytes(self, which: Sequence[int]) -> int:
-        """Bytes of one sample of these sources together."""
+        """Bytes of memory that one sample of these sources takes while it is read."""
         return sum(
             int(np.prod(self.sources[k].shape[1:], dtype=object)) * np.dtype(self.sources[k].dtype).itemsize
+            + getattr(self.sources[k], "scratch_bytes", 0)
             for k in which
         )
 

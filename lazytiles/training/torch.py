@@ -9,8 +9,9 @@ import numpy as np
 
 from lazytiles.errors import require
 from lazytiles.training.batches import parts_of
-from lazytiles.training.tandem import Structure, Tandem, leaves, rebuilt
+from lazytiles.training.tandem import Tandem
 from lazytiles.training.transforms import check_parts
+from lazytiles.trees import Structure, leaves, rebuilt
 
 torch: Any = require("torch", extra="torch")
 

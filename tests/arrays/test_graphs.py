@@ -237,3 +237,15 @@ def test_no_warning_and_no_file_under_any_scheduler(tiles: MultiSourceArray) -> 
     for scheduler in ("threads", "synchronous"):
         with dask.config.set(scheduler=scheduler):
             assert np.array_equal(tiles.to_dask().compute(), whole)
+
+
+def test_masks_come_along_and_must_fit(tmp_path: Path) -> None:
+    table = written(tmp_path)
+    table = table[table.label_id == YEARS[0]]
+    for k in range(3):
+        tifffile.imwrite(tmp_path / f"{k:03}_mask.tif", np.full((64 - k // 2, 80), k, np.uint8))
+    array = open_tiles(table, tmp_path, masks="{region_id}_mask.tif")
+    for lazy in (array, array.labels):
+        assert np.array_equal(lazy.to_dask()[:40].compute(), lazy[:40])
+        with pytest.raises(LazyTilesError, match=r"tile 2-\d+.* an image and its mask are cut by one box"):
+            lazy.to_dask().compute()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -340,7 +341,7 @@ def test_nobody_moves_what_stands_beside_the_samples():
     for labels in (masks, np.arange(9) * 10):
         table = pd.DataFrame({"x": np.arange(9)})
         array = lt.MultiSourceArray([np.arange(9)], labels, table=table)
-        array._valid = valid.copy()
+        array.companions = replace(array.companions, valid=valid.copy())
         table["x"] = -1
         for _ in range(2):
             if labels is masks:

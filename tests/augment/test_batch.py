@@ -5,15 +5,19 @@ from __future__ import annotations
 import inspect
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 from scipy import ndimage
 
+import lazytiles as lt
 from lazytiles.augment import Augment, ImageFunction, Recipe, random_transform, random_transform_stack
 from lazytiles.augment.geometry import spline_basis
 from lazytiles.training.flow import BatchFlow
@@ -651,3 +655,23 @@ def test_an_image_function_is_seeded_per_sample() -> None:
 def test_what_an_image_function_cannot_do_is_refused(fn: Any, given: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ImageFunction(fn)(given(*batch()), rng())
+
+
+def test_a_function_of_images_does_not_leave_boxes_behind(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / "a.png")
+    names = ["x", "y", "w", "h"]
+    table = pd.DataFrame({"path": ["a.png"], "x": 2.0, "y": 3.0, "w": 4.0, "h": 5.0})
+    tiles = lt.open_tiles(table, tmp_path, target=names, scale_boxes=names, box_format="xywh")
+
+    def brighter(image: np.ndarray) -> dict[str, np.ndarray]:
+        return {"image": image + 1}
+
+    for data in ((tiles, tiles.labels), {"x": tiles, "boxes": tiles.labels}):
+        for fn in (brighter, ImageFunction(brighter)):
+            with pytest.raises(ValueError, match=r"function of one image would leave them .*: use Augment"):
+                BatchFlow(data, 1, transform=fn)
+    ((x, y),) = BatchFlow((tiles, tiles.labels), 1, transform=ImageFunction(brighter, boxes=()))
+    assert x.max() == 1
+    assert y.tolist() == [[2, 3, 4, 5]]
+    with pytest.raises(ValueError, match="moves no boxes"):
+        ImageFunction(brighter, boxes="xywh")  # type: ignore[arg-type]

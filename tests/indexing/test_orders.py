@@ -17,14 +17,12 @@ from lazytiles.indexing import orders, seeds
 from lazytiles.indexing.orders import (
     balanced_weights,
     draw,
-    fresh_seed,
-    generator,
     mixing,
     permutation,
     shard_batches,
     shard_slice,
 )
-from lazytiles.indexing.seeds import stream
+from lazytiles.indexing.seeds import fresh_seed, generator, stream
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "orders.json").read_text())
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lazytiles.config import counters
 from lazytiles.errors import ManifestError
 from lazytiles.images.region import open_region
-from lazytiles.indexing.tilings import EDGES, Edge, cover, coverage, cuts, segments_meeting, tiling
+from lazytiles.indexing.tilings import EDGES, Edge, cover, coverage, cuts, tiling
 from lazytiles.manifests.grids import make_grid, parse_rule
 from lazytiles.manifests.manifest import read_manifest
 
@@ -101,23 +101,6 @@ def test_coverage_is_a_loop_over_windows(shape: list[int], data: st.DataObject) 
     short = cover(windows, shape)
     assert (short.fewest, short.most) == (expected.min(), expected.max())
     assert short.fraction == pytest.approx((expected > 0).mean())
-
-
-@given(st.data())
-def test_segments_meeting_is_a_loop_over_segments(data: st.DataObject) -> None:
-    shape = data.draw(st.lists(st.integers(1, 20), min_size=1, max_size=3))
-    cell = [data.draw(st.integers(1, 7)) for _ in shape]
-    grid = [-(-length // one) for length, one in zip(shape, cell, strict=True)]
-    starts = [data.draw(st.integers(0, length)) for length in shape]
-    stops = [data.draw(st.integers(start, length)) for start, length in zip(starts, shape, strict=True)]
-    pixels = np.zeros(shape, bool)
-    pixels[tuple(map(slice, starts, stops))] = True
-    expected = [
-        number
-        for number, place in enumerate(np.ndindex(*grid))
-        if pixels[tuple(slice(k * one, (k + 1) * one) for k, one in zip(place, cell, strict=True))].any()
-    ]
-    assert segments_meeting([*starts, *stops], cell, grid).tolist() == expected
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazytiles.errors import ManifestError
-from lazytiles.manifests.columns import hash_text, parse_boxes
-from lazytiles.manifests.manifest import inspect_manifest, read_manifest
+from lazytiles.manifests.columns import column_hashes, parse_boxes
+from lazytiles.manifests.manifest import Columns, inspect_manifest, read_manifest
 from lazytiles.manifests.paths import resolve_paths, template_columns
 from lazytiles.manifests.tiles import open_tiles
 from tests import made
@@ -393,11 +393,13 @@ def test_the_box_grammar_is_the_regular_expressions(cells: list[str]) -> None:
 
 @given(st.lists(st.text(max_size=12), max_size=20), st.integers(0, 5))
 def test_hashes_tell_texts_apart(texts: list[str], start: int) -> None:
-    array = pa.array(texts, pa.string()).slice(start)
-    hashes = hash_text(array).tolist()
-    assert len(hashes) == len(array)
+    column = pd.Series(texts, dtype="str").iloc[start:]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lazytiles.manifests.columns._HASHED_ROWS", 3)
+        hashes = column_hashes(column).tolist()
+    assert len(hashes) == len(column)
     same: dict[str, set[int]] = {}
-    for text, value in zip(array.to_pylist(), hashes, strict=True):
+    for text, value in zip(column, hashes, strict=True):
         same.setdefault(text, set()).add(value)
     assert all(len(values) == 1 for values in same.values())
     assert len({next(iter(values)) for values in same.values()}) == len(same)
@@ -425,7 +427,7 @@ def test_memory_per_row_is_small(tmp_path: Path) -> None:
 
 
 def test_inspection_gives_table_and_problems(tmp_path: Path) -> None:
-    table, problems = inspect_manifest(write(tmp_path, HEADER + ROW + ROW), target="target")
+    table, problems = inspect_manifest(write(tmp_path, HEADER + ROW + ROW), Columns(target="target"))
     assert len(table) == 2
     assert problems.counts == {"duplicate": 1}
     assert problems.rows == {"duplicate": [1]}
@@ -613,9 +615,9 @@ def test_a_conflict_is_found_without_hashing_wrong(monkeypatch: pytest.MonkeyPat
     rows = [("a", "r", 2017, 0), ("a", "r", 2018, 0), ("b", "r", 2017, 8), ("b", "r", 2018, 9)]
     table = pd.DataFrame([(t, r, str(y), x, 0, x + 8, 8) for t, r, y, x in rows])
     table.columns = ["tile_id", "region_id", "label_id", "xmin", "ymin", "xmax", "ymax"]
-    assert inspect_manifest(table)[1].counts == {"frames disagree": 1}
-    assert not inspect_manifest(table[:3])[1].counts
+    assert inspect_manifest(table, Columns())[1].counts == {"frames disagree": 1}
+    assert not inspect_manifest(table[:3], Columns())[1].counts
     # Tiles of one hash look like a conflict, but are told apart by their names.
-    monkeypatch.setattr("lazytiles.manifests.manifest.hash_text", lambda text: np.zeros(len(text), np.uint64))
-    assert inspect_manifest(table)[1].counts == {"frames disagree": 1}
-    assert not inspect_manifest(table[:3])[1].counts
+    monkeypatch.setattr("lazytiles.manifests.conflicts.column_hashes", lambda ids: np.zeros(len(ids), np.uint64))
+    assert inspect_manifest(table, Columns())[1].counts == {"frames disagree": 1}
+    assert not inspect_manifest(table[:3], Columns())[1].counts

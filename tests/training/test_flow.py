@@ -30,7 +30,8 @@ from lazytiles.errors import LazyTilesError, RegionError
 from lazytiles.indexing.orders import permutation
 from lazytiles.training.flow import BatchFlow
 from lazytiles.training.schedule import Schedule
-from lazytiles.training.tandem import Tandem, leaves, read_rows
+from lazytiles.training.tandem import Tandem, read_rows
+from lazytiles.trees import leaves
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -675,6 +676,15 @@ def test_a_second_parameter_without_a_default_or_named_rng_gets_the_generator():
 def test_a_transform_gives_all_of_the_batch_back(transform, what):
     with pytest.raises(LazyTilesError, match=rf"ValueError: the transform .*{what}.*\(transform of batch 0 of "):
         next(iter(BatchFlow((X, IDS), 4, transform=transform)))
+
+
+@pytest.mark.parametrize("left", [lambda x: x["image"], lambda x: {"image": x["image"]}, lambda x: None])
+def test_a_transform_gives_all_within_a_part_back(left):
+    flow = BatchFlow(({"image": X, "more": X}, IDS), 4, transform=lambda b: (left(b[0]), b[1]))
+    with pytest.raises(
+        LazyTilesError, match=r"given part 0 of a batch, of 2 parts and gave (one array|1 of them|None)"
+    ):
+        next(iter(flow))
 
 
 def test_what_cannot_be_called_is_no_transform():

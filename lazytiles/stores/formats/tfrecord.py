@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from lazytiles.errors import StoreError, require
 from lazytiles.images import open_plain, unlinked, write_new
-from lazytiles.stores.formats.base import RECORD, Layout, crcs_of, members_of, write_all, zipped
+from lazytiles.stores.formats.base import RECORD, Format, Layout, Reader, crcs_of, members_of, write_all, zipped
 from lazytiles.stores.journal import PARTIAL, SIDE
 
 # The members lie in a zip archive beside the records, as a reader of records would stumble over them. Its name
@@ -83,18 +83,107 @@ def framed(content: bytes) -> bytes:
     return length + struct.pack("<I", crc32c(length)) + content + struct.pack("<I", crc32c(content))
 
 
-class TFRecordFormat:
+def _mark_of(version: str) -> bytes:
+    return entry("store", feature(version.encode()))
+
+
+def _inner(example: bytes) -> int:
+    """How many bytes the only field of a protocol buffer has."""
+    size, shift = 0, 0
+    for byte in example[1:]:
+        size |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            break
+    return size
+
+
+def _side_of(path: Path) -> Path | None:
+    """The file with the members of a TFRecord store: the one that its last record names."""
+    with open(path, "rb", opener=open_plain) as file:
+        size = os.fstat(file.fileno()).st_size
+        tail = os.pread(file.fileno(), 64, max(0, size - 64))[:-4]
+    version = tail[-16:].decode("ascii", errors="replace") if size else _NO_VERSION
+    if not size or tail.endswith(_mark_of(version)):
+        named = path.with_name(f"{path.name}.{version}{SIDE}")
+        if named.is_file():
+            return named
+    # Its last bytes may be damaged, which is said best by what knows how they were.
+    others = [p for p in path.parent.iterdir() if p.name.startswith(path.name + ".") and p.name.endswith(SIDE)]
+    return others[0] if len(others) == 1 and PARTIAL not in others[0].name else None
+
+
+class TFRecordReader(Reader):
+    """A TFRecord store; or, with a layout and notes, what a killed writer left of one."""
+
+    holds = False
+
+    def __init__(self, path: Path, layout: Layout | None = None, notes: Sequence[int] = ()) -> None:
+        self._path = path
+        self._members: dict[str, bytes] = {}
+        self._links = layout is None  # a store may be the user's link, a partial may not
+        side = _side_of(path) if layout is None else None
+        self.side = "" if side is None else side.name[len(path.name) :]
+        if side is not None:
+            self._members = members_of(side, links=False)
+            facts = json.loads(self._members[RECORD])
+            layout = Layout(tuple(facts["shape"]), np.dtype(facts["dtype"]), facts["chunk"])
+            self.shape = (facts["rows"], *layout.shape)
+            notes = np.frombuffer(self._members["ends.bin"], np.int64).tolist()
+            if len(notes) != -(-facts["rows"] // layout.chunk) or notes != sorted(notes):
+                raise StoreError(f"{path}: {len(notes)} ends of chunks of {facts['rows']} rows make no sense")
+        self._layout = Layout((), np.dtype(np.uint8), 1) if layout is None else layout
+        self._ends = [0, *notes]
+        if self._members and path.stat().st_size != self._ends[-1]:
+            raise StoreError(f"{path}: {self._ends[-1]} bytes expected, {path.stat().st_size} are there")
+        self.dtype = self._layout.dtype
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """See `Reader.read`."""
+        chunk = self._layout.chunk
+        parts = [self._chunk(number) for number in range(start // chunk, -(-stop // chunk))]
+        if not parts:
+            return self._layout.blank(0)
+        skipped = start - start // chunk * chunk
+        return np.concatenate(parts)[skipped : skipped + stop - start]
+
+    def _chunk(self, number: int) -> NDArray[Any]:
+        first, last = self._ends[number], self._ends[number + 1]
+        with open(self._path, "rb", opener=partial(open_plain, links=self._links)) as file:
+            if not 0 <= first <= last <= os.fstat(file.fileno()).st_size:
+                raise StoreError(f"bytes {first} to {last} lie outside the file")
+            content = os.pread(file.fileno(), last - first, first)
+        layout = self._layout
+        rows: list[NDArray[Any]] = []
+        at = 0
+        while at < len(content):
+            end = at + 12 + struct.unpack_from("<Q", content, at)[0]
+            # The checksum of the rows leaves out the label and all else that a record has.
+            if content[at : end + 4] != framed(content[at + 12 : end]):
+                raise StoreError(f"record {number * layout.chunk + len(rows)} is damaged")
+            # Stores of before members had versions bear no mark.
+            marked = self.side not in ("", SIDE) and first + end + 4 == self._ends[-1]
+            data = end - len(_mark_of(_NO_VERSION)) if marked else end
+            rows.append(np.frombuffer(content[data - layout.row_bytes : data], layout.dtype))
+            at = end + 4
+        return np.stack(rows).reshape(-1, *layout.shape)
+
+    def members(self) -> Mapping[str, bytes]:
+        """See `Reader.members`."""
+        return self._members
+
+
+class TFRecordFormat(Format):
     """Samples and labels as records; `labels` among the options is an array or a lazy one, in step."""
 
     name = "tfrecord"
-    continues = True
+    suffixes = (".tfrecord", ".tfrecords")
+    reader = TFRecordReader
+    takes_labels = True
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        options = dict(options)
-        self._labels = options.pop("labels", None)
-        if options:
-            raise TypeError(f"a TFRecord file takes no options, but {sorted(options)} were given")
-        self._file: Any = None
+        super().__init__({name: value for name, value in options.items() if name != "labels"})
+        self._labels = options.get("labels")
 
     def create(self, path: Path, layout: Layout, length: int | None) -> None:
         """See `Format.create`."""
@@ -133,10 +222,7 @@ class TFRecordFormat:
             given = b"" if labels is None else entry("label", feature(labels[k]))
             yield field(1, self._head + given + entry("data", feature(row.tobytes())))
 
-    def sync(self) -> None:
-        """Nothing: the records are the system's when they have been put."""
-
-    def finish(self, rows: int, members: Mapping[str, bytes]) -> str:
+    def finish(self, rows: int, members: Mapping[str, bytes]) -> None:
         """See `Format.finish`; the version is a digest of rows and members."""
         self._file.truncate(self._end)
         contents = {name: content for name, content in members.items() if name != RECORD}
@@ -144,10 +230,9 @@ class TFRecordFormat:
         if rows:
             self._mark(version)
         ends = np.array(self._ends, np.int64).tobytes()
-        side = f".{version}{SIDE}"
-        write_new(self._path.with_name(self._path.name + side), zipped({**members, "ends.bin": ends}))
+        self.side = f".{version}{SIDE}"
+        write_new(self._path.with_name(self._path.name + self.side), zipped({**members, "ends.bin": ends}))
         self.close()
-        return side
 
     def _mark(self, version: str) -> None:
         """Write the last record again, with the version of the store behind its data."""
@@ -166,104 +251,3 @@ class TFRecordFormat:
     def adopt(self, store: Path, path: Path, chunks: int) -> bool:
         """Not possible: labels of further rows have no place to come from."""
         raise StoreError(f"{store}: a TFRecord store cannot be appended to; export it again")
-
-    def inherit(self, store: Path) -> None:
-        """Nothing: there are no options."""
-
-    def close(self) -> None:
-        """Let go of what is open."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
-def _mark_of(version: str) -> bytes:
-    return entry("store", feature(version.encode()))
-
-
-def _inner(example: bytes) -> int:
-    """How many bytes the only field of a protocol buffer has."""
-    size, shift = 0, 0
-    for byte in example[1:]:
-        size |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            break
-    return size
-
-
-def _side_of(path: Path) -> Path | None:
-    """The file with the members of a TFRecord store: the one that its last record names."""
-    with open(path, "rb", opener=open_plain) as file:
-        size = os.fstat(file.fileno()).st_size
-        tail = os.pread(file.fileno(), 64, max(0, size - 64))[:-4]
-    version = tail[-16:].decode("ascii", errors="replace") if size else _NO_VERSION
-    if not size or tail.endswith(_mark_of(version)):
-        named = path.with_name(f"{path.name}.{version}{SIDE}")
-        if named.is_file():
-            return named
-    # Its last bytes may be damaged, which is said best by what knows how they were.
-    others = [p for p in path.parent.iterdir() if p.name.startswith(path.name + ".") and p.name.endswith(SIDE)]
-    return others[0] if len(others) == 1 and PARTIAL not in others[0].name else None
-
-
-class TFRecordReader:
-    """A TFRecord store; or, with a layout and notes, what a killed writer left of one."""
-
-    holds = False
-
-    def __init__(self, path: Path, layout: Layout | None = None, notes: list[int] | None = None) -> None:
-        self._path = path
-        self._members: dict[str, bytes] = {}
-        self._links = layout is None  # a store may be the user's link, a partial may not
-        side = _side_of(path) if layout is None else None
-        self.side = "" if side is None else side.name[len(path.name) :]
-        if side is not None:
-            self._members = members_of(side, links=False)
-            facts = json.loads(self._members[RECORD])
-            layout = Layout(tuple(facts["shape"]), np.dtype(facts["dtype"]), facts["chunk"])
-            self.shape: tuple[int, ...] = (facts["rows"], *layout.shape)
-            notes = np.frombuffer(self._members["ends.bin"], np.int64).tolist()
-            if len(notes) != -(-facts["rows"] // layout.chunk) or notes != sorted(notes):
-                raise StoreError(f"{path}: {len(notes)} ends of chunks of {facts['rows']} rows make no sense")
-        self._layout = Layout((), np.dtype(np.uint8), 1) if layout is None else layout
-        self._ends = [0, *(notes or [])]
-        if self._members and path.stat().st_size != self._ends[-1]:
-            raise StoreError(f"{path}: {self._ends[-1]} bytes expected, {path.stat().st_size} are there")
-        self.dtype = self._layout.dtype
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """See `Reader.read`."""
-        chunk = self._layout.chunk
-        parts = [self._chunk(number) for number in range(start // chunk, -(-stop // chunk))]
-        if not parts:
-            return self._layout.blank(0)
-        skipped = start - start // chunk * chunk
-        return np.concatenate(parts)[skipped : skipped + stop - start]
-
-    def _chunk(self, number: int) -> NDArray[Any]:
-        first, last = self._ends[number], self._ends[number + 1]
-        with open(self._path, "rb", opener=partial(open_plain, links=self._links)) as file:
-            if not 0 <= first <= last <= os.fstat(file.fileno()).st_size:
-                raise StoreError(f"bytes {first} to {last} lie outside the file")
-            content = os.pread(file.fileno(), last - first, first)
-        layout = self._layout
-        rows: list[NDArray[Any]] = []
-        at = 0
-        while at < len(content):
-            end = at + 12 + struct.unpack_from("<Q", content, at)[0]
-            # The checksum of the rows leaves out the label and all else that a record has.
-            if content[at : end + 4] != framed(content[at + 12 : end]):
-                raise StoreError(f"record {number * layout.chunk + len(rows)} is damaged")
-            marked = bool(self._members) and first + end + 4 == self._ends[-1]
-            data = end - len(_mark_of(_NO_VERSION)) if marked else end
-            rows.append(np.frombuffer(content[data - layout.row_bytes : data], layout.dtype))
-            at = end + 4
-        return np.stack(rows).reshape(-1, *layout.shape)
-
-    def members(self) -> Mapping[str, bytes]:
-        """See `Reader.members`."""
-        return self._members
-
-    def close(self) -> None:
-        """Nothing: the file is open only while it is read."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 
-from lazytiles.indexing.requests import compose, request, select_rows
+from lazytiles.indexing.requests import request
 
 SIZES = st.integers(0, 6)
 MANY = settings(max_examples=max(700, settings().max_examples), deadline=None, suppress_health_check=list(HealthCheck))
@@ -289,29 +289,6 @@ def test_lists_of_bands_are_taken_from_whole_windows():
 def test_without_cells_a_row_is_asked_for_once():
     asked = request((np.repeat([4, 2], 50), np.arange(100) % 8), (10, 8, 3), row_axes=1)
     assert asked.n == 2
-
-
-@pytest.mark.parametrize(
-    "key", [3, -1, slice(None), slice(8, 2, -2), [3, -1], np.arange(9) % 2 == 0, [], ...], ids=repr
-)
-def test_selecting_rows_is_indexing_their_numbers(key):
-    rows = select_rows(key, 9)
-    assert rows.dtype == np.int64
-    assert rows.tolist() == np.atleast_1d(np.arange(9)[key]).tolist()
-
-
-@pytest.mark.parametrize("key", [None, (0, 0), [[0]], True, np.ones((3, 3), bool), 9, [9], "a", [True]], ids=repr)
-def test_selecting_rows_refuses_all_else(key):
-    with pytest.raises(IndexError, match=r"one axis|out of bounds|too many|only integers|boolean index"):
-        select_rows(key, 9)
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.permutations(range(7)), st.lists(st.integers(0, 6)))
-def test_composing_equals_indexing_twice(order, rows):
-    source, order, rows = np.arange(7) * 10, np.array(order), np.array(rows, dtype=np.int64)
-    np.testing.assert_array_equal(source[compose(order, rows)], source[order][rows])
-    assert compose(None, rows) is rows
 
 
 def test_it_prints_itself():

@@ -146,7 +146,7 @@ def test_an_export_is_that_of_one_machine(client: Any, tmp_path: Path, shuffled:
 
 
 def test_many_small_steps_with_a_death(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lazytiles.arrays.cluster.STEP_BYTES", 1)
+    monkeypatch.setattr("lazytiles.stores.distributed.STEP_BYTES", 1)
     tiles = made(tmp_path)
     with one_dies(client, 40):
         store = persist(tiles.shuffle(5), tmp_path / "out.zarr", chunk=4, client=client)
@@ -157,7 +157,7 @@ def test_many_small_steps_with_a_death(client: Any, tmp_path: Path, monkeypatch:
 def test_a_broken_export_names_its_tile_and_goes_on_later(
     client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lazytiles.arrays.cluster.STEP_BYTES", 1)
+    monkeypatch.setattr("lazytiles.stores.distributed.STEP_BYTES", 1)
     tiles = made(tmp_path)
     path = tmp_path / "3.tif"
     good = path.read_bytes()
