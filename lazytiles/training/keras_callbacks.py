@@ -134,7 +134,9 @@ class ResumeCallback(EpochCallback):
             variables = [*self.model.variables, *self.model.optimizer.variables]
             self._values = [(v, keras.ops.copy(v.value)) for v in variables]
         trained = self._trained[: batch + 1]
-        if self.save_freq != "epoch" and done - self._saved >= self.save_freq and len({*trained}) == batch + 1:
+        is_due = self.save_freq != "epoch" and done - self._saved >= self.save_freq
+        # After the last batch comes the end of the epoch, which is part of it and is saved itself.
+        if is_due and done < len(self.adapter) and len({*trained}) == batch + 1:
             self._save(self.adapter._state_of(self._epoch, [*self._before, *trained]))
             self._saved = done
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lazytiles.config import check_chunk
 from lazytiles.errors import StoreError, require
 from lazytiles.images import open_plain, refuse_bomb, split_name
-from lazytiles.stores.formats.base import Format, Layout, Reader, crcs_of
+from lazytiles.stores.formats.base import Format, Layout, Reader, crcs_of, refuse_holes
 
 _WORD = 2**32 - 1
 _SUPERBLOCK = 48  # bytes, of its version 3 with addresses of 8
@@ -123,6 +123,7 @@ class HDF5Reader(Reader):
                 raise StoreError(
                     f"{self._path} is damaged: its {name} claims {held.size} {held.dtype} that are not there"
                 )
+            refuse_holes(self._path, os.stat(self._path), held.size)
             found[name] = held[()].tobytes()
         return found
 
