@@ -25,7 +25,7 @@ from lazytiles.manifests.checks import check as check
 from lazytiles.manifests.grids import make_grid as make_grid
 from lazytiles.manifests.manifest import read_manifest as read_manifest
 from lazytiles.manifests.tiles import open_tiles as open_tiles
-from lazytiles.manifests.volumes import open_volumes as open_volumes
+from lazytiles.manifests.tiles import open_volumes as open_volumes
 from lazytiles.predictions.canvas import Canvas as Canvas
 from lazytiles.predictions.regions import predict as predict
 from lazytiles.stores.patch_sets import create_dataset as create_dataset

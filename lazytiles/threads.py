@@ -121,7 +121,7 @@ class _Shared:
     def __init__(self) -> None:
         self._executor: ThreadPoolExecutor | None = None
         self._size = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def executor(self, helpers: int) -> ThreadPoolExecutor:
         """An executor of at least so many threads. Of no more than are wanted: it starts new ones up to its limit."""

@@ -198,8 +198,13 @@ class MultiSourceArray(Ordered):
 
     @property
     def region_ids(self) -> NDArray[np.int64]:
-        """The number of the source of each sample, in the current order."""
-        return self.index_pairs[:, 0]
+        """The number of the source of each sample, in the current order; of written tiles that they came from."""
+        return self._ordered(self._groups())
+
+    def _groups(self) -> Int64s:
+        if self.companions.places is not None:
+            return self.companions.places[1][:, 0]
+        return np.searchsorted(self._starts, self._rows, side="right") - 1
 
     @property
     def places(self) -> tuple[tuple[Any, ...], Int64s]:
@@ -252,9 +257,7 @@ class MultiSourceArray(Ordered):
                 stacklevel=2,
             )
         seed = seed_of(seed)
-        groups = None
-        if window is not None:
-            groups = np.searchsorted(self._starts, self._rows, side="right").astype(np.int32)
+        groups = None if window is None else self._groups().astype(np.int32)
         self._order = permutation(len(self), seed, groups=groups, window=window)
         self.seed = seed
         return self
@@ -341,17 +344,10 @@ class MultiSourceArray(Ordered):
             return self._block(Request((rows,), box, origins, len(rows)))
         return super().read_box(rows, box, origins)
 
-    def _block(
-        self,
-        asked: Request,
-        *,
-        out: NDArray[Any] | None = None,
-        threads: int | None = None,
-        readers: int | None = None,
-    ) -> NDArray[Any]:
+    def _block(self, asked: Request, out: NDArray[Any] | None = None, **how: Any) -> NDArray[Any]:
         parts = self._parts(asked.rows)
         if self.form is not None:
-            return read_tiles(parts, asked, self.form, out=out, threads=threads, readers=readers)
+            return read_tiles(parts, asked, self.form, out=out, **how)
         return read_parts(parts, asked, self.dtype, out=out)
 
     def _parts(self, places: tuple[Int64s, ...]) -> list[tuple[Any, Int64s, tuple[Int64s, ...]]]:

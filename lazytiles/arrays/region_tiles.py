@@ -62,7 +62,7 @@ class RegionTiles(LazyArray):
         self.is_sound = False  # whether every frame has been opened and no window leaves its region
         self.is_sliced = False  # whether every tile is nothing but a slice of an uncompressed page on this machine
         self._straight = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         frames = (len(self.regions),) if timed else ()
         self.shape: tuple[int, ...] = (len(windows), *frames, *form.size, form.samples)
         self.dtype = form.dtype
@@ -282,7 +282,7 @@ class RegionTiles(LazyArray):
         return {**self.__dict__, **closed, "_pages": [None] * len(self.regions), "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+        self.__dict__.update(state, _lock=threading.RLock())
 
     def __repr__(self) -> str:
         return f"<RegionTiles of {self.name!r}: {self.shape} {self.dtype}>"

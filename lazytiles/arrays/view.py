@@ -227,6 +227,12 @@ class DelayedView(Ordered):
         """Which sample of the source each position of the current order shows, int64, shape (n,)."""
         return self._rows.copy() if self._order is None else self._rows[self._order]
 
+    @property
+    def region_ids(self) -> Int64s | None:
+        """The number of the source that each sample lies in, of a view of an array of several; else None."""
+        numbers: Int64s | None = getattr(self.source, "region_ids", None)
+        return None if numbers is None else numbers[self.samples]
+
     def shuffle(self, seed: Seed = None) -> DelayedView:
         """Reorder in place, by the seed and the length alone; returns the view itself."""
         self.seed = seed_of(seed)

@@ -173,7 +173,7 @@ class VolumeTiles(LazyArray):
         self.dtype = np.dtype(dtype).newbyteorder("=")
         self.partner: VolumeTiles | None = None  # the masks of these tiles, or the tiles of these masks
         self._volume: Any = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._extent = tuple((windows[0, 3:] - windows[0, :3]).tolist())
         if context is not None and (isinstance(context, bool) or context < 0):
             raise ValueError(f"context={context}: how many neighbouring slices on either side, 0 or more")
@@ -182,6 +182,10 @@ class VolumeTiles(LazyArray):
         height, width = self._extent[1:]
         inner = (*self._extent, samples) if context is None else (height, width, (2 * context + 1) * samples)
         self.shape: tuple[int, ...] = (len(windows), *inner)
+
+    def pair(self, masks: VolumeTiles) -> None:
+        """Make these tiles and those of their masks know each other."""
+        self.partner, masks.partner = masks, self
 
     @property
     def flat(self) -> bool:
@@ -298,7 +302,7 @@ class VolumeTiles(LazyArray):
         return {**self.__dict__, "_lock": None, "_volume": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+        self.__dict__.update(state, _lock=threading.RLock())
 
     def __repr__(self) -> str:
         return f"<VolumeTiles of {self.name!r}: {self.shape} {self.dtype}>"

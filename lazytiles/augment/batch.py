@@ -21,7 +21,7 @@ from lazytiles.indexing import samples_of, seed_of
 from lazytiles.trees import Path, mapped, walk
 
 # Functions that carry their own random state are seeded and called one at a time.
-_seeded = threading.Lock()
+_seeded = threading.RLock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

@@ -34,6 +34,7 @@ from lazytiles.errors import ManifestError, require, visible
 from lazytiles.images import open_region
 from lazytiles.indexing import EDGES, Edge, cover
 from lazytiles.manifests import (
+    Asked,
     Frames,
     Images,
     Problems,
@@ -42,8 +43,6 @@ from lazytiles.manifests import (
     default_template,
     find_sites,
     make_grid,
-    read_manifest,
-    reading,
     verify_digests,
     write_digests,
 )
@@ -331,7 +330,7 @@ def _preview_html(
     follow_symlinks: bool,
     **_: Any,
 ) -> str:
-    table = read_manifest(manifest, **reading(None, None, None, path, None, None, outside=pad is not None))
+    table = Asked(path=path, pad=pad, target=None).read(manifest)
     wanted, folder = Frames.of(frames), images or os.path.dirname(manifest) or "."
     rows = (Frames.of("each") if frames is None else wanted).samples(table, where)
     template, problems = path or default_template(table), Problems(manifest)  # noted, so that each row has its own

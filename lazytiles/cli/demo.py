@@ -105,10 +105,12 @@ def make_data(folder: Path | str, *, seed: int = 0, regions: int = 20, size: int
 def open_data(images: Path | str, manifest: Path | str) -> MultiSourceArray:
     """The tiles of a manifest with all its frames, of one size.
 
-    Windows of unequal size are resampled to 64 x 64 pixels; the frames are the manifest's labels in order.
+    Windows of unequal size are resampled to 64 x 64 pixels. Where tiles have rows of several labels, these are the
+    frames, in order.
     """
     table = read_manifest(manifest, target="target")
-    frames = sorted(table["label_id"].unique().tolist()) if "label_id" in table else None
+    is_timed = "label_id" in table and bool(table["tile_id"].duplicated().any())
+    frames = sorted(table["label_id"].unique().tolist()) if is_timed else None
     boxes = {"xmin", "ymin", "xmax", "ymax"} <= set(table.columns)
     shapes = set(zip(table.ymax - table.ymin, table.xmax - table.xmin, strict=True)) if boxes else set()
     return open_tiles(table, images, frames=frames, size=None if len(shapes) == 1 else SIZE)

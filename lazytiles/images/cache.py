@@ -85,7 +85,7 @@ class SegmentCache:
         self._runs: dict[Hashable, list[Run]] = {}  # of each page, in the order of their segments, none twice
         self._recent: OrderedDict[Run, tuple[Hashable, int]] = OrderedDict()  # page, number among the kept
         self._claims: dict[Hashable, list[Claim]] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self.nbytes = 0
         self._entered = 0  # runs kept so far
         self._finds = 0  # runs found of late,

@@ -289,7 +289,7 @@ def _lzw_form(page: tifffile.TiffPage, dtype: np.dtype[Any]) -> tuple[int, str] 
 
 
 _decoders: OrderedDict[tuple[Any, ...], Decoder] = OrderedDict()
-_decoders_lock = threading.Lock()
+_decoders_lock = threading.RLock()
 
 
 def _shared_decoder(page: tifffile.TiffPage) -> Decoder:

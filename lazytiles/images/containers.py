@@ -130,17 +130,15 @@ class Chunks:
         if self.slices is None:
             return self._read((), row, column)
         at, depth = self.slices
-        chunk = self._slab(at, row, column) if depth == 1 else self._shared(at, depth, index, row, column)
-        slab: NDArray[Any] = chunk[at % depth if len(chunk) > 1 else 0]
-        return slab
+        first = at // depth * depth
 
-    def _slab(self, at: int, row: int, column: int) -> NDArray[Any]:
-        return self._read((slice(at, at + 1),), row, column)
+        def decoded() -> NDArray[Any]:
+            return self._read((slice(first, first + depth),), row, column)
 
-    def _shared(self, at: int, depth: int, index: int, row: int, column: int) -> NDArray[Any]:
         name = (self.key, f"{self.inner} chunk {at // depth}", index)
-        lead = (slice(at // depth * depth, (at // depth + 1) * depth),)
-        return segment_cache.once(name, lambda: self._read(lead, row, column))
+        chunk = decoded() if depth == 1 else segment_cache.once(name, decoded)
+        slab: NDArray[Any] = chunk[at - first if len(chunk) > 1 else 0]
+        return slab
 
     def _refuse_bombs(self, array: Any, place: tuple[int, ...]) -> None:
         """Look once at each chunk of a segment, of which there are several where its samples are in several."""
@@ -362,8 +360,7 @@ def zarr_pages(key: FileKey) -> Pages:
     """The slices of a Zarr array."""
     array = _open_zarr(key)
     with _readable(key, "Zarr array"):
-        dtype = plain_dtype(key.path, np.dtype(array.dtype))
-        return _chunked(key, None, tuple(array.shape), dtype, tuple(array.chunks))
+        return _chunked(key, None, tuple(array.shape), plain_dtype(key.path, array.dtype), tuple(array.chunks))
 
 
 def _one_chunk(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -374,22 +371,19 @@ def _one_chunk(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _chunked(
     key: FileKey, inner: str | None, shape: tuple[int, ...], dtype: np.dtype[Any], chunks: tuple[int, ...]
 ) -> Pages:
-    where = key.path if inner is None else f"{key.path}::{inner}"
-    lead, page_shape = split_shape(where, shape)
+    name = "" if inner is None else f"::{inner}"
+    lead, page_shape = split_shape(f"{key.path}{name}", shape)
     stacked = is_stack(shape)
     depth = chunks[0] if stacked else 1
     segment = (min(chunks[stacked], page_shape[0]), min(chunks[stacked + 1], page_shape[1]))
 
     def page(k: int) -> Page:
-        slices = (k, depth) if stacked else None
-        codec = Chunks(key, inner, slices, page_shape, segment, dtype)
-        name = "" if inner is None else f"::{inner}"
         return one_page(
             key,
             f"{name}[{k}]" if stacked else name,
             page_shape,
             dtype,
-            codec=codec,
+            codec=Chunks(key, inner, (k, depth) if stacked else None, page_shape, segment, dtype),
             samples_axis=len(shape) - stacked == 3,
             segment=segment,
             size=1,
@@ -397,5 +391,5 @@ def _chunked(
 
     # Chunks that are too large with all their slices are refused as large ones of one slice are.
     deep = (segment[0] * depth, segment[1])
-    one_page(key, where, page_shape, dtype, codec=None, samples_axis=False, segment=deep, size=1)
+    one_page(key, f"{key.path}{name}", page_shape, dtype, codec=None, samples_axis=False, segment=deep, size=1)
     return [page(k) for k in range(lead)], stacked

@@ -154,7 +154,7 @@ class FilePool:
 
     def __init__(self) -> None:
         self._handles: OrderedDict[FileKey, _Handle] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def limit(self) -> int:
         """Descriptors that may be open at once."""
@@ -322,7 +322,7 @@ class FilePool:
     def forget(self) -> None:
         """Start anew in a forked child, where the lock may have been held by another thread."""
         remote.forget()
-        handles, self._handles, self._lock = self._handles, OrderedDict(), threading.Lock()
+        handles, self._handles, self._lock = self._handles, OrderedDict(), threading.RLock()
         for handle in handles.values():
             handle.close()
 

@@ -173,6 +173,10 @@ class Jobs:
     def _decode(
         self, page: Page, segments: range, row: int, column: int, rows: int, where: list[int] | None
     ) -> list[Run]:
+        if where is not None and len(segments) == 1:  # most jobs: what the plan says of the run is said of the segment
+            data = pool.read(page.file, *_inside(page, segments.start, where[0], where[1]))
+            self.tally.append((1, where[1], 0))
+            return _decoded(page, segments, row, column, rows, [data], where[1:2])
         offsets, sizes = (table[segments.start : segments.stop].tolist() for table in (page.offsets, page.counts))
         if where is None:
             side_by_side = all(o + n == after for o, n, after in zip(offsets, sizes, offsets[1:], strict=False))

@@ -78,8 +78,7 @@ def cut_windows(page: Page, windows: Int64s, box: Sequence[tuple[int, int]]) -> 
     box : (start, stop) of rows and columns, inside every window
     """
     assert page.raw_offsets is not None
-    (height, width, samples), itemsize = page.shape, page.dtype.itemsize
-    pixel, row, first = samples * itemsize, width * samples * itemsize, page.raw_offsets[0]
+    (height, width, samples), (row, pixel, itemsize), first = page.shape, page.strides, page.raw_offsets[0]
     is_whole = len(page.raw_offsets) == 1 and first + height * row <= page.file.size
     if not is_whole or not page.stored_dtype.isnative or not settings().mmap:
         return None
@@ -102,19 +101,15 @@ def _slice(
     y0, x0, y1, x1 = box
     parts = _row_planes(page, y0, y1, x0, x1) if planes is None else [plane[y0:y1, x0:x1] for plane in planes]
     if len(parts[0]) < y1 - y0:
-        raise _cut_short(page, y1)
+        raise SegmentError(
+            f"{page}: its rows end before row {y1}: the file of {page.file.size} bytes is cut short; restore it or "
+            "leave its windows out"
+        )
     if len(parts) == 1:
         target[...] = parts[0] if bands is None else parts[0][..., list(bands)]
     else:
         for k, band in enumerate(range(len(parts)) if bands is None else bands):
             target[..., k] = parts[band][..., 0]
-
-
-def _cut_short(page: Page, row: int) -> SegmentError:
-    return SegmentError(
-        f"{page}: its rows end before row {row}: the file of {page.file.size} bytes is cut short; restore it or "
-        "leave its windows out"
-    )
 
 
 def _mapped_planes(page: Page) -> list[NDArray[Any]] | None:
@@ -123,11 +118,8 @@ def _mapped_planes(page: Page) -> list[NDArray[Any]] | None:
     if page.file.is_remote or not settings().mmap:
         return None
     view = pool.map(page.file)
-    height, width, _ = page.shape
-    samples = page.segment_samples
-    row_bytes = width * samples * page.dtype.itemsize
-    rows = min(height, max(0, page.file.size - max(page.raw_offsets)) // row_bytes)
-    shape = (rows, width, samples)
+    rows = min(page.shape[0], max(0, page.file.size - max(page.raw_offsets)) // page.strides[0])
+    shape = (rows, page.shape[1], page.segment_samples)
     if not rows:
         return [np.empty(shape, page.stored_dtype) for _ in page.raw_offsets]
     return [np.ndarray(shape, page.stored_dtype, view, offset) for offset in page.raw_offsets]
@@ -136,9 +128,8 @@ def _mapped_planes(page: Page) -> list[NDArray[Any]] | None:
 def row_ranges(page: Page, box: Sequence[int]) -> list[tuple[str, int, int]]:
     """The (path, first byte, end) of each row that a window (y0, x0, y1, x1) takes of an uncompressed page."""
     assert page.raw_offsets is not None
-    y0, x0, y1, x1 = box
-    pixel = page.segment_samples * page.dtype.itemsize
-    starts = [o + (y * page.shape[1] + x0) * pixel for o in page.raw_offsets for y in range(y0, y1)]
+    (y0, x0, y1, x1), (row, pixel, _) = box, page.strides
+    starts = [offset + y * row + x0 * pixel for offset in page.raw_offsets for y in range(y0, y1)]
     size = (x1 - x0) * pixel
     return [(page.file.path, start, start + size) for start in starts if start + size <= page.file.size]
 
@@ -146,21 +137,17 @@ def row_ranges(page: Page, box: Sequence[int]) -> list[tuple[str, int, int]]:
 def _row_planes(page: Page, y0: int, y1: int, x0: int, x1: int) -> list[NDArray[Any]]:
     """The rows of one window of each plane, read without a map."""
     assert page.raw_offsets is not None
-    pixel = page.segment_samples * page.dtype.itemsize
-    row_bytes = page.shape[1] * pixel
+    row, pixel, _ = page.strides
+    size, span = (x1 - x0) * pixel, (y1 - y0 - 1) * row + (x1 - x0) * pixel
     shape = (y1 - y0, x1 - x0, page.segment_samples)
-    size = (x1 - x0) * pixel
     planes = []
     for offset in page.raw_offsets:
-        start = offset + y0 * row_bytes + x0 * pixel
-        span = (y1 - y0 - 1) * row_bytes + size
+        start = offset + y0 * row + x0 * pixel
         if start + span > page.file.size:
             planes.append(np.empty((0, *shape[1:]), page.stored_dtype))
-        elif span <= _SMALL_SPAN or size == row_bytes:
-            data = pool.read(page.file, start, span)
-            strides = (row_bytes, pixel, page.dtype.itemsize)
-            planes.append(np.ndarray(shape, page.stored_dtype, data, 0, strides))
+        elif span <= _SMALL_SPAN or size == row:
+            planes.append(np.ndarray(shape, page.stored_dtype, pool.read(page.file, start, span), 0, page.strides))
         else:
-            rows = [pool.read(page.file, start + k * row_bytes, size) for k in range(y1 - y0)]
+            rows = [pool.read(page.file, start + k * row, size) for k in range(y1 - y0)]
             planes.append(np.frombuffer(b"".join(rows), page.stored_dtype).reshape(shape))
     return planes

@@ -92,6 +92,12 @@ class Page:
         return self.segment[0] * self.segment[1] * self.segment_samples * self.dtype.itemsize
 
     @property
+    def strides(self) -> tuple[int, int, int]:
+        """Bytes from one row, pixel and sample to the next, in a plane of an uncompressed page."""
+        pixel = self.segment_samples * self.dtype.itemsize
+        return self.shape[1] * pixel, pixel, self.dtype.itemsize
+
+    @property
     def is_cut(self) -> NDArray[np.bool_]:
         """Which segments lie outside the file, by its tags, and so are damaged or cut off."""
         counts = np.minimum(self.counts, self.segment_bytes) if self.raw_offsets is not None else self.counts

@@ -292,7 +292,9 @@ def _picture(key: FileKey, data: bytes, image: Image.Image, format: str, frame: 
     if deep:
         samples, dtype = {2: 3, 4: 2, 6: 4}[data[25]], np.dtype(np.uint16)
         imagecodecs.png_decode  # noqa: B018  # imported now: a failure would look like damage later
-    if format == "JPEG2000" and _bits_j2k(data) > 8 and samples > 1:
+    start = data.find(b"\xff\x4f\xff\x51") if format == "JPEG2000" else -1
+    # Bits of the first component (ITU T.800, A.5.1).
+    if samples > 1 and 0 <= start < len(data) - 42 and (data[start + 42] & 0x7F) + 1 > 8:
         raise RegionError(f"{key.path}: JPEG 2000 colours of more than 8 bits are cut by Pillow; refused")
     shape = (image.height, image.width, samples)
     codec = Picture(format, frame, shape, dtype, deep)
@@ -311,12 +313,6 @@ def opened_picture(file: Any, format: str) -> Image.Image:  # noqa: A002
     if format not in Image.OPEN:
         raise ValueError(f"this Pillow has no reader of {format}")
     return Image.OPEN[format][0](file, "")
-
-
-def _bits_j2k(data: bytes) -> int:
-    """Bits of the first component (ITU T.800, A.5.1)."""
-    at = data.find(b"\xff\x4f\xff\x51")
-    return (data[at + 42] & 0x7F) + 1 if 0 <= at < len(data) - 42 else 0
 
 
 def check_end(data: bytes) -> None:

@@ -121,7 +121,8 @@ def planned(windows: Windows, batch: Int64s | None = None) -> Plan:
     windows : the rectangles
     batch : int64, shape (n,), the batch of each window; jobs are ordered by the first batch that needs them
     """
-    geometry = _geometry(windows.pages)
+    pages = windows.pages
+    geometry = np.array([page.geometry for page in pages], dtype=np.int64).reshape(len(pages), 8).T.copy()
     on = geometry[:, windows.page]
     boxes = windows.boxes.T
     sizes = np.maximum(boxes[2] - boxes[0], 0) * np.maximum(boxes[3] - boxes[1], 0)
@@ -142,14 +143,8 @@ def planned(windows: Windows, batch: Int64s | None = None) -> Plan:
     return Plan(*head, jobs, starts, pieces, ranges, segments, read + raw_bytes, decoded, delivered)
 
 
-# The lines of a table of geometry, which has a column for each page.
+# The lines of a table of `Page.geometry`, which has a column for each page.
 HEIGHT, WIDTH, ROWS, COLUMNS, PLANES, RAW, SAMPLES, ITEMSIZE = range(8)
-
-
-def _geometry(pages: Sequence[Page]) -> Int64s:
-    """A column of integers for each page: segment height and width, rows, columns, planes, raw?, samples, itemsize."""
-    table = np.array([page.geometry for page in pages], dtype=np.int64).reshape(len(pages), 8)
-    return np.ascontiguousarray(table.T)
 
 
 def _table(*columns: Int64s | int) -> Int64s:

@@ -378,7 +378,7 @@ def thumbnail(region: Region, *, longest: int = 512, most_bytes: int | None = No
         levels = region.levels
         fitting = [k for k, shape in enumerate(levels) if max(shape[:2]) >= longest]
         level = fitting[-1] if fitting else len(levels) - 1
-        if level > 0 and not _is_chosen(region):
+        if level > 0 and region.bands is None and not region.gray and region.pages[0].number == "0":
             source = open_region(region.path, level=level)
     if most_bytes is not None and source.nbytes > most_bytes:
         return None
@@ -390,8 +390,3 @@ def thumbnail(region: Region, *, longest: int = 512, most_bytes: int | None = No
     parts = [source[(*first, slice(y, y + rows))][::step, ::step] for y in range(0, height, rows)]
     small = np.concatenate(parts)
     return small if small.ndim == 3 else small[..., None]
-
-
-def _is_chosen(region: Region) -> bool:
-    """Whether the region is not simply the first page of its file."""
-    return region.bands is not None or region.gray or region.pages[0].number != "0"

@@ -123,7 +123,7 @@ class RemotePool:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._systems: OrderedDict[str, tuple[Any, str]] = OrderedDict()
         self._known: dict[str, Known | Exception] = {}
         self._blocks: OrderedDict[tuple[str, int, int], bytes] = OrderedDict()
@@ -148,7 +148,8 @@ class RemotePool:
 
     def refresh(self, urls: Iterable[str]) -> None:
         """Ask again, all at once, of the files of which was not heard for a while."""
-        if old := [url for url in dict.fromkeys(urls) if not self._is_fresh(url)]:
+        since, known = time.monotonic() - FRESH_S, self._known
+        if old := [url for url in dict.fromkeys(urls) if getattr(known.get(url), "at", since) <= since]:
             self._ask(old)
 
     def check(self, url: str, size: int, stamp: int) -> bool:
@@ -200,10 +201,6 @@ class RemotePool:
         """Start anew in a forked child, where fsspec's thread does not exist."""
         self.__init__()  # type: ignore[misc]  # the same object stays imported everywhere
 
-    def _is_fresh(self, url: str) -> bool:
-        known = self._known.get(url)
-        return isinstance(known, Known) and time.monotonic() - known.at < FRESH_S
-
     def _system(self, url: str) -> tuple[Any, str]:
         with self._lock:
             found = self._systems.get(url)
@@ -245,7 +242,9 @@ class RemotePool:
             system, path = self._system(url)
             self.requests += 1 + with_head
             if not _is_async(system):
-                found.append(_result(_sayer(system).info, path))
+                # filecache and blockcache would list its folder: the system behind them is asked
+                is_cache = system.protocol in ("filecache", ("blockcache", "cached"))
+                found.append(_result((system.fs if is_cache else system).info, path))
                 continue
             jobs = [system._info(path)]
             if with_head:
@@ -253,7 +252,14 @@ class RemotePool:
             found.append((system, jobs))
         waiting = [item for item in found if isinstance(item, tuple)]
         answers = iter(_together(waiting))
-        return [_merged(next(answers)) if isinstance(item, tuple) else item for item in found]
+        for k, item in enumerate(found):
+            if isinstance(item, tuple):
+                info, *head = next(answers)
+                if isinstance(info, BaseException):
+                    found[k] = info if isinstance(info, Exception) else RegionError(repr(info))
+                else:
+                    found[k] = {**info, "head": head[0] if head else None}
+        return found
 
     def _block(self, url: str, stamp: int, size: int, number: int) -> bytes:
         key = (url, stamp, number)
@@ -351,11 +357,6 @@ def _is_async(system: Any) -> bool:
     return isinstance(system, require("fsspec.asyn", extra="remote").AsyncFileSystem)
 
 
-def _sayer(system: Any) -> Any:
-    """Which system is asked of a file: for filecache and blockcache the one behind, as they would list its folder."""
-    return system.fs if system.protocol in ("filecache", ("blockcache", "cached")) else system
-
-
 def _together(waiting: Sequence[tuple[Any, list[Any]]]) -> list[list[Any]]:
     """The answers to the requests of each item, all made at once on fsspec's thread."""
     if not waiting:
@@ -368,14 +369,6 @@ def _together(waiting: Sequence[tuple[Any, list[Any]]]) -> list[list[Any]]:
 
     found = iter(sync(waiting[0][0].loop, answers))
     return [[next(found) for _ in jobs] for _, jobs in waiting]
-
-
-def _merged(answers: list[Any]) -> Any:
-    """What is said of a file, with its head where that came too."""
-    info = answers[0]
-    if isinstance(info, BaseException):
-        return info if isinstance(info, Exception) else RegionError(repr(info))
-    return {**info, "head": answers[1]} if len(answers) > 1 else info
 
 
 def _is_final(error: Exception) -> bool:

@@ -1,11 +1,10 @@
 """The table: read, checked, made, opened."""
 
 from lazytiles.manifests.checks import check
-from lazytiles.manifests.digest import verify_digests, write_digests
 from lazytiles.manifests.findings import Report
 from lazytiles.manifests.grids import Site, find_sites, make_grid
-from lazytiles.manifests.manifest import BOX_2D, read_manifest
-from lazytiles.manifests.paths import default_template, is_component, region_names
-from lazytiles.manifests.problems import Problems
+from lazytiles.manifests.manifest import inspect_manifest, read_manifest
+from lazytiles.manifests.paths import default_template, is_component, region_names, verify_digests, write_digests
+from lazytiles.manifests.problems import BOX_2D, Problems
 from lazytiles.manifests.samples import Frames, Images
-from lazytiles.manifests.tiles import open_tiles, reading
+from lazytiles.manifests.tiles import Asked, open_tiles

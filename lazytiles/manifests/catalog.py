@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lazytiles.arrays import MultiSourceArray, class_name
 from lazytiles.errors import ManifestError
-from lazytiles.manifests.paths import IDS
+from lazytiles.manifests.problems import IDS
 
 Opener = Callable[..., MultiSourceArray]
 Door = TypeVar("Door", bound=Opener)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +19,7 @@ from lazytiles.arrays import MultiSourceArray, codec_name, results
 from lazytiles.config import usable_cpus
 from lazytiles.errors import LazyTilesError, ManifestError
 from lazytiles.images import Region, is_remote, open_region, split_name
-from lazytiles.manifests.digest import sha256, verify_digests
+from lazytiles.manifests.columns import names_of
 from lazytiles.manifests.findings import (
     Report,
     check_frames,
@@ -30,11 +29,11 @@ from lazytiles.manifests.findings import (
     table_facts,
     tile_at,
 )
-from lazytiles.manifests.manifest import BOX_2D, BOX_3D, Columns, inspect_manifest
-from lazytiles.manifests.paths import default_template
+from lazytiles.manifests.manifest import inspect_manifest
+from lazytiles.manifests.paths import default_template, sha256, verify_digests
 from lazytiles.manifests.problems import Problems
-from lazytiles.manifests.samples import Frames, Images, several_rows
-from lazytiles.manifests.tiles import Inspected, check_options, open_tiles, reading
+from lazytiles.manifests.samples import SIZE_CURES, Frames, Images, several_rows, windows_of
+from lazytiles.manifests.tiles import Asked, tiles_of
 
 Progress = Callable[[str, int, int], None]
 Seen = tuple[Region | None, str, str]
@@ -81,16 +80,15 @@ def check(
     {'not a box': 1}
     """
     tell = progress or (lambda stage, done, total: None)
-    chosen = inspect.signature(open_tiles).bind(manifest, image_dir, **options)
-    chosen.apply_defaults()
-    given = dict(chosen.arguments)
-    del given["manifest"], given["image_dir"]
-    check_options(given["size"], given["resample"], given["pad"], given["missing"])
-    wanted = Frames.of(given["frames"])
+    asked = Asked(**options)
+    wanted = Frames.of(asked.frames)
     name = "the DataFrame" if isinstance(manifest, pd.DataFrame) else os.fspath(manifest)
     warnings = Problems(name, shown=1)
     try:
-        table, problems = _inspect(manifest, given, wanted, split, tell)
+        columns = asked.columns(*([split] if split else []))
+        table, problems = inspect_manifest(manifest, columns, lambda rows: tell("reading rows", rows, 0))
+        if split and split not in table:
+            raise ManifestError(f"there is no column {split}; there are {', '.join(table.columns)}")
     except ManifestError as error:
         broken = Problems(name)
         broken.add("not a table", str(error).removeprefix(f"{name}: "))
@@ -98,34 +96,19 @@ def check(
     report = Report(name, problems, warnings, table=table)
     report.facts = table_facts(table)
     check_windows(report, min_size)
-    check_targets(report, [given["target"]] if isinstance(given["target"], str) else list(given["target"] or []))
+    check_targets(report, names_of(asked.target))
     lost = check_frames(report, wanted)
     if split is not None:
         check_leaks(report, split)
     if len(table):
-        look = _Look(read, digest, "zmin" in table, given["level"])
-        checkup = _Checkup(report, table, image_dir, given, lambda paths: _looks(look, paths, threads, client), tell)
+        look = _Look(read, digest, "zmin" in table, asked.level)
+        checkup = _Checkup(report, table, image_dir, asked, lambda paths: _looks(look, paths, threads, client), tell)
         checkup.run(wanted, lost)
-    if given["verify"] is not None and image_dir is not None and not isinstance(image_dir, Mapping):
+    if asked.verify is not None and image_dir is not None and not isinstance(image_dir, Mapping):
         present = [file for file, _ in map(split_name, report.images) if os.path.isfile(file)]
-        for kind, texts in verify_digests(given["verify"], image_dir, images=present, progress=tell).texts.items():
+        for kind, texts in verify_digests(asked.verify, image_dir, images=present, progress=tell).texts.items():
             report.problems.extend(kind, texts)
     return report
-
-
-def _inspect(
-    manifest: Any, given: Mapping[str, Any], wanted: Frames, split: str | None, tell: Progress
-) -> tuple[pd.DataFrame, Problems]:
-    outside = given["pad"] is not None
-    read = reading(
-        *(given["target"], given["tabular"], wanted.labels, given["path"], given["masks"], given["classes"]),
-        outside=outside,
-    )
-    read["text"] = [*read["text"], *([split] if split else [])]
-    table, problems = inspect_manifest(manifest, Columns(**read), lambda rows: tell("reading rows", rows, 0))
-    if split and split not in table:
-        raise ManifestError(f"there is no column {split}; there are {', '.join(table.columns)}")
-    return table, problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +158,7 @@ class _Checkup:
     Parameters
     ----------
     folder : where the images are; None looks at none
-    given : every option of `open_tiles`
+    asked : what `open_tiles` would be asked for
     looks : from paths to what is seen of each
     regions, damaged : the images that were opened, and what is wrong with some of their segments
     """
@@ -183,7 +166,7 @@ class _Checkup:
     report: Report
     table: pd.DataFrame
     folder: Any
-    given: dict[str, Any]
+    asked: Asked
     looks: Callable[[Sequence[str]], Iterator[Seen]]
     tell: Progress
     regions: dict[str, Region] = field(default_factory=dict)
@@ -192,13 +175,16 @@ class _Checkup:
     def run(self, wanted: Frames, lost: NDArray[np.bool_]) -> None:
         """Note what is wrong with the samples and their images, and what they are like."""
         problems, table = self.report.problems, self.table
-        boxes = [name for name in (BOX_3D if "zmin" in table else BOX_2D) if name in table]
-        low, high = (table[part].to_numpy(np.int64) for part in (boxes[: len(boxes) // 2], boxes[len(boxes) // 2 :]))
-        left = np.flatnonzero(~lost & (high > low).all(axis=1))  # what is no box, or lacks its frame, is noted
+        windows = windows_of(table)
+        whole = ~lost  # what is no box, or lacks its frame, is noted
+        if windows is not None:
+            low, high = np.split(windows, 2, axis=1)
+            whole &= (high > low).all(axis=1)
+        left = np.flatnonzero(whole)
         each = Frames.of("each")
         try:
             part = table if len(left) == len(table) else table.iloc[left]
-            rows = left[(each if wanted.labels is None else wanted).samples(part, self.given["where"])]
+            rows = left[(each if wanted.labels is None else wanted).samples(part, self.asked.where)]
         except ManifestError as error:
             problems.add("frames", str(error))
             return
@@ -207,7 +193,7 @@ class _Checkup:
             problems.extend("several rows", [said] * bool(said))
             wanted = each  # to look at them all the same
         good = np.ones(len(rows), np.bool_)
-        if self.given["size"] is None and boxes and len(rows):
+        if self.asked.size is None and windows is not None and len(rows):
             good = self._usual(rows, (high - low)[rows])
         if self.folder is None:
             return
@@ -219,7 +205,7 @@ class _Checkup:
                 return
             good &= self._look_at(images, masks)
         if good.any():
-            every = good.all() and len(left) == len(table) and self.given["where"] is None
+            every = good.all() and len(left) == len(table) and self.asked.where is None
             self._open(rows[good], wanted, every=bool(every))
 
     def _usual(self, rows: Int64s, extents: Int64s) -> NDArray[np.bool_]:
@@ -231,13 +217,11 @@ class _Checkup:
         usual = int(counts.argmax())
         if len(counts) > 1:
             at = [int(np.flatnonzero(condition)[0]) for condition in (codes == usual, codes != usual)]
-            one, other = (" x ".join(map(str, extents[k, ::-1].tolist())) for k in at)
-            flat = "pass size=(height, width) to resample them to one"
-            cure = flat if extents.shape[1] == 2 else 'make the grid of volumes with edge="shift" or "pad"'
+            one, other = (" x ".join(map(str, extents[k].tolist())) for k in at)
             self.report.problems.add(
                 "window sizes",
                 f"windows have {len(counts)} different sizes, such as {one} and {other} "
-                f"({tile_at(self.report, int(rows[at[1]]))}); {cure}",
+                f"({tile_at(self.report, int(rows[at[1]]))}); {SIZE_CURES[extents.shape[1]]}",
                 int(rows[at[1]]),
             )
         return np.asarray(codes == usual)
@@ -250,12 +234,12 @@ class _Checkup:
             rows,
             image_dir=self.folder,
             opener=None,
-            follow_symlinks=self.given["follow_symlinks"],
+            follow_symlinks=self.asked.follow_symlinks,
             problems=self.report.problems,
-            name_row=lambda row: f"{self.report.problems.where(row)}: tile {self.table['tile_id'].iloc[row]}: ",
+            name_row=lambda row: f"{tile_at(self.report, row)}: ",
         )
-        path, masks = self.given["path"] or default_template(self.table), self.given["masks"]
-        images = find(path, frames=wanted, missing=self.given["missing"])
+        path, masks = self.asked.path or default_template(self.table), self.asked.masks
+        images = find(path, frames=wanted, missing=self.asked.missing)
         self.report.paths, self.report.images = images.by_row(len(self.table))
         self.report.facts["images"] = len(self.report.images)
         beside = find(masks, frames=Frames(None, False)) if isinstance(masks, str) else None
@@ -283,13 +267,13 @@ class _Checkup:
             self.tell("looking at images", done + 1, len(names))
         own = [name for name in images.names() if name in self.regions]
         bad |= self._check_alike({name: self.regions[name] for name in own}, first)
-        for part, may_lack in ((images, self.given["missing"] == "fill"), (masks, False)):
+        for part, may_lack in ((images, self.asked.missing == "fill"), (masks, False)):
             for codes, paths, there in zip(part.codes, part.paths, part.there, strict=True) if part else ():
                 fine = np.array([name not in bad for name in paths], np.bool_) & (there | may_lack)
                 good &= fine[codes]
             if part:  # the last frame has its own row: without a name, it was refused
                 good &= np.array([bool(name) for name in part.paths[-1]], np.bool_)[part.codes[-1]]
-        if self.given["missing"] == "fill":
+        if self.asked.missing == "fill":
             lacks = ~images.valid().all(axis=1)
             says = "lacks the image of a frame, which is filled"
             report.warnings.add_rows("filled frames", images.rows[-1][lacks], lambda r: f"{tile_at(report, r)} {says}")
@@ -309,7 +293,7 @@ class _Checkup:
     def _check_alike(self, regions: dict[str, Region], first: dict[str, int]) -> set[str]:
         """Images of one training set have one dtype, and bands unless some are chosen; codecs may differ, at a cost."""
         report, odd = self.report, set()
-        chosen = self.given["bands"] is not None or self.given["gray"]
+        chosen = self.asked.bands is not None or self.asked.gray
         fact: Callable[[Region], str]
         for name, sink, fact in (
             ("dtype", report.problems, lambda r: str(r.dtype)),
@@ -322,13 +306,17 @@ class _Checkup:
             if not counts:
                 break
             report.facts[name] = dict(counts.most_common(10))
+            if name == "codec":  # how long strips are follows from how large images are
+                facts = {path: found.partition(",")[0] for path, found in facts.items()}
+                counts = Counter(facts.values())
             usual = counts.most_common(1)[0][0]
             if sink is None or (name == "bands" and chosen):
                 continue
+            cure = {"bands": '; choose bands=[...], bands="rgb" or gray=True', "dtype": "; convert it"}.get(name, "")
             for path, found in facts.items():
                 if found != usual:
-                    text = f"{path}: {name} {found}, others have {usual}"
-                    sink.add(f"mixed {name}", f"{report.problems.where(first[path])}: {text}", first[path])
+                    text = f"{path}: {name} {found}, others have {usual}{cure}"
+                    sink.add(f"mixed {name}", f"{tile_at(report, first[path])}: {text}", first[path])
                     odd |= {path} if sink is report.problems else set()
         return odd
 
@@ -339,13 +327,12 @@ class _Checkup:
             tiles = pd.factorize(self.table["tile_id"])[0]
             keep = np.flatnonzero(np.isin(tiles, tiles[rows]))
         table = self.table if len(keep) == len(self.table) else self.table.iloc[keep].reset_index(drop=True)
-        options = self.given | {"where": None, "verify": None, "frames": "each" if wanted.each else wanted.labels}
+        frames: Any = "each" if wanted.each else wanted.labels
         if wanted.labels is not None and not wanted.timed:
-            options["frames"] = wanted.labels[0]
-        if "zmin" in table or isinstance(self.folder, Mapping):
-            options |= {"target": None, "tabular": None, "classes": None}  # volumes would read them again
+            frames = wanted.labels[0]
+        asked = replace(self.asked, where=None, verify=None, frames=frames)
         try:
-            opened = open_tiles(Inspected(table, self._opened), self.folder, **options)  # type: ignore[arg-type]
+            opened = tiles_of(table, self.folder, asked, self._opened)
         except (LazyTilesError, ValueError) as error:
             self.report.problems.add("cannot be opened", str(error))
             return

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from lazytiles.manifests.columns import column_hashes, count_distinct, first_rows
 from lazytiles.manifests.paths import first_of
+from lazytiles.manifests.problems import BOX_3D
 
 _IMAGES = (("region", "region_id"), ("path", "path"))
-_SAID = ("region_id", "xmin", "ymin", "zmin", "xmax", "ymax", "zmax")
+_SAID = ("region_id", *BOX_3D)
 
 
 def _said_of_tiles(table: pd.DataFrame) -> dict[str, NDArray[np.generic]]:

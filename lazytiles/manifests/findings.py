@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from lazytiles.display import plural
 from lazytiles.indexing import overlapping_pairs
 from lazytiles.manifests.columns import column_hashes, count_distinct, first_rows, to_numbers
-from lazytiles.manifests.manifest import BOX_2D, BOX_3D
 from lazytiles.manifests.paths import region_names
-from lazytiles.manifests.problems import Problems
+from lazytiles.manifests.problems import BOX_2D, BOX_3D, Problems, tile_words
 from lazytiles.manifests.samples import Frames
 
 _FEW_CLASSES = 50
@@ -92,11 +91,8 @@ def table_facts(table: pd.DataFrame) -> dict[str, Any]:
 
 def tile_at(report: Report, row: int) -> str:
     """The words for a row: where it is, its tile and its box."""
-    table = report.table
-    assert table is not None
-    names = [name for name in BOX_3D if name in table]
-    box = f" with box ({', '.join(str(table[name].iloc[row]) for name in names)})" if names else ""
-    return f"{report.problems.where(row)}: tile {table['tile_id'].iloc[row]}{box}"
+    assert report.table is not None
+    return f"{report.problems.where(row)}: {tile_words(report.table, row)}"
 
 
 def check_windows(report: Report, min_size: int | tuple[int, int] | None) -> None:

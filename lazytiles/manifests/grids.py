@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from lazytiles.errors import ManifestError
 from lazytiles.images import Region, open_region
 from lazytiles.indexing import Edge, tiling
-from lazytiles.manifests.manifest import BOX_2D, BOX_3D
 from lazytiles.manifests.paths import is_component
-from lazytiles.manifests.problems import Problems
+from lazytiles.manifests.problems import BOX_2D, BOX_3D, Problems
 
 SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".npy")
 _MOST_OVERVIEW_BYTES = 256 * 2**20

@@ -33,12 +33,9 @@ from lazytiles.manifests.columns import (
     to_numbers,
 )
 from lazytiles.manifests.conflicts import conflicts
-from lazytiles.manifests.paths import IDS, template_columns
-from lazytiles.manifests.problems import Problems
+from lazytiles.manifests.paths import template_columns
+from lazytiles.manifests.problems import BOX_2D, BOX_3D, IDS, Problems
 from lazytiles.manifests.table import Pieces, open_table
-
-BOX_2D = ("xmin", "ymin", "xmax", "ymax")
-BOX_3D = ("xmin", "ymin", "zmin", "xmax", "ymax", "zmax")
 
 _BAD_ID = r"[/\\\x00-\x1f\x7f]|^\.\.?$|^ *$"
 _LARGEST = 2**31 - 1

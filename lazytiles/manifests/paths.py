@@ -1,14 +1,14 @@
-"""From a manifest's ids to image paths: one component each, inside the image folder, and there."""
+"""From a manifest's ids to image paths: one component each, inside the image folder, there, and as they were."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from string import Formatter
 from urllib.parse import quote
 
@@ -19,9 +19,7 @@ from numpy.typing import NDArray
 from lazytiles.errors import ManifestError
 from lazytiles.images import split_name
 from lazytiles.indexing import region_column
-from lazytiles.manifests.problems import Problems
-
-IDS = ("tile_id", "region_id", "label_id")
+from lazytiles.manifests.problems import IDS, Problems, tile_words
 
 _SEPARATOR = re.compile(r"[/\\\x00-\x1f\x7f]")
 
@@ -130,7 +128,7 @@ def resolve_paths(
     found = problems if problems is not None else Problems("the manifest")
     first = first_of(codes, len(values))
     first = first if rows is None else rows[first]
-    named = name_row or partial(row_words, table)
+    named = name_row or (lambda row: f"{tile_words(table, row)}: ")
     unsafe = _check_components(columns, values, found, lambda k: (int(first[k]), named(int(first[k]))))
     # A path that leaves the folder has no place in it, whoever goes on with the others.
     names = [
@@ -174,13 +172,6 @@ def address_of(folder: str, name: str) -> str:
         folder, mark, rest = folder.partition("?")
         name, query = quote(name), mark + rest
     return f"{folder}{'' if folder.endswith('/') else '/'}{name}{query}"
-
-
-def row_words(table: pd.DataFrame, row: int) -> str:
-    """The words for the tile of a row and its box, as far as the table has them, to stand before what is wrong."""
-    tile = f"tile {table['tile_id'].iloc[row]}: " if "tile_id" in table else ""
-    box = [str(table[name].iloc[row]) for name in ("xmin", "ymin", "zmin", "xmax", "ymax", "zmax") if name in table]
-    return f"{tile}box ({', '.join(box)}): " if box else tile
 
 
 def _different(table: pd.DataFrame, columns: Sequence[str]) -> tuple[NDArray[np.int64], list[tuple[str, ...]]]:
@@ -304,3 +295,73 @@ class _Folder:
                 )
         near = [other for other in self.listings[folder] if other.partition(".")[0].lower() == wanted.strip().lower()]
         return f", but {os.path.join(folder, near[0])} is there" if near else ""
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_digests(digests: Mapping[str, str], path: str | os.PathLike[str], image_dir: str | os.PathLike[str]) -> None:
+    """The digests as a file that `sha256sum --check` reads too, with paths relative to the image folder."""
+    lines = [f"{digest}  {os.path.relpath(image, image_dir)}\n" for image, digest in digests.items()]
+    Path(path).write_text("".join(lines), encoding="utf-8")
+
+
+def read_digests(path: str | os.PathLike[str], image_dir: str | os.PathLike[str]) -> dict[str, str]:
+    """The digest of each image that a file of them names, by its path in the image folder.
+
+    Raises
+    ------
+    ManifestError : the file is no digest file, or names a file outside the folder
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path}: cannot be read: {error}") from error
+    digests = {}
+    for number, line in enumerate(lines, 1):
+        digest, _, name = line.partition("  ")
+        parts = Path(name).parts
+        if len(digest) != 64 or not name or Path(name).is_absolute() or ".." in parts:
+            raise ManifestError(f"{path}: line {number}: a SHA-256 and a path inside the image folder are expected")
+        digests[os.path.join(image_dir, name)] = digest
+    return digests
+
+
+def verify_digests(
+    path: str | os.PathLike[str],
+    image_dir: str | os.PathLike[str],
+    *,
+    images: Iterable[str] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Problems:
+    """Which images are no longer the bytes that a digest file says.
+
+    Parameters
+    ----------
+    path : as `write_digests` writes it
+    image_dir : the folder of the images
+    images : paths of the images that are compared, of which each must have a digest; default all in the file
+    progress : called with what is being done, how much is done, and of how much
+
+    Raises
+    ------
+    ManifestError : the file is no digest file, or names a file outside the folder
+    """
+    problems = Problems(os.fspath(path))
+    digests = read_digests(path, image_dir)
+    known = {os.path.normpath(image): digest for image, digest in digests.items()}
+    wanted = list(dict.fromkeys(images if images is not None else digests))
+    for number, image in enumerate(wanted, 1):
+        digest = known.get(os.path.normpath(image))
+        if not os.path.isfile(image):
+            problems.add("missing image", f"{image} is missing")
+        elif digest is None:
+            problems.add("no digest", f"{image} has no digest in this file; lazytiles check --digest takes them anew")
+        elif sha256(image) != digest:
+            problems.add("changed image", f"{image} has changed since its digest was taken")
+        if progress:
+            progress("verifying", number, len(wanted))
+    return problems

@@ -1,4 +1,4 @@
-"""A collector of problems: everything that is wrong with a table is said once, in one error."""
+"""A collector of problems: all that is wrong with a table is said once, in one error; and the words for its rows."""
 
 from __future__ import annotations
 
@@ -6,12 +6,27 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 
 from lazytiles.display import plural
 from lazytiles.errors import ManifestError, visible
 
+IDS = ("tile_id", "region_id", "label_id")
+BOX_2D = ("xmin", "ymin", "xmax", "ymax")
+BOX_3D = ("xmin", "ymin", "zmin", "xmax", "ymax", "zmax")
 SHOWN = 20
 """How many problems of one kind are written out by default; the rest are counted."""
+
+
+def tile_words(table: pd.DataFrame, row: int) -> str:
+    """The words for the tile of a row, and its box if it has one.
+
+    >>> tile_words(pd.DataFrame({"tile_id": ["a"], "xmin": [0], "ymin": [1], "xmax": [8], "ymax": [9]}), 0)
+    'tile a with box (0, 1, 8, 9)'
+    """
+    tile = f"tile {table['tile_id'].iloc[row]}" if "tile_id" in table else f"row {row}"
+    box = [str(table[name].iloc[row]) for name in BOX_3D if name in table]
+    return f"{tile} with box ({', '.join(box)})" if box else tile
 
 
 @dataclass(slots=True, repr=False)

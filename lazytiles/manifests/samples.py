@@ -13,13 +13,19 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lazytiles.aliases import Int64s
+from lazytiles.arrays import held
 from lazytiles.errors import ManifestError
-from lazytiles.images import Region, split_name
+from lazytiles.images import split_name
+from lazytiles.indexing import region_column
 from lazytiles.manifests.catalog import rows_where
 from lazytiles.manifests.columns import column_hashes, count_distinct
-from lazytiles.manifests.digest import verify_digests
-from lazytiles.manifests.paths import IDS, checked_columns, resolve_paths, row_words
-from lazytiles.manifests.problems import Problems
+from lazytiles.manifests.paths import checked_columns, resolve_paths, verify_digests
+from lazytiles.manifests.problems import BOX_3D, IDS, Problems, tile_words
+
+SIZE_CURES = {
+    2: "pass size=(height, width) to resample them to one size",
+    3: 'boxes of volumes have one extent: make the grid with edge="shift" or "pad"',
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +139,7 @@ class Images:
     there : which of them exist, as far as can be told; behind addresses nothing is looked at
     rows : for each frame the row of the table that names the image of each sample
     opener : from a path to what is there
+    arrays : what is there, by its name, where that is given
     """
 
     codes: list[Int64s]
@@ -140,6 +147,7 @@ class Images:
     there: list[NDArray[np.bool_]]
     rows: list[Int64s]
     opener: Any
+    arrays: dict[str, Any] | None = None
 
     @classmethod
     def of(
@@ -172,7 +180,7 @@ class Images:
         """
         noted = Problems("the manifest") if problems is None else problems
         columns = checked_columns(table, template)
-        words = name_row or partial(row_words, table)
+        words = name_row or (lambda row: f"{tile_words(table, row)}: ")
         found = cls([], [], [], [], opener)
         tiles = _tile_codes(table, columns, frames, exact=problems is not None)
         for label in frames.labels if frames.labels is not None else [None]:
@@ -200,13 +208,22 @@ class Images:
             noted.raise_any()
         return found
 
-    def first(self) -> Region:
+    @classmethod
+    def given(cls, table: pd.DataFrame, rows: Int64s, arrays: Mapping[str, Any]) -> Images:
+        """The arrays that stand for the regions of some rows of a table."""
+        codes, names = pd.factorize(table[region_column(table)].iloc[rows].astype(str))
+        absent = [name for name in names if name not in arrays]
+        if absent:
+            raise ManifestError(f"there is no volume for region {absent[0]} ({len(absent)} of {len(names)} lack one)")
+        named = {name: held(arrays[name]) for name in names}
+        return cls([codes.astype(np.int64)], [list(names)], [np.ones(len(names), np.bool_)], [rows], None, named)
+
+    def first(self) -> Any:
         """The one image that tells dtype and bands of all."""
-        for codes, paths, there in reversed(list(zip(self.codes, self.paths, self.there, strict=True))):
+        for codes, there in reversed(list(zip(self.codes, self.there, strict=True))):
             present = np.flatnonzero(there[codes])
             if len(present):
-                region: Region = self.opener(paths[int(codes[present[0]])])
-                return region
+                return next(opener for opener in reversed(self.openers(int(present[0]))) if opener is not None)()
         names = next((f": {name} is missing" for paths in self.paths for name in paths if name), "")
         raise ManifestError(f"the manifest has no rows, or none of its images is there{names}")
 
@@ -233,8 +250,9 @@ class Images:
         """For each frame what opens the image of a sample, or None where it is missing."""
         found = []
         for codes, paths, there in zip(self.codes, self.paths, self.there, strict=True):
-            code = int(codes[row])
-            found.append(partial(self.opener, paths[code]) if there[code] else None)
+            name = paths[int(codes[row])]
+            opener = partial(self.opener, name) if self.arrays is None else partial(_itself, self.arrays[name])
+            found.append(opener if there[int(codes[row])] else None)
         return found
 
     def groups(self, beside: Images | None = None) -> Int64s:
@@ -247,6 +265,43 @@ class Images:
     def valid(self) -> NDArray[np.bool_]:
         """Which frames of which samples are there, (n, frames)."""
         return np.stack([there[codes] for codes, there in zip(self.codes, self.there, strict=True)], axis=1)
+
+
+def _itself(array: Any) -> Any:
+    return array
+
+
+def windows_of(table: pd.DataFrame) -> Int64s | None:
+    """The boxes of a table, rows before columns and slices before both; None where tiles are whole images.
+
+    >>> windows_of(pd.DataFrame({"xmin": [1], "ymin": [2], "xmax": [5], "ymax": [8]})).tolist()
+    [[2, 1, 8, 5]]
+    """
+    names = [name for name in BOX_3D if name in table]
+    if not names:
+        return None
+    axes = len(names) // 2
+    windows = np.empty((len(table), 2 * axes), dtype=np.int64)
+    for place, name in zip([*range(axes)[::-1], *range(axes, 2 * axes)[::-1]], names, strict=True):
+        windows[:, place] = table[name]
+    return windows
+
+
+def common_extent(table: pd.DataFrame, windows: Int64s) -> tuple[int, ...]:
+    """The extent of every window.
+
+    Raises
+    ------
+    ManifestError : they differ
+    """
+    axes = windows.shape[1] // 2
+    extents = windows[:, axes:] - windows[:, :axes]
+    other = np.flatnonzero((extents != extents[0]).any(axis=1))
+    if len(other):
+        said = [f"{tile_words(table, row)} is {' x '.join(map(str, extents[row]))}" for row in (int(other[0]), 0)]
+        many = f"({len(other)} tiles differ from the first)"
+        raise ManifestError(f"{said[0]} {'voxels' if axes > 2 else 'pixels'}, {said[1]} {many}; {SIZE_CURES[axes]}")
+    return tuple(extents[0].tolist())
 
 
 def _is_there(name: str) -> bool:

@@ -1,9 +1,9 @@
-"""`open_tiles`: from a manifest to one lazy array of tiles, with labels and table."""
+"""`open_tiles` and `open_volumes`: from a manifest to one lazy array of tiles, with labels and table."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,17 +12,87 @@ import numpy as np
 import pandas as pd
 
 from lazytiles.aliases import Int64s
-from lazytiles.arrays import Companions, MultiSourceArray, RegionTiles, TileForm
+from lazytiles.arrays import Companions, MultiSourceArray, RegionTiles, TileForm, VolumeTiles
 from lazytiles.augment import Boxes, scaled_boxes
 from lazytiles.errors import ManifestError
 from lazytiles.images import METHODS, Bands, Region, asked_bands, bands_read, check_resample, open_region
 from lazytiles.indexing import LINE_MODES, PAD_MODES, region_column
 from lazytiles.manifests.catalog import by_name
-from lazytiles.manifests.columns import names_of
-from lazytiles.manifests.manifest import BOX_2D, read_manifest
+from lazytiles.manifests.columns import labels_of_table, names_of
+from lazytiles.manifests.manifest import Columns, inspect_manifest
 from lazytiles.manifests.paths import default_template, folder_of, template_columns
-from lazytiles.manifests.samples import Frames, Images
-from lazytiles.manifests.volumes import open_volumes, set_labels
+from lazytiles.manifests.samples import Frames, Images, common_extent, windows_of
+
+_VOLUME_BOXES = "volumes need boxes of six numbers, (xmin, ymin, zmin, xmax, ymax, zmax); see make_grid"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What `open_tiles` is asked for, by its keywords; `check` is asked the same, `open_volumes` some of it.
+
+    Raises
+    ------
+    ValueError : a value that no manifest could be opened with
+    """
+
+    frames: Any = None
+    path: str | None = None
+    target: str | Sequence[str] | None = "target"
+    tabular: str | Sequence[str] | None = None
+    masks: str | Mapping[str, Any] | None = None
+    size: tuple[int, int] | None = None
+    resample: str = "bilinear"
+    pad: str | None = None
+    bands: Bands = None
+    gray: bool = False
+    level: int = 0
+    missing: str = "raise"
+    scale_boxes: Sequence[str] = ()
+    box_format: str = "xyxy"
+    classes: Sequence[Any] | None = None
+    where: Mapping[str, Any] | None = None
+    follow_symlinks: bool = True
+    verify: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        size: Any = self.size
+        is_pair = isinstance(size, Sequence | np.ndarray) and len(size) == 2
+        if size is not None and not (is_pair and all(map(_is_length, size))):
+            raise ValueError(f"size is (height, width) in pixels, not {size!r}")
+        for name, allowed in (
+            ("resample", METHODS),
+            ("pad", (None, *PAD_MODES, *LINE_MODES)),
+            ("missing", ("raise", "fill")),
+        ):
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
+
+    def columns(self, *text: str) -> Columns:
+        """How `read_manifest` reads the table for this; the columns of `text` stay text too."""
+        if self.masks is not None and self.classes is not None:
+            raise ManifestError("classes= is for names in a column; with masks= the labels are masks")
+        by_default = isinstance(self.target, str) and self.target == "target"
+        templates = [template for template in (self.path, self.masks) if isinstance(template, str)]
+        return Columns(
+            target=None if by_default else self.target,
+            tabular=self.tabular,
+            frames=Frames.of(self.frames).labels,
+            optional=["target"] if by_default else (),
+            text=[*(column for template in templates for column in template_columns(template)), "path", *text],
+            file=self.path,
+            classes=self.classes,
+            allow_outside=self.pad is not None,
+        )
+
+    def read(self, manifest: Any) -> pd.DataFrame:
+        """The table, as `read_manifest` gives it for this."""
+        table, problems = inspect_manifest(manifest, self.columns())
+        problems.raise_any()
+        return table
+
+
+def _is_length(number: Any) -> bool:
+    return isinstance(number, int | np.integer) and not isinstance(number, bool) and int(number) > 0
 
 
 @by_name
@@ -102,210 +172,250 @@ def open_tiles(
     ManifestError : the table is damaged or contradicts itself, an image is missing or lies outside `image_dir`
     RegionError : the first image cannot be opened
     """
-    check_options(size, resample, pad, missing)
-    wanted = Frames.of(frames)
-    table = _table_of(manifest, target, tabular, wanted.labels, path, masks, classes, outside=pad is not None)
-    opener = partial(manifest.opener if isinstance(manifest, Inspected) else open_region, level=level)
-    image_dir = folder_of(manifest) if image_dir is None else image_dir
-    flat = {"frames": wanted.timed, "size": size, "gray": gray, "level": level, "missing": missing}
-    given: dict[str, Any] = {
-        "classes": classes,
-        "path": path,
-        "target": target,
-        "tabular": tabular,
-        "masks": masks,
-        "frames": frames,
-    }
-    given |= {"pad": pad, "bands": bands, "where": where, "follow_symlinks": follow_symlinks, "verify": verify}
-    as_volumes = partial(_volumes, flat | {"scale_boxes": scale_boxes}, given, table, image_dir)
+    asked = Asked(
+        frames=frames,
+        path=path,
+        target=target,
+        tabular=tabular,
+        masks=masks,
+        size=size,
+        resample=resample,
+        pad=pad,
+        bands=bands,
+        gray=gray,
+        level=level,
+        missing=missing,
+        scale_boxes=scale_boxes,
+        box_format=box_format,
+        classes=classes,
+        where=where,
+        follow_symlinks=follow_symlinks,
+        verify=verify,
+    )
+    table = asked.read(manifest)
+    return tiles_of(table, folder_of(manifest) if image_dir is None else image_dir, asked)
+
+
+def open_volumes(
+    manifest: pd.DataFrame | str | os.PathLike[str],
+    volumes: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    *,
+    path: str | None = None,
+    target: str | Sequence[str] | None = "target",
+    tabular: str | Sequence[str] | None = None,
+    masks: str | Mapping[str, Any] | None = None,
+    frames: Any = None,
+    pad: str | None = None,
+    context: int | None = None,
+    bands: Bands = None,
+    classes: Sequence[Any] | None = None,
+    where: Mapping[str, Any] | None = None,
+    follow_symlinks: bool = True,
+    verify: str | os.PathLike[str] | None = None,
+) -> MultiSourceArray:
+    """The boxes of volumes in a manifest as one lazy array; no voxel is read and one volume is opened.
+
+    Parameters
+    ----------
+    manifest : DataFrame, or path of a CSV or Parquet file, as `read_manifest` takes it, with boxes ``(xmin,
+        ymin, zmin, xmax, ymax, zmax)``, such as `make_grid` writes for a size of three numbers; without
+        boxes each row is a whole volume
+    volumes : the folder of the volumes; or a mapping from `region_id` to arrays `(Z, H, W[, S])`: NumPy, memory
+        maps, HDF5, Zarr, regions, `stack_regions`
+    path : where a volume lies in its folder, as a template over the columns; default ``"{region_id}.tif"``, or
+        with a `label_id` column ``"{label_id}/{region_id}.tif"``. All pages of a TIFF are slices
+    target, classes : the column of the labels, a list of columns, or None; and its classes, as in `open_tiles`
+    tabular : columns given to the model as a second input
+    masks : a path template or a mapping; the labels are then boxes of the masks (the middle slice, with
+        `context`)
+    frames : one label id, whose rows are read, or ``"each"``: every row is a sample of its own
+    pad : a NumPy pad mode for boxes that leave their volume; None refuses them
+    context : boxes of one slice get so many neighbouring slices on either side as bands; at the ends of the
+        volume the last slice is repeated, or `pad` says what is there
+    bands : which samples of volumes in files, or ``"rgb"``
+    where : keeps the boxes whose table has these values, as in `open_tiles`
+    follow_symlinks, verify : as in `open_tiles`, of volumes in files
+
+    Returns
+    -------
+    MultiSourceArray of shape (N, depth, height, width, S), or with `context` (N, height, width, (2 context + 1) S),
+    slice by slice, the bands of one slice together
+
+    Raises
+    ------
+    ManifestError : the table is damaged, boxes differ in extent or have four numbers, a volume is missing
+    RegionError : the first volume cannot be opened
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"tile_id": ["t"], "region_id": ["r"], "region_coordinates": ["(0,0,1,4,4,3)"]})
+    >>> tiles = open_volumes(table, {"r": np.arange(48).reshape(3, 4, 4)})
+    >>> tiles.shape, tiles[0, :, 0, 0, 0]
+    ((1, 2, 4, 4, 1), array([16, 32]))
+    """
+    if pad not in (None, *PAD_MODES):
+        raise ValueError(f"pad is None or one of {', '.join(PAD_MODES)}, not {pad!r}")
+    if Frames.of(frames).timed:
+        raise ManifestError(f'frames={list(frames)}: volumes have no time axis; name one label id, or "each"')
+    asked = Asked(
+        path=path,
+        target=target,
+        tabular=tabular,
+        masks=masks,
+        frames=frames,
+        pad=pad,
+        bands=bands,
+        classes=classes,
+        where=where,
+        follow_symlinks=follow_symlinks,
+        verify=verify,
+    )
+    table = asked.read(manifest)
+    return _volumes_of(table, folder_of(manifest) if volumes is None else volumes, asked, context)
+
+
+def tiles_of(table: pd.DataFrame, image_dir: Any, asked: Asked, opener: Any = open_region) -> MultiSourceArray:
+    """The tiles of a table that was read for this and is sound, as `open_tiles` gives them.
+
+    Parameters
+    ----------
+    opener : serves for `open_region`
+    """
+    wanted = Frames.of(asked.frames)
     if "zmin" in table or isinstance(image_dir, Mapping):
-        return as_volumes(f"{'boxes of six numbers lie in' if 'zmin' in table else 'a mapping holds'} volumes")
-    rows = wanted.samples(table, where)
-    images = partial(Images.of, table, rows, image_dir=image_dir, opener=opener, follow_symlinks=follow_symlinks)
-    found = images(path or default_template(table), frames=wanted, missing=missing)
-    found.verify(verify, image_dir)
+        _refuse_for_volumes(
+            asked, "boxes of six numbers lie in volumes" if "zmin" in table else "a mapping holds volumes"
+        )
+        return _volumes_of(table, image_dir, asked)
+    rows = wanted.samples(table, asked.where)
+    images = partial(
+        Images.of,
+        table,
+        rows,
+        image_dir=image_dir,
+        opener=partial(opener, level=asked.level),
+        follow_symlinks=asked.follow_symlinks,
+    )
+    found = images(asked.path or default_template(table), frames=wanted, missing=asked.missing)
+    found.verify(asked.verify, image_dir)
     first = found.first()
+    if "xmin" not in table and first.axes.startswith("P"):
+        _refuse_for_volumes(asked, f"{first.path} is a volume")
+        return _volumes_of(table, image_dir, asked)
     table = table if len(rows) == len(table) else table.iloc[rows].reset_index(drop=True)
-    windows = _windows_of(table)
-    if windows is None and first.axes.startswith("P"):
-        return as_volumes(f"{first.path} is a volume")
-    form = _form(first, windows, table, size=size, resample=resample, pad=pad, bands=bands, gray=gray)
-    masked = None if masks is None else images(_mask_template(masks), frames=Frames(None, False))
+    windows = windows_of(table)
+    form = _form(first, windows, table, asked)
+    masked = None
+    if asked.masks is not None:
+        if not isinstance(asked.masks, str):
+            raise ManifestError("masks= is a path template, such as 'masks/{region_id}.tif'; of volumes also a mapping")
+        masked = images(asked.masks, frames=Frames(None, False))
     groups = found.groups(masked)
-    array = _assembled(table, windows, found, groups, form, timed=wanted.timed)
-    if missing == "fill":
+
+    def assembled(part: Images, form: TileForm, *, timed: bool) -> MultiSourceArray:
+        return _assembled(table, windows, part, groups, partial(RegionTiles, form=form, timed=timed))
+
+    array = assembled(found, form, timed=wanted.timed)
+    if asked.missing == "fill":
         array.companions = replace(array.companions, valid=found.valid())
-    masks_ = None if masked is None else _mask_tiles(table, windows, masked, groups, form)
-    _label(array, table, target, tabular, scale_boxes, box_format, masks_)
-    return array
+    if masked is None:
+        return _labelled(array, table, asked)
+    one = masked.first()
+    resample = "nearest" if form.resample else None
+    mask_form = TileForm(form.size, one.inner_shape[2], None, one.dtype, pad=form.pad, resample=resample)
+    return _labelled(array, table, asked, assembled(masked, mask_form, timed=False))
 
 
-def _label(
-    array: MultiSourceArray,
-    table: pd.DataFrame,
-    target: Any,
-    tabular: Any,
-    scale_boxes: Sequence[str],
-    box_format: str,
-    masks: MultiSourceArray | None,
-) -> None:
-    """Give an array its labels: mask tiles, or those of its table, boxes scaled as their tiles are."""
-    set_labels(array, table, None if masks is not None else target, tabular)
+def _refuse_for_volumes(asked: Asked, why: str) -> None:
+    """Refuse what is asked for and says nothing about volumes."""
+    flat = {"frames": Frames.of(asked.frames).timed, "missing": asked.missing == "fill"}
+    flat |= {name: getattr(asked, name) for name in ("size", "gray", "level", "scale_boxes")}
+    if wrong := [name for name, value in flat.items() if value]:
+        raise ManifestError(f"{why}; {wrong[0]}= is for images")
+
+
+def _volumes_of(table: pd.DataFrame, volumes: Any, asked: Asked, context: int | None = None) -> MultiSourceArray:
+    """The boxes of volumes of a table that was read for this and is sound."""
+    rows = Frames.of(asked.frames).samples(table, asked.where)
+    if not len(rows):
+        raise ManifestError("the manifest has no rows")
+    if "xmin" in table and "zmin" not in table:
+        raise ManifestError(_VOLUME_BOXES)
+
+    def images(place: Any, template: str | None, bands: Bands) -> Images:
+        if isinstance(place, Mapping):
+            return Images.given(table, rows, place)
+        opener = partial(open_region, page="all", bands=bands)
+        links, frames = asked.follow_symlinks, Frames(None, False)
+        return Images.of(table, rows, template or default_template(table), place, frames, opener, follow_symlinks=links)
+
+    found, masked = images(volumes, asked.path, asked.bands), None
+    if not isinstance(volumes, Mapping):
+        found.verify(asked.verify, volumes)
+    if isinstance(asked.masks, str):
+        masked = images(volumes, asked.masks, None)
+    elif asked.masks is not None:
+        masked = images(asked.masks, None, None)
+    table = table if len(rows) == len(table) else table.iloc[rows].reset_index(drop=True)
+    windows, groups = windows_of(table), found.groups(masked)
+    if windows is not None:
+        common_extent(table, windows)
+
+    def assembled(part: Images, context: int | None) -> MultiSourceArray:
+        first = part.first()
+        if len(first.shape) not in (3, 4):
+            raise ManifestError(f"a volume is (Z, H, W) or (Z, H, W, S); the first is {tuple(first.shape)}")
+        whole = np.tile([0, 0, 0, *first.shape[:3]], (len(table), 1)) if windows is None else None
+        made = partial(_deep, samples=(*first.shape, 1)[3], dtype=first.dtype, pad=asked.pad, context=context)
+        return _assembled(table, windows, part, groups, made, whole)
+
+    array = assembled(found, context)
+    return _labelled(array, table, asked, None if masked is None else assembled(masked, context and 0))
+
+
+def _deep(openers: Sequence[Any], windows: Int64s, *, tile_name: _Names, **options: Any) -> VolumeTiles:
+    return VolumeTiles(openers[0], windows, tile_name=tile_name.alone(), **options)
+
+
+def _labelled(
+    array: MultiSourceArray, table: pd.DataFrame, asked: Asked, masks: MultiSourceArray | None = None
+) -> MultiSourceArray:
+    """The array with its labels: mask tiles, or those of its table, boxes scaled as their tiles are."""
+    target = None if masks is not None else asked.target
+    labels, found = labels_of_table(table, target)
+    columns = [name for name in names_of(target) if name in table]
+    note = f"nothing in {', '.join(columns)}" if columns and labels is None else ""
+    tabular = None if asked.tabular is None else tuple(names_of(asked.tabular))
+    # Tiles without labels have the classes that are named, too, for what a model says of them.
+    classes = list(asked.classes) if found is None and asked.classes is not None else found
+    array.companions = replace(array.companions, labels=labels, classes=classes, tabular=tabular, note=note)
     if masks is not None:
-        if len(scale_boxes):
+        if len(asked.scale_boxes):
             raise ManifestError("scale_boxes= is for labels in columns; with masks= the labels are masks")
         array.companions = replace(array.companions, labels=masks)
         for tiles, mask in zip(array.sources, masks.sources, strict=True):
             tiles.pair(mask)
-    elif len(scale_boxes):
-        boxes = Boxes.of(box_format, scale_boxes, names_of(target))
-        labels = array.companions.labels
+    elif len(asked.scale_boxes):
+        boxes = Boxes.of(asked.box_format, asked.scale_boxes, names_of(target))
         if labels is not None:
             array.companions = replace(array.companions, labels=scaled_boxes(array, labels, boxes), boxes=boxes)
+    return array
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Inspected:
-    """What `check` hands to `open_tiles`: the rows of a manifest that it found sound, and images it has opened.
-
-    Parameters
-    ----------
-    table : from `inspect_manifest`
-    opener : serves for `open_region`
-    """
-
-    table: pd.DataFrame
-    opener: Any
-
-
-def _table_of(
-    manifest: Any,
-    target: Any,
-    tabular: Any,
-    frames: list[str] | None,
-    path: str | None,
-    masks: Any,
-    classes: Sequence[Any] | None,
-    *,
-    outside: bool,
-) -> pd.DataFrame:
-    if isinstance(manifest, Inspected):
-        return manifest.table
-    return read_manifest(manifest, **reading(target, tabular, frames, path, masks, classes, outside=outside))
-
-
-def reading(
-    target: Any,
-    tabular: Any,
-    frames: list[str] | None,
-    path: str | None,
-    masks: Any,
-    classes: Sequence[Any] | None,
-    *,
-    outside: bool,
-) -> dict[str, Any]:
-    """The options of `read_manifest` for those of `open_tiles`."""
-    if masks is not None and classes is not None:
-        raise ManifestError("classes= is for names in a column; with masks= the labels are masks")
-    by_default = isinstance(target, str) and target == "target"
-    templates = [template for template in (path, masks) if isinstance(template, str)]
-    return {
-        "target": None if by_default else target,
-        "tabular": tabular,
-        "frames": frames,
-        "optional": ["target"] if by_default else (),
-        "text": [*(column for template in templates for column in template_columns(template)), "path"],
-        "file": path,
-        "classes": classes,
-        "allow_outside": outside,
-    }
-
-
-def check_options(size: Any, resample: str, pad: str | None, missing: str) -> None:
-    """Refuse values that no manifest could be opened with."""
-    if size is not None and not _is_size(size):
-        raise ValueError(f"size is (height, width) in pixels, not {size!r}")
-    for name, value, allowed in (
-        ("resample", resample, METHODS),
-        ("pad", pad, (None, *PAD_MODES, *LINE_MODES)),
-        ("missing", missing, ("raise", "fill")),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
-
-
-def _is_size(size: Any) -> bool:
-    if not isinstance(size, Sequence | np.ndarray) or len(size) != 2:
-        return False
-    return all(isinstance(n, int | np.integer) and not isinstance(n, bool) and n > 0 for n in size)
-
-
-def _volumes(
-    flat: Mapping[str, Any], given: Mapping[str, Any], table: pd.DataFrame, folder: Any, why: str
-) -> MultiSourceArray:
-    """Volumes by the given options; those that say nothing about volumes are refused."""
-    wrong = [name for name, value in flat.items() if value and value != "raise"]
-    if wrong:
-        raise ManifestError(f"{why}; {wrong[0]}= is for images")
-    return open_volumes(table, folder, **given)
-
-
-def _windows_of(table: pd.DataFrame) -> Int64s | None:
-    """(y0, x0, y1, x1) of each row; None where tiles are whole images."""
-    if "xmin" not in table:
-        return None
-    windows = np.empty((len(table), 4), dtype=np.int64)
-    for place, name in zip((1, 0, 3, 2), BOX_2D, strict=True):
-        windows[:, place] = table[name]
-    return windows
-
-
-def _form(
-    first: Region,
-    windows: Int64s | None,
-    table: pd.DataFrame,
-    *,
-    size: tuple[int, int] | None,
-    resample: str,
-    pad: str | None,
-    bands: Bands,
-    gray: bool,
-) -> TileForm:
-    page = first.pages[0]
-    if bands is not None and gray:
+def _form(first: Region, windows: Int64s | None, table: pd.DataFrame, asked: Asked) -> TileForm:
+    page, bands = first.pages[0], asked_bands(asked.bands)
+    if asked.bands is not None and asked.gray:
         raise ValueError("pass bands= or gray=True, not both")
-    asked = asked_bands(bands)
-    read = bands_read(page, asked, gray)
-    if size is None:
-        size, resampled = _common_size(first, windows, table), None
+    read = bands_read(page, bands, asked.gray)
+    resampled = None if asked.size is None else asked.resample
+    if asked.size is not None:
+        size = int(asked.size[0]), int(asked.size[1])
+        check_resample(page, asked.resample)
     else:
-        size, resampled = (int(size[0]), int(size[1])), resample
-        check_resample(page, resample)
-    given = read if isinstance(asked, tuple) else None
-    return TileForm(size, len(read), asked, first.dtype, given, gray, pad, resampled, page.segment)
-
-
-def _common_size(first: Region, windows: Int64s | None, table: pd.DataFrame) -> tuple[int, int]:
-    if windows is None:
-        return first.inner_shape[0], first.inner_shape[1]
-    extents = windows[:, 2:] - windows[:, :2]
-    other = np.flatnonzero((extents != extents[0]).any(axis=1))
-    if len(other):
-        row = int(other[0])
-        raise ManifestError(
-            f"{_tile_name(table, windows, row)} is {extents[row, 0]} x {extents[row, 1]} pixels, "
-            f"{_tile_name(table, windows, 0)} is {extents[0, 0]} x {extents[0, 1]} ({len(other)} tiles differ from "
-            "the first); pass size=(height, width) to resample them to one size"
-        )
-    return int(extents[0, 0]), int(extents[0, 1])
-
-
-def _tile_name(table: pd.DataFrame, windows: Int64s | None, row: int) -> str:
-    tile = f"tile {table['tile_id'].iloc[row]}"
-    if windows is None:
-        return tile
-    y0, x0, y1, x1 = windows[row].tolist()
-    return f"{tile} with box ({x0}, {y0}, {x1}, {y1})"
+        height, width = first.inner_shape[:2] if windows is None else common_extent(table, windows)
+        size = height, width
+    given = read if isinstance(bands, tuple) else None
+    return TileForm(size, len(read), bands, first.dtype, given, asked.gray, asked.pad, resampled, page.segment)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -318,46 +428,42 @@ class _Names:
     def __call__(self, number: int) -> str:
         return f"tile {self.table['tile_id'].iloc[int(self.rows[number])]}"
 
+    def alone(self) -> _Names:
+        """The same without the rest of the table, to travel with one source."""
+        return _Names(self.table[["tile_id"]].iloc[self.rows], np.arange(len(self.rows)))
+
 
 def _assembled(
-    table: pd.DataFrame, windows: Int64s | None, images: Images, groups: Int64s, form: TileForm, *, timed: bool
+    table: pd.DataFrame,
+    windows: Int64s | None,
+    images: Images,
+    groups: Int64s,
+    source: Callable[..., Any],
+    whole: Int64s | None = None,
 ) -> MultiSourceArray:
-    """One source per region, and the samples in the order of the table."""
+    """One source per region, and the samples in the order of the table.
+
+    Parameters
+    ----------
+    source : from openers, windows and words to the tiles of one region
+    whole : the windows of whole images, where `windows` is None; by default 0, which stands for any
+    """
+    boxes = windows if windows is not None else np.zeros((len(table), 4), np.int64) if whole is None else whole
     lengths = np.bincount(groups)
     mixed = bool((groups[1:] < groups[:-1]).any())  # else ten million rows are neither sorted nor copied
     by_region = np.argsort(groups, kind="stable") if mixed else np.arange(len(table), dtype=np.int64)
-    boxes = windows[by_region] if mixed and windows is not None else windows
+    boxes = boxes[by_region] if mixed else boxes
     names = table[region_column(table)]
     sources = []
     for stop, length in zip(np.cumsum(lengths).tolist(), lengths.tolist(), strict=True):
         rows = by_region[stop - length : stop]
-        sources.append(
-            RegionTiles(
-                images.openers(int(rows[0])),
-                np.zeros((length, 4), np.int64) if boxes is None else boxes[stop - length : stop],
-                form,
-                timed=timed,
-                name=str(names.iat[int(rows[0])]),
-                tile_name=_Names(table, rows),
-                whole=windows is None,
-            )
+        tiles = source(
+            images.openers(int(rows[0])),
+            boxes[stop - length : stop],
+            name=str(names.iat[int(rows[0])]),
+            tile_name=_Names(table, rows),
+            whole=windows is None,
         )
-    rows = np.argsort(by_region, kind="stable").astype(np.int64) if mixed else by_region
-    return MultiSourceArray.assembled(sources, Companions(table=table), rows)
-
-
-def _mask_template(masks: Any) -> str:
-    if not isinstance(masks, str):
-        raise ManifestError("masks= is a path template, such as 'masks/{region_id}.tif'; of volumes also a mapping")
-    return masks
-
-
-def _mask_tiles(
-    table: pd.DataFrame, windows: Int64s | None, images: Images, groups: Int64s, form: TileForm
-) -> MultiSourceArray:
-    """Tiles of the masks under the same windows, nearest neighbour where they are resampled."""
-    first = images.first()
-    samples = first.inner_shape[2]
-    resample = "nearest" if form.resample else None
-    mask_form = TileForm(form.size, samples, None, first.dtype, pad=form.pad, resample=resample)
-    return _assembled(table, windows, images, groups, mask_form, timed=False)
+        sources.append(tiles)
+    order = np.argsort(by_region, kind="stable").astype(np.int64) if mixed else by_region
+    return MultiSourceArray.assembled(sources, Companions(table=table), order)

@@ -180,7 +180,7 @@ class Passed:
             if page.raw_offsets is None:
                 segment_cache.drop(page.key, partial(_is_above, page, row))
                 continue
-            line = page.shape[1] * page.segment_samples * page.dtype.itemsize
+            line = page.strides[0]
             for offset in page.raw_offsets:
                 pool.release(page.file, offset + self._row * line, offset + row * line)
         self._row = row
@@ -238,6 +238,11 @@ class Assembly:
 
     def _put(self, name: str, values: Array) -> None:
         if values.ndim <= 2:
+            if name == "y" and self._goal is not None and (self._place is None or not self._options.paint):
+                raise ValueError(
+                    f"the model gives {values.shape[1:] or 'one number'} a tile, a table and no map that out= could "
+                    "take; leave out= away, or pass paint=True for a map of windows"
+                )
             self._rows.append(values)
         elif self._place is None:
             if name not in self._sinks:

@@ -19,8 +19,8 @@ from lazytiles.predictions.assembly import Assembly, Layout, Options, layouts_of
 from lazytiles.predictions.blends import COMBINE
 from lazytiles.predictions.model import Loaded
 from lazytiles.predictions.sinks import FILES, Replacing, check_out, sweep
-from lazytiles.stores import Report, reporting
-from lazytiles.training import BatchFlow, Inputs, Scaling, as_sources
+from lazytiles.stores import OnProgress, reporting
+from lazytiles.training import BatchFlow, Inputs, Scaling, as_sources, with_tabular
 from lazytiles.trees import Structure, leaves, rebuilt
 
 Batch = NDArray[Any]
@@ -37,7 +37,7 @@ def predict(
     blend: str = "mean",
     out: Any = None,
     overwrite: bool = False,
-    progress: bool | Report = False,
+    progress: bool | OnProgress = False,
     batch_size: int = BATCH_SIZE,
     by: str | None = None,
     activation: str | Callable[[Batch], Batch] | None = None,
@@ -176,8 +176,7 @@ def _given(tiles: Any, normalize: Any, batch_size: int) -> _Given:
         if is_single and not getattr(tiles, "shape", ()):
             kind = type(tiles).__name__
             raise TypeError(f"predict takes tiles, such as open_tiles gives, or another source, not {kind}")
-        tabular = getattr(tiles, "tabular", None)
-        x = tiles if tabular is None else (tiles, tabular)
+        x = with_tabular(tiles)
         labels, scaling = None, Scaling.of(normalize, x)
     sources = leaves(as_sources(x))
     x = rebuilt(x, iter(sources))
@@ -202,14 +201,14 @@ class _Job:
     threads: int | None
 
     def scans(
-        self, layouts: Sequence[Layout], outs: Sequence[Any], progress: bool | Report = False
+        self, layouts: Sequence[Layout], outs: Sequence[Any], progress: bool | OnProgress = False
     ) -> Iterator[dict[str, Any]]:
         """The scans of some layouts, one after the other."""
         return _scans(Caller.of(self.model, self.activation, self.given.scaling), self, layouts, outs, progress)
 
 
 def _scans_on(
-    client: Any, job: _Job, by: str | None, layouts: Sequence[Layout], outs: Sequence[Any], progress: bool | Report
+    client: Any, job: _Job, by: str | None, layouts: Sequence[Layout], outs: Sequence[Any], progress: bool | OnProgress
 ) -> Iterator[dict[str, Any]]:
     """Scans made on the workers of a cluster, one a task, in their order."""
     if any(not isinstance(goal, str | os.PathLike | None) for goal in outs):
@@ -240,7 +239,7 @@ def _scan_on_worker(shared: tuple[_Job, Any, str | None], part: tuple[NDArray[np
 
 
 def _scans(
-    call: Caller, job: _Job, layouts: Sequence[Layout], outs: Sequence[Any], progress: bool | Report
+    call: Caller, job: _Job, layouts: Sequence[Layout], outs: Sequence[Any], progress: bool | OnProgress
 ) -> Iterator[dict[str, Any]]:
     if not layouts:
         return

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html
 from collections.abc import Callable, Iterator, Sequence
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -22,59 +23,6 @@ MOST_DRAWN = 2000
 MOST_REGIONS = 200
 _MOST_WORST = 12
 
-_STYLE = """
-:root{color-scheme:light dark;--line:#8886;--soft:#8882}
-*{box-sizing:border-box}
-body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;max-width:1300px;padding:1rem}
-h1{font-size:1.3rem;margin:.2rem 0 .6rem;overflow-wrap:anywhere}
-h2{font-size:1.05rem;margin:1.4rem 0 .4rem;overflow-wrap:anywhere}
-.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,20rem),1fr));gap:1rem}
-.card{border:1px solid var(--line);border-radius:6px;padding:.6rem;min-width:0}
-.card h2{margin:0 0 .4rem}
-.frame{margin:0 0 .5rem}
-.frame figcaption,.small{font-size:.85rem;opacity:.8;overflow-wrap:anywhere}
-.map{position:relative;line-height:0}
-.map img,.map svg{width:100%;height:auto;display:block}
-.map img{image-rendering:auto;border-radius:3px}
-.map svg{position:absolute;inset:0;height:100%}
-rect.tile{fill-opacity:.22;stroke-width:1.5;vector-effect:non-scaling-stroke;cursor:crosshair}
-rect.tile:hover,rect.tile:focus{fill-opacity:.6;stroke:#fff;outline:none}
-#tip{position:fixed;pointer-events:none;z-index:9;background:#000d;color:#fff;padding:.35rem .5rem;
-border-radius:4px;font-size:.85rem;max-width:min(22rem,90vw);white-space:pre-line;overflow-wrap:anywhere}
-nav{display:flex;flex-wrap:wrap;gap:.2rem .7rem;margin:.5rem 0 1rem;max-height:9rem;overflow:auto}
-input{font:inherit;padding:.3rem .5rem;width:min(100%,20rem)}
-.scroll{overflow-x:auto}
-table{border-collapse:collapse}
-td,th{padding:.2rem .7rem .2rem 0;text-align:left;vertical-align:top;overflow-wrap:anywhere}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--soft);padding:.5rem;border-radius:4px;margin:.3rem 0}
-.bad{color:#c33}.good{color:#292}
-.bars{width:100%;max-width:40rem;height:9rem}
-.bars rect{fill:#31688e}
-.bars text{font-size:11px;fill:currentColor}
-[hidden]{display:none!important}
-"""
-
-_SCRIPT = """
-const tip=document.getElementById('tip');
-function show(event){
-  const tile=event.target.closest('rect.tile');
-  if(!tile){tip.hidden=true;return}
-  tip.textContent=tile.dataset.say;tip.hidden=false;
-  const box=tile.getBoundingClientRect(),own=tip.getBoundingClientRect();
-  const x=event.clientX||box.left+box.width/2,y=event.clientY||box.top+box.height/2;
-  tip.style.left=Math.max(4,Math.min(x+14,innerWidth-own.width-4))+'px';
-  tip.style.top=(y+18+own.height>innerHeight?Math.max(4,y-own.height-10):y+18)+'px';
-}
-for(const name of ['pointermove','pointerdown','focusin'])document.addEventListener(name,show);
-document.addEventListener('pointerleave',()=>{tip.hidden=true});
-const find=document.getElementById('find');
-if(find)find.addEventListener('input',()=>{
-  const word=find.value.toLowerCase();
-  for(const item of document.querySelectorAll('[data-region]'))
-    item.hidden=!item.dataset.region.toLowerCase().includes(word);
-});
-"""
-
 
 def escape(text: object, quote: bool = True) -> str:
     """A text as HTML shows it, control characters and marks of direction as escapes that can be seen."""
@@ -89,14 +37,15 @@ def page(title: str, body: str) -> str:
     title : text
     body : HTML whose texts are escaped already
     """
-    digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+    style, script = ((files(__package__) / name).read_text("utf-8") for name in ("page.css", "page.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{_STYLE}</style></head>\n'
-        f'<body>{body}<div id="tip" role="status" hidden></div><script>{_SCRIPT}</script></body></html>\n'
+        f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{style}</style></head>\n'
+        f'<body>{body}<div id="tip" role="status" hidden></div><script>{script}</script></body></html>\n'
     )
 
 

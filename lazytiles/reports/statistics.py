@@ -206,8 +206,8 @@ def _parts(tiles: Any, batch_bytes: int) -> list[NDArray[np.int64]]:
     """Tiles that are read together: those of one region, where the array knows its regions."""
     each = max(1, int(np.prod(tiles.shape[1:], dtype=np.int64)) * np.dtype(tiles.dtype).itemsize)
     step = max(1, batch_bytes // each)
-    regions = getattr(tiles, "region_ids", None)
-    order = np.arange(len(tiles)) if regions is None else np.argsort(regions, kind="stable")
+    pairs = getattr(tiles, "index_pairs", None)
+    order = np.arange(len(tiles)) if pairs is None else np.argsort(pairs[:, 0], kind="stable")
     return [order[start : start + step] for start in np.arange(0, len(tiles), step).tolist()]
 
 

@@ -3,4 +3,4 @@
 from lazytiles.stores.array_sink import ArraySink, cast, placed
 from lazytiles.stores.beside import region_name, windows_in
 from lazytiles.stores.journal import OLD, PARTIAL, cause_of, failed, publish, recover, remove
-from lazytiles.stores.saving import Report, export, open_store, reporting, verify_store
+from lazytiles.stores.saving import OnProgress, export, open_store, reporting, verify_store

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from lazytiles.arrays import MultiSourceArray, result_of
 from lazytiles.errors import StoreError, require
 from lazytiles.stores.formats.base import Layout
-from lazytiles.stores.formats.chunked import ZarrFormat
+from lazytiles.stores.formats.zarr import ZarrFormat
 from lazytiles.stores.sink import StoreSink
 
 

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress
+from rich.progress import MofNCompleteColumn, Progress, TaskID
 
 from lazytiles.arrays import PatchGenerator
-from lazytiles.errors import StoreError
 from lazytiles.indexing import Seed, seed_of
-from lazytiles.stores.journal import is_interrupted
-from lazytiles.stores.record import KINDS
-from lazytiles.stores.saving import identity
-from lazytiles.stores.sink import StoreSink
-from lazytiles.stores.store_array import StoreArray, refuse_other_rows, replaceable, tidy
-
-FORMATS = ("hdf5", "zarr", "blosc2", "npy")
-
+from lazytiles.stores.beside import Beside
+from lazytiles.stores.formats import FORMATS
+from lazytiles.stores.saving import Job, OnProgress, identity
 
 _CLASSES = 1000
 
@@ -64,18 +58,6 @@ def _masks(mask: Any, class_list: Sequence[Any] | None) -> dict[Any, Any]:
     if len(names) < len(values) or any(os.sep in name for name in names):
         raise ValueError(f"class_list={values!r} must name each class once, by a plain value")
     return {value: _OneClass(mask, value) for value in values}
-
-
-def _refuse_absent(mask: Any, generators: Mapping[Any, PatchGenerator]) -> None:
-    """Refuse classes that no pixel has."""
-    lost = [value for value, patches in generators.items() if not len(patches._pixels)]
-    if lost and mask is not None:
-        found = _values_in(mask)
-        more = f" and {len(found) - 50} more" if len(found) > 50 else ""
-        raise ValueError(
-            f"class_list={list(generators)!r}: no pixel of the mask is {', '.join(map(repr, lost))}; it holds "
-            f"{', '.join(map(repr, found[:50]))}{more}"
-        )
 
 
 def create_dataset(
@@ -129,69 +111,38 @@ def create_dataset(
     ...     {value: np.load(store).shape for value, store in stores.items()}
     {1: (3, 3, 3), 2: (1, 3, 3)}
     """
-    if format not in FORMATS:
-        raise ValueError(f"format={format!r} is not one of {', '.join(FORMATS)}")
+    known = [name for name, form in FORMATS.items() if not form.takes_labels]
+    if format not in known:
+        raise ValueError(f"format={format!r} is not one of {', '.join(known)}")
     seed = seed_of(seed)
     generators = {
         value: PatchGenerator(volume, patch_size, only, random, mirrored, max_num, seed)
         for value, only in _masks(mask, class_list).items()
     }
-    _refuse_absent(mask, generators)
+    lost = [value for value, patches in generators.items() if not len(patches) and max_num != 0]
+    if lost and mask is not None:
+        found = _values_in(mask)
+        more = f" and {len(found) - 50} more" if len(found) > 50 else ""
+        raise ValueError(
+            f"class_list={list(generators)!r}: no pixel of the mask is {', '.join(map(repr, lost))}; it holds "
+            f"{', '.join(map(repr, found[:50]))}{more}"
+        )
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    suffix = KINDS[format].suffixes[0]
+    suffix = FORMATS[format].suffixes[0]
     stores = {value: folder / f"class_{value}{suffix}" for value in generators}
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True)) if progress else nullcontext() as bar:
         for value, patches in generators.items():
-            store, fingerprint = stores[value], _fingerprint(patches, value)
-            if resume and not overwrite and (os.path.exists(store) or is_interrupted(store)):
-                _compare(store, patches, batch_size)
-                continue
-            facts: dict[str, Any] = {
-                "fingerprint": fingerprint,
-                "about": {"fingerprint": fingerprint},
-                "length": len(patches),
-            }
-            with StoreSink(
-                store, KINDS[format], options, chunk=batch_size, overwrite=overwrite, resume=resume, **facts
-            ) as sink:
-                _fill(sink, patches, batch_size, bar)
+            facts = (patches.shape, patches.dtype.str, patches.mirrored, patches.seed, str(value))
+            state = hashlib.sha256(repr((*facts, identity(patches.source))).encode())
+            report: bool | OnProgress = False
+            if bar is not None:
+                report = partial(_advance, bar, bar.add_task(stores[value].stem, total=len(patches)))
+            job = Job(patches, None, state, Beside(), None, overwrite, resume, False, options, read_bytes=0)
+            job.write(stores[value], batch_size, report)
     return stores
 
 
-def _fingerprint(patches: PatchGenerator, value: Any) -> str:
-    """What a store of patches is of: how they are cut, around which class, and of what."""
-    facts = (patches.shape, patches.dtype.str, patches.mirrored, patches.seed, str(value), identity(patches.source))
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
-
-
-def _batches(patches: PatchGenerator, first: int, last: int, size: int) -> Iterator[tuple[int, NDArray[Any]]]:
-    for start in range(first, last, size):
-        yield start, patches.take(np.arange(start, min(start + size, last)))
-
-
-def _compare(path: Path, patches: PatchGenerator, batch_size: int) -> None:
-    """Refuse a complete store that is damaged or has other patches."""
-    try:
-        store = StoreArray(path)
-    except StoreError as error:
-        raise replaceable(path, error) from error
-    with closing(store):
-        if store.shape != patches.shape or store.dtype != patches.dtype:
-            raise replaceable(path, f"its {store.shape} {store.dtype} would be {patches.shape} {patches.dtype} now")
-        refuse_other_rows(store, _batches(patches, 0, len(patches), batch_size))
-        tidy(store)
-
-
-def _fill(sink: StoreSink, patches: PatchGenerator, batch_size: int, bar: Progress | None) -> None:
-    if sink.layout is None:
-        sink.begin(patches.shape[1:], patches.dtype)
-    if sink.rows:
-        sink.compare(_batches(patches, 0, sink.rows, batch_size))
-    task = None if bar is None else bar.add_task(sink.path.stem, total=len(patches), completed=sink.rows)
-    for _, rows in _batches(patches, sink.rows, len(patches), batch_size):
-        sink.append(rows)
-        if bar is not None and task is not None:
-            bar.advance(task, len(rows))
-    sink.close()
+def _advance(bar: Progress, task: TaskID, done: int, _: int) -> None:
+    bar.update(task, completed=done)

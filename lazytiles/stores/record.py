@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,70 +15,11 @@ from numpy.typing import NDArray
 
 from lazytiles.config import check_chunk
 from lazytiles.errors import LazyTilesError, StoreError
-from lazytiles.images import open_plain, split_name
-from lazytiles.stores.formats.base import RECORD, Format, Layout, NpyFormat, NpyReader, Reader, array_in, crc_of
-from lazytiles.stores.formats.chunked import (
-    Blosc2Format,
-    Blosc2Reader,
-    TornBlosc2Reader,
-    ZarrFormat,
-    ZarrReader,
-)
-from lazytiles.stores.formats.hdf5 import HDF5Format, HDF5Reader
-from lazytiles.stores.formats.tfrecord import TFRecordFormat, TFRecordReader
+from lazytiles.stores.formats import file_of, format_at
+from lazytiles.stores.formats.base import RECORD, Layout, Reader, array_in, crc_of
 from lazytiles.stores.journal import PARTIAL, Entry, cause_of, failed, partials
 
 VERSION = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """One format: its name, what its paths end in, who writes it, and who reads it whole or torn."""
-
-    name: str
-    suffixes: tuple[str, ...]
-    writer: Callable[[Mapping[str, Any]], Format]
-    reader: Callable[[Path], Reader]
-    torn: Callable[[Path, Layout, list[int]], Reader]
-
-
-KINDS = {
-    kind.name: kind
-    for kind in (
-        Kind("hdf5", (".h5", ".hdf5"), HDF5Format, HDF5Reader, lambda path, _, __: HDF5Reader(path, torn=True)),
-        Kind("zarr", (".zarr",), ZarrFormat, ZarrReader, lambda path, _, __: ZarrReader(path)),
-        Kind("blosc2", (".b2nd",), Blosc2Format, Blosc2Reader, TornBlosc2Reader),
-        Kind("npy", (".npy",), NpyFormat, NpyReader, lambda path, _, __: NpyReader(path, torn=True)),
-        Kind("tfrecord", (".tfrecord", ".tfrecords"), TFRecordFormat, TFRecordReader, TFRecordReader),
-    )
-}
-
-
-def file_of(path: Path) -> Path:
-    """The file or folder of a store, which may be named by a dataset in it.
-
-    >>> file_of(Path("tiles.h5::images")).name
-    'tiles.h5'
-    """
-    return Path(split_name(str(path))[0])
-
-
-def kind_of(path: Path) -> Kind:
-    """The format that a path's ending names, a dataset behind ``::`` left out.
-
-    Raises
-    ------
-    StoreError : no format has that ending
-
-    >>> kind_of(Path("tiles.zarr")).name
-    'zarr'
-    """
-    file = file_of(path)
-    for kind in KINDS.values():
-        if file.name.lower().endswith(kind.suffixes):
-            return kind
-    known = ", ".join(suffix for kind in KINDS.values() for suffix in kind.suffixes)
-    raise StoreError(f"{path} names no format of stores; its name must end in one of {known}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +29,23 @@ class Record:
     `members` has the CRC-32 of every other member, `digests` that of every chunk of rows.
     """
 
-    kind: str
+    form: str
     rows: int
     layout: Layout
     uid: str
     members: Mapping[str, int]
     about: Mapping[str, Any]
 
+    @property
+    def labels_version(self) -> int | None:
+        """The version of the mask labels beside the store; None where it has none."""
+        return self.about["labels"]["version"] if "labels" in self.about else None
+
     def dump(self) -> bytes:
         """The record as JSON, with a CRC-32 of itself."""
         facts = {
             "lazytiles": VERSION,
-            "format": self.kind,
+            "format": self.form,
             "rows": self.rows,
             "shape": list(self.layout.shape),
             "dtype": self.layout.dtype.str,
@@ -152,55 +98,39 @@ def open_complete(path: Path) -> Opened:
     file = file_of(path)
     try:
         if not file.exists():
-            raise StoreError(_absence(file))
+            left = partials(file)
+            raise StoreError(
+                f"{file} is incomplete: its writer has not finished, and {left[0].partial.name} holds {left[0].rows} "
+                "rows; write on with resume=True"
+                if left
+                else f"there is no store {file}"
+            )
         if PARTIAL in file.name:
             raise StoreError(f"{path} is an unfinished partial, not a store; finish it with resume=True")
-        kind = _kind_at(file)
-        if file != path and kind.name != "hdf5":
-            raise StoreError(f"{path}: only an HDF5 file has datasets; this is a {kind.name} store")
+        form = format_at(file)
+    except StoreError:
+        raise
     except OSError as error:
-        if isinstance(error, StoreError):
-            raise
         raise failed(f"{path} cannot be opened: {cause_of(error)}", error) from error
+    if file != path and not form.has_datasets:
+        raise StoreError(f"{path}: only an HDF5 file has datasets; this is a {form.name} store")
     try:
-        reader = kind.reader(path)
+        reader = form.reader(path)
         try:
             members = reader.members()
-            record = _checked(path, kind, reader, members)
-            digests = _digests(path, record, members)
+            record, digests = _checked(path, form.name, reader, members)
         except BaseException:
             reader.close()
             raise
     except (LazyTilesError, ImportError):
         raise
     except Exception as error:
-        raise failed(f"{path} cannot be opened as a {kind.name} store: {error}", error) from error
+        raise failed(f"{path} cannot be opened as a {form.name} store: {error}", error) from error
     return Opened(path, reader, record, members, digests)
 
 
-def _kind_at(path: Path) -> Kind:
-    """The format of what lies at a path, whatever it is called."""
-    if path.is_dir():
-        return KINDS["zarr"]
-    with open(path, "rb", opener=open_plain) as file:
-        start = file.read(16)
-    for name, mark in (("hdf5", b"\x89HDF"), ("npy", b"\x93NUMPY"), ("blosc2", b"b2frame")):
-        if mark in start:
-            return KINDS[name]
-    return kind_of(path)
-
-
-def _absence(path: Path) -> str:
-    unfinished = partials(path)
-    if not unfinished:
-        return f"there is no store {path}"
-    return (
-        f"{path} is incomplete: its writer has not finished, and {unfinished[0].partial.name} holds "
-        f"{unfinished[0].rows} rows; write on with resume=True"
-    )
-
-
-def _checked(path: Path, kind: Kind, reader: Reader, members: Mapping[str, bytes]) -> Record:
+def _checked(path: Path, form: str, reader: Reader, members: Mapping[str, bytes]) -> tuple[Record, NDArray[np.uint32]]:
+    """The record of a store, which must be as its rows and members are, and the CRC-32 of each chunk."""
     if RECORD not in members:
         raise StoreError(
             f"{path} is incomplete or was not written by lazytiles: it has no record "
@@ -208,18 +138,13 @@ def _checked(path: Path, kind: Kind, reader: Reader, members: Mapping[str, bytes
         )
     record = Record.load(members[RECORD], path)
     check_chunk(path, (record.layout.chunk, *record.layout.shape), record.layout.dtype)
-    given = (kind.name, reader.shape, reader.dtype)
-    expected = (record.kind, (record.rows, *record.layout.shape), record.layout.dtype)
+    given = (form, reader.shape, reader.dtype)
+    expected = (record.form, (record.rows, *record.layout.shape), record.layout.dtype)
     if given != expected:
         raise StoreError(f"{path} is damaged: its record says {expected}, the array is {given}")
     for name, crc in record.members.items():
         if name not in members or zlib.crc32(members[name]) != crc:
             raise StoreError(f"{path} is damaged: its {name} is missing or not as it was written")
-    return record
-
-
-def _digests(path: Path, record: Record, members: Mapping[str, bytes]) -> NDArray[np.uint32]:
-    """The CRC-32 of each chunk, as many as the rows make."""
     digests = array_in(members["digests.npy"])
     chunks = -(-record.rows // record.layout.chunk)
     if "digests.npy" not in record.members or digests.shape != (chunks,) or digests.dtype != np.uint32:
@@ -227,7 +152,7 @@ def _digests(path: Path, record: Record, members: Mapping[str, bytes]) -> NDArra
             f"{path} is damaged: it has {digests.dtype} digests of shape {digests.shape} for the {chunks} chunks of "
             f"its {record.rows} rows"
         )
-    return digests
+    return record, digests
 
 
 def intact(reader: Reader, entries: list[Entry], layout: Layout) -> Iterator[Entry]:

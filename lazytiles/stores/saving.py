@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,13 +19,13 @@ from lazytiles.arrays import MultiSourceArray
 from lazytiles.errors import LazyTilesError, StoreError
 from lazytiles.stores.beside import Beside, label_store
 from lazytiles.stores.distributed import write_on
+from lazytiles.stores.formats import file_of, format_of
 from lazytiles.stores.formats.base import Layout, crc_of
 from lazytiles.stores.journal import is_interrupted, labels_path
-from lazytiles.stores.record import file_of, kind_of
 from lazytiles.stores.sink import StoreSink
 from lazytiles.stores.store_array import StoreArray, refuse_other_rows, replaceable, tidy
 
-Report: TypeAlias = Callable[[int, int], object]
+OnProgress: TypeAlias = Callable[[int, int], object]
 
 _READ_BYTES = 64 * 2**20
 _CHUNK_BYTES = 4 * 2**20
@@ -109,7 +109,7 @@ def verify_store(path: str | os.PathLike[str]) -> Verified:
         if "labels" in record.about:
             label_store(store.path, record.about["labels"], check=True).close()
             verify_store(labels_path(store.path, int(record.about["labels"]["version"])))
-        return Verified(store.path, record.kind, len(store), len(store.opened.digests), store.nbytes)
+        return Verified(store.path, record.form, len(store), len(store.opened.digests), store.nbytes)
     finally:
         store.close()
 
@@ -119,7 +119,7 @@ def export(
     path: str | os.PathLike[str],
     *,
     chunk: int | None = None,
-    progress: bool | Report = False,
+    progress: bool | OnProgress = False,
     threads: int | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -157,18 +157,11 @@ def export(
     are not shuffled are exported fastest.
     """
     array = tiles if isinstance(tiles, MultiSourceArray) else MultiSourceArray([tiles])
-    positions = np.arange(len(array), dtype=np.int64)
-    job = Job(
-        array,
-        positions,
-        Beside.of(array, positions, keep_open=client is None),
-        threads,
-        overwrite,
-        resume,
-        sync,
-        options,
-    )
-    return job.run(Path(path), chunk, progress, client)
+    every = np.arange(len(array), dtype=np.int64)
+    beside = Beside.of(array, every, keep_open=client is None)
+    job = Job(array, every, _state_of(array, every), beside, threads, overwrite, resume, sync, options)
+    job.write(Path(path), chunk, progress, client)
+    return open_store(path)
 
 
 def persist(
@@ -176,7 +169,7 @@ def persist(
     path: str | os.PathLike[str] | None = None,
     *,
     chunk: int | None = None,
-    progress: bool | Report = False,
+    progress: bool | OnProgress = False,
     threads: int | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -215,24 +208,38 @@ def persist(
     beside = Beside.of(array, positions, keep_open=client is None)
     if unsorted:
         beside = replace(beside, order=order, seed=array.seed)
-    job = Job(array, positions, beside, threads, overwrite, resume, sync, options)
-    return job.into_memory(progress) if path is None else job.run(Path(path), chunk, progress, client)
+    job = Job(array, positions, _state_of(array, positions), beside, threads, overwrite, resume, sync, options)
+    if path is None:
+        return job.into_memory(progress)
+    job.write(Path(path), chunk, progress, client)
+    return open_store(path)
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Samples on their way into memory or a store."""
+    """Samples on their way into memory or a store.
 
-    tiles: MultiSourceArray
-    positions: NDArray[np.int64]
+    Parameters
+    ----------
+    tiles : any source
+    positions : its samples in the order in which they are written; None for all as they come
+    state : the beginning of a digest of what is written, to which what stands beside is added
+    beside : what stands beside the samples, in that order
+    read_bytes : how much is read at once, in whole chunks; None for 64 MiB
+    """
+
+    tiles: Any
+    positions: NDArray[np.int64] | None
+    state: Any
     beside: Beside
     threads: int | None
     overwrite: bool
     resume: bool
     sync: bool
-    options: dict[str, Any]
+    options: Mapping[str, Any]
+    read_bytes: int | None = None
 
-    def into_memory(self, progress: bool | Report) -> MultiSourceArray:
+    def into_memory(self, progress: bool | OnProgress) -> MultiSourceArray:
         """All samples as one array, and mask labels as another."""
         tiles = self.tiles
         data = np.empty((len(tiles), *tiles.shape[1:]), tiles.dtype)
@@ -245,41 +252,27 @@ class Job:
             kept = replace(kept, labels=persist(kept.labels, threads=self.threads))
         return replace(self.beside, companions=kept).join(data)
 
-    def run(self, path: Path, chunk: int | None, progress: bool | Report, client: Any = None) -> MultiSourceArray:
+    def write(self, path: Path, chunk: int | None, progress: bool | OnProgress, client: Any = None) -> None:
         """All samples into a store, and mask labels into one beside it first."""
-        if client is not None and kind_of(path).name != "zarr":
+        form, file, tiles, labels = format_of(path), file_of(path), self.tiles, self.beside.companions.labels
+        if client is not None and not form.is_scattered:
             raise ValueError(f"{path}: only a Zarr store is written by many processes; name it .zarr, or leave client")
         if client is not None and self.options.get("shards") is not None:
             raise ValueError(f"{path}: many processes would write one shard at once; leave shards, or client")
-        file = file_of(path)
-        if file != path and isinstance(self.beside.companions.labels, MultiSourceArray):
+        if file != path and isinstance(labels, MultiSourceArray):
             raise StoreError(f"{path}: mask labels lie in a store beside; write these tiles to a file of their own")
         if self.resume and not self.overwrite and (os.path.exists(file) or is_interrupted(file)):
             self._compare(path)
-            return open_store(path)
-        with self._sink(path, chunk, scattered=client is not None) as sink:
-            labels = self.beside.companions.labels
-            if isinstance(labels, MultiSourceArray):
-                sink.about["labels"] = self._write_labels(labels, path, chunk)
-            if sink.layout is None:
-                sink.begin(self.tiles.shape[1:], self.tiles.dtype)
-            if client is None:
-                self._fill(sink, progress)
-            else:
-                with reporting(progress, len(self.tiles)) as report:
-                    write_on(client, self.tiles.select(self.positions), sink, report)
-        return open_store(path)
-
-    def _sink(self, path: Path, chunk: int | None, *, scattered: bool) -> StoreSink:
-        """Where the samples go; the store is locked."""
-        tiles, kind = self.tiles, kind_of(path)
+            return
+        members, state = self.beside.members(), self.state.copy()
+        for name, content in sorted(members.items()):
+            state.update(name.encode() + hashlib.sha256(content).digest())
+        fingerprint = state.hexdigest()[:32]
         row_bytes = max(1, Layout(tiles.shape[1:], tiles.dtype, 1).row_bytes)
-        members, labels = self.beside.members(), self.beside.companions.labels
-        fingerprint = _fingerprint(tiles, self.positions, members)
-        return StoreSink(
+        with StoreSink(
             path,
-            kind,
-            self.options | ({"labels": labels} if kind.name == "tfrecord" else {}),
+            form,
+            {**self.options, "labels": labels} if form.takes_labels else self.options,
             chunk=min(32, max(1, _CHUNK_BYTES // row_bytes)) if chunk is None else chunk,
             overwrite=self.overwrite,
             resume=self.resume,
@@ -288,19 +281,33 @@ class Job:
             members=members,
             about={**self.beside.about(), "fingerprint": fingerprint},
             sync=self.sync,
-            scattered=scattered,
-        )
+            scattered=client is not None,
+        ) as sink:
+            if isinstance(labels, MultiSourceArray):
+                sink.about["labels"] = self._write_labels(labels, path, chunk)
+            if sink.layout is None:
+                sink.begin(tiles.shape[1:], tiles.dtype)
+            with reporting(progress, len(tiles)) as report:
+                if client is None:
+                    self._fill(sink, report)
+                else:
+                    write_on(client, tiles.select(self.positions), sink, report)
 
     def _write_labels(self, labels: MultiSourceArray, path: Path, chunk: int | None) -> dict[str, Any]:
         """Mask labels into their own store, named by a version that no store has yet; what the record says of it."""
-        version = 1 + _labels_version(path)
-        overwrite = self.overwrite or not self.resume  # Until the new store is complete, they are nobody's.
-        store: StoreArray = self._of_labels(labels, overwrite).run(labels_path(path, version), chunk, False).sources[0]
-        return {"version": version, "uid": store.opened.record.uid}
+        version = 1
+        with contextlib.suppress(StoreError), contextlib.closing(StoreArray(path)) as store:
+            version += store.opened.record.labels_version or 0
+        place = labels_path(path, version)
+        # Until the new store is complete, they are nobody's.
+        self._of_labels(labels, overwrite=self.overwrite or not self.resume).write(place, chunk, False)
+        with contextlib.closing(StoreArray(place)) as store:
+            return {"version": version, "uid": store.opened.record.uid}
 
-    def _of_labels(self, labels: MultiSourceArray, overwrite: bool) -> Job:
+    def _of_labels(self, labels: MultiSourceArray, *, overwrite: bool) -> Job:
         every = np.arange(len(labels), dtype=np.int64)
-        return Job(labels, every, Beside(), self.threads, overwrite, self.resume, self.sync, self.options)
+        state = _state_of(labels, every)
+        return replace(self, tiles=labels, positions=every, state=state, beside=Beside(), overwrite=overwrite)
 
     def _compare(self, path: Path) -> None:
         """Refuse a complete store that is damaged, or is not this very export."""
@@ -320,61 +327,51 @@ class Job:
                 raise replaceable(path, f"the {other} would be written otherwise now")
             with contextlib.closing(self._read(0, store.chunks[0])) as blocks:
                 refuse_other_rows(store, blocks)
-            if "labels" in store.opened.record.about:
-                about = store.opened.record.about["labels"]
-                self._of_labels(self.beside.companions.labels, False)._compare(labels_path(path, about["version"]))
+            version = store.opened.record.labels_version
+            if version is not None:
+                self._of_labels(self.beside.companions.labels, overwrite=False)._compare(labels_path(path, version))
             tidy(store)
 
-    def _fill(self, sink: StoreSink, progress: bool | Report) -> None:
-        total = len(self.tiles)
+    def _fill(self, sink: StoreSink, report: OnProgress) -> None:
         assert sink.layout is not None  # for mypy: it is fixed
         chunk = sink.layout.chunk
         if sink.rows:
             with contextlib.closing(self._read(0, chunk, sink.rows)) as blocks:
                 sink.compare(blocks)
-        with reporting(progress, total) as report, contextlib.closing(self._read(sink.rows, chunk)) as blocks:
+        with contextlib.closing(self._read(sink.rows, chunk)) as blocks:
             for start, rows in blocks:
                 sink.append(rows)
-                report(start + len(rows), total)
+                report(start + len(rows), len(self.tiles))
         sink.close()
 
     def _read(self, first: int, chunk: int, last: int | None = None) -> Generator[tuple[int, NDArray[Any]], None, None]:
         """Blocks of whole chunks from sample `first` on; while one is used the next is read."""
         tiles = self.tiles
         last = len(tiles) if last is None else last
-        step = max(1, _READ_BYTES // max(1, chunk * tiles.nbytes // max(1, len(tiles)))) * chunk
-        starts = list(range(first, last, step))
-        if not starts:
-            return
+        most = _READ_BYTES if self.read_bytes is None else self.read_bytes
+        step = max(1, most // max(1, chunk * tiles.nbytes // max(1, len(tiles)))) * chunk
+        how = {} if self.threads is None else {"threads": self.threads}
+
+        def block(start: int) -> NDArray[Any]:
+            rows = np.arange(start, min(last, start + step))
+            found: NDArray[Any] = tiles.take(rows if self.positions is None else self.positions[rows], **how)
+            return found
+
         with ThreadPoolExecutor(1, thread_name_prefix="lazytiles-export") as pool:
-            read = [pool.submit(self._block, starts[0], min(last, starts[0] + step))]
-            for k, start in enumerate(starts):
-                rows = read.pop().result()
-                if k + 1 < len(starts):
-                    read.append(pool.submit(self._block, starts[k + 1], min(last, starts[k + 1] + step)))
+            ahead = [pool.submit(block, first)] if first < last else []
+            for start in range(first, last, step):
+                rows = ahead.pop().result()
+                if start + step < last:
+                    ahead.append(pool.submit(block, start + step))
                 yield start, rows
 
-    def _block(self, start: int, stop: int) -> NDArray[Any]:
-        return self.tiles.take(self.positions[start:stop], threads=self.threads)
 
-
-def _labels_version(path: Path) -> int:
-    """The version of the mask labels of the store that is there; 0 where it has none or cannot be opened."""
-    try:
-        with contextlib.closing(StoreArray(path)) as store:
-            return int(store.opened.record.about.get("labels", {}).get("version", 0))
-    except StoreError:
-        return 0
-
-
-def _fingerprint(tiles: MultiSourceArray, positions: NDArray[np.int64], members: dict[str, bytes]) -> str:
-    """What an export is of: layout, sources, which samples in which order, and all that stands beside them."""
+def _state_of(tiles: MultiSourceArray, positions: NDArray[np.int64]) -> Any:
+    """A digest of which samples an export is of: their layout, sources and order."""
     sources = [identity(source) for source in tiles.sources]
     state = hashlib.sha256(repr((tiles.shape, tiles.dtype.str, sources)).encode())
     state.update(np.ascontiguousarray(tiles.index_pairs[positions]).tobytes())
-    for name, content in sorted(members.items()):
-        state.update(name.encode() + hashlib.sha256(content).digest())
-    return state.hexdigest()[:32]
+    return state
 
 
 def identity(source: Any) -> str:
@@ -384,7 +381,7 @@ def identity(source: Any) -> str:
 
 
 @contextlib.contextmanager
-def reporting(progress: bool | Report, total: int, said: str = "writing tiles") -> Iterator[Report]:
+def reporting(progress: bool | OnProgress, total: int, said: str = "writing tiles") -> Iterator[OnProgress]:
     """Where to report (tiles done, all tiles): a function that is given, a bar drawn for True, nowhere for False."""
     if callable(progress):
         yield progress

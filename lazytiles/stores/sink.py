@@ -20,7 +20,6 @@ from lazytiles.config import check_chunk
 from lazytiles.errors import StoreError
 from lazytiles.images import split_name
 from lazytiles.stores.formats.base import RECORD, Format, Layout, Reader, crc_of, crcs_of, first_difference
-from lazytiles.stores.formats.hdf5 import holds_dataset
 from lazytiles.stores.journal import (
     Entry,
     Journal,
@@ -33,7 +32,7 @@ from lazytiles.stores.journal import (
     sweep,
     sync_tree,
 )
-from lazytiles.stores.record import Kind, Opened, Record, intact, intact_chunks, open_complete
+from lazytiles.stores.record import Opened, Record, intact, intact_chunks, open_complete
 
 _STEP_BYTES = 64 * 2**20
 _COMMIT_S = 0.5
@@ -45,7 +44,7 @@ class StoreSink:
     Parameters
     ----------
     path : the store
-    kind : its format
+    form : its format
     options : what the format's library takes, such as compression
     chunk : rows of one chunk
     mode : ``"w"`` makes a new store, ``"a"`` appends to a complete one or makes it
@@ -65,7 +64,7 @@ class StoreSink:
     def __init__(
         self,
         path: str | os.PathLike[str],
-        kind: Kind,
+        form: type[Format],
         options: Mapping[str, Any],
         *,
         chunk: int,
@@ -81,9 +80,9 @@ class StoreSink:
     ) -> None:
         if mode not in ("w", "a") or (mode == "a" and overwrite):
             raise ValueError(f"mode must be 'w' or 'a', and 'a' never overwrites; not mode={mode!r}")
-        self.path, self._inner, options = _placed(path, kind, options, mode)
-        self._kind = kind
-        self._format = kind.writer(options)
+        file, self._inner = split_name(os.fspath(path))
+        self.path = Path(file)
+        self._format = form(form.placed(os.fspath(path), self._inner, options, mode))
         self._members = dict(members or {})
         self.about = dict(about or {})
         self._length = length
@@ -91,7 +90,7 @@ class StoreSink:
         self._overwrite = overwrite
         self.is_complete = False  # whether a complete store is all that is asked for
         self._header: dict[str, Any] = {
-            "format": kind.name,
+            "format": form.name,
             "chunk": chunk,
             "fingerprint": fingerprint,
             "base": "",
@@ -120,7 +119,7 @@ class StoreSink:
         recover(self.path)
         left = next((j for j in partials(self.path) if self._continues(j)), None) if resume else None
         base: Opened | None = None
-        if self.path.exists() and not self._overwrite and (mode == "w" or self._is_in_file()):
+        if self.path.exists() and not self._overwrite and (mode == "w" or self._format.is_in(self.path)):
             if mode == "w" and (left is not None or not resume):
                 raise StoreError(f"{self.path} exists; pass overwrite=True to replace it, mode='a' to append")
             base = open_complete(self._named(self.path))
@@ -129,7 +128,7 @@ class StoreSink:
                 self._take(base)
                 return
             if base is not None:
-                self._check_base(base)
+                self._begin_behind(base)
                 left = next((j for j in partials(self.path) if self._continues(j)), None) if resume else None
             carried = left is not None and self._carry_on(left)
             if base is not None and not carried:
@@ -137,9 +136,6 @@ class StoreSink:
         finally:
             if base is not None:
                 base.reader.close()
-
-    def _is_in_file(self) -> bool:
-        return self._kind.name != "hdf5" or holds_dataset(self.path, self._inner)
 
     def _named(self, file: Path) -> Path:
         return file if self._inner is None else Path(f"{file}::{self._inner}")
@@ -160,8 +156,9 @@ class StoreSink:
                 raise StoreError(f"{self.path} is damaged in rows {start} to {stop}; pass overwrite=True to replace it")
             start = stop
         self.layout, self.rows, self.is_complete = record.layout, record.rows, True
+        self._format.side = base.reader.side
 
-    def _check_base(self, base: Opened) -> None:
+    def _begin_behind(self, base: Opened) -> None:
         extra = sorted(set(base.members) - {RECORD, "digests.npy"}) + ["mask labels"] * ("labels" in base.record.about)
         if extra:
             raise StoreError(
@@ -180,11 +177,14 @@ class StoreSink:
         """Fix the layout and start the partial."""
         layout = Layout(shape, dtype, self._header["chunk"])
         check_chunk(self.path, (layout.chunk, *layout.shape), layout.dtype)
-        self.layout = layout
-        facts = {"shape": list(shape), "dtype": dtype.str}
         with self._clean("starting"):
-            self._journal = Journal.create(self.path, self._header | facts)
-            self._format.create(self._journal.partial, self.layout, self._length)
+            self._format.create(self._new_partial(layout), layout, self._length)
+
+    def _new_partial(self, layout: Layout) -> Path:
+        self.layout = layout
+        facts = {"shape": list(layout.shape), "dtype": layout.dtype.str}
+        self._journal = Journal.create(self.path, self._header | facts)
+        return self._journal.partial
 
     def _carry_on(self, left: Journal) -> bool:
         """Take over what of a partial is still as it was written; False if the store itself has more."""
@@ -220,7 +220,8 @@ class StoreSink:
 
     def _reader_of(self, left: Journal, layout: Layout, notes: list[int]) -> Reader | None:
         try:
-            return self._kind.torn(self._named(left.partial), layout, notes)
+            reader = self._format.torn_reader or self._format.reader
+            return reader(self._named(left.partial), layout, notes)
         except ImportError:
             raise
         except Exception:  # A torn partial can fail in any way; then nothing of it is used.
@@ -234,16 +235,14 @@ class StoreSink:
         tail = base.reader.read(whole * record.layout.chunk, record.rows)
         if crc_of(tail) != (int(base.digests[whole]) if len(tail) else 0):
             raise StoreError(f"{self.path} is damaged in its last {len(tail)} rows; it is not appended to")
-        self.layout = record.layout
-        facts = {"shape": list(record.layout.shape), "dtype": record.layout.dtype.str}
         with self._clean("copying what is there"):
-            self._journal = Journal.create(self.path, self._header | facts)
-            if self._format.adopt(self.path, self._journal.partial, whole):
-                self._format.resume(self._journal.partial, record.layout, [0] * whole)
-                self._journal.rewrite(entries)
-                self.rows = self._journal.rows
+            partial = self._new_partial(record.layout)
+            if self._format.adopt(self.path, partial, whole):
+                self._format.resume(partial, record.layout, [0] * whole)
+                self._started().rewrite(entries)
+                self.rows = self._started().rows
             else:
-                self._format.create(self._journal.partial, record.layout, self._length)
+                self._format.create(partial, record.layout, self._length)
                 self._copy(base.reader, entries)
             self._keep_tail(tail.tobytes())
 
@@ -275,18 +274,14 @@ class StoreSink:
         step = chunk * max(1, _STEP_BYTES // max(1, chunk * self.layout.row_bytes))
         for first in range(0, len(rows), step):
             part = rows[first : first + step]
-            with self._clean(f"writing rows {self.rows} to {self.rows + len(part)}"):
-                self._put(part, chunk)
-
-    def _put(self, rows: NDArray[Any], chunk: int) -> None:
-        journal = self._started()
-        put = self._format.put(self.rows, rows)
-        stop = self.rows + len(rows)
-        for crc, note in put:
-            self.rows = min(self.rows + chunk, stop)
-            journal.note(Entry(self.rows, crc, note))
-        if time.monotonic() - self._committed_at > _COMMIT_S:
-            self._commit()
+            stop = self.rows + len(part)
+            with self._clean(f"writing rows {self.rows} to {stop}"):
+                journal = self._started()
+                for crc, note in self._format.put(self.rows, part):
+                    self.rows = min(self.rows + chunk, stop)
+                    journal.note(Entry(self.rows, crc, note))
+                if time.monotonic() - self._committed_at > _COMMIT_S:
+                    self._commit()
 
     def _started(self) -> Journal:
         if self._journal is None or self._lock is None:
@@ -389,7 +384,7 @@ class StoreSink:
         try:
             if self.is_complete:
                 with contextlib.suppress(OSError):
-                    sweep(self.path, "", self.about.get("labels", {}).get("version"), labels_too=False)
+                    self._sweep(labels_too=False)
                 return
             if self.layout is None:
                 raise StoreError(f"{self.path}: nothing to store: no rows came and no shape and dtype are given")
@@ -401,11 +396,11 @@ class StoreSink:
                     "write on with resume=True"
                 )
             with self._clean("completing the store"):
-                self._complete()
+                self._complete(self.layout)
         finally:
             self.abort()
 
-    def _complete(self) -> None:
+    def _complete(self, layout: Layout) -> None:
         journal = self._started()
         self._commit()
         crc_by_stop = {entry.stop: entry.crc for entry in journal.entries}
@@ -413,16 +408,18 @@ class StoreSink:
         buffer = io.BytesIO()
         np.save(buffer, digests)
         members = {**self._members, "digests.npy": buffer.getvalue()}
-        assert self.layout is not None  # for mypy: close has looked
         crcs = {name: zlib.crc32(content) for name, content in members.items()}
-        record = Record(self._kind.name, self.rows, self.layout, secrets.token_hex(8), crcs, self.about)
-        side = self._format.finish(self.rows, {**members, RECORD: record.dump()})
+        record = Record(self._format.name, self.rows, layout, secrets.token_hex(8), crcs, self.about)
+        self._format.finish(self.rows, {**members, RECORD: record.dump()})
         if self._sync:
             sync_tree(journal.partial)
-        publish(journal.partial, self.path, side)
+        publish(journal.partial, self.path, self._format.side)
         self._journal = None
         with contextlib.suppress(OSError):  # The store is complete; what is left beside it goes another time.
-            sweep(self.path, side, self.about.get("labels", {}).get("version"), labels_too=self._inner is None)
+            self._sweep(labels_too=self._inner is None)
+
+    def _sweep(self, *, labels_too: bool) -> None:
+        sweep(self.path, self._format.side, self.about.get("labels", {}).get("version"), labels_too=labels_too)
 
     def abort(self) -> None:
         """Leave the store as it was; what is safe stays in the partial, for `resume`."""
@@ -437,7 +434,9 @@ class StoreSink:
                     journal.commit()
             self._dropped()
             with contextlib.suppress(OSError):
-                if journal is not None and self._is_idle(journal):
+                # A partial that holds nothing which the store has not is not worth keeping.
+                tail = len(journal.load_tail()) // self.layout.row_bytes if journal and self.layout else 0
+                if journal is not None and journal.rows + tail <= int(self._header["base_rows"]):
                     journal.discard()
         finally:
             lock.release()
@@ -447,11 +446,6 @@ class StoreSink:
 
     def __exit__(self, *_: object) -> None:
         self.abort()
-
-    def _is_idle(self, journal: Journal) -> bool:
-        """Whether a partial holds nothing that the store has not: then it is not worth keeping."""
-        tail = len(journal.load_tail()) // self.layout.row_bytes if self.layout else 0
-        return journal.rows + tail <= int(self._header["base_rows"])
 
     @contextlib.contextmanager
     def _clean(self, doing: str) -> Iterator[None]:
@@ -473,18 +467,3 @@ def _let_go(form: Format, process: int) -> None:
     if os.getpid() == process:
         with contextlib.suppress(Exception):
             form.close()
-
-
-def _placed(
-    path: str | os.PathLike[str], kind: Kind, options: Mapping[str, Any], mode: str
-) -> tuple[Path, str | None, Mapping[str, Any]]:
-    """The file of a store, the dataset that its name has behind ``::``, and the options of its format."""
-    file, inner = split_name(os.fspath(path))
-    if kind.name != "hdf5":
-        if inner is not None:
-            raise StoreError(f"{path}: only an HDF5 file has datasets; leave ::{inner}")
-        return Path(file), None, options
-    if inner is not None and inner.split("/")[0] in ("", "lazytiles", "labels"):
-        raise StoreError(f"{path}: a dataset is named behind ::, such as images, but not lazytiles or labels")
-    others = Path(file) if inner is not None or mode == "a" else None
-    return Path(file), inner, {**options, "dataset": inner, "others": others}

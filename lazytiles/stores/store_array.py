@@ -18,10 +18,10 @@ from lazytiles.config import check_limit
 from lazytiles.errors import StoreError
 from lazytiles.images import FileKey, segment_cache
 from lazytiles.indexing import LazyArray, each_at
-from lazytiles.stores.formats.base import NpyReader, crc_of, first_difference
-from lazytiles.stores.formats.tfrecord import TFRecordReader
+from lazytiles.stores.formats import file_of
+from lazytiles.stores.formats.base import crc_of, first_difference
 from lazytiles.stores.journal import StoreLock, failed, is_interrupted, recover, sweep
-from lazytiles.stores.record import Opened, file_of, open_complete
+from lazytiles.stores.record import Opened, open_complete
 
 
 class StoreArray(LazyArray):
@@ -62,7 +62,11 @@ class StoreArray(LazyArray):
         self._open()
 
     def _open(self) -> None:
-        opened = _opened(self.path)
+        if is_interrupted(self._file):  # its replacement, between two renames
+            # Where a writer is at it, or nothing can be written here, the store is missing.
+            with contextlib.suppress(OSError), contextlib.closing(StoreLock(self._file)):
+                recover(self._file)
+        opened = open_complete(self.path)
         if self._uid not in (None, opened.record.uid):
             opened.reader.close()
             raise StoreError(f"{self.path} was replaced or removed meanwhile; open it again")
@@ -94,8 +98,13 @@ class StoreArray(LazyArray):
         check_limit(math.prod(shape) * self.dtype.itemsize, "a read of {}", shape)
         out = np.empty(shape, self.dtype)
         cut = tuple(slice(start, stop) for start, stop in box)
-        mapped = self._mapped(rows)
-        if mapped is not None and origins is None:
+        mapped = self.opened.reader.mapped() if origins is None else None
+        if mapped is not None:
+            if not self._seen.all():
+                touched = np.zeros(len(self._seen), np.bool_)
+                touched[rows // self._layout.chunk] = True
+                for number in np.flatnonzero(touched & ~self._seen).tolist():
+                    self._checked(number)
             return np.take(mapped[(slice(None), *cut)], rows, axis=0, out=out, mode="clip")
         chunk = rows // self._layout.chunk
         by_chunk = np.argsort(chunk, kind="stable")
@@ -111,35 +120,20 @@ class StoreArray(LazyArray):
                 out[slots] = each_at(block, inside, box, origins[slots])
         return out
 
-    def _mapped(self, rows: Int64s) -> NDArray[Any] | None:
-        """The rows of a mapped store, those asked for checked; None for other stores."""
-        reader = self.opened.reader
-        mapped = reader.mapped() if isinstance(reader, NpyReader) else None
-        if mapped is None:
-            return None
-        if not self._seen.all():
-            touched = np.zeros(len(self._seen), np.bool_)
-            touched[rows // self._layout.chunk] = True
-            for number in np.flatnonzero(touched & ~self._seen).tolist():
-                self._checked(number, self.raw(number))
-        return mapped
-
     def chunk(self, number: int) -> NDArray[Any]:
         """One chunk, from the cache or the store; not to be written to."""
-        opened = self.opened
-        if isinstance(opened.reader, NpyReader):
-            return self._checked(number, self.raw(number))
-        key = (self._key, f"store {self._uid}", number)
-        return segment_cache.once(key, lambda: self._checked(number, self.raw(number)))
+        if not self.opened.reader.is_packed:
+            return self._checked(number)
+        return segment_cache.once((self._key, f"store {self._uid}", number), lambda: self._checked(number))
 
     def raw(self, number: int) -> NDArray[Any]:
         """One chunk as the format's library gives it, unchecked."""
         start = number * self._layout.chunk
         stop = min(start + self._layout.chunk, self.shape[0])
         try:
-            # Zarr reads on any number of threads; HDF5 and Blosc2 on one at a time.
-            with contextlib.nullcontext() if self._opened.record.kind == "zarr" else self._lock:
-                rows = self.opened.reader.read(start, stop)
+            reader = self.opened.reader
+            with contextlib.nullcontext() if reader.is_shared else self._lock:
+                rows = reader.read(start, stop)
         except ImportError:  # of a codec: no damage
             raise
         except Exception as error:  # Libraries raise anything over damaged bytes.
@@ -154,7 +148,8 @@ class StoreArray(LazyArray):
         if not self._opened.reader.holds and _file_key(self._file) != self._key:
             raise StoreError(f"{self.path} was replaced or removed meanwhile; open it again")
 
-    def _checked(self, number: int, block: NDArray[Any]) -> NDArray[Any]:
+    def _checked(self, number: int) -> NDArray[Any]:
+        block = self.raw(number)
         if not self._seen[number]:
             if crc_of(block) != self.opened.digests[number]:
                 start = number * self._layout.chunk
@@ -213,11 +208,9 @@ def refuse_other_rows(store: StoreArray, blocks: Iterable[tuple[int, NDArray[Any
 
 def tidy(store: StoreArray) -> None:
     """Remove what a writer left beside a store that is complete, unless another one is at it."""
-    reader, about = store.opened.reader, store.opened.record.about
-    file = file_of(store.path)
+    opened, file = store.opened, file_of(store.path)
     with contextlib.suppress(OSError), contextlib.closing(StoreLock(file)):
-        side = reader.side if isinstance(reader, TFRecordReader) else ""
-        sweep(file, side, about.get("labels", {}).get("version"), labels_too=file == store.path)
+        sweep(file, opened.reader.side, opened.record.labels_version, labels_too=file == store.path)
 
 
 def _file_key(path: Path) -> FileKey:
@@ -226,13 +219,3 @@ def _file_key(path: Path) -> FileKey:
     except OSError as error:
         raise failed(f"{path} was replaced or removed meanwhile; open it again", error) from error
     return FileKey.of(str(path), facts)
-
-
-def _opened(path: Path) -> Opened:
-    """Open a store, putting back one whose replacement was interrupted between its two renames."""
-    file = file_of(path)
-    if is_interrupted(file):
-        # Where a writer is at it, or nothing can be written here, the store is missing.
-        with contextlib.suppress(OSError), contextlib.closing(StoreLock(file)):
-            recover(file)
-    return open_complete(path)

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from lazytiles.errors import LazyTilesError, StoreError
 from lazytiles.stores.array_sink import ArraySink
-from lazytiles.stores.record import KINDS, kind_of
+from lazytiles.stores.formats import FORMATS, format_of
 from lazytiles.stores.sink import StoreSink
 
 
@@ -324,7 +324,7 @@ class StoreWriter(BufferedWriter):
     (10, 2)
     """
 
-    _kind = ""
+    _form = ""
 
     def __init__(
         self,
@@ -341,9 +341,9 @@ class StoreWriter(BufferedWriter):
         **options: Any,
     ) -> None:
         super().__init__(_Nowhere(), chunk=chunk, shape=shape, dtype=dtype, length=length)
-        kind = KINDS[self._kind] if self._kind else kind_of(Path(path))
+        form = FORMATS[self._form] if self._form else format_of(Path(path))
         how: dict[str, Any] = {"mode": mode, "overwrite": overwrite, "resume": resume, "sync": sync}
-        sink = StoreSink(path, kind, options, chunk=self._chunk, length=length, **how)
+        sink = StoreSink(path, form, options, chunk=self._chunk, length=length, **how)
         try:
             self._join(sink)
         except BaseException:
@@ -401,7 +401,7 @@ class HDF5Writer(StoreWriter):
     <HDF5 dataset "data": shape (10, 2), type "<f4">
     """
 
-    _kind = "hdf5"
+    _form = "hdf5"
 
 
 class ZarrWriter(StoreWriter):
@@ -420,7 +420,7 @@ class ZarrWriter(StoreWriter):
     (10, 2)
     """
 
-    _kind = "zarr"
+    _form = "zarr"
 
 
 class Blosc2Writer(StoreWriter):
@@ -439,7 +439,7 @@ class Blosc2Writer(StoreWriter):
     (10, 2)
     """
 
-    _kind = "blosc2"
+    _form = "blosc2"
 
 
 class NpyWriter(StoreWriter):
@@ -457,4 +457,4 @@ class NpyWriter(StoreWriter):
     (10, 2)
     """
 
-    _kind = "npy"
+    _form = "npy"

@@ -316,22 +316,48 @@ def parts_of(x: Structure, y: Structure = None, sample_weight: Structure = None)
     Parameters
     ----------
     x, y, sample_weight : as `KerasAdapter` takes them; an array with labels brings them, alone or among others, and
-        alone its table columns too
+        its table columns, see `with_tabular`
 
     Raises
     ------
-    ValueError : weights without targets; several arrays in `x` that bring different labels
+    ValueError : weights without targets; several arrays in `x` that bring different labels or table columns
     TypeError : something that no framework takes
     """
     if y is None:
         y = _labels_in(x)
-    tabular = getattr(x, "tabular", None)
-    if tabular is not None:
-        x = (x, np.asarray(tabular, dtype=np.float32))
+    x = with_tabular(x)
     if y is None and sample_weight is not None:
         raise ValueError("sample_weight needs targets: pass y")
     given = {"x": x, "y": y, "sample_weight": sample_weight}
     return tuple(check_part(part, name) for name, part in given.items() if part is not None)
+
+
+def with_tabular(x: Structure) -> Structure:
+    """The inputs, and the table columns that arrays among them bring: as a last one, in a dict as ``"tabular"``.
+
+    Columns that are among the inputs already are not brought again.
+
+    Raises
+    ------
+    ValueError : several arrays bring different columns, or a dict has another ``"tabular"``
+    """
+    found = [(words(path, "x"), leaf.tabular) for path, leaf in walk(x) if hasattr(leaf, "tabular")]
+    found = [(name, columns) for name, columns in found if columns is not None]
+    if not found:
+        return x
+    (first, columns), *others = found
+    if any(not np.array_equal(columns, other) for _, other in others):
+        raise ValueError(
+            f"{first} and {others[0][0]} bring different tabular columns; leave out those of one by DelayedView(array)"
+        )
+    given = [leaf for leaf in leaves(x) if tuple(getattr(leaf, "shape", ())) == columns.shape]
+    if any(np.array_equal(np.asarray(leaf, np.float32), columns) for leaf in given):
+        return x
+    if isinstance(x, Mapping):
+        if "tabular" in x:
+            raise ValueError(f"{first} brings its tabular columns as x['tabular'], which is something else already")
+        return {**x, "tabular": columns}
+    return (*x, columns) if isinstance(x, tuple | list) else (x, columns)
 
 
 def _labels_in(x: Structure) -> Structure:

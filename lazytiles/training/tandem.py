@@ -187,7 +187,8 @@ class Tandem:
 
     def groups(self) -> Rows | None:
         """The number of the source that each sample lies in, of the first array that is made of several; or None."""
-        return next((s.region_ids for s in self.sources if hasattr(s, "region_ids")), None)
+        found = (getattr(source, "region_ids", None) for source in self.sources)
+        return next((numbers for numbers in found if numbers is not None), None)
 
     def read(self, rows: Rows, given: Mapping[int, Array] | None = None) -> Structure:
         """The batch of these rows; `given` holds the arrays of sources that are read already, by number."""

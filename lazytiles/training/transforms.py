@@ -45,7 +45,7 @@ class Stage:
             raise TypeError(f"transform is a function, (batch, rng) -> batch or batch -> batch; not {transform!r}")
         self.transform = as_transform(transform)
         self.processes = processes
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._executor: Any = None
         if processes:
             require("loky", extra="processes")
@@ -127,11 +127,7 @@ def check_parts(before: Structure, after: Structure, samples: int) -> None:
     Traceback (most recent call last):
     ValueError: the transform was given a batch of 2 parts and gave one array; let it give all of them back
     """
-    parts, left = (len(b) if isinstance(b, tuple | list | Mapping) else 0 for b in (before, after))
-    if after is None or max(left, 1) < parts:
-        gave = "None" if after is None else f"{left} of them" if left else "one array"
-        was = f"a batch of {parts} part{'s' * (parts != 1)}" if parts else "an array"
-        raise ValueError(f"the transform was given {was} and gave {gave}; let it give all of them back")
+    _check_forms(before, after, "a batch")
     for leaf in leaves(after):
         shape = getattr(leaf, "shape", None)
         if not shape:
@@ -141,6 +137,24 @@ def check_parts(before: Structure, after: Structure, samples: int) -> None:
                 f"the transform was given {samples} samples and gave {shape[0]}, an array of shape {tuple(shape)}; "
                 "let it keep their number"
             )
+
+
+def _check_forms(before: Structure, after: Structure, name: str) -> None:
+    """Refuse what has fewer parts than there were, also within a part."""
+    parts, left = (len(b) if isinstance(b, tuple | list | Mapping) else 0 for b in (before, after))
+    if after is None or max(left, 1) < parts or (parts > 1 and not left):
+        gave = "None" if after is None else f"{left} of them" if left else "one array"
+        was = f"{name} of {parts} part{'s' * (parts != 1)}" if parts else "an array"
+        raise ValueError(f"the transform was given {was} and gave {gave}; let it give all of them back")
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        pairs = [(key, part, after[key]) for key, part in before.items() if key in after]
+    elif isinstance(before, tuple | list) and isinstance(after, tuple | list):
+        pairs = [(k, *both) for k, both in enumerate(zip(before, after, strict=False))]
+    else:
+        pairs = []
+    for key, one, other in pairs:
+        if isinstance(one, tuple | list | Mapping):
+            _check_forms(one, other, f"part {key!r} of {name},")
 
 
 def _end(stage: weakref.ref[Stage]) -> None:

@@ -119,6 +119,15 @@ def test_unequal_windows_are_resampled_and_the_split_shares_no_region(tmp_path: 
     assert (tmp_path / "tiles.png").stat().st_size > 0
 
 
+def test_labels_that_are_no_frames_are_rows(tmp_path: Path) -> None:
+    demo.make_data(tmp_path, regions=2, size=64, tile=32)
+    table = pd.read_csv(tmp_path / "tiles.csv", dtype=str).query("label_id == '2016' or tile_id.str.endswith('0032')")
+    table.drop_duplicates("tile_id", keep="last").to_csv(tmp_path / "some.csv", index=False)
+    tiles = demo.open_data(tmp_path / "Images", tmp_path / "some.csv")
+    assert tiles.shape == (8, 32, 32, 3)
+    assert sorted(set(tiles.table.label_id)) == ["2016", "2018"]
+
+
 def test_images_and_manifest_come_together(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="needs both --images FOLDER and --manifest CSV"):
         demo.run(directory=tmp_path, images=tmp_path)

@@ -13,7 +13,7 @@ import lazytiles as lt
 from lazytiles.images import cache as module
 from lazytiles.images import jobs
 from lazytiles.images.cache import Claim, Run, SegmentCache, segment_cache
-from lazytiles.images.files import FileKey
+from lazytiles.images.files import FileKey, pool
 from tests.limits import Counting, within_limits
 from tests.made import make, pixels, write
 
@@ -351,6 +351,15 @@ def test_an_exception_at_any_line_of_keeping_leaves_no_claim_and_a_sound_cache(t
             assert segment_cache.nbytes == sum(run.nbytes for run in segment_cache._recent) == held()
     assert 30 < place < 399
     assert told <= {"memory ran out"}
+
+
+def test_a_lock_that_an_exception_left_behind_does_not_hold_up_its_own_thread(tmp_path):
+    image = pixels((64, 64))
+    region = lt.open_region(write(tmp_path / "a.tif", image, compression="zlib", tile=(32, 32)))
+    lt.clear_cache()
+    with within_limits(threads=1), segment_cache._lock, pool._lock:
+        np.testing.assert_array_equal(region, image)
+        lt.clear_cache()
 
 
 @pytest.mark.parametrize("threads", [1, 4])

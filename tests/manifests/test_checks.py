@@ -17,7 +17,7 @@ from PIL import Image
 from lazytiles.errors import ManifestError
 from lazytiles.images.region import open_region
 from lazytiles.manifests.checks import check
-from lazytiles.manifests.digest import verify_digests, write_digests
+from lazytiles.manifests.paths import verify_digests, write_digests
 from lazytiles.manifests.tiles import open_tiles
 
 FRAMES = ["2017", "2018"]
@@ -58,7 +58,11 @@ def test_a_sound_table_is_sound(desk: tuple[pd.DataFrame, Path]) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[pd.DataFrame, Path], pd.DataFrame | None], str, str]] = {
-    "missing": (lambda t, f: (f / "2017/b.tif").unlink(), "missing image", "row 8: tile b0: .*2017/b.tif is missing"),
+    "missing": (
+        lambda t, f: (f / "2017/b.tif").unlink(),
+        "missing image",
+        "row 8: tile b0 with box .*2017/b.tif is missing",
+    ),
     "damaged": (
         lambda t, f: damage(f / "2018/a.tif"),
         "unreadable image",
@@ -219,7 +223,7 @@ def test_a_frame_that_a_region_lacks(desk: tuple[pd.DataFrame, Path]) -> None:
     lacking = table[~((table.label_id == "2017") & (table.region_id == "b"))]
     report = check(lacking, folder, frames=FRAMES)
     assert report.problems.counts == {"missing image": 1}
-    assert "row 8: tile b0: " in str(report.problems)
+    assert "row 8: tile b0 with box (0, 0, 32, 32): " in str(report.problems)
     assert "2017/b.tif is missing" in str(report.problems)
     assert report.problems.rows == {"missing image": [8]}
     assert report.warnings.counts == {"missing frames": 4}

@@ -73,6 +73,8 @@ def test_named_classes_are_the_same_for_every_table(folder: Path) -> None:
     test = lt.open_tiles(table_of(["dog"]), folder, classes=np.array(names))
     assert (train.labels.tolist(), test.labels.tolist()) == ([2, 1], [1])
     assert train.classes == test.classes == names
+    unknown = lt.open_tiles(table_of([None, None]), folder, classes=names)
+    assert (unknown.labels, unknown.classes, unknown.persist().classes) == (None, names, names)
     with pytest.raises(lt.ManifestError, match=r"row 1: tile t1: target 'cow' is none of the classes 'ox', 'dog'"):
         lt.open_tiles(table_of(["cat", "cow"]), folder, classes=names)
     with pytest.raises(lt.ManifestError, match="classes= is given, but there is no label column"):

@@ -266,6 +266,12 @@ def test_one_class_or_number_a_tile_becomes_a_table_and_a_map(scene):
     assert set(scores.index) == set(table.tile_id)
     (b,) = [scan for scan in predict(lambda x: x.mean(axis=(1, 2, 3)), tiles, paint=True) if scan["id"] == "b"]
     assert b["map"].shape == SHAPES["b"]
+    with pytest.raises(
+        ValueError, match=r"the model gives \(3,\) a tile, a table and no map .*leave out= away, or pass p"
+    ):
+        next(predict(means, tiles, out=folder / "maps"))
+    for scan, again in zip(found, predict(means, tiles, paint=True, out=folder / "maps"), strict=True):
+        np.testing.assert_array_equal(scan["map"], np.asarray(again["map"]))
 
 
 def test_activations_are_applied_to_predictions(scene):

@@ -149,7 +149,7 @@ def test_the_index_finds_regions(desk: tuple[Path, pd.DataFrame], browser: Any, 
 def test_the_findings_page(width: int, desk: tuple[Path, pd.DataFrame], browser: Any, tmp_path: Path) -> None:
     folder, table = desk
     bad = table.assign(target=[np.nan, *table.target[1:]], xmax=table.xmax + (table.tile_id == "1-2") * 999)
-    report = check(bad, folder)
+    report = check(bad, folder, frames="each", size=(64, 64))
     watched = Watched(browser, tmp_path / "check.html", check_page(report), width)
     text = watched.page.inner_text("body")
     assert "3 problems" in text

@@ -21,7 +21,7 @@ import lazytiles as lt
 from lazytiles.arrays.multisource import MultiSourceArray
 from lazytiles.errors import RegionError, StoreError
 from lazytiles.stores.distributed import BlockTarget, write_block
-from lazytiles.stores.record import KINDS
+from lazytiles.stores.formats import FORMATS
 from lazytiles.stores.saving import export, open_store, persist, verify_store
 from lazytiles.stores.sink import StoreSink
 from lazytiles.stores.store_array import StoreArray
@@ -106,6 +106,8 @@ def test_persisted_tiles_are_the_same_array(suffix, tmp_path, where):
     ours, theirs = tiles.split(0.5, by="region_id", seed=1)
     assert_same(first, ours)
     assert_same(second, theirs)
+    assert_same(kept.split(0.5, by="source", seed=1)[0], tiles.split(0.5, by="source", seed=1)[0])
+    assert_same(kept.shuffle(5, window=2), tiles.shuffle(5, window=2))
 
 
 @pytest.mark.parametrize(
@@ -569,12 +571,12 @@ def test_the_fingerprint_of_real_tiles_is_the_same_in_every_process(corpus_dir, 
     code = f"""
 import sys
 import numpy as np, pandas as pd, lazytiles as lt
-from lazytiles.stores.saving import _fingerprint
+from lazytiles.stores.saving import _state_of
 row = dict(tile_id="a", region_id={file.stem!r}, xmin=0, ymin=0, xmax=16, ymax=16)
 table = pd.DataFrame([row])
 for bands in ([0, 1, 2], [2, 1, 0]):
     tiles = lt.open_tiles(table, {str(file.parent)!r}, path="{{region_id}}{file.suffix}", target=None, bands=bands)
-    print(_fingerprint(tiles, np.arange(1), {{}}))
+    print(_state_of(tiles, np.arange(1)).hexdigest())
 """
     said = {
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -589,7 +591,7 @@ def test_chunks_written_anywhere_in_any_order_make_the_same_store(tmp_path, seed
     pytest.importorskip("zarr")
     chance, data = np.random.default_rng(seed), images(43)
     path = tmp_path / "tiles.zarr"
-    sink = StoreSink(path, KINDS["zarr"], {}, chunk=5, length=43, scattered=True, resume=True)
+    sink = StoreSink(path, FORMATS["zarr"], {}, chunk=5, length=43, scattered=True, resume=True)
     sink.begin(data.shape[1:], data.dtype)
     target = pickle.loads(pickle.dumps(BlockTarget.of(sink, 43)))
     assert len(pickle.dumps(target)) < 500
@@ -598,7 +600,7 @@ def test_chunks_written_anywhere_in_any_order_make_the_same_store(tmp_path, seed
         sink.place(*write_block(target, start, data[start : start + 5]))
     sink.abort()
     assert not path.exists()
-    sink = StoreSink(path, KINDS["zarr"], {}, chunk=5, length=43, scattered=True, resume=True)
+    sink = StoreSink(path, FORMATS["zarr"], {}, chunk=5, length=43, scattered=True, resume=True)
     assert sorted(sink.missing) == sorted(starts[5:].tolist())
     target = BlockTarget.of(sink, 43)
     with ThreadPoolExecutor(3) as pool:
@@ -619,7 +621,7 @@ def test_chunks_written_anywhere_in_any_order_make_the_same_store(tmp_path, seed
 def test_a_store_with_a_missing_chunk_cannot_be_closed(tmp_path):
     pytest.importorskip("zarr")
     data = images(43)
-    sink = StoreSink(tmp_path / "tiles.zarr", KINDS["zarr"], {}, chunk=5, length=43, scattered=True)
+    sink = StoreSink(tmp_path / "tiles.zarr", FORMATS["zarr"], {}, chunk=5, length=43, scattered=True)
     sink.begin(data.shape[1:], data.dtype)
     target = BlockTarget.of(sink, 43)
     for start, stop in ((2, 7), (5, 9), (40, 45)):

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 
 from lazytiles.errors import LazyTilesError, StoreError
 from lazytiles.images.cache import clear_cache
+from lazytiles.stores.formats import FORMATS, format_of
 from lazytiles.stores.formats.base import crc_of
-from lazytiles.stores.record import KINDS, Kind, kind_of, open_complete
+from lazytiles.stores.record import open_complete
 from lazytiles.stores.sink import StoreSink
 from lazytiles.stores.store_array import StoreArray
 from lazytiles.stores.writers import (
@@ -588,7 +589,7 @@ def test_a_write_that_was_interrupted_ends_the_writer(suffix, tmp_path, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(StoreSink, "_put", interrupted)
+        patch.setattr(type(out._sink._format), "put", interrupted)
         with pytest.raises(KeyboardInterrupt):
             out.write(rows[8:])
     with pytest.raises(RowsError, match="the writer is closed"):
@@ -916,10 +917,10 @@ def test_a_foreign_array_is_refused_by_name(tmp_path):
 
 
 def test_the_format_of_a_path():
-    assert {suffix: kind_of(Path(f"a/b.{suffix}")).name for suffix in WRITERS} == {
+    assert {suffix: format_of(Path(f"a/b.{suffix}")).name for suffix in WRITERS} == {
         "h5": "hdf5", "zarr": "zarr", "b2nd": "blosc2", "npy": "npy"
     }  # fmt: skip
-    assert all(isinstance(kind, Kind) for kind in KINDS.values())
+    assert all(form.name == name for name, form in FORMATS.items())
 
 
 def test_a_record_of_a_later_version_is_refused(tmp_path):
@@ -951,7 +952,7 @@ def test_a_store_written_under_any_name_opens(tmp_path):
 
 def test_the_sink_keeps_the_digest_of_every_chunk(tmp_path):
     rows = rows_of(10)
-    sink = StoreSink(tmp_path / "rows.npy", KINDS["npy"], {}, chunk=4)
+    sink = StoreSink(tmp_path / "rows.npy", FORMATS["npy"], {}, chunk=4)
     sink.append(rows[:8])
     sink.append(rows[8:])
     sink.close()
@@ -992,3 +993,11 @@ def test_a_store_with_mask_labels_is_not_appended_to(tmp_path):
     lt.export(lt.MultiSourceArray([rows_of(9)], labels=masks), tmp_path / "tiles.npy")
     with pytest.raises(StoreError, match="carries mask labels, which would no longer fit its rows"):
         StoreWriter(tmp_path / "tiles.npy", mode="a")
+
+
+def test_a_complete_tfrecord_store_keeps_its_members_when_its_writer_resumes(tmp_path):
+    pytest.importorskip("google_crc32c")
+    for _ in range(2):
+        with StoreWriter(tmp_path / "rows.tfrecord", chunk=4, resume=True) as out:
+            out.write(rows_of(6)[len(out) :])
+    np.testing.assert_array_equal(content(tmp_path / "rows.tfrecord"), rows_of(6))

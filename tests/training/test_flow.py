@@ -678,6 +678,15 @@ def test_a_transform_gives_all_of_the_batch_back(transform, what):
         next(iter(BatchFlow((X, IDS), 4, transform=transform)))
 
 
+@pytest.mark.parametrize("left", [lambda x: x["image"], lambda x: {"image": x["image"]}, lambda x: None])
+def test_a_transform_gives_all_within_a_part_back(left):
+    flow = BatchFlow(({"image": X, "more": X}, IDS), 4, transform=lambda b: (left(b[0]), b[1]))
+    with pytest.raises(
+        LazyTilesError, match=r"given part 0 of a batch, of 2 parts and gave (one array|1 of them|None)"
+    ):
+        next(iter(flow))
+
+
 def test_what_cannot_be_called_is_no_transform():
     with pytest.raises(TypeError, match=r"transform is a function, .* not 'flip'"):
         BatchFlow(X, 4, transform="flip")

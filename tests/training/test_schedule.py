@@ -207,6 +207,30 @@ def test_labels_follow_an_array_into_a_dict_or_tuple():
     np.testing.assert_array_equal(parts_of({"a": array, "b": array})[1], array.labels)
 
 
+def test_table_columns_follow_an_array_into_a_dict_or_tuple():
+    array = in_memory(0)
+    table = pd.DataFrame({"height": np.arange(18.0)})
+    array = lt.MultiSourceArray([array], array.labels, table=table)
+    array.tabular_columns = ("height",)
+    for x in (array, (array,), [array, array]):
+        (found, _) = parts_of(x)
+        np.testing.assert_array_equal(found[-1], table)
+        assert len(found) == len(leaves(x)) + 1
+    assert list(parts_of({"image": array})[0]) == ["image", "tabular"]
+    assert list(parts_of({"image": array, "more": array.tabular})[0]) == ["image", "more"]
+    assert len(parts_of((array, array.tabular))[0]) == 2
+    with pytest.raises(
+        ValueError, match=r"x\['image'\] brings its tabular columns as x\['tabular'\], which is something"
+    ):
+        parts_of({"image": array, "tabular": np.zeros((18, 1))})
+    other = array.copy().shuffle(3)
+    with pytest.raises(ValueError, match=r"x\[0\] and x\[1\] bring different tabular columns; .* DelayedView"):
+        parts_of((array, other), array.labels)
+    assert len(parts_of((array, lt.DelayedView(other)))[0]) == 3
+    ((scan, *_),) = [list(lt.predict(lambda x: x["tabular"][:, 0], {"image": array}))]
+    assert scan["y_pred"]["prediction"].to_list() == list(range(len(scan["y_pred"])))
+
+
 def test_labels_that_disagree_are_refused_by_name():
     one, other = in_memory(0), in_memory(1)
     with pytest.raises(ValueError, match=r"x\['a'\] and x\['b'\] bring different labels; pass the targets as y"):
@@ -332,6 +356,9 @@ def test_a_window_mixes_so_many_sources_anew_each_epoch():
     other = lt.BatchFlow((array, array.labels), 16, shuffle=True, window=3, seed=7)
     with pytest.raises(lt.LazyTilesError, match="something else"):
         other.load_state_dict(flow.state_dict())
+    view = lt.DelayedView(array)
+    viewed = lt.BatchFlow((view, array.labels), 16, shuffle=True, window=2, seed=7)
+    np.testing.assert_array_equal(np.concatenate([y for _, y in viewed]), orders[0])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a format of stores is: how rows go into bytes under one name, and how they come out; and `.npy`.
+"""What a format of stores is: how rows go into bytes under one name, and how they come out.
 
 Beside the rows a store carries *members*: named bytes such as its record, its labels and its table. Every
 format has a place for them inside itself, so that a store is one name and one rename.
@@ -9,25 +9,21 @@ from __future__ import annotations
 import io
 import math
 import os
-import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 from imagecodecs import deflate_crc32
 from numpy.typing import NDArray
 
-from lazytiles.config import settings
 from lazytiles.errors import StoreError
-from lazytiles.images import open_plain, unlinked
+from lazytiles.images import open_plain
 
 RECORD = "record.json"
-
-_PIECE_BYTES = 256 * 2**10
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,65 +50,104 @@ class Layout:
         return np.zeros((count, *self.shape), self.dtype)
 
 
-class Reader(Protocol):
-    """A store, or what is left of a partial, open for reading; the first axis of its shape is the rows.
+class Reader:
+    """A store open for reading; or, with a layout and the notes of its chunks, the partial of a killed writer.
 
-    `holds`: what was opened is read to the end, even when another store takes its name meanwhile.
+    The first axis of its shape is the rows.
     """
 
-    holds: bool
+    holds = True  # what was opened is read to the end, even when another store takes its name meanwhile
+    is_packed = True  # a chunk that was read is worth keeping
+    is_shared = False  # any number of threads may read at once
+    side = ""  # what the name of a file beside the store that holds its members ends in
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Rows, then the shape of a row."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The dtype of the rows."""
+    def __init__(self, path: Path, layout: Layout | None = None, notes: Sequence[int] = ()) -> None:
+        raise NotImplementedError
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """The rows from start to stop."""
+        raise NotImplementedError
+
+    def mapped(self) -> NDArray[Any] | None:
+        """All rows, mapped; None where they are not."""
+        return None
 
     def members(self) -> Mapping[str, bytes]:
         """All members by name."""
+        return {}
 
     def close(self) -> None:
         """Let go of what is open."""
 
 
-class Format(Protocol):
-    """One partial open for writing. `continues`: a partial left by a killed writer is written on as it is."""
+class Format:
+    """One format of stores: what is known of it, and as an object one partial that is open for writing.
 
-    name: str
-    continues: bool
+    Parameters
+    ----------
+    options : for the format's library; there are none unless a format says so
+    """
 
-    def create(self, path: Path, layout: Layout, length: int | None) -> None:
-        """Start an empty partial, of so many rows in the end, or of None knows how many."""
+    name: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]]
+    mark: ClassVar[bytes | None] = None  # among the first bytes of a file
+    reader: ClassVar[type[Reader]]
+    torn_reader: ClassVar[type[Reader] | None] = None  # of partials, if it is another
+    continues: ClassVar[bool] = True  # a partial left by a killed writer is written on as it is
+    has_datasets: ClassVar[bool] = False  # several stores in one file
+    is_scattered: ClassVar[bool] = False  # many processes may write chunks in any order
+    takes_labels: ClassVar[bool] = False  # labels are among the options, and lie with each row
+    side = ""  # see `Reader.side`; known when the partial is finished
 
-    def resume(self, path: Path, layout: Layout, notes: list[int]) -> None:
-        """Go on with a partial after the chunks of these notes; only where `continues`."""
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        if options:
+            raise TypeError(f"a {self.suffixes[0]} file takes no options, but {sorted(options)} were given")
+        self._file: Any = None
 
-    def put(self, start: int, rows: NDArray[Any]) -> list[tuple[int, int]]:
-        """Write whole chunks (the last may be short) from row start on; the CRC-32 and a note of each chunk."""
+    @classmethod
+    def placed(cls, path: str, inner: str | None, options: Mapping[str, Any], mode: str) -> Mapping[str, Any]:
+        """The options of a writer into the dataset `inner` of a file, None if it names none."""
+        if inner is not None:
+            raise StoreError(f"{path}: only an HDF5 file has datasets; leave ::{inner}")
+        return options
 
-    def sync(self) -> None:
-        """Make what has been put survive the death of this process."""
-
-    def finish(self, rows: int, members: Mapping[str, bytes]) -> str:
-        """Set the length, add the members, the record last, and close.
-
-        Returns what the name of the file that holds the members ends in, beside the store, or nothing where the
-        store itself holds them.
-        """
-
-    def adopt(self, store: Path, path: Path, chunks: int) -> bool:
-        """Make a partial from the first chunks of a store without reading them, ready for `resume`; or False."""
+    def is_in(self, path: Path) -> bool:
+        """Whether a file that exists has the store."""
+        return True
 
     def inherit(self, store: Path) -> None:
         """Take the options that were not given from a store that is appended to."""
 
+    def create(self, path: Path, layout: Layout, length: int | None) -> None:
+        """Start an empty partial, of so many rows in the end, or of None knows how many."""
+        raise NotImplementedError
+
+    def resume(self, path: Path, layout: Layout, notes: list[int]) -> None:
+        """Go on with a partial after the chunks of these notes; only where `continues`."""
+        raise NotImplementedError
+
+    def adopt(self, store: Path, path: Path, chunks: int) -> bool:
+        """Make a partial from the first chunks of a store without reading them, ready for `resume`; or False."""
+        return False
+
+    def put(self, start: int, rows: NDArray[Any]) -> list[tuple[int, int]]:
+        """Write whole chunks (the last may be short) from row start on; the CRC-32 and a note of each chunk."""
+        raise NotImplementedError
+
+    def sync(self) -> None:
+        """Make what has been put survive the death of this process; nothing where the system has it by then."""
+
+    def finish(self, rows: int, members: Mapping[str, bytes]) -> None:
+        """Set the length, add the members, the record last, and close."""
+        raise NotImplementedError
+
     def close(self) -> None:
         """Let go of what is open, complete or not."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 def array_in(content: bytes) -> NDArray[Any]:
@@ -187,143 +222,8 @@ def zipped(members: Mapping[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-class NpyFormat:
-    """Rows in a plain ``.npy`` file; members in a zip archive behind them, which NumPy does not look at."""
-
-    name = "npy"
-    continues = True
-
-    def __init__(self, options: Mapping[str, Any]) -> None:
-        if options:
-            raise TypeError(f"a .npy file takes no options, but {sorted(options)} were given")
-        self._file: Any = None
-
-    def create(self, path: Path, layout: Layout, length: int | None) -> None:
-        """See `Format.create`."""
-        path.write_bytes(npy_header(layout, 0))
-        self.resume(path, layout, [])
-
-    def resume(self, path: Path, layout: Layout, notes: list[int]) -> None:
-        """See `Format.resume`."""
-        self._layout = layout
-        self._start = len(npy_header(layout, 0))
-        self._file = open(path, "r+b", buffering=0, opener=unlinked)  # noqa: SIM115  # closed by `close`
-
-    def put(self, start: int, rows: NDArray[Any]) -> list[tuple[int, int]]:
-        """See `Format.put`."""
-        self._file.seek(self._start + start * self._layout.row_bytes)
-        chunk = self._layout.chunk
-        return [(self._write(rows[first : first + chunk]), 0) for first in range(0, len(rows), chunk)]
-
-    def _write(self, rows: NDArray[Any]) -> int:
-        """Write rows, and take their CRC-32 piece by piece while the processor's cache has them."""
-        rest: Any = rows.reshape(-1).view(np.uint8).data
-        at, crc = self._file.tell(), 0
-        while rest:
-            # Pieces end where the system's own pages do: others cost it a tenth more.
-            piece = rest[: _PIECE_BYTES - at % _PIECE_BYTES]
-            written = self._file.write(piece)
-            crc = int(deflate_crc32(piece[:written], crc))
-            rest, at = rest[written:], at + written
-        return crc
-
-    def sync(self) -> None:
-        """Nothing: the rows are the system's when they have been put."""
-
-    def finish(self, rows: int, members: Mapping[str, bytes]) -> str:
-        """See `Format.finish`."""
-        self._file.seek(0)
-        write_all(self._file, np.frombuffer(npy_header(self._layout, rows), np.uint8))
-        end = self._start + rows * self._layout.row_bytes
-        self._file.truncate(end)
-        self._file.seek(end)
-        write_all(self._file, np.frombuffer(zipped(members), np.uint8))
-        self.close()
-        return ""
-
-    def adopt(self, store: Path, path: Path, chunks: int) -> bool:
-        """Copy the file: the members behind the rows are overwritten or cut off."""
-        shutil.copyfile(store, path)
-        return True
-
-    def inherit(self, store: Path) -> None:
-        """Nothing: there are no options."""
-
-    def close(self) -> None:
-        """Let go of what is open."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
-def npy_header(layout: Layout, rows: int) -> bytes:
-    """The header of a ``.npy`` file of so many rows: of one length for any number of them."""
-    buffer = io.BytesIO()
-    facts = {"descr": layout.dtype.str, "fortran_order": False, "shape": (rows, *layout.shape)}
-    np.lib.format.write_array_header_1_0(buffer, facts)
-    return buffer.getvalue()
-
-
 def write_all(file: io.RawIOBase, rows: NDArray[Any]) -> None:
     """Write every byte of an array, however few the system takes at a time."""
     rest = rows.reshape(-1).view(np.uint8).data
     while rest:
         rest = rest[file.write(rest) :]
-
-
-class NpyReader:
-    """A ``.npy`` store, or a killed writer's partial; mapped, or read with `configure(mmap=False)`."""
-
-    def __init__(self, path: Path, *, torn: bool = False) -> None:
-        self._path = path
-        self._opener = partial(open_plain, links=not torn)
-        with open(path, "rb", opener=self._opener) as file:
-            np.lib.format.read_magic(file)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-            start = file.tell()
-            size = os.fstat(file.fileno()).st_size
-        if dtype.hasobject:
-            raise StoreError(f"{path} holds {dtype}, not numbers; pickled objects are never loaded")
-        room = (size - start) // max(1, math.prod(shape[1:]) * dtype.itemsize)
-        # A partial's header says 0 rows until it is complete.
-        shape = (room if torn else shape[0], *shape[1:])
-        if room < shape[0]:
-            raise StoreError(f"{path} is cut short: {shape[0]} rows expected, {room} are there")
-        self.rows: NDArray[Any] | None = None
-        self.holds = bool(settings().mmap and shape[0])
-        if self.holds:
-            with open(path, "rb", opener=self._opener) as file:
-                mapped: Any = np.memmap(file, dtype, "r", start, shape)
-            self._map: Any = mapped.base
-            # A plain array of it: each operation on a memmap runs Python code of its class.
-            self.rows = mapped.view(np.ndarray)
-        self.shape: tuple[int, ...] = shape
-        self.dtype: np.dtype[Any] = dtype
-        self._start = start
-        self._end = start + math.prod(shape) * dtype.itemsize
-
-    def mapped(self) -> NDArray[Any] | None:
-        """All rows, mapped; None where they are not. A map of a file that was cut short kills the process."""
-        if self.rows is not None and self._map.size() < self._end:
-            raise StoreError(f"{self._path} was cut short meanwhile; write it again")
-        return self.rows
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """See `Reader.read`."""
-        rows = self.mapped()
-        if rows is not None:
-            return rows[start:stop]
-        row = math.prod(self.shape[1:])
-        stop = min(stop, self.shape[0])
-        at = self._start + start * row * self.dtype.itemsize
-        with open(self._path, "rb", opener=self._opener) as file:
-            held = np.fromfile(file, self.dtype, (stop - start) * row, offset=at)
-        return held.reshape(stop - start, *self.shape[1:])
-
-    def members(self) -> Mapping[str, bytes]:
-        """See `Reader.members`."""
-        return members_of(self._path, links=True)
-
-    def close(self) -> None:
-        """Let go of what is open."""
-        self.rows = self._map = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,96 +15,11 @@ from numpy.typing import NDArray
 from lazytiles.config import check_chunk
 from lazytiles.errors import StoreError, require
 from lazytiles.images import open_plain, refuse_bomb, split_name
-from lazytiles.stores.formats.base import Layout, crcs_of
+from lazytiles.stores.formats.base import Format, Layout, Reader, crcs_of
 
 _WORD = 2**32 - 1
 _SUPERBLOCK = 48  # bytes, of its version 3 with addresses of 8
 DATASET = "data"
-
-
-class HDF5Format:
-    """Rows in a dataset of an HDF5 file, ``data`` if not named, and members in its group ``lazytiles``.
-
-    Among the options, `dataset` names another, whose members lie in the group ``lazytiles/NAME``, and `others` the
-    file whose other datasets are kept.
-    """
-
-    name = "hdf5"
-    continues = False
-
-    def __init__(self, options: Mapping[str, Any]) -> None:
-        self._options = dict(options)
-        self._name = self._options.pop("dataset", None) or DATASET
-        self._others: Path | None = self._options.pop("others", None)
-        self._file: Any = None
-
-    def create(self, path: Path, layout: Layout, length: int | None) -> None:
-        """See `Format.create`."""
-        # No chunk cache: chunks go to the disk when they are written, and a full disk shows at once.
-        # Single-writer mode keeps what has been flushed readable when the process is killed.
-        h5py = require("h5py", extra="hdf5")
-        self._path = path
-        self._file = h5py.File(path, "x", libver=("v110", "v110"), rdcc_nbytes=0)
-        self._data = self._file.create_dataset(
-            self._name,
-            shape=(0, *layout.shape),
-            maxshape=(None, *layout.shape),
-            chunks=(layout.chunk, *layout.shape),
-            dtype=layout.dtype,
-            **{"compression": "lzf", "fletcher32": True} | self._options,
-        )
-        self._file.swmr_mode = True
-
-    def resume(self, path: Path, layout: Layout, notes: list[int]) -> None:
-        """See `Format.resume`."""
-        raise StoreError(f"{path} cannot be written on in place")
-
-    def put(self, start: int, rows: NDArray[Any]) -> list[tuple[int, int]]:
-        """See `Format.put`."""
-        self._data.resize(start + len(rows), axis=0)
-        crcs = crcs_of(rows, self._data.chunks[0])
-        self._data[start : start + len(rows)] = rows
-        return [(crc, 0) for crc in crcs]
-
-    def sync(self) -> None:
-        """See `Format.sync`."""
-        self._data.flush()
-
-    def finish(self, rows: int, members: Mapping[str, bytes]) -> str:
-        """See `Format.finish`."""
-        h5py = require("h5py", extra="hdf5")
-        self.close()
-        with h5py.File(self._path, "r+", libver=("v110", "v110"), rdcc_nbytes=0) as file:
-            if self._others is not None and self._others.exists():
-                with _opened(self._others) as others:
-                    _copy_others(h5py, others, file, self._name)
-            if "labels.npy" in members and self._name == DATASET:
-                labels = np.load(io.BytesIO(members["labels.npy"]))
-                if labels.dtype.kind in "biufc":
-                    file.create_dataset("labels", data=labels, fletcher32=labels.size > 0)
-            group = file.require_group(_members_of(self._name))
-            for name, content in members.items():
-                group.create_dataset(name, data=np.frombuffer(content, np.uint8))
-        return ""
-
-    def adopt(self, store: Path, path: Path, chunks: int) -> bool:
-        """Not possible: an HDF5 file that is written must be its writer's from the start."""
-        return False
-
-    def inherit(self, store: Path) -> None:
-        """See `Format.inherit`."""
-        with _opened(store) as file:
-            data = file[self._name]
-            held = {"shuffle": data.shuffle, "fletcher32": data.fletcher32}
-            if "compression" not in self._options:
-                held |= {"compression": data.compression, "compression_opts": data.compression_opts}
-        self._options = held | self._options
-
-    def close(self) -> None:
-        """Let go of what is open."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
 
 def _members_of(name: str) -> str:
@@ -127,12 +42,6 @@ def _in_file(group: Any, name: str) -> Any:
             raise StoreError(f"{group.file.filename}: {name!r} is a link, so that it may lie in other files; refused")
         group = group[part]
     return group
-
-
-def holds_dataset(path: Path, name: str | None) -> bool:
-    """Whether an HDF5 file has a dataset, ``data`` if not named."""
-    with _opened(path) as file:
-        return _in_file(file, name or DATASET) is not None
 
 
 def _copy_others(h5py: Any, source: Any, target: Any, dataset: str) -> None:
@@ -159,21 +68,18 @@ def _copy_others(h5py: Any, source: Any, target: Any, dataset: str) -> None:
                 group.copy(group[name], copy, name)
 
 
-class HDF5Reader:
+class HDF5Reader(Reader):
     """An HDF5 store, or a killed writer's partial; the path may name a dataset, as in ``tiles.h5::images``."""
 
-    holds = True
-
-    def __init__(self, path: Path, *, torn: bool = False) -> None:
+    def __init__(self, path: Path, layout: Layout | None = None, notes: Sequence[int] = ()) -> None:
         file, inner = split_name(str(path))
         self._path, self._name = Path(file), inner or DATASET
-        if torn:
+        if layout is not None:
             _end_writing(self._path)
         self._file = _opened(self._path)
         try:
             self._data = self._own(self._file, self._name)
-            self.shape: tuple[int, ...] = self._data.shape
-            self.dtype: np.dtype[Any] = self._data.dtype
+            self.shape, self.dtype = self._data.shape, self._data.dtype
             chunks = self._data.chunks
             if chunks is not None:
                 check_chunk(path, chunks, self.dtype)
@@ -226,6 +132,93 @@ class HDF5Reader:
     def close(self) -> None:
         """Let go of what is open."""
         self._file.close()
+
+
+class HDF5Format(Format):
+    """Rows in a dataset of an HDF5 file, ``data`` if not named, and members in its group ``lazytiles``.
+
+    Among the options, `dataset` names another, whose members lie in the group ``lazytiles/NAME``, and `others` the
+    file whose other datasets are kept.
+    """
+
+    name = "hdf5"
+    suffixes = (".h5", ".hdf5")
+    mark = b"\x89HDF"
+    reader = HDF5Reader
+    continues = False
+    has_datasets = True
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        super().__init__({})
+        self._options = dict(options)
+        self._name = self._options.pop("dataset", None) or DATASET
+        self._others: Path | None = self._options.pop("others", None)
+
+    @classmethod
+    def placed(cls, path: str, inner: str | None, options: Mapping[str, Any], mode: str) -> Mapping[str, Any]:
+        """See `Format.placed`; what else is in the file stays, unless a file of one dataset is written anew."""
+        if inner is not None and inner.split("/")[0] in ("", "lazytiles", "labels"):
+            raise StoreError(f"{path}: a dataset is named behind ::, such as images, but not lazytiles or labels")
+        others = Path(split_name(path)[0]) if inner is not None or mode == "a" else None
+        return {**options, "dataset": inner, "others": others}
+
+    def is_in(self, path: Path) -> bool:
+        """See `Format.is_in`."""
+        with _opened(path) as file:
+            return _in_file(file, self._name) is not None
+
+    def create(self, path: Path, layout: Layout, length: int | None) -> None:
+        """See `Format.create`."""
+        # No chunk cache: chunks go to the disk when they are written, and a full disk shows at once.
+        # Single-writer mode keeps what has been flushed readable when the process is killed.
+        h5py = require("h5py", extra="hdf5")
+        self._path = path
+        self._file = h5py.File(path, "x", libver=("v110", "v110"), rdcc_nbytes=0)
+        self._data = self._file.create_dataset(
+            self._name,
+            shape=(0, *layout.shape),
+            maxshape=(None, *layout.shape),
+            chunks=(layout.chunk, *layout.shape),
+            dtype=layout.dtype,
+            **{"compression": "lzf", "fletcher32": True} | self._options,
+        )
+        self._file.swmr_mode = True
+
+    def put(self, start: int, rows: NDArray[Any]) -> list[tuple[int, int]]:
+        """See `Format.put`."""
+        self._data.resize(start + len(rows), axis=0)
+        crcs = crcs_of(rows, self._data.chunks[0])
+        self._data[start : start + len(rows)] = rows
+        return [(crc, 0) for crc in crcs]
+
+    def sync(self) -> None:
+        """See `Format.sync`."""
+        self._data.flush()
+
+    def finish(self, rows: int, members: Mapping[str, bytes]) -> None:
+        """See `Format.finish`."""
+        h5py = require("h5py", extra="hdf5")
+        self.close()
+        with h5py.File(self._path, "r+", libver=("v110", "v110"), rdcc_nbytes=0) as file:
+            if self._others is not None and self._others.exists():
+                with _opened(self._others) as others:
+                    _copy_others(h5py, others, file, self._name)
+            if "labels.npy" in members and self._name == DATASET:
+                labels = np.load(io.BytesIO(members["labels.npy"]))
+                if labels.dtype.kind in "biufc":
+                    file.create_dataset("labels", data=labels, fletcher32=labels.size > 0)
+            group = file.require_group(_members_of(self._name))
+            for name, content in members.items():
+                group.create_dataset(name, data=np.frombuffer(content, np.uint8))
+
+    def inherit(self, store: Path) -> None:
+        """See `Format.inherit`."""
+        with _opened(store) as file:
+            data = file[self._name]
+            held = {"shuffle": data.shuffle, "fletcher32": data.fletcher32}
+            if "compression" not in self._options:
+                held |= {"compression": data.compression, "compression_opts": data.compression_opts}
+        self._options = held | self._options
 
 
 def _end_writing(path: Path) -> None:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from lazytiles.errors import StoreError, require
 from lazytiles.images import open_plain, unlinked, write_new
-from lazytiles.stores.formats.base import RECORD, Layout, crcs_of, members_of, write_all, zipped
+from lazytiles.stores.formats.base import RECORD, Format, Layout, Reader, crcs_of, members_of, write_all, zipped
 from lazytiles.stores.journal import PARTIAL, SIDE
 
 # The members lie in a zip archive beside the records, as a reader of records would stumble over them. Its name
@@ -83,100 +83,6 @@ def framed(content: bytes) -> bytes:
     return length + struct.pack("<I", crc32c(length)) + content + struct.pack("<I", crc32c(content))
 
 
-class TFRecordFormat:
-    """Samples and labels as records; `labels` among the options is an array or a lazy one, in step."""
-
-    name = "tfrecord"
-    continues = True
-
-    def __init__(self, options: Mapping[str, Any]) -> None:
-        options = dict(options)
-        self._labels = options.pop("labels", None)
-        if options:
-            raise TypeError(f"a TFRecord file takes no options, but {sorted(options)} were given")
-        self._file: Any = None
-
-    def create(self, path: Path, layout: Layout, length: int | None) -> None:
-        """See `Format.create`."""
-        path.touch()
-        self.resume(path, layout, [])
-
-    def resume(self, path: Path, layout: Layout, notes: list[int]) -> None:
-        """See `Format.resume`; a note is the length of the file after a chunk."""
-        self._path = path
-        self._layout = layout
-        self._ends = list(notes)
-        head = entry("shape", feature(layout.shape)) + entry("dtype", feature(layout.dtype.name.encode()))
-        self._head = head
-        self._file = open(path, "r+b", buffering=0, opener=unlinked)  # noqa: SIM115  # closed by `close`
-        self._file.truncate(self._end)
-        self._file.seek(self._end)
-
-    @property
-    def _end(self) -> int:
-        return self._ends[-1] if self._ends else 0
-
-    def put(self, start: int, rows: NDArray[Any]) -> list[tuple[int, int]]:
-        """See `Format.put`."""
-        count = len(self._ends)
-        chunk = self._layout.chunk
-        for first in range(0, len(rows), chunk):
-            part = rows[first : first + chunk]
-            content = b"".join(framed(example) for example in self._examples(start + first, part))
-            write_all(self._file, np.frombuffer(content, np.uint8))
-            self._ends.append(self._end + len(content))
-        return list(zip(crcs_of(rows, chunk), self._ends[count:], strict=True))
-
-    def _examples(self, start: int, rows: NDArray[Any]) -> Iterator[bytes]:
-        labels = None if self._labels is None else self._labels[start : start + len(rows)]
-        for k, row in enumerate(rows):
-            given = b"" if labels is None else entry("label", feature(labels[k]))
-            yield field(1, self._head + given + entry("data", feature(row.tobytes())))
-
-    def sync(self) -> None:
-        """Nothing: the records are the system's when they have been put."""
-
-    def finish(self, rows: int, members: Mapping[str, bytes]) -> str:
-        """See `Format.finish`; the version is a digest of rows and members."""
-        self._file.truncate(self._end)
-        contents = {name: content for name, content in members.items() if name != RECORD}
-        version = hashlib.sha256(zipped(contents)).hexdigest()[:16] if rows else _NO_VERSION
-        if rows:
-            self._mark(version)
-        ends = np.array(self._ends, np.int64).tobytes()
-        side = f".{version}{SIDE}"
-        write_new(self._path.with_name(self._path.name + side), zipped({**members, "ends.bin": ends}))
-        self.close()
-        return side
-
-    def _mark(self, version: str) -> None:
-        """Write the last record again, with the version of the store behind its data."""
-        first = self._ends[-2] if len(self._ends) > 1 else 0
-        chunk = os.pread(self._file.fileno(), self._end - first, first)
-        at = 0
-        while (stop := at + 16 + struct.unpack_from("<Q", chunk, at)[0]) < len(chunk):
-            at = stop
-        example = chunk[at + 12 : stop - 4]
-        features = example[len(example) - _inner(example) :]
-        marked = framed(field(1, features + _mark_of(version)))
-        self._file.seek(first + at)
-        write_all(self._file, np.frombuffer(marked, np.uint8))
-        self._ends[-1] = first + at + len(marked)
-
-    def adopt(self, store: Path, path: Path, chunks: int) -> bool:
-        """Not possible: labels of further rows have no place to come from."""
-        raise StoreError(f"{store}: a TFRecord store cannot be appended to; export it again")
-
-    def inherit(self, store: Path) -> None:
-        """Nothing: there are no options."""
-
-    def close(self) -> None:
-        """Let go of what is open."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
 def _mark_of(version: str) -> bytes:
     return entry("store", feature(version.encode()))
 
@@ -207,12 +113,12 @@ def _side_of(path: Path) -> Path | None:
     return others[0] if len(others) == 1 and PARTIAL not in others[0].name else None
 
 
-class TFRecordReader:
+class TFRecordReader(Reader):
     """A TFRecord store; or, with a layout and notes, what a killed writer left of one."""
 
     holds = False
 
-    def __init__(self, path: Path, layout: Layout | None = None, notes: list[int] | None = None) -> None:
+    def __init__(self, path: Path, layout: Layout | None = None, notes: Sequence[int] = ()) -> None:
         self._path = path
         self._members: dict[str, bytes] = {}
         self._links = layout is None  # a store may be the user's link, a partial may not
@@ -222,12 +128,12 @@ class TFRecordReader:
             self._members = members_of(side, links=False)
             facts = json.loads(self._members[RECORD])
             layout = Layout(tuple(facts["shape"]), np.dtype(facts["dtype"]), facts["chunk"])
-            self.shape: tuple[int, ...] = (facts["rows"], *layout.shape)
+            self.shape = (facts["rows"], *layout.shape)
             notes = np.frombuffer(self._members["ends.bin"], np.int64).tolist()
             if len(notes) != -(-facts["rows"] // layout.chunk) or notes != sorted(notes):
                 raise StoreError(f"{path}: {len(notes)} ends of chunks of {facts['rows']} rows make no sense")
         self._layout = Layout((), np.dtype(np.uint8), 1) if layout is None else layout
-        self._ends = [0, *(notes or [])]
+        self._ends = [0, *notes]
         if self._members and path.stat().st_size != self._ends[-1]:
             raise StoreError(f"{path}: {self._ends[-1]} bytes expected, {path.stat().st_size} are there")
         self.dtype = self._layout.dtype
@@ -266,5 +172,82 @@ class TFRecordReader:
         """See `Reader.members`."""
         return self._members
 
-    def close(self) -> None:
-        """Nothing: the file is open only while it is read."""
+
+class TFRecordFormat(Format):
+    """Samples and labels as records; `labels` among the options is an array or a lazy one, in step."""
+
+    name = "tfrecord"
+    suffixes = (".tfrecord", ".tfrecords")
+    reader = TFRecordReader
+    takes_labels = True
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        super().__init__({name: value for name, value in options.items() if name != "labels"})
+        self._labels = options.get("labels")
+
+    def create(self, path: Path, layout: Layout, length: int | None) -> None:
+        """See `Format.create`."""
+        path.touch()
+        self.resume(path, layout, [])
+
+    def resume(self, path: Path, layout: Layout, notes: list[int]) -> None:
+        """See `Format.resume`; a note is the length of the file after a chunk."""
+        self._path = path
+        self._layout = layout
+        self._ends = list(notes)
+        head = entry("shape", feature(layout.shape)) + entry("dtype", feature(layout.dtype.name.encode()))
+        self._head = head
+        self._file = open(path, "r+b", buffering=0, opener=unlinked)  # noqa: SIM115  # closed by `close`
+        self._file.truncate(self._end)
+        self._file.seek(self._end)
+
+    @property
+    def _end(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def put(self, start: int, rows: NDArray[Any]) -> list[tuple[int, int]]:
+        """See `Format.put`."""
+        count = len(self._ends)
+        chunk = self._layout.chunk
+        for first in range(0, len(rows), chunk):
+            part = rows[first : first + chunk]
+            content = b"".join(framed(example) for example in self._examples(start + first, part))
+            write_all(self._file, np.frombuffer(content, np.uint8))
+            self._ends.append(self._end + len(content))
+        return list(zip(crcs_of(rows, chunk), self._ends[count:], strict=True))
+
+    def _examples(self, start: int, rows: NDArray[Any]) -> Iterator[bytes]:
+        labels = None if self._labels is None else self._labels[start : start + len(rows)]
+        for k, row in enumerate(rows):
+            given = b"" if labels is None else entry("label", feature(labels[k]))
+            yield field(1, self._head + given + entry("data", feature(row.tobytes())))
+
+    def finish(self, rows: int, members: Mapping[str, bytes]) -> None:
+        """See `Format.finish`; the version is a digest of rows and members."""
+        self._file.truncate(self._end)
+        contents = {name: content for name, content in members.items() if name != RECORD}
+        version = hashlib.sha256(zipped(contents)).hexdigest()[:16] if rows else _NO_VERSION
+        if rows:
+            self._mark(version)
+        ends = np.array(self._ends, np.int64).tobytes()
+        self.side = f".{version}{SIDE}"
+        write_new(self._path.with_name(self._path.name + self.side), zipped({**members, "ends.bin": ends}))
+        self.close()
+
+    def _mark(self, version: str) -> None:
+        """Write the last record again, with the version of the store behind its data."""
+        first = self._ends[-2] if len(self._ends) > 1 else 0
+        chunk = os.pread(self._file.fileno(), self._end - first, first)
+        at = 0
+        while (stop := at + 16 + struct.unpack_from("<Q", chunk, at)[0]) < len(chunk):
+            at = stop
+        example = chunk[at + 12 : stop - 4]
+        features = example[len(example) - _inner(example) :]
+        marked = framed(field(1, features + _mark_of(version)))
+        self._file.seek(first + at)
+        write_all(self._file, np.frombuffer(marked, np.uint8))
+        self._ends[-1] = first + at + len(marked)
+
+    def adopt(self, store: Path, path: Path, chunks: int) -> bool:
+        """Not possible: labels of further rows have no place to come from."""
+        raise StoreError(f"{store}: a TFRecord store cannot be appended to; export it again")

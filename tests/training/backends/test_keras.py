@@ -678,7 +678,7 @@ def test_positions_can_be_saved_and_loaded():
 CONTROL_C = """
 import _thread, os, threading, time, sys
 import numpy as np, keras
-sys.path.insert(0, "tests/backends")
+sys.path.insert(0, "tests/training/backends")
 from test_keras import Planned, plain
 from lazytiles import KerasAdapter
 model = plain()
@@ -711,7 +711,7 @@ def test_data_parallel_over_virtual_devices():
     code = """
 import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
-import sys; sys.path.insert(0, "tests/backends")
+import sys; sys.path.insert(0, "tests/training/backends")
 import keras, numpy as np
 from test_keras import plain, IDS, Y
 from lazytiles import KerasAdapter
@@ -732,7 +732,7 @@ for a, b in zip(single.get_weights(), spread.get_weights()):
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="tf.distribute is TensorFlow's")
 def test_mirrored_strategy_over_logical_devices():
     code = """
-import sys; sys.path.insert(0, "tests/backends")
+import sys; sys.path.insert(0, "tests/training/backends")
 import tensorflow as tf, numpy as np
 cpu, = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
