@@ -123,7 +123,7 @@ class Beside:
     def join(self, source: Any) -> MultiSourceArray:
         """One source with all this beside it."""
         kept = self.companions
-        if isinstance(kept.labels, np.ndarray):  # those of earlier versions may be text
+        if kept.labels is not None:  # of as many rows; those of earlier versions may be text
             made = Companions.of([source], kept.labels, None, kept.table)
             kept = replace(kept, labels=made.labels, classes=kept.classes or made.classes)
         result = MultiSourceArray.assembled([source], kept)
