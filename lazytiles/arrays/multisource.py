@@ -257,9 +257,7 @@ class MultiSourceArray(Ordered):
                 stacklevel=2,
             )
         seed = seed_of(seed)
-        groups = None
-        if window is not None:
-            groups = self._groups().astype(np.int32)
+        groups = None if window is None else self._groups().astype(np.int32)
         self._order = permutation(len(self), seed, groups=groups, window=window)
         self.seed = seed
         return self
@@ -346,17 +344,10 @@ class MultiSourceArray(Ordered):
             return self._block(Request((rows,), box, origins, len(rows)))
         return super().read_box(rows, box, origins)
 
-    def _block(
-        self,
-        asked: Request,
-        *,
-        out: NDArray[Any] | None = None,
-        threads: int | None = None,
-        readers: int | None = None,
-    ) -> NDArray[Any]:
+    def _block(self, asked: Request, out: NDArray[Any] | None = None, **how: Any) -> NDArray[Any]:
         parts = self._parts(asked.rows)
         if self.form is not None:
-            return read_tiles(parts, asked, self.form, out=out, threads=threads, readers=readers)
+            return read_tiles(parts, asked, self.form, out=out, **how)
         return read_parts(parts, asked, self.dtype, out=out)
 
     def _parts(self, places: tuple[Int64s, ...]) -> list[tuple[Any, Int64s, tuple[Int64s, ...]]]:

@@ -136,11 +136,11 @@ class StoredCompanions:
 
     def join(self, source: Any) -> MultiSourceArray:
         """One source with all this beside it."""
-        held = self.held
-        result = MultiSourceArray([source], held.labels, table=held.table)
-        own = result.companions
-        labels = None if held.labels is None else own.labels
-        result.companions = replace(held, labels=labels, classes=held.classes or own.classes, table=own.table)
+        kept = self.held
+        if kept.labels is not None:  # of as many rows; those of earlier versions may be text
+            made = Companions.of([source], kept.labels, None, kept.table)
+            kept = replace(kept, labels=made.labels, classes=kept.classes or made.classes)
+        result = MultiSourceArray.assembled([source], kept)
         if self.order is not None:
             result.order = self.order
             result.seed = self.seed
