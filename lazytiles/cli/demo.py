@@ -174,12 +174,7 @@ def draw(tiles: MultiSourceArray, predicted: NDArray[Any], path: Path, *, count:
 
 
 def train(
-    tiles: MultiSourceArray,
-    *,
-    picture: Path,
-    seed: int = 0,
-    epochs: int = 8,
-    say: Callable[[str], object] = print,
+    tiles: MultiSourceArray, *, picture: Path, seed: int = 0, epochs: int = 8, say: Callable[[str], object] = print
 ) -> Outcome:
     """Train on four fifths of the regions, evaluate on the others, draw what came out."""
     keras = require("keras", extra="keras")

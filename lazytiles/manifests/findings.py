@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Int64s
 from lazytiles.display import plural
 from lazytiles.indexing import overlapping_pairs
 from lazytiles.manifests.columns import column_hashes, count_distinct, first_rows, to_numbers
@@ -41,7 +42,7 @@ class Report:
     warnings: Problems
     facts: dict[str, Any] = field(default_factory=dict)
     table: pd.DataFrame | None = None
-    paths: NDArray[np.int64] | None = None
+    paths: Int64s | None = None
     images: list[str] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)
 

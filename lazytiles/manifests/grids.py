@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Int64s
 from lazytiles.errors import ManifestError
 from lazytiles.images import Region, open_region
 from lazytiles.indexing import Edge, tiling
@@ -113,9 +114,9 @@ def make_grid(
 
 def _windows(
     sites: Sequence[Site], sizes: Sequence[int | None], stride: Any, edge: Edge | Sequence[Edge]
-) -> dict[str, NDArray[np.int64]]:
+) -> dict[str, Int64s]:
     """The tiles of each region, once for all its frames."""
-    found: dict[str, NDArray[np.int64]] = {}
+    found: dict[str, Int64s] = {}
     first: dict[str, Site] = {}
     problems = Problems("the images")
     for site in sites:
@@ -198,7 +199,7 @@ def _cut_axes(name: str, region: Any, axes: int) -> tuple[int, ...]:
     return tuple(int(length) for length in cut)
 
 
-def _manifest(sites: Sequence[Site], windows: dict[str, NDArray[np.int64]]) -> pd.DataFrame:
+def _manifest(sites: Sequence[Site], windows: dict[str, Int64s]) -> pd.DataFrame:
     labels: dict[str, list[str | None]] = {}
     for site in sites:
         labels.setdefault(site.region_id, []).append(site.label_id)
@@ -274,7 +275,7 @@ def _is_tissue(tile: NDArray[Any]) -> NDArray[np.bool_]:
     return np.asarray(high - colours.min(axis=-1) > 0.05 * np.maximum(high, 1e-12))
 
 
-def judge(path: str, windows: NDArray[np.int64], keep: str | Rule) -> NDArray[np.bool_]:
+def judge(path: str, windows: Int64s, keep: str | Rule) -> NDArray[np.bool_]:
     """Which windows of an image a rule keeps, judged on its smallest overview of enough pixels.
 
     Parameters

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Int64s
 from lazytiles.arrays import check_classes, is_numeric
 from lazytiles.errors import ManifestError
 from lazytiles.manifests.columns import (
@@ -128,9 +129,7 @@ class Columns:
 
 
 def inspect_manifest(
-    manifest: pd.DataFrame | str | os.PathLike[str],
-    columns: Columns,
-    progress: Callable[[int], None] | None = None,
+    manifest: pd.DataFrame | str | os.PathLike[str], columns: Columns, progress: Callable[[int], None] | None = None
 ) -> tuple[pd.DataFrame, Problems]:
     """As `read_manifest`, but what is wrong is given back beside the table.
 
@@ -319,11 +318,11 @@ class _Reading:
         boxes = np.where((bad | skip)[:, None], 0, np.clip(boxes, -_LARGEST, _LARGEST))
         return [boxes[:, k].astype(np.int32) for k in range(len(self.box_names))]
 
-    def _boxes_of_columns(self, piece: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    def _boxes_of_columns(self, piece: pa.Table) -> tuple[Int64s, NDArray[np.bool_]]:
         columns = [integers(piece.column(name)) for name in self.box_names]
         return np.stack([values for values, _ in columns], axis=1), np.logical_or.reduce([bad for _, bad in columns])
 
-    def _note_boxes(self, boxes: NDArray[np.int64], bad: NDArray[np.bool_], skip: NDArray[np.bool_]) -> None:
+    def _note_boxes(self, boxes: Int64s, bad: NDArray[np.bool_], skip: NDArray[np.bool_]) -> None:
         half = boxes.shape[1] // 2
         names = ", ".join(self.box_names)
         low, high = boxes[:, :half], boxes[:, half:]

@@ -14,8 +14,8 @@ from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from lazytiles.aliases import Int64s
 from lazytiles.errors import ManifestError
 from lazytiles.images import split_name
 from lazytiles.indexing import region_column
@@ -88,10 +88,10 @@ def resolve_paths(
     *,
     follow_symlinks: bool = True,
     problems: Problems | None = None,
-    rows: NDArray[np.int64] | None = None,
+    rows: Int64s | None = None,
     name_row: Callable[[int], str] | None = None,
     may_lack: bool = False,
-) -> tuple[NDArray[np.int64], list[str]]:
+) -> tuple[Int64s, list[str]]:
     """The image of every row: an index into the list of the different paths, and that list.
 
     Parameters
@@ -171,10 +171,10 @@ def address_of(folder: str, name: str) -> str:
     return f"{folder}{'' if folder.endswith('/') else '/'}{name}{query}"
 
 
-def _different(table: pd.DataFrame, columns: Sequence[str]) -> tuple[NDArray[np.int64], list[tuple[str, ...]]]:
+def _different(table: pd.DataFrame, columns: Sequence[str]) -> tuple[Int64s, list[tuple[str, ...]]]:
     """The different combinations of the columns' values as text, by first appearance."""
     codes = np.zeros(len(table), np.int64)
-    parts: list[tuple[NDArray[np.int64], list[str]]] = []
+    parts: list[tuple[Int64s, list[str]]] = []
     for name in columns:
         column = table[name]
         if isinstance(column.dtype, pd.CategoricalDtype):
@@ -191,7 +191,7 @@ def _different(table: pd.DataFrame, columns: Sequence[str]) -> tuple[NDArray[np.
     return codes, list(zip(*rows, strict=True)) if rows else [()] * len(first)
 
 
-def first_of(codes: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+def first_of(codes: Int64s, count: int) -> Int64s:
     """The first row of each of `count` codes; 0 where there is none."""
     first = np.zeros(count, np.int64)
     first[codes[::-1]] = np.arange(len(codes))[::-1]
@@ -208,10 +208,7 @@ def is_component(value: str) -> bool:
 
 
 def _check_components(
-    columns: Sequence[str],
-    values: list[tuple[str, ...]],
-    problems: Problems,
-    owner: Callable[[int], tuple[int, str]],
+    columns: Sequence[str], values: list[tuple[str, ...]], problems: Problems, owner: Callable[[int], tuple[int, str]]
 ) -> set[str]:
     """Note the values that could lead out of the folder, and give them back."""
     unsafe: set[str] = set()

@@ -318,12 +318,7 @@ def common_extent(table: pd.DataFrame, windows: Int64s) -> tuple[int, ...]:
 
 
 def _naming(
-    table: pd.DataFrame,
-    rows: Int64s,
-    columns: Sequence[str],
-    label: str | None,
-    frames: Frames,
-    tiles: Int64s | None,
+    table: pd.DataFrame, rows: Int64s, columns: Sequence[str], label: str | None, frames: Frames, tiles: Int64s | None
 ) -> tuple[pd.DataFrame, Int64s, NDArray[np.bool_]]:
     """What names the image of each sample in a frame.
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from lazytiles.aliases import Int64s
 from lazytiles.display import colours, plural, png, stretched
 from lazytiles.errors import LazyTilesError, visible
 from lazytiles.images import open_region, thumbnail
@@ -51,7 +51,7 @@ def page(title: str, body: str) -> str:
 
 def preview_page(
     table: pd.DataFrame,
-    codes: NDArray[np.int64],
+    codes: Int64s,
     images: Sequence[str],
     *,
     title: str = "tiles",
@@ -118,8 +118,8 @@ def _legend(target: str, classes: dict[str, str], ends: tuple[float, float] | No
 
 def _frames(
     table: pd.DataFrame,
-    rows: NDArray[np.int64],
-    codes: NDArray[np.int64],
+    rows: Int64s,
+    codes: Int64s,
     images: Sequence[str],
     target: str,
     colour: Callable[[int], str],
@@ -149,7 +149,7 @@ def _frames(
 
 
 def _rects(
-    table: pd.DataFrame, rows: NDArray[np.int64], target: str, colour: Callable[[int], str], shape: tuple[int, int]
+    table: pd.DataFrame, rows: Int64s, target: str, colour: Callable[[int], str], shape: tuple[int, int]
 ) -> Iterator[str]:
     columns = [name for name in BOX_2D if name in table]
     part = table.iloc[rows]

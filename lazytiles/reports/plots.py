@@ -77,12 +77,7 @@ def plot_tiles(
 
 
 def plot_region(
-    region: Region,
-    tiles: Any = None,
-    *,
-    bands: Sequence[int] | None = None,
-    target: str = "target",
-    ax: Any = None,
+    region: Region, tiles: Any = None, *, bands: Sequence[int] | None = None, target: str = "target", ax: Any = None
 ) -> Any:
     """A region, small, with the windows of its tiles drawn over it and coloured by their target.
 

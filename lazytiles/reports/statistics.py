@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.arrays import MultiSourceArray, connected, held, in_order, results
+from lazytiles.aliases import Int64s
+from lazytiles.arrays import MultiSourceArray, connected, held, in_order, result_of
 from lazytiles.display import plural
 from lazytiles.training import read_rows
 
@@ -40,7 +42,7 @@ class Statistics:
     not_finite : NaN and infinite values left out, shape (C,)
     """
 
-    count: NDArray[np.int64]
+    count: Int64s
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
     min: NDArray[np.float64]
@@ -48,7 +50,7 @@ class Statistics:
     frames: list[dict[str, Any]]
     histogram: dict[str, Any]
     tiles: int
-    not_finite: NDArray[np.int64]
+    not_finite: Int64s
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -91,12 +93,12 @@ def load_statistics(path: str | os.PathLike[str]) -> Statistics:
 class _Sums:
     """Sums of some tiles, shape (T, C) each, `bins` (T, C, bins); two of them add up to those of both."""
 
-    count: NDArray[np.int64]
+    count: Int64s
     total: NDArray[Any]
     squares: NDArray[Any]
     low: NDArray[Any]
     high: NDArray[Any]
-    bins: NDArray[np.int64]
+    bins: Int64s
     tiles: int
 
     def __add__(self, other: _Sums) -> _Sums:
@@ -199,7 +201,7 @@ def _edges(dtype: np.dtype[Any], given: tuple[float, float] | None) -> NDArray[n
     return None if given is None else np.linspace(*given, _BINS + 1)
 
 
-def _parts(tiles: Any, batch_bytes: int) -> list[NDArray[np.int64]]:
+def _parts(tiles: Any, batch_bytes: int) -> list[Int64s]:
     """Tiles that are read together: those of one region, where the array knows its regions."""
     each = max(1, int(np.prod(tiles.shape[1:], dtype=np.int64)) * np.dtype(tiles.dtype).itemsize)
     step = max(1, batch_bytes // each)
@@ -209,7 +211,7 @@ def _parts(tiles: Any, batch_bytes: int) -> list[NDArray[np.int64]]:
 
 
 def _each(
-    tiles: Any, asked: Sequence[tuple[NDArray[np.int64], Any]], edges: Any, client: Any, threads: int | None
+    tiles: Any, asked: Sequence[tuple[Int64s, Any]], edges: Any, client: Any, threads: int | None
 ) -> Iterator[_Sums]:
     """The sums of each part, in their order, so that floats add up alike everywhere."""
     if client is None:
@@ -227,7 +229,7 @@ def _each(
     yield from results(client, futures, tiles, parts)
 
 
-def _sum_part(shared: tuple[Any, Any], asked: tuple[NDArray[np.int64], Any], threads: int | None = 1) -> _Sums:
+def _sum_part(shared: tuple[Any, Any], asked: tuple[Int64s, Any], threads: int | None = 1) -> _Sums:
     (edges, tiles), (part, there) = shared, asked
     is_ours = hasattr(tiles, "take_batches")
     return _sums(tiles.take(part, threads=threads) if is_ours else read_rows(tiles, part), edges, there)
@@ -254,7 +256,7 @@ def _sums(block: NDArray[Any], edges: NDArray[np.float64] | None, there: NDArray
     return _Sums(count, total, squares, low, high, bins, len(block))
 
 
-def _moments(one: NDArray[Any], edges: NDArray[np.float64] | None) -> tuple[Any, Any, NDArray[np.int64]]:
+def _moments(one: NDArray[Any], edges: NDArray[np.float64] | None) -> tuple[Any, Any, Int64s]:
     """Sum, sum of squares and histogram: of integers exactly, of floats in double precision around the mean."""
     if one.dtype.kind == "b":
         one = one.view(np.uint8)
@@ -277,7 +279,7 @@ def _moments(one: NDArray[Any], edges: NDArray[np.float64] | None) -> tuple[Any,
     return int(wide_int.sum()), squares, counted
 
 
-def _counted_moments(one: NDArray[Any], edges: NDArray[np.float64] | None) -> tuple[int, int, NDArray[np.int64]]:
+def _counted_moments(one: NDArray[Any], edges: NDArray[np.float64] | None) -> tuple[int, int, Int64s]:
     """Of at most 16 bits: each value is counted."""
     lowest = int(np.iinfo(one.dtype).min)
     counts = np.bincount(one.astype(np.int64) - lowest)
@@ -307,7 +309,7 @@ def _finished(sums: _Sums, edges: NDArray[np.float64], tiles: int, framed: bool,
 
 
 def _described(
-    count: NDArray[np.int64], total: NDArray[Any], squares: NDArray[Any], low: NDArray[Any], high: NDArray[Any]
+    count: Int64s, total: NDArray[Any], squares: NDArray[Any], low: NDArray[Any], high: NDArray[Any]
 ) -> dict[str, NDArray[Any]]:
     mean, std = np.full(len(count), np.nan), np.full(len(count), np.nan)
     for k, n in enumerate(count.tolist()):
