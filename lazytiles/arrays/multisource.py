@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from lazytiles.aliases import Box, Int64s
 from lazytiles.arrays.companions import Companions, joint_places
 from lazytiles.arrays.cost import Cost, reading_cost
+from lazytiles.arrays.facts import facts_of, glimpse, in_a_line
 from lazytiles.arrays.gather import TileForm
 from lazytiles.arrays.region_tiles import RegionTiles, gathered, open_ahead, read_tiles
 from lazytiles.arrays.sources import (
@@ -32,7 +33,6 @@ from lazytiles.arrays.sources import (
 )
 from lazytiles.arrays.view import Ordered, held
 from lazytiles.augment import Boxes
-from lazytiles.display import CHEAP_BYTES, side_by_side, stretched
 from lazytiles.errors import LazyTilesError, ManifestError
 from lazytiles.images import Plan
 from lazytiles.indexing import (
@@ -51,7 +51,6 @@ from lazytiles.indexing import (
 from lazytiles.verbs import verb
 
 MOST_PROBLEMS = 20
-_FEW = 4  # tiles in the small picture of a notebook
 
 
 class MultiSourceArray(Ordered):
@@ -474,23 +473,10 @@ class MultiSourceArray(Ordered):
         return stored
 
     def _facts(self) -> dict[str, str]:
-        return super()._facts() | {"sources": str(len(self.sources))}
-
-    def _glimpse(self, rows: Int64s | None = None) -> NDArray[np.uint8] | None:
-        few = np.arange(min(_FEW, len(self))) if rows is None else rows
-        if self.form is None or not len(few) or self.table is None:
-            return None
-        planned = self.plan(few)
-        if getattr(planned, "bytes_decoded", 0) > CHEAP_BYTES or self.nbytes // len(self) * len(few) > CHEAP_BYTES:
-            return None
-        return side_by_side(stretched(self.take(few)), columns=_FEW, gap=1)[0]
+        return super()._facts() | facts_of(self)
 
     def __dask_tokenize__(self) -> Any:
         return token("lazytiles.MultiSourceArray", self.sources, self._rows[self._now()])
 
-    def __repr__(self) -> str:
-        beside = self.companions
-        kind = {type(None): "no labels", np.ndarray: "labels"}.get(type(beside.labels), "mask tiles")
-        kind += f" ({beside.note})" if beside.note else f" of {len(beside.classes)} classes" if beside.classes else ""
-        order = "in order" if self._order is None else f"shuffled, seed {self.seed}"
-        return f"<MultiSourceArray: {self.shape} {self.dtype} from {len(self.sources)} sources, with {kind}, {order}>"
+    _glimpse = glimpse
+    __repr__ = in_a_line

@@ -18,14 +18,16 @@ from rich.text import Text
 
 from lazytiles import __version__
 from lazytiles.arrays import codec_name, connected, mebibytes
-from lazytiles.cli import demo
+from lazytiles.cli import demo, kinds
 from lazytiles.cli.options import (
     Desk,
     bar,
     chosen,
+    has_ending,
     open_named,
     opening,
     parse_size,
+    refuse_existing,
     say,
 )
 from lazytiles.display import plural
@@ -60,25 +62,47 @@ _STORES = (".zarr", ".h5", ".hdf5", ".b2nd", ".tfrecord")
 def main(debug: bool) -> None:
     """Windows of big TIFFs as one lazy array: manifests, pictures, costs and stores.
 
-    Exit codes: 0 all is well, 1 something is wrong with the data or refused, 2 wrong usage, 3 not foreseen.
+    Exit codes: 0 all is well; 1 the data have problems, or a file is refused; 2 wrong use, such as an unknown
+    option, a bad value, or an output that is there already; 3 not foreseen; 130 stopped by Ctrl-C.
     """
 
 
 @main.command("demo")
-@click.option("--dir", "directory", type=click.Path(file_okay=False), help="Where the made data and demo.png go.")
+@click.option("--data", "kind", type=click.Choice(list(kinds.KINDS)), help="Only make data of this kind.")
+@click.option("--dir", "directory", type=click.Path(file_okay=False), help="Where made data and demo.png go.")
+@click.option("--overwrite", is_flag=True, help="With --data: replace files in the folder if it is there.")
 @click.option("--images", type=click.Path(exists=True, file_okay=False), help="Your own folder of images.")
 @click.option("--manifest", type=click.Path(exists=True, dir_okay=False), help="Your own table of tiles.")
 @click.option("--seed", default=0, show_default=True, help="Of the data, the split and the model.")
 @click.option("--epochs", default=8, show_default=True, type=click.IntRange(min=1), help="Passes over the tiles.")
-def run_demo(directory: str | None, images: str | None, manifest: str | None, seed: int, epochs: int) -> None:
+def run_demo(
+    kind: str | None,
+    directory: str | None,
+    overwrite: bool,
+    images: str | None,
+    manifest: str | None,
+    seed: int,
+    epochs: int,
+) -> None:
     """Make a small data set, train a model on it, and draw what it predicts.
 
     Examples:
       lazytiles demo
+      lazytiles demo --data photos
       lazytiles demo --dir demo-data --seed 7
       lazytiles demo --images Images --manifest tiles.csv
     """
-    demo.run(directory=directory, images=images, manifest=manifest, seed=seed, epochs=epochs, say=say)
+    if (images is None) != (manifest is None):
+        raise click.UsageError("the demo on files of your own needs both --images FOLDER and --manifest CSV")
+    if kind is None:
+        demo.run(directory=directory, images=images, manifest=manifest, seed=seed, epochs=epochs, say=say)
+        return
+    if images is not None:
+        raise click.UsageError("--data makes files; leave it out with --images and --manifest")
+    folder = directory or kind
+    refuse_existing(folder if os.path.isdir(folder) and os.listdir(folder) else None, overwrite)
+    say(f"made in {folder}: {kinds.make(kind, folder, seed=seed)}")
+    say(f"what to do with them: {kinds.PAGE.format(kind=kind)}")
 
 
 @main.command("info")
@@ -154,7 +178,7 @@ def _print_facts(title: str, facts: dict[str, Any]) -> None:
 @click.option("--split", help="Column whose different values must not share pixels, such as fold.")
 @click.option("--read", is_flag=True, help="Decode every segment of every image.")
 @click.option("--digest", is_flag=True, help="Write MANIFEST.sha256 with the SHA-256 of every image.")
-@click.option("--overwrite", is_flag=True, help="Replace MANIFEST.sha256 if it is there.")
+@click.option("--overwrite", is_flag=True, help="Replace what --digest and --html write if it is there.")
 @click.option("--verify", type=click.Path(exists=True, dir_okay=False), help="Compare images with this .sha256 file.")
 @click.option("--html", "html", type=click.Path(dir_okay=False), help="Write the findings as one page.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
@@ -178,8 +202,8 @@ def check(
       lazytiles check tiles.csv --images Images --digest && lazytiles verify tiles.csv.sha256 --images Images
     """
     folder = images or os.path.dirname(manifest) or "."
-    if digest and os.path.exists(f"{manifest}.sha256") and not overwrite:
-        raise ManifestError(f"{manifest}.sha256 is there already; pass --overwrite to replace it")
+    refuse_existing(html, overwrite)
+    refuse_existing(f"{manifest}.sha256" if digest else None, overwrite)
     with connected(scheduler) as client, bar("reading rows") as tell:
         report = check_manifest(
             manifest, folder, digest=digest, progress=tell, client=client, **chosen(target, options)
@@ -235,10 +259,8 @@ def grid(
       lazytiles grid Images --size 224 --stride 112 --edge pad -o tiles.parquet
       lazytiles grid Images --size 256 --keep "nodata<0.5" -o tiles.csv
     """
-    if not output.lower().endswith((".csv", ".txt", ".parquet", ".pq")):
-        raise click.BadParameter(f"{output!r}: a manifest is a .csv or a .parquet file", param_hint="--output")
-    if os.path.exists(output) and not overwrite:
-        raise ManifestError(f"{output} is there already; pass --overwrite to replace it")
+    has_ending(output, (".csv", ".txt", ".parquet", ".pq"), "a manifest is a .csv or a .parquet file")
+    refuse_existing(output, overwrite)
     with bar("dividing images") as tell:
         sites = find_sites(images, 2)
         table = make_grid(sites, size, stride=stride, edge=edge, keep=keep, progress=tell)
@@ -277,15 +299,23 @@ def _say_coverage(table: pd.DataFrame, sites: Sequence[Site]) -> None:
 @click.option("-n", "count", default=24, show_default=True, type=click.IntRange(min=1), help="Tiles of a picture.")
 @click.option("--seed", type=int, help="Shuffle the tiles of a picture first.")
 @click.option("-o", "--output", default="preview.html", show_default=True, help="An .html page or a .png picture.")
-def preview(manifest: str, images: str | None, count: int, seed: int | None, output: str, **options: Any) -> None:
+def preview(
+    manifest: str,
+    images: str | None,
+    count: int,
+    seed: int | None,
+    output: str,
+    overwrite: bool,
+    **options: Any,
+) -> None:
     """Look at the tiles: a page of all regions with their tiles over them, or a picture of some tiles.
 
     Examples:
       lazytiles preview tiles.csv --images Images
       lazytiles preview tiles.csv --images Images --frames 2016,2017 -n 16 -o tiles.png
     """
-    if not output.lower().endswith((".html", ".htm", ".png")):
-        raise click.BadParameter(f"{output!r}: the preview is an .html page or a .png picture", param_hint="--output")
+    has_ending(output, (".html", ".htm", ".png"), "the preview is an .html page or a .png picture")
+    refuse_existing(output, overwrite)
     if output.lower().endswith(".png"):
         tiles = open_named(manifest, images, **options)
         if seed is not None:
@@ -320,15 +350,17 @@ def _preview_html(manifest: str, images: str | None, options: dict[str, Any], pr
 @main.command("stats")
 @opening
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write JSON for KerasAdapter(normalize=...).")
+@click.option("--overwrite", is_flag=True, help="Replace the output if it is there.")
 @click.option("--scheduler", help="Address of a dask scheduler, such as tcp://host:8786.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def stats(output: str | None, scheduler: str | None, as_json: bool, **options: Any) -> None:
+def stats(output: str | None, overwrite: bool, scheduler: str | None, as_json: bool, **options: Any) -> None:
     """Mean, deviation, extremes and histogram of every band and frame, exactly, in one pass.
 
     Examples:
       lazytiles stats tiles.csv --images Images -o stats.json
       lazytiles stats tiles.csv --images Images --frames 2016,2017 --json
     """
+    refuse_existing(output, overwrite)
     tiles = open_named(**options)
     with connected(scheduler) as client, bar("reading tiles") as tell:
         found = tiles.statistics(client=client, progress=tell)
@@ -353,9 +385,15 @@ def export(store: str, chunk: int | None, overwrite: bool, resume: bool, schedul
       lazytiles export tiles.csv --images Images -o tiles.zarr
       lazytiles export tiles.csv --images Images --frames 2016,2017 --size 128 -o tiles.h5
     """
+    has_ending(store.partition("::")[0], (*_STORES, ".npy"), "a store ends in .zarr, .h5, .b2nd, .npy or .tfrecord")
+    refuse_existing(None if "::" in store or resume else store, overwrite)
     tiles = open_named(**options)
-    with connected(scheduler) as client, bar("writing tiles") as tell:
-        export_tiles(tiles, store, chunk=chunk, overwrite=overwrite, resume=resume, progress=tell, client=client)
+    try:
+        with connected(scheduler) as client, bar("writing tiles") as tell:
+            export_tiles(tiles, store, chunk=chunk, overwrite=overwrite, resume=resume, progress=tell, client=client)
+    except KeyboardInterrupt:
+        say(f"\nstopped; the part of {store} that is written stays: the same command with --resume goes on", err=True)
+        raise click.exceptions.Exit(130) from None
     say(f"wrote {store}: {tiles.shape} {tiles.dtype}")
 
 

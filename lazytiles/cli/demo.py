@@ -46,7 +46,7 @@ class Outcome:
         )
 
 
-def _smooth(rng: np.random.Generator, size: int, scale: float) -> NDArray[np.float64]:
+def smooth(rng: np.random.Generator, size: int, scale: float) -> NDArray[np.float64]:
     """A random field, shape (size, size), spread evenly over 0..1, with features of about `scale` pixels."""
     spectrum = fft.rfft2(rng.standard_normal((size, size)))
     y, x = np.meshgrid(fft.fftfreq(size), fft.rfftfreq(size), indexing="ij")
@@ -58,7 +58,7 @@ def _smooth(rng: np.random.Generator, size: int, scale: float) -> NDArray[np.flo
 
 def _land(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Images (frames, size, size, 3) of one region, and where its last frame shows trees."""
-    forest, wet, built, loss = (_smooth(rng, size, s) for s in (48, 64, 24, 32))
+    forest, wet, built, loss = (smooth(rng, size, s) for s in (48, 64, 24, 32))
     ground = np.where((built > 0.9)[..., None], TOWNS, FIELDS)
     ground = np.where((wet > 0.88)[..., None], WATER, ground)
     images = []

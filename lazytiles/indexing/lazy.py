@@ -96,7 +96,8 @@ class LazyArray:
             picture = self._glimpse()
         except (LazyTilesError, ValueError, TypeError):
             picture = None  # A repr never raises: an image that cannot be read is said by the read itself.
-        image = "" if picture is None else f'<td><img src="{png(picture)}" alt="thumbnail" style="max-width:16em"></td>'
+        style = "min-width:10em;max-width:16em;image-rendering:pixelated"
+        image = "" if picture is None else f'<td><img src="{png(picture)}" alt="thumbnail" style="{style}"></td>'
         kind = escape(type(self).__name__)
         return f"<table><tr><td><b>{kind}</b><table>{rows}</table></td>{image}</tr></table>"
 

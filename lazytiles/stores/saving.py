@@ -192,7 +192,7 @@ def persist(
 
     Raises
     ------
-    as `export`
+    StoreError : as `export`
 
     Examples
     --------

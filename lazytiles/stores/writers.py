@@ -312,7 +312,7 @@ class StoreWriter(BufferedWriter):
     -----
     The store is written as ``NAME.partial-…`` beside it and renamed when it is complete: a killed process, a
     full disk or an exception in the ``with`` block leave the old state, and `resume` goes on from what a
-    journal beside the partial knows to be safe. `docs/guide-stores.md` describes the layout.
+    journal beside the partial knows to be safe. `docs/do/exporting.md` describes the layout.
 
     Examples
     --------
