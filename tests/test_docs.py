@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import os
 import re
+import runpy
 import subprocess
 from pathlib import Path
 
@@ -79,6 +80,21 @@ def test_every_shown_block_is_run(page: Path) -> None:
     # tests/cli/test_kinds.py runs the scripts that are included.
     shown = {"{toctree}", "{eval-rst}", "{include}", "{literalinclude}", "text", "csv", "json"}
     assert languages <= run | shown, f"{page.name} has blocks that nothing executes"
+
+
+def test_the_map_of_the_house_is_true() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    named = {
+        name
+        for name in re.findall(r"`(\w+/[\w/]*(?:\.py)?)`", page)
+        if not name.startswith(("lazytiles/", "tests/", "Images/"))
+    }
+    assert len(named) > 30
+    lost = sorted(name for name in named if not (ROOT / "lazytiles" / name).exists())
+    assert not lost, f"CONTRIBUTING.md names {lost}"
+    drawn = runpy.run_path(str(ROOT / "docs" / "make_house_picture.py"))["picture"]()
+    again = "python docs/make_house_picture.py draws it anew"
+    assert drawn == (ROOT / "docs" / "images" / "house.svg").read_text("utf-8"), again
 
 
 def test_the_version_stands_in_one_place() -> None:

@@ -256,9 +256,7 @@ class MultiSourceArray(Ordered):
                 stacklevel=2,
             )
         seed = seed_of(seed)
-        groups = None
-        if window is not None:
-            groups = self._groups().astype(np.int32)
+        groups = None if window is None else self._groups().astype(np.int32)
         self._order = permutation(len(self), seed, groups=groups, window=window)
         self.seed = seed
         return self
@@ -345,17 +343,10 @@ class MultiSourceArray(Ordered):
             return self._block(Request((rows,), box, origins, len(rows)))
         return super().read_box(rows, box, origins)
 
-    def _block(
-        self,
-        asked: Request,
-        *,
-        out: NDArray[Any] | None = None,
-        threads: int | None = None,
-        readers: int | None = None,
-    ) -> NDArray[Any]:
+    def _block(self, asked: Request, out: NDArray[Any] | None = None, **how: Any) -> NDArray[Any]:
         parts = self._parts(asked.rows)
         if self.form is not None:
-            return read_tiles(parts, asked, self.form, out=out, threads=threads, readers=readers)
+            return read_tiles(parts, asked, self.form, out=out, **how)
         return read_parts(parts, asked, self.dtype, out=out)
 
     def _parts(self, places: tuple[Int64s, ...]) -> list[tuple[Any, Int64s, tuple[Int64s, ...]]]:
@@ -369,17 +360,8 @@ class MultiSourceArray(Ordered):
 
     @property
     def scratch_bytes(self) -> int:
-        """Bytes that the pixels of the windows of one sample take at most, where tiles are made of them by resampling.
-
-        Those of whole images are not known before they are opened, and are not counted.
-        """
-        form = self.form
-        if form is None or not (form.resample or form.is_mixed or form.pad):
-            return 0
-        edges = [source.windows[:, 2:] - source.windows[:, :2] for source in self.sources if not source.whole]
-        area = max((int(edge.prod(axis=1).max(initial=0)) for edge in edges), default=0)
-        frames = self.shape[1] if self._row_axes == 2 else 1
-        return area * max(form.samples, 4 if form.is_mixed else 1) * form.dtype.itemsize * frames
+        """Bytes that the pixels of the windows of one sample take at most; see `RegionTiles.scratch_bytes`."""
+        return 0 if self.form is None else max((source.scratch_bytes for source in self.sources), default=0)
 
     def take_batches(
         self,
@@ -401,16 +383,15 @@ class MultiSourceArray(Ordered):
         readers : processes that decode instead; None as configured
         stop : set by anyone to leave the rest undone
         """
-        if self.form is None:
-            for k, result in read_each(batches, partial(self.take, threads=threads), stop=stop):
-                done(k, result)
-            return
-        places = [request(positions(batch), self.shape, row_axes=self._row_axes) for batch in batches]
-        options: dict[str, Any] = {"threads": threads, "readers": readers, "stop": stop}
-        if places:
-            for k, result in read_blocks(places, self.shape[1:], self.form, self._parts, **options):
-                done(k, result)
-                del result  # a batch that its consumer dropped is not kept alive here
+        if self.form is None or not len(batches):
+            results = read_each(batches, partial(self.take, threads=threads), stop=stop)
+        else:
+            places = [request(positions(batch), self.shape, row_axes=self._row_axes) for batch in batches]
+            options: dict[str, Any] = {"threads": threads, "readers": readers, "stop": stop}
+            results = read_blocks(places, self.shape[1:], self.form, self._parts, **options)
+        for k, result in results:
+            done(k, result)
+            del result  # a batch that its consumer dropped is not kept alive here
 
     def plan(self, indices: Any = None, **of_epoch: Any) -> Plan | Cost:
         """What ``take(indices)`` would read, or without indices what an epoch costs, from tags alone; print it.
@@ -442,7 +423,7 @@ class MultiSourceArray(Ordered):
         """
         problems: list[str] = []
         sources = [self.sources[k] for k in np.unique(self.index_pairs[:, 0]).tolist()]
-        open_ahead([(source, self._rows[:0], ()) for source in sources if isinstance(source, RegionTiles)])
+        open_ahead(sources)
         for source in sources:
             if hasattr(source, "verify"):
                 problems += source.verify() or []

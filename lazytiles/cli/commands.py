@@ -29,7 +29,6 @@ from lazytiles.cli.options import (
     parse_size,
     refuse_existing,
     say,
-    two_numbers,
 )
 from lazytiles.display import plural
 from lazytiles.errors import ManifestError, require, visible
@@ -120,8 +119,7 @@ def info(manifest: str, batch_size: int, as_json: bool, **options: Any) -> None:
       lazytiles info tiles.csv --images Images --batch-size 64 --json
     """
     if not manifest.lower().endswith((".csv", ".parquet", ".pq", ".txt")):
-        is_store = os.path.isdir(manifest) or manifest.lower().endswith(_STORES)
-        facts = _store_facts(manifest) if is_store else _image_facts(manifest)
+        facts = _facts_of(manifest)
         say(json.dumps(facts)) if as_json else _print_facts(manifest, facts)
         return
     tiles = open_named(manifest, **options)
@@ -146,19 +144,13 @@ def info(manifest: str, batch_size: int, as_json: bool, **options: Any) -> None:
         say(f"- {said}")
 
 
-def _store_facts(path: str) -> dict[str, Any]:
-    tiles = open_store(path)
-    table = [] if tiles.table is None else list(tiles.table.columns)
-    return {
-        "shape": list(tiles.shape),
-        "dtype": str(tiles.dtype),
-        "bytes in memory": tiles.nbytes,
-        "labels": tiles.labels is not None,
-        "table": ", ".join(map(str, table)),
-    }
-
-
-def _image_facts(path: str) -> dict[str, Any]:
+def _facts_of(path: str) -> dict[str, Any]:
+    """What a store, or an image, says of itself."""
+    if os.path.isdir(path) or path.lower().endswith(_STORES):
+        tiles = open_store(path)
+        table = [] if tiles.table is None else list(tiles.table.columns)
+        facts: dict[str, Any] = {"shape": list(tiles.shape), "dtype": str(tiles.dtype), "bytes in memory": tiles.nbytes}
+        return facts | {"labels": tiles.labels is not None, "table": ", ".join(map(str, table))}
     region = open_region(path)
     return {
         "shape": list(region.shape),
@@ -175,6 +167,7 @@ def _image_facts(path: str) -> dict[str, Any]:
 def _print_facts(title: str, facts: dict[str, Any]) -> None:
     table = Table(title=Text(visible(title)), show_header=False)
     for name, value in facts.items():
+        value = ", ".join(f"{k}: {n:,}" for k, n in value.items()) if isinstance(value, dict) else value
         said = f"{value:,}" if isinstance(value, int) else visible(value)
         table.add_row(Text(visible(name.replace("_", " "))), Text(said))
     Console().print(table)
@@ -231,12 +224,7 @@ def check(
 
 
 def _print_report(report: Report) -> None:
-    facts = {name: value for name, value in report.facts.items() if name != "targets"}
-    said = {
-        name: ", ".join(f"{k}: {n:,}" for k, n in value.items()) if isinstance(value, dict) else value
-        for name, value in facts.items()
-    }
-    _print_facts(report.name, said)
+    _print_facts(report.name, {name: value for name, value in report.facts.items() if name != "targets"})
     for title, found in (("problem", report.problems), ("warning", report.warnings)):
         if len(found):
             table = Table(title, "count")
@@ -276,8 +264,7 @@ def grid(
     refuse_existing(output, overwrite)
     with bar("dividing images") as tell:
         sites = find_sites(images, 2)
-        steps = two_numbers(tell, "dividing images")
-        table = make_grid(sites, size, stride=stride, edge=edge, keep=keep, progress=steps)
+        table = make_grid(sites, size, stride=stride, edge=edge, keep=keep, progress=tell)
     if output.lower().endswith((".parquet", ".pq")):
         table.to_parquet(output, index=False)
     else:
@@ -313,11 +300,9 @@ def _say_coverage(table: pd.DataFrame, sites: Sequence[Site]) -> None:
 @click.option("-n", "count", default=24, show_default=True, type=click.IntRange(min=1), help="Tiles of a picture.")
 @click.option("--seed", type=int, help="Shuffle the tiles of a picture first.")
 @click.option("-o", "--output", default="preview.html", show_default=True, help="An .html page or a .png picture.")
-@click.option("--overwrite", is_flag=True, help="Replace the output if it is there.")
 def preview(
     manifest: str,
     images: str | None,
-    path: str | None,
     count: int,
     seed: int | None,
     output: str,
@@ -333,7 +318,7 @@ def preview(
     has_ending(output, (".html", ".htm", ".png"), "the preview is an .html page or a .png picture")
     refuse_existing(output, overwrite)
     if output.lower().endswith(".png"):
-        tiles = open_named(manifest, images, path=path, **options)
+        tiles = open_named(manifest, images, **options)
         if seed is not None:
             tiles.shuffle(seed)
         require("matplotlib", extra="plot").use("Agg")
@@ -341,46 +326,26 @@ def preview(
             plot_tiles(tiles, count).figure.savefig(output, dpi=110)
     else:
         with bar("drawing regions") as tell:
-            html = _preview_html(manifest, images, path, two_numbers(tell, "drawing regions"), **options)
+            html = _preview_html(manifest, images, options, tell)
         Path(output).write_text(html, encoding="utf-8")
     say(f"wrote {output}")
 
 
-def _preview_html(
-    manifest: str,
-    images: str | None,
-    path: str | None,
-    progress: Callable[[int, int], None],
-    *,
-    target: list[str] | None,
-    frames: Sequence[str] | str | None,
-    bands: list[int] | str | None,
-    pad: str | None,
-    missing: str,
-    where: dict[str, list[Any]] | None,
-    follow_symlinks: bool,
-    **_: Any,
-) -> str:
-    table = Asked(path=path, pad=pad, target=None).read(manifest)
-    wanted, folder = Frames.of(frames), images or os.path.dirname(manifest) or "."
-    rows = (Frames.of("each") if frames is None else wanted).samples(table, where)
+def _preview_html(manifest: str, images: str | None, options: dict[str, Any], progress: Callable[..., None]) -> str:
+    path, frames, target, bands = (options[name] for name in ("path", "frames", "target", "bands"))
+    table = Asked(path=path, pad=options["pad"], target=None).read(manifest)
+    wanted, folder = Frames.of("each" if frames is None else frames), images or os.path.dirname(manifest) or "."
+    rows = wanted.samples(table, options["where"])
     template, problems = path or default_template(table), Problems(manifest)  # noted, so that each row has its own
-    how: dict[str, Any] = {"missing": missing, "follow_symlinks": follow_symlinks, "problems": problems}
-    found = Images.of(table, rows, template, folder, wanted, None, **how)
+    how = {name: options[name] for name in ("missing", "follow_symlinks")}
+    found = Images.of(table, rows, template, folder, wanted, None, problems=problems, **how)
     problems.raise_any()
     codes, names = found.by_row(len(table))
     shown = np.flatnonzero(codes >= 0)
     table, codes = table.iloc[shown].reset_index(drop=True), codes[shown]
     title, column = os.path.basename(manifest), target[0] if target else "target"
-    return preview_page(
-        table,
-        codes,
-        names,
-        title=title,
-        target=column,
-        bands=None if isinstance(bands, str) else bands,
-        progress=progress,
-    )
+    shown_bands = None if isinstance(bands, str) else bands
+    return preview_page(table, codes, names, title=title, target=column, bands=shown_bands, progress=progress)
 
 
 @main.command("stats")
@@ -399,7 +364,7 @@ def stats(output: str | None, overwrite: bool, scheduler: str | None, as_json: b
     refuse_existing(output, overwrite)
     tiles = open_named(**options)
     with connected(scheduler) as client, bar("reading tiles") as tell:
-        found = tiles.statistics(client=client, progress=two_numbers(tell, "reading tiles"))
+        found = tiles.statistics(client=client, progress=tell)
     if output:
         found.save(output)
     say(json.dumps(found.to_dict()) if as_json else str(found))
@@ -426,8 +391,7 @@ def export(store: str, chunk: int | None, overwrite: bool, resume: bool, schedul
     tiles = open_named(**options)
     try:
         with connected(scheduler) as client, bar("writing tiles") as tell:
-            told = two_numbers(tell, "writing tiles")
-            export_tiles(tiles, store, chunk=chunk, overwrite=overwrite, resume=resume, progress=told, client=client)
+            export_tiles(tiles, store, chunk=chunk, overwrite=overwrite, resume=resume, progress=tell, client=client)
     except KeyboardInterrupt:
         say(f"\nstopped; the part of {store} that is written stays: the same command with --resume goes on", err=True)
         raise click.exceptions.Exit(130) from None

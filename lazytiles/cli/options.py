@@ -104,28 +104,27 @@ class Desk(click.Group):
 
 
 @contextmanager
-def bar(stage: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on standard error, gone when it is done; nothing where that is no terminal."""
+def bar(stage: str) -> Iterator[Callable[..., None]]:
+    """A progress bar on standard error, gone when it is done; nothing where that is no terminal.
+
+    What it gives is told how much is done and of how much, and before these of what, where that is not `stage`.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda name, done, total: None
+        yield lambda *said: None
         return
     with Progress(*columns, console=console, transient=True) as progress:
         tasks: dict[str, Any] = {}
 
-        def tell(name: str, done: int, total: int) -> None:
+        def tell(*said: Any) -> None:
+            name, done, total = said if len(said) == 3 else (stage, *said)
             if name not in tasks:
                 tasks[name] = progress.add_task(name, total=total or None)
             progress.update(tasks[name], completed=done, total=total or None)
 
-        tell(stage, 0, 0)
+        tell(0, 0)
         yield tell
-
-
-def two_numbers(tell: Callable[[str, int, int], None], stage: str) -> Callable[[int, int], None]:
-    """A bar for what reports only how much is done and of how much."""
-    return lambda done, total: tell(stage, done, total)
 
 
 def parse_size(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:

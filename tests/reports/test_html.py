@@ -253,6 +253,7 @@ def plain(desk: tuple[Path, pd.DataFrame]) -> Any:
 
 
 def test_plots_take_axes_and_draw_what_they_say(plain: Any, desk: tuple[Path, pd.DataFrame]) -> None:
+    from matplotlib.colors import to_hex
     from matplotlib.figure import Figure
 
     ax = Figure().subplots()
@@ -267,7 +268,9 @@ def test_plots_take_axes_and_draw_what_they_say(plain: Any, desk: tuple[Path, pd
     assert ax.get_xlim() == (0, 192)
     ends = [path.get_extents().extents.tolist() for path in ax.collections[0].get_paths()]
     assert ends == [[x, y, x + 64, y + 64] for y in (0, 64) for x in (0, 64, 128)]
-    np.testing.assert_allclose(ax.collections[0].get_array(), [0, 0.1, 0.2, 0.3, 0.4, 0.5])
+    drawn = [to_hex(colour) for colour in ax.collections[0].get_edgecolor()]
+    assert drawn == colours([0, 0.1, 0.2, 0.3, 0.4, 0.5])
+    assert ax.figure.axes[-1].get_ylim() == pytest.approx((0, 0.5))
     assert not plot_region(region).collections
     table = desk[1]
     boxes = table[["xmin", "ymin", "xmax", "ymax"]].itertuples(index=False, name=None)

@@ -6,7 +6,7 @@ import copy
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from lazytiles.aliases import Int64s
-from lazytiles.arrays import MultiSourceArray, RegionTiles, open_ahead
+from lazytiles.arrays import Companions, MultiSourceArray, RegionTiles, open_ahead
 from lazytiles.augment import Boxes
 from lazytiles.errors import LazyTilesError, LimitError, StoreError
 from lazytiles.stores.formats.base import array_in
@@ -102,21 +102,18 @@ def _regions_of(
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
-    """What stands beside the samples of an array, in the order in which its rows are written."""
+class StoredCompanions:
+    """What stands beside the samples of an array, in the order in which its rows are written.
 
-    labels: Any = None
-    table: pd.DataFrame | None = None
-    tabular: tuple[str, ...] | None = None
-    valid: NDArray[np.bool_] | None = None
-    order: NDArray[np.int64] | None = None
+    `order` and `seed` are those of the array where it is not in that order.
+    """
+
+    held: Companions = field(default_factory=Companions)
+    order: Int64s | None = None
     seed: int | None = None
-    classes: list[Any] | None = None
-    boxes: Boxes | None = None
-    places: tuple[tuple[StoredRegion, ...], Int64s] | None = None
 
     @classmethod
-    def of(cls, tiles: MultiSourceArray, positions: NDArray[np.int64], *, keep_open: bool = True) -> Beside:
+    def of(cls, tiles: MultiSourceArray, positions: NDArray[np.int64], *, keep_open: bool = True) -> StoredCompanions:
         """What stands beside the samples at some positions of the current order.
 
         Parameters
@@ -127,69 +124,70 @@ class Beside:
         if labels is not None:
             labels = labels[positions] if isinstance(labels, np.ndarray) else labels.select(positions)
         table, valid = tiles.table, tiles.valid
-        table = None if table is None else table.iloc[positions].reset_index(drop=True)
-        return cls(
-            labels,
-            table,
-            tiles.companions.tabular,
-            None if valid is None else valid[positions],
-            classes=tiles.classes,
-            boxes=tiles.boxes,
+        held = replace(
+            tiles.companions,
+            labels=labels,
+            table=None if table is None else table.iloc[positions].reset_index(drop=True),
+            valid=None if valid is None else valid[positions],
             places=_regions_of(tiles, positions, keep_open),
+            by_source=False,
         )
+        return cls(held)
 
     def join(self, source: Any) -> MultiSourceArray:
         """One source with all this beside it."""
-        result = MultiSourceArray([source], self.labels, table=self.table)
-        result.companions = replace(
-            result.companions,
-            labels=None if self.labels is None else result.companions.labels,
-            classes=self.classes or result.companions.classes,
-            boxes=self.boxes,
-            tabular=self.tabular,
-            valid=self.valid,
-            places=self.places,
-        )
+        kept = self.held
+        if kept.labels is not None:  # of as many rows; those of earlier versions may be text
+            made = Companions.of([source], kept.labels, None, kept.table)
+            kept = replace(kept, labels=made.labels, classes=kept.classes or made.classes)
+        result = MultiSourceArray.assembled([source], kept)
         if self.order is not None:
             result.order = self.order
             result.seed = self.seed
         return result
 
+    def _arrays(self) -> dict[str, Any]:
+        return {"labels": self.held.labels, "valid": self.held.valid, "order": self.order}
+
     def members(self) -> dict[str, bytes]:
         """All that is not lazy, as members of a store."""
         found: dict[str, bytes] = {}
-        for name, values in (("labels", self.labels), ("valid", self.valid), ("order", self.order)):
+        for name, values in self._arrays().items():
             if isinstance(values, np.ndarray):
                 found[f"{name}.npy"] = _saved(values)
-        if self.places is not None:
-            regions, pairs = self.places
+        held = self.held
+        if held.places is not None:
+            regions, pairs = held.places
             found["regions.npy"] = _saved(pairs)
             windows = [region.windows for region in regions if region.windows is not None]
             if len(windows) == len(regions):
                 found["windows.npy"] = _saved(np.concatenate(windows))
-        if self.classes is not None or self.boxes is not None:
-            meaning = {"classes": self.classes, "boxes": None if self.boxes is None else asdict(self.boxes)}
+        if held.classes is not None or held.boxes is not None:
+            meaning = {"classes": held.classes, "boxes": None if held.boxes is None else asdict(held.boxes)}
             found["labels.json"] = json.dumps(meaning).encode()
-        if self.table is not None:
+        if held.table is not None:
             buffer = io.BytesIO()
-            self.table.to_parquet(buffer, index=False)
+            held.table.to_parquet(buffer, index=False)
             found["table.parquet"] = buffer.getvalue()
         return found
 
     def about(self) -> dict[str, Any]:
         """What a store's record says of it, as JSON takes it."""
-        regions = [] if self.places is None else self.places[0]
+        regions = [] if self.held.places is None else self.held.places[0]
         said = [{"name": region.name, "space": region.space, "flat": region.flat} for region in regions]
-        return {"tabular": self.tabular, "seed": self.seed, "regions": said}
+        return {"tabular": self.held.tabular, "seed": self.seed, "regions": said}
 
-    def difference(self, other: Beside) -> str | None:
+    def difference(self, other: StoredCompanions) -> str | None:
         """What of another is not the same, such as ``"label of row 3"``; None where all is. Mask labels are not read.
 
-        >>> Beside(np.array([1, 2])).difference(Beside(np.array([1, 3])))
+        >>> one, two = (StoredCompanions(Companions(np.array([1, n]))) for n in (2, 3))
+        >>> one.difference(two)
         'label of row 1'
         """
-        for name in ("labels", "valid", "order"):
-            one, two = (_array_of(getattr(beside, name)) for beside in (self, other))
+        for name, values in self._arrays().items():
+            # As a store keeps them; what is lazy is left out.
+            pair = (values, other._arrays()[name])
+            one, two = (array_in(_saved(a)) if isinstance(a, np.ndarray) else None for a in pair)
             if one is None and two is None:
                 continue
             if one is None or two is None or one.shape != two.shape or one.dtype.kind != two.dtype.kind:
@@ -198,16 +196,24 @@ class Beside:
             if unequal.any():
                 row = int(unequal.reshape(len(unequal), -1).any(axis=1).argmax())
                 return f"{'label' if name == 'labels' else name} of row {row}"
-        if isinstance(self.labels, np.ndarray | None) != isinstance(other.labels, np.ndarray | None):
+        mine, theirs = self.held, other.held
+        if isinstance(mine.labels, np.ndarray | None) != isinstance(theirs.labels, np.ndarray | None):
             return "labels of all rows"
-        if (self.tabular, self.seed, self.table is None) != (other.tabular, other.seed, other.table is None):
+        if (mine.tabular, self.seed, mine.table is None) != (theirs.tabular, other.seed, theirs.table is None):
             return "table or order of all rows"
-        if self.table is not None and other.table is not None:
-            return _table_difference(self.table, other.table)
+        if mine.table is None or theirs.table is None:
+            return None
+        if list(mine.table.columns) != list(theirs.table.columns) or len(mine.table) != len(theirs.table):
+            return "table's columns or length"
+        for name in mine.table.columns:
+            first, second = mine.table[name].astype(object), theirs.table[name].astype(object)
+            unequal = ((first != second) & ~(first.isna() & second.isna())).to_numpy()
+            if unequal.any():
+                return f"{name} in the table of row {int(unequal.argmax())}"
         return None
 
     @classmethod
-    def load(cls, store: StoreArray) -> Beside:
+    def load(cls, store: StoreArray) -> StoredCompanions:
         """What a store carries beside its rows."""
         opened = store.opened
         arrays = {
@@ -225,17 +231,16 @@ class Beside:
         boxes = meaning.get("boxes")
         if "labels" in about:
             labels = label_store(store.path, about["labels"], check=store.check)
-        return cls(
+        held = Companions(
             labels,
+            meaning.get("classes"),
+            None if boxes is None else Boxes(boxes["format"], boxes["columns"] and tuple(boxes["columns"])),
             None if table is None else _table_in(store.path, table, rows),
             tuple(about["tabular"]) if about.get("tabular") else None,
             arrays.get("valid"),
-            arrays.get("order"),
-            about.get("seed"),
-            meaning.get("classes"),
-            None if boxes is None else Boxes(boxes["format"], boxes["columns"] and tuple(boxes["columns"])),
             _places_of(about.get("regions"), arrays.get("regions"), arrays.get("windows")),
         )
+        return cls(held, arrays.get("order"), about.get("seed"))
 
 
 def _places_of(
@@ -268,11 +273,6 @@ def _places_of(
     return tuple(regions), places
 
 
-def _array_of(values: Any) -> NDArray[Any] | None:
-    """What a store keeps of an array of labels and the like; None of what is lazy."""
-    return array_in(_saved(values)) if isinstance(values, np.ndarray) else None
-
-
 def _table_in(path: Path, content: bytes, rows: int) -> pd.DataFrame:
     """The table in the bytes of a Parquet file, if it has a row for each row of the store and is no bomb."""
     facts = parquet.ParquetFile(io.BytesIO(content)).metadata
@@ -283,17 +283,6 @@ def _table_in(path: Path, content: bytes, rows: int) -> pd.DataFrame:
     if unpacked > max(_SMALL_TABLE, _MOST_PACKED * len(content)):
         raise LimitError(f"{path} is refused: its table of {len(content)} bytes unpacks to {unpacked}")
     return pd.read_parquet(io.BytesIO(content))
-
-
-def _table_difference(one: pd.DataFrame, two: pd.DataFrame) -> str | None:
-    if list(one.columns) != list(two.columns) or len(one) != len(two):
-        return "table's columns or length"
-    for name in one.columns:
-        first, second = one[name].astype(object), two[name].astype(object)
-        unequal = ((first != second) & ~(first.isna() & second.isna())).to_numpy()
-        if unequal.any():
-            return f"{name} in the table of row {int(unequal.argmax())}"
-    return None
 
 
 def _saved(values: NDArray[Any]) -> bytes:
