@@ -74,3 +74,10 @@ def test_the_arrays_are_the_same_in_each_format(tmp_path: Path) -> None:
     whole = lt.open_region(tmp_path / "images.npy")[:]
     for name in ("images.h5::images", "images.zarr"):
         assert (lt.open_region(f"{tmp_path}/{name}")[:] == whole).all()
+
+
+@pytest.mark.parametrize(("page", "table"), [("photos", "photos.csv"), ("years", "tiles.csv")])
+def test_the_rows_that_a_page_shows_are_those_that_are_made(page: str, table: str, tmp_path: Path) -> None:
+    make(page, tmp_path)
+    rows = (tmp_path / table).read_text().splitlines()[:3]
+    assert "\n".join(rows) in (SCRIPTS.parent / f"{page}.md").read_text()
