@@ -181,7 +181,7 @@ def count(name: str, amount: int = 1) -> None:
 
 
 def counters() -> Mapping[str, int]:
-    """What this process has done so far, as a read-only snapshot.
+    """Counts of what this process has read and decoded so far, as a read-only mapping.
 
     Returns
     -------

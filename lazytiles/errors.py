@@ -41,7 +41,7 @@ def shown(text: str) -> str:
 
 
 class LazyTilesError(Exception):
-    """Anything that lazytiles itself refuses or cannot do; its words are `visible`."""
+    """Any error of lazytiles; control characters in its message are shown as escapes."""
 
     def __init__(self, *words: object) -> None:
         super().__init__(*(visible(word, lines=True) if isinstance(word, str) else word for word in words))

@@ -82,7 +82,7 @@ class RegionStack(LazyArray):
 
 
 def stack_regions(paths: str | os.PathLike[str] | Iterable[Any], *, axis: int = 0, **options: Any) -> RegionStack:
-    """Slices in separate files as one lazy volume; tags are read, no pixel is decoded.
+    """Open slices in separate files as one lazy volume; tags are read, no pixel is decoded.
 
     Parameters
     ----------

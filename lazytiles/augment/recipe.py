@@ -25,7 +25,7 @@ WHOLE_PIXEL = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The ranges that transforms are drawn from, valid from birth.
+    """The ranges that random transforms are drawn from; wrong ones are refused when it is made.
 
     Attributes
     ----------

@@ -28,7 +28,7 @@ def random_transform(
     channel_axis: int | None = -1,
     rng: np.random.Generator,
 ) -> Any:
-    """One image, and its mask, under one random transform drawn from `rng`.
+    """Transform one image, and its mask, by one random transform that is drawn from `rng`.
 
     About the centre flip, zoom, shear and rotate, then shift, warp and crop: all in one bilinear resampling
     (nearest neighbour for the mask).  What moves pixels onto pixels copies them: identity parameters give the
@@ -103,7 +103,7 @@ def random_transform_stack(
     rng: np.random.Generator,
     **parameters: Any,
 ) -> Any:
-    """A stack of images, and its masks, under one random transform: one draw for all leading axes.
+    """Transform a stack of images, and its masks, by one random transform: one draw for all leading axes.
 
     Parameters
     ----------

@@ -286,7 +286,7 @@ def open_region(
     bands: Bands = None,
     gray: bool = False,
 ) -> Region:
-    """One image file as a lazy array; its tags are read and checked, no pixel is decoded.
+    """Open one image file as a lazy array; its tags are read and checked, no pixel is decoded.
 
     Parameters
     ----------

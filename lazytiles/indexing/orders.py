@@ -237,7 +237,7 @@ class Mixing:
 
 
 def mixing(order: ArrayLike | None, groups: ArrayLike, batch_size: int = 32) -> Mixing:
-    """How well an order mixes the groups of its samples.
+    """Measure how well an order mixes the groups of its samples, such as their regions.
 
     Parameters
     ----------

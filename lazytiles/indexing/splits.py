@@ -118,7 +118,7 @@ def region_column(table: Any) -> str:
 
 
 def leakage(a: Any, b: Any) -> list[Leak]:
-    """The pairs of tiles of two arrays, such as two sides of a split, whose windows share pixels of a region.
+    """Find the pairs of tiles of two arrays, such as two sides of a split, whose windows share pixels of a region.
 
     Frames make no difference: the same place at another time is the same place.
 

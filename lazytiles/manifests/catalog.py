@@ -81,7 +81,7 @@ def _may_be_name(text: str) -> bool:
 def open_registered(
     name: str, *folder: Any, where: Mapping[str, Any] | None = None, **options: Any
 ) -> MultiSourceArray:
-    """The tiles of a registered data set, all or those with given values in their table.
+    """Open the tiles of a registered data set, all or those with given values in their table.
 
     Parameters
     ----------

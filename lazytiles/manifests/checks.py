@@ -53,7 +53,7 @@ def check(
     progress: Progress | None = None,
     **options: Any,
 ) -> Report:
-    """Everything that is wrong or odd about a manifest and its images: it is sound where `open_tiles` can read it.
+    """Find everything that is wrong or odd about a manifest and its images; it is sound where `open_tiles` can read it.
 
     Parameters
     ----------

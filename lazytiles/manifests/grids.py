@@ -64,7 +64,7 @@ def make_grid(
     keep: str | Rule | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
-    """A manifest of the tiles of a regular grid over some images.
+    """Make a manifest of regular tiles over some images.
 
     A tile is named after its region and where it begins. With yearly folders of images, each tile has one row
     per folder, which is its `label_id`.

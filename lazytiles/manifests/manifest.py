@@ -59,7 +59,7 @@ def read_manifest(
     classes: Sequence[Any] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> pd.DataFrame:
-    """The manifest as one normalised table, or one error that lists everything wrong with it.
+    """Read a manifest as one normalised table; everything that is wrong with it comes in one error.
 
     Nothing of the table is evaluated and no file but the manifest is opened.
 

@@ -119,7 +119,7 @@ def open_tiles(
     follow_symlinks: bool = True,
     verify: str | os.PathLike[str] | None = None,
 ) -> MultiSourceArray:
-    """The tiles of a manifest as one lazy array; no image is decoded and only one is opened.
+    """Open the tiles of a manifest as one lazy array; no image is decoded and only one is opened.
 
     Parameters
     ----------
@@ -214,7 +214,7 @@ def open_volumes(
     follow_symlinks: bool = True,
     verify: str | os.PathLike[str] | None = None,
 ) -> MultiSourceArray:
-    """The boxes of volumes in a manifest as one lazy array; no voxel is read and one volume is opened.
+    """Open the boxes of volumes in a manifest as one lazy array; no voxel is read and one volume is opened.
 
     Parameters
     ----------

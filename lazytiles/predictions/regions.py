@@ -48,7 +48,7 @@ def predict(
     threads: int | None = None,
     client: Any = None,
 ) -> Iterator[dict[str, Any]]:
-    """A model's predictions of every tile, given back as whole regions, one after the other.
+    """Run a model over every tile, and give back its predictions as whole regions, one after the other.
 
     Parameters
     ----------

@@ -30,7 +30,7 @@ def plot_tiles(
     labels: Any = None,
     ax: Any = None,
 ) -> Any:
-    """The first tiles as one picture, frames side by side, each with its label.
+    """Draw the first tiles as one picture, frames side by side, each with its label.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def plot_tiles(
 def plot_region(
     region: Region, tiles: Any = None, *, bands: Sequence[int] | None = None, target: str = "target", ax: Any = None
 ) -> Any:
-    """A region, small, with the windows of its tiles drawn over it and coloured by their target.
+    """Draw a region, made small, with the windows of its tiles over it, coloured by their target.
 
     Parameters
     ----------

@@ -122,7 +122,7 @@ def statistics(
     batch_bytes: int = _BATCH_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> Statistics:
-    """Mean, deviation, extremes and histogram of every tile, each read once.
+    """Measure mean, deviation, extremes and histogram over all tiles; each is read once.
 
     Parameters
     ----------

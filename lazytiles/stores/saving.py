@@ -32,7 +32,7 @@ _CHUNK_BYTES = 4 * 2**20
 
 
 def open_store(path: str | os.PathLike[str], *, check: bool = True) -> MultiSourceArray:
-    """A complete store as an array, with the labels, table and order written with it; no row is read.
+    """Open a complete store as an array, with the labels, table and order written with it; no row is read.
 
     Parameters
     ----------

@@ -35,7 +35,7 @@ class Sink(Protocol):
 
 
 class BufferedWriter:
-    """Rows of any number go in; the sink gets them in order, in whole chunks, and the rest when it is closed.
+    """Write rows in pieces of any size; the sink gets them in order, in whole chunks, and the rest when it is closed.
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ from lazytiles.trees import Structure
 
 
 class BatchFlow:
-    """Batches of sources in tandem, in an order that is a function of the seed and the epoch alone.
+    """Batches of one or several sources, in an order that depends on the seed and the epoch alone.
 
     Iterating gives one epoch; the next iteration gives the next epoch. An epoch that was not followed to
     its end begins anew.
