@@ -197,9 +197,13 @@ def refuse_other_rows(store: StoreArray, blocks: Iterable[tuple[int, NDArray[Any
     ------
     StoreError : names the first row that is another, or rows that are damaged
     """
+    chunk = store.chunks[0]
     for start, rows in blocks:
+        first, last = start // chunk, -(-(start + len(rows)) // chunk)
         try:
-            row = first_difference(store[start : start + len(rows)], rows)
+            # As they are in the store now, which the cache does not know of one whose chunks are files.
+            held = np.concatenate([store._checked(number) for number in range(first, last)])
+            row = first_difference(held[start - first * chunk :][: len(rows)], rows)
         except StoreError as error:
             raise replaceable(store.path, error) from error
         if row is not None:
