@@ -21,5 +21,5 @@ from lazytiles.images.region import (
     to_gray,
     to_rgb,
 )
-from lazytiles.images.remote import is_remote
+from lazytiles.images.remote import are_there, is_remote
 from lazytiles.images.resample import METHODS, resize

@@ -81,7 +81,10 @@ def other_pages(key: FileKey, inner: str | None, page: int | str) -> Pages | Non
     """
     head = pool.read(key, 0, min(key.size, 16))
     if os.path.basename(key.path) in _ZARR:
-        return _only(zarr_pages(key), key, page)
+        array = _open_zarr(key)
+        with _readable(key, "Zarr array"):
+            shape, chunks = tuple(array.shape), tuple(array.chunks)
+            return _only(_chunked(key, None, shape, plain_dtype(key.path, array.dtype), chunks), key, page)
     if head.startswith(_HDF5):
         return _only(hdf5_pages(key, inner), key, page)
     if inner is not None:
@@ -420,13 +423,6 @@ def hdf5_pages(key: FileKey, inner: str | None) -> Pages:
         if array.chunks is None and offset is not None and dtype.kind != "b":
             return pages_of_array(key, f"::{inner}", shape, dtype, offset, stored=array.dtype)
         return _chunked(key, inner, shape, dtype, array.chunks or _one_chunk(shape))
-
-
-def zarr_pages(key: FileKey) -> Pages:
-    """The slices of a Zarr array."""
-    array = _open_zarr(key)
-    with _readable(key, "Zarr array"):
-        return _chunked(key, None, tuple(array.shape), plain_dtype(key.path, array.dtype), tuple(array.chunks))
 
 
 def _one_chunk(shape: tuple[int, ...]) -> tuple[int, ...]:

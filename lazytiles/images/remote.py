@@ -160,6 +160,14 @@ class RemotePool:
             raise _clear(url, known)
         return (known.size, known.stamp) == (size, stamp)
 
+    def is_missing(self, url: str) -> bool:
+        """Whether a server has said, when it was asked last, that there is no such file."""
+        known = self._known[url]
+        is_missing = isinstance(known, FileNotFoundError) and _is_final(known) and not _is_refused(known)
+        if isinstance(known, Exception) and not is_missing and not isinstance(known, IsADirectoryError):
+            raise _clear(url, known)
+        return is_missing
+
     def read(self, url: str, stamp: int, size: int, start: int, end: int) -> bytes:
         """The bytes start..end of a file of `size` bytes: those fetched ahead, or small ones by whole blocks."""
         for spans in self._ahead.get(url, ()):
@@ -178,7 +186,12 @@ class RemotePool:
     def ahead(self, wanted: Iterable[Range]) -> Iterator[None]:
         """Fetch ranges, joined and at once; within the block `read` finds them."""
         ranges = joined(wanted)
-        stores = self._spans(ranges, self._fetch(ranges))
+        stores: dict[str, _Spans] = {}
+        for (url, start, end), part in zip(ranges, self._fetch(ranges), strict=True):
+            spans = stores.setdefault(url, _Spans([], [], []))
+            spans.starts.append(start)
+            spans.ends.append(end)
+            spans.parts.append(part)
         try:
             with self._lock:
                 for url, spans in stores.items():
@@ -342,16 +355,6 @@ class RemotePool:
                 break
         return answers
 
-    @staticmethod
-    def _spans(ranges: Sequence[Range], parts: Sequence[bytes | Exception]) -> dict[str, _Spans]:
-        stores: dict[str, _Spans] = {}
-        for (url, start, end), part in zip(ranges, parts, strict=True):
-            spans = stores.setdefault(url, _Spans([], [], []))
-            spans.starts.append(start)
-            spans.ends.append(end)
-            spans.parts.append(part)
-        return stores
-
 
 def _is_async(system: Any) -> bool:
     return isinstance(system, require("fsspec.asyn", extra="remote").AsyncFileSystem)
@@ -414,13 +417,23 @@ def _whole(wanted: Range, part: Any) -> bytes | Exception:
     return part
 
 
+def _cause(error: Exception) -> BaseException:
+    """What went wrong: fsspec calls every failure of HTTP a missing file, and keeps its cause."""
+    return error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ is not None else error
+
+
+def _is_refused(error: Exception) -> bool:
+    said = _cause(error)
+    return isinstance(said, PermissionError) or getattr(said, "status", None) in (401, 403)
+
+
 def _clear(url: str, error: Exception) -> LazyTilesError | ImportError:
     """An error of ours that names the file."""
     if isinstance(error, LazyTilesError | ImportError):
         return error
-    said = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ is not None else error
+    said = _cause(error)
     words = shown(f"{type(said).__name__}: {said}".replace(url, shown(url)))
-    if isinstance(said, PermissionError) or getattr(said, "status", None) in (401, 403):
+    if _is_refused(error):
         made = RegionError(f"{url}: access is refused ({words}); is it signed in, and the address not out of date?")
     elif isinstance(error, FileNotFoundError) and _is_final(error):
         made = RegionError(f"{url}: cannot be opened: there is no such file")
@@ -432,3 +445,14 @@ def _clear(url: str, error: Exception) -> LazyTilesError | ImportError:
 
 
 remote = RemotePool()
+
+
+def are_there(urls: Sequence[str]) -> list[bool]:
+    """Whether the files behind some addresses are there; all are asked of at once.
+
+    Raises
+    ------
+    RegionError : a server that does not say it: it refuses, or cannot be reached
+    """
+    remote.refresh(urls)
+    return [not remote.is_missing(url) for url in urls]

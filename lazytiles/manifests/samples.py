@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lazytiles.aliases import Int64s
 from lazytiles.arrays import held
 from lazytiles.errors import ManifestError
-from lazytiles.images import split_name
+from lazytiles.images import are_there, is_remote, split_name
 from lazytiles.indexing import region_column
 from lazytiles.manifests.catalog import rows_where
 from lazytiles.manifests.columns import column_hashes, count_distinct
@@ -136,7 +136,7 @@ class Images:
     ----------
     codes : for each frame the image of each sample, as an index into its `paths`
     paths : for each frame the different images; empty text for samples that no row names an image of
-    there : which of them exist, as far as can be told; behind addresses nothing is looked at
+    there : which of them exist; behind addresses all, unless images may be missing and the servers are asked
     rows : for each frame the row of the table that names the image of each sample
     opener : from a path to what is there
     arrays : what is there, by its name, where that is given
@@ -179,14 +179,19 @@ class Images:
         others : as for `resolve_paths`
         """
         noted = Problems("the manifest") if problems is None else problems
-        columns = checked_columns(table, template)
+        columns = checked_columns(table.columns, template)
         words = name_row or (lambda row: f"{tile_words(table, row)}: ")
         found = cls([], [], [], [], opener)
-        tiles = _tile_codes(table, columns, frames, exact=problems is not None)
+        plain = "label_id" in columns and set(columns) <= set(IDS)  # on which all rows of a tile agree, but the label
+        tiles = None
+        if frames.labels is not None and len(frames.labels) > 1 and (not plain or problems is not None):
+            tiles = pd.factorize(table["tile_id"])[0].astype(np.int64)  # to find the rows of other frames
         for label in frames.labels if frames.labels is not None else [None]:
             part, own, named = _naming(table, rows, columns, label, frames, tiles)
             if missing == "raise":
-                noted.add_rows("missing frame", rows[~named], partial(_unnamed, words, label, template))
+                said = f"there is no row for the frame {label}, which would name its image by {template!r}; "
+                said += 'add it, or pass missing="fill"'
+                noted.add_rows("missing frame", rows[~named], lambda row, said=said: f"{words(row)}{said}")  # type: ignore[misc]
             code, names = resolve_paths(
                 part,
                 template,
@@ -202,7 +207,7 @@ class Images:
                 code[named], names = some, [*names, ""]
             found.codes.append(code)
             found.paths.append(names)
-            found.there.append(np.array([bool(name) and _is_there(name) for name in names], dtype=np.bool_))
+            found.there.append(_there(names, asked=missing == "fill"))
             found.rows.append(own)
         if problems is None:
             noted.raise_any()
@@ -267,6 +272,14 @@ class Images:
         return np.stack([there[codes] for codes, there in zip(self.codes, self.there, strict=True)], axis=1)
 
 
+def _there(names: Sequence[str], *, asked: bool) -> NDArray[np.bool_]:
+    """Which images are there; behind addresses, all are taken to be unless the servers shall be asked."""
+    files = [split_name(name)[0] if name else "" for name in names]
+    behind = [file for file in dict.fromkeys(files) if is_remote(file)]
+    known = dict(zip(behind, are_there(behind) if asked else [True] * len(behind), strict=True))
+    return np.array([known[f] if f in known else bool(f) and os.path.exists(f) for f in files], dtype=np.bool_)
+
+
 def _itself(array: Any) -> Any:
     return array
 
@@ -304,33 +317,8 @@ def common_extent(table: pd.DataFrame, windows: Int64s) -> tuple[int, ...]:
     return tuple(extents[0].tolist())
 
 
-def _is_there(name: str) -> bool:
-    return "://" in name or os.path.exists(split_name(name)[0])
-
-
-def _unnamed(words: Callable[[int], str], label: str | None, template: str, row: int) -> str:
-    return (
-        f"{words(row)}there is no row for the frame {label}, which would name its image by {template!r}; "
-        'add it, or pass missing="fill"'
-    )
-
-
-def _tile_codes(table: pd.DataFrame, columns: Sequence[str], frames: Frames, *, exact: bool) -> Int64s | None:
-    """A number for the tile of each row, where the rows of other frames must be found."""
-    plain = "label_id" in columns and set(columns) <= set(IDS)  # which all rows of a tile agree on, but the label
-    if frames.labels is None or len(frames.labels) < 2 or (plain and not exact):
-        return None
-    codes: Int64s = pd.factorize(table["tile_id"])[0].astype(np.int64)
-    return codes
-
-
 def _naming(
-    table: pd.DataFrame,
-    rows: Int64s,
-    columns: Sequence[str],
-    label: str | None,
-    frames: Frames,
-    tiles: Int64s | None,
+    table: pd.DataFrame, rows: Int64s, columns: Sequence[str], label: str | None, frames: Frames, tiles: Int64s | None
 ) -> tuple[pd.DataFrame, Int64s, NDArray[np.bool_]]:
     """What names the image of each sample in a frame.
 
@@ -349,18 +337,11 @@ def _naming(
         at[tiles[mine[::-1]]] = mine[::-1]
         own = at[tiles[rows]]
     has = own >= 0
-    by_label = "label_id" in columns and not any(
-        _differs(table[name], own[has], rows[has]) for name in columns if name not in IDS
-    )
+    others = [pd.factorize(table[name])[0] for name in columns if name not in IDS]
+    by_label = "label_id" in columns and not any((codes[own[has]] != codes[rows[has]]).any() for codes in others)
     named = every if by_label else has
     said = np.where(has, own, rows)
     part = table[columns].iloc[said[named]].reset_index(drop=True)
     if "label_id" in columns:
         part["label_id"] = pd.Categorical([label]).repeat(len(part))
     return part, said, named
-
-
-def _differs(column: pd.Series, some: Int64s, others: Int64s) -> bool:
-    """Whether a column says otherwise in some rows than in others."""
-    codes = pd.factorize(column)[0]
-    return bool((codes[some] != codes[others]).any())

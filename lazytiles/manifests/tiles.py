@@ -148,7 +148,8 @@ def open_tiles(
         four bands, gray ones repeated and opacity left out
     gray : whether red, green and blue become one luminance band
     level : resolution of each pyramid; boxes are in pixels of that level
-    missing : ``"raise"``, or ``"fill"`` to give zeros for a frame whose image or row is missing (see `valid`)
+    missing : ``"raise"``, or ``"fill"`` to give zeros for a frame whose image or row is missing (see `valid`); behind
+        an address the server is asked for it
     scale_boxes : label columns that are boxes in pixels of the image, four to a box; they become boxes in pixels of
         the tile, scaled as it is by `size` (the tags of every image are read), and `Augment` moves them
     box_format : what the four numbers of a box are: ``"xyxy"`` its corners, ``"xywh"`` or ``"xyhw"`` its first

@@ -47,6 +47,9 @@ def own_shard(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
     if tasks not in (None, "1"):
         found = f"SLURM_NTASKS={tasks} and " + (f"SLURM_STEP_NUM_TASKS={step}" if step else "no SLURM_STEP_NUM_TASKS")
         raise _refused(found, f"means that srun has not started this process as one of {tasks}: start it with srun")
+    for rank, count in _VARIABLES:
+        if environment.get(count, "1") != "1":
+            raise _refused(f"{count}={environment[count]} and no {rank}", "does not say which of them this process is")
     return 0, 1
 
 

@@ -9,6 +9,8 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from lazytiles.augment import as_transform
 from lazytiles.errors import LazyTilesError, require
 from lazytiles.indexing import BatchGenerator
@@ -140,7 +142,7 @@ def check_parts(before: Structure, after: Structure, samples: int) -> None:
 
 
 def _check_forms(before: Structure, after: Structure, name: str) -> None:
-    """Refuse what has fewer parts than there were, also within a part."""
+    """Refuse what has fewer parts than there were, also within a part; there, several may be joined to one array."""
     parts, left = (len(b) if isinstance(b, tuple | list | Mapping) else 0 for b in (before, after))
     if after is None or max(left, 1) < parts or (parts > 1 and not left):
         gave = "None" if after is None else f"{left} of them" if left else "one array"
@@ -153,7 +155,9 @@ def _check_forms(before: Structure, after: Structure, name: str) -> None:
     else:
         pairs = []
     for key, one, other in pairs:
-        if isinstance(one, tuple | list | Mapping):
+        shape = getattr(other, "shape", None)
+        is_joined = shape is not None and all(np.shape(leaf) != shape for leaf in leaves(one))
+        if isinstance(one, tuple | list | Mapping) and not is_joined:
             _check_forms(one, other, f"part {key!r} of {name},")
 
 

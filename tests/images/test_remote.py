@@ -29,6 +29,7 @@ from lazytiles.images import remote as module  # noqa: E402
 from lazytiles.images.cache import clear_cache  # noqa: E402
 from lazytiles.images.region import open_region  # noqa: E402
 from lazytiles.images.remote import BLOCK_BYTES, remote  # noqa: E402
+from lazytiles.manifests.checks import check  # noqa: E402
 from lazytiles.manifests.tiles import open_tiles  # noqa: E402
 
 pytestmark = pytest.mark.leaks("fsspec keeps its thread and its connections")
@@ -352,6 +353,26 @@ def test_missing_frames_are_named_with_their_tile(server: Server, tmp_path: Path
     with pytest.raises(RegionError, match=r"tile t8 .*002\.tif: cannot be opened: there is no such file"):
         tiles[8]
     assert tiles[7].shape == (40, 40, 3)
+
+
+def test_missing_frames_behind_an_address_are_filled(server: Server, tmp_path: Path) -> None:
+    write(tmp_path / "2017/a.tif")
+    to_memory(tmp_path)
+    rows = pd.DataFrame({"tile_id": "t", "region_id": "a", "label_id": ["2017", "2018"]})
+    rows["region_coordinates"] = "(0, 0, 16, 16)"
+    options: dict[str, Any] = {"frames": ["2017", "2018"], "missing": "fill"}
+    local = open_tiles(rows, tmp_path, **options)
+    assert repr(open_region(f"{server.url}/2017/a.tif?sig=SECRET")).startswith(f"<Region '{server.url}/2017/a.tif': (")
+    for folder in (server.url, "memory://"):
+        tiles = open_tiles(rows, folder, **options)
+        np.testing.assert_array_equal(tiles.valid, [[True, False]])
+        np.testing.assert_array_equal(tiles, local)
+        assert check(rows, folder, **options).is_sound
+        assert not check(rows, folder, frames=options["frames"]).is_sound
+    server.refuses = 403
+    clear_cache()
+    with pytest.raises(RegionError, match=r"2018/a\.tif|2017/a\.tif: access is refused"):
+        open_tiles(rows, server.url, **options)
 
 
 def test_unknown_protocols_and_servers_are_errors() -> None:

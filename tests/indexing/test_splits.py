@@ -300,3 +300,11 @@ def test_an_array_splits_by_source_with_its_labels():
         for part in (first, second)
         for i, label in enumerate(part.labels)
     )
+
+
+@pytest.mark.parametrize("values", [True, 3, [1, 2]])
+@pytest.mark.parametrize("option", ["by", "stratify"])
+def test_values_that_are_not_one_a_sample_are_refused(option, values):
+    array = MultiSourceArray([np.zeros((4, 2))])
+    with pytest.raises(ValueError, match=rf"{option} is a column of the table, .* or one value a sample; not "):
+        array.split(0.5, **{option: values})

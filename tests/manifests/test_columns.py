@@ -408,6 +408,13 @@ def test_pictures_and_pages_say_the_names(folder: Path) -> None:
     for given in (tiles, table):
         legend = lt.open_region(folder / "b.tif").plot(given).get_legend()
         assert [text.get_text() for text in legend.get_texts()] == ["dog"]
+    (folder / "deep").mkdir()
+    (folder / "b.tif").rename(folder / "deep/x.tif")
+    named = table.assign(path=[f"{'deep/x' if name == 'b' else name}.tif" for name in table.region_id])
+    for given in (lt.open_tiles(named, folder), named):
+        legend = lt.open_region(folder / "deep/x.tif").plot(given).get_legend()
+        assert [text.get_text() for text in legend.get_texts()] == ["dog"]
+    (folder / "deep/x.tif").rename(folder / "b.tif")
     plt.close("all")
     page = preview_page(tiles.table, np.array([0, 1, 0, 1]), [str(folder / "a.tif"), str(folder / "b.tif")])
     assert "target: <b" in page

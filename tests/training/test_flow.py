@@ -685,6 +685,10 @@ def test_a_transform_gives_all_within_a_part_back(left):
         LazyTilesError, match=r"given part 0 of a batch, of 2 parts and gave (one array|1 of them|None)"
     ):
         next(iter(flow))
+    with pytest.raises(LazyTilesError, match="a batch of 2 parts and gave one array"):
+        next(iter(BatchFlow((X, X), 4, transform=lambda b: np.hstack(b))))
+    x, _ = next(iter(BatchFlow(((X, X), IDS), 4, transform=lambda b: (np.hstack(b[0]), b[1]))))
+    np.testing.assert_array_equal(x, np.hstack([X[:4], X[:4]]))
 
 
 def test_what_cannot_be_called_is_no_transform():
@@ -776,7 +780,7 @@ def test_threads_that_do_not_start_are_an_error_and_no_wait(monkeypatch, fails):
 
 
 def test_what_a_job_cannot_say_reaches_the_consumer(monkeypatch):
-    from lazytiles import readahead
+    from lazytiles.training import readahead
 
     def failing(*_):
         raise MemoryError("no memory for words")

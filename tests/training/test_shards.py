@@ -28,6 +28,7 @@ def tf_config(kind, index, cluster=CLUSTER):
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, (0, 1)),  # sbatch -n 1
         ({"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8"}, (3, 8)),
         ({"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8"}, (3, 8)),
+        ({"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8", "WORLD_SIZE": "8"}, (3, 8)),  # exported by the script
         ({"RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, (1, 2)),  # torchrun in sbatch
         ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "SLURM_NTASKS": "8"}, (1, 2)),
         ({"RANK": "7"}, (0, 1)),
@@ -54,6 +55,7 @@ def test_a_launcher_is_believed(environment, expected):
         ({"RANK": "two", "WORLD_SIZE": "8"}, "RANK=two, WORLD_SIZE=8"),
         ({"RANK": "8", "WORLD_SIZE": "8"}, "RANK=8, WORLD_SIZE=8"),
         ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE=0"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 and no RANK does not say"),
         ({"TF_CONFIG": "{"}, "TF_CONFIG"),
         ({"TF_CONFIG": "{}"}, "TF_CONFIG"),
         (tf_config("evaluator", 0), "is no chief and no worker"),

@@ -795,7 +795,7 @@ def test_line_1_predicting_in_the_midst_of_fit_takes_nothing_away(kind, shuffle,
     other = plain()
     other.set_weights([np.array([[1.0]]), np.array([0.0])])
     adapter = KerasAdapter(Planned(IDS), Y, batch_size=B, shuffle=shuffle, seed=3)
-    # Several evaluations of a shuffled adapter in one epoch need its callback: see docs/flow.md.
+    # Several evaluations of a shuffled adapter in one epoch need its callback: see docs/do/training.md.
     nested = Nested(lambda: getattr(other, kind)(adapter, verbose=0), every=2 if callback or not shuffle else 6)
     model.fit(adapter, epochs=3, verbose=0, callbacks=[adapter.callback()] * callback + [nested])
     rest_of(3, seen)
