@@ -332,7 +332,7 @@ class Job:
             with contextlib.closing(self._read(0, store.chunks[0])) as blocks:
                 for start, rows in blocks:
                     try:
-                        row = first_difference(store[start : start + len(rows)], rows)
+                        row = first_difference(store.afresh(start, start + len(rows)), rows)
                     except StoreError as error:
                         raise refused(error) from error
                     if row is not None:
