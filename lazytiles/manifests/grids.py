@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lazytiles.errors import ManifestError
-from lazytiles.images import Region, open_region
+from lazytiles.errors import ManifestError, shown
+from lazytiles.images import Region, is_remote, open_region
 from lazytiles.indexing import Edge, tiling
 from lazytiles.manifests.paths import is_component
 from lazytiles.manifests.problems import BOX_2D, BOX_3D, Problems
@@ -154,6 +154,8 @@ def find_sites(regions: object, axes: int) -> list[Site]:
 
 def _sites(regions: object, axes: int) -> Iterator[Site]:
     if isinstance(regions, str | os.PathLike):
+        if is_remote(os.fspath(regions)):
+            raise ManifestError(f"{os.fspath(regions)}: a folder behind an address is not listed; pass its images' own")
         root = Path(regions)
         paths: list[Path] = find_images(root) if not root.is_file() else [root]
         yield from _sites_of_paths(paths, axes, root)
@@ -167,11 +169,13 @@ def _sites(regions: object, axes: int) -> Iterator[Site]:
         items = list(regions)
         if all(isinstance(item, Site) for item in items):
             yield from items
+        elif any(isinstance(item, str) and is_remote(item) for item in items):
+            yield from _sites([open_region(item, page=0 if axes == 2 else "all") for item in items], axes)
         elif all(isinstance(item, str | os.PathLike) for item in items):
             yield from _sites_of_paths([Path(item) for item in items], axes, None)
         else:
             for item in items:
-                stem = Path(item.path).stem
+                stem = Path(shown(item.path)).stem
                 yield Site(stem, None, _cut_axes(stem, item, tuple(item.shape), axes), item.path)
     else:
         raise TypeError(f"regions is a folder, paths, regions or a mapping, not {type(regions).__name__}")
