@@ -18,12 +18,12 @@ from sybil.integration.pytest import SybilItem
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 
 ROOT = Path(__file__).parent
-CORPUS = Path(os.environ.get("LAZYTILES_CORPUS", ROOT.parent / "shared" / "corpus"))
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-LCMAP = CORPUS / "files" / "fsspec+kerchunk" / "tests"
 
 # The one module that needs torch to be imported; .ci/run runs its examples where torch is installed.
 collect_ignore = [] if importlib.util.find_spec("torch") else ["lazytiles/training/torch.py"]
+# Scripts that train: tests/cli/test_kinds.py runs them in folders of their own.
+collect_ignore.append("docs/start/scripts")
 
 
 def _run_commands(example: Example) -> None:
@@ -60,18 +60,14 @@ def _expect(line: str, printed: list[str], example: Example) -> None:
 
 
 def _enter(namespace: dict[str, object]) -> None:
-    """A page's examples run in a new folder with ``tiles.csv``, ``Images/`` and, if there, ``lcmap/``."""
+    """A page's examples run in a new folder with ``tiles.csv`` and ``Images/``."""
     folder = Path(tempfile.mkdtemp(prefix="lazytiles-page-"))
     namespace["_left"], namespace["_folder"] = os.getcwd(), folder
     os.chdir(folder)
     from lazytiles.cli import demo
 
     demo.make_data(folder, seed=0, regions=6, size=256, tile=32)
-    if LCMAP.is_dir():
-        Path("lcmap").mkdir()
-        for year in (2019, 2020):
-            os.symlink(LCMAP / f"lcmap_tiny_cog_{year}.tif", f"lcmap/{year}.tif")
-    namespace["corpus"] = CORPUS if CORPUS.is_dir() else None
+    namespace["has_torch"] = importlib.util.find_spec("torch") is not None
 
 
 def _leave(namespace: dict[str, object]) -> None:
@@ -81,7 +77,7 @@ def _leave(namespace: dict[str, object]) -> None:
 
 pytest_collect_file = Sybil(
     parsers=[CodeBlockParser("console", _run_commands), PythonCodeBlockParser(doctest_optionflags=FLAGS), SkipParser()],
-    patterns=["README.md", "docs/*.md"],
+    patterns=["README.md", "docs/*.md", "docs/*/*.md"],
     setup=_enter,
     teardown=_leave,
 ).pytest()

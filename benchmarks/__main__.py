@@ -139,7 +139,7 @@ def picture(results: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--full", action="store_true", help="the sizes of docs/speed.md (several GB, half an hour)")
+    parser.add_argument("--full", action="store_true", help="the sizes of the documentation (several GB, half an hour)")
     parser.add_argument("--only", default="", help="workloads whose name contains this")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batches", type=int, default=8)

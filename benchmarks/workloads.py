@@ -1,6 +1,6 @@
 """The workloads of reading, made from seeds: images on disk, windows, and the batches of a run.
 
-Sizes are those of small machines by default; ``full=True`` gives those of `docs/speed.md`.
+Sizes are those of small machines by default; ``full=True`` gives those of `docs/understand/reading.md`.
 """
 
 from __future__ import annotations

@@ -1,35 +1,55 @@
-"""Sphinx settings; the pages are Markdown."""
+"""Sphinx settings; the pages are Markdown, those of the reference are made from the code."""
 
-import re
+import sys
+from pathlib import Path
 
-import lazytiles
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import house_style  # noqa: E402
+import reference_pages  # noqa: E402
+
+import lazytiles  # noqa: E402
 
 project = "lazytiles"
 author = "lazytiles developers"
 copyright = "2026, lazytiles developers"
 release = version = lazytiles.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
 napoleon_google_docstring = False
-autodoc_typehints = "none"
-autodoc_member_order = "bysource"
+napoleon_use_ivar = True
+# What is returned is told in sentences here, not as a type.
+napoleon_custom_sections = ["Returns", "Yields"]
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_member_order = "groupwise"
+autodoc_preserve_defaults = True
+python_maximum_signature_line_length = 70
+# Where an object is shown by its public name, its own module stays out of the way.
+add_module_names = False
+toc_object_entries_show_parents = "hide"
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
 html_theme = "furo"
 html_title = f"lazytiles {release}"
-napoleon_use_ivar = True
-
-
-def read_house_style(app, what, name, obj, options, lines):
-    """Take what follows ``name :`` for a description, which Napoleon would take for a type; a star is a star."""
-    told = []
-    for line in lines:
-        entry = re.fullmatch(r"([\w*]+(?:, [\w*]+)*) : (.+)", line)
-        told += [entry[1], f"    {entry[2]}"] if entry else [line]
-    lines[:] = [re.sub(r"``.*?``|`.*?`|\*(?=\w)", lambda m: r"\*" if m[0] == "*" else m[0], line) for line in told]
+html_static_path = ["static"]
+html_css_files = ["house.css"]
 
 
 def setup(app):
+    def read_house_style(app, what, name, obj, options, lines):
+        lines[:] = house_style.retold(lines, frozenset(lazytiles.__all__))
+
     # Napoleon listens at the usual priority of 500.
     app.connect("autodoc-process-docstring", read_house_style, priority=400)
+    app.connect("builder-inited", lambda app: reference_pages.write(HERE / "reference"))

@@ -1,8 +1,9 @@
-"""Makes the pictures of guide-pictures.md: ``python docs/make_pictures.py``, with Chromium for the two pages."""
+"""Makes the pictures of the documentation: ``python docs/make_pictures.py``, with Chromium for the two pages."""
 
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 import lazytiles as lt
-from lazytiles.cli import demo
+from lazytiles.cli import demo, kinds
+from lazytiles.display import stretched
 from lazytiles.manifests.paths import resolve_paths
 from lazytiles.reports.html import check_page, preview_page
 from lazytiles.reports.plots import plot_region, plot_tiles
@@ -73,11 +75,126 @@ def screenshot(html: str, path: Path, height: int = 900) -> None:
     few_colours.save(path, optimize=True)
 
 
+def card(path: Path, samples: list[np.ndarray], height: int = 160, width: int = 400) -> None:
+    """Some samples side by side, enlarged without smoothing, as wide as a card."""
+    side = height - 8
+    sheet = Image.new("RGB", (width, height), "white")
+    for k, sample in enumerate(samples[: width // (side + 8)]):
+        shown = Image.fromarray(stretched(sample)).resize((side, side), Image.Resampling.NEAREST)
+        sheet.paste(shown, (8 + k * (side + 38), 4))
+    sheet.save(path, optimize=True)
+
+
+def years_card(path: Path) -> None:
+    """One tile of three years would be small: two of them."""
+    kinds.make("years", "years")
+    tiles = lt.open_tiles("years/tiles.csv", "years/Images", frames=[2016, 2018])
+    card(path, list(tiles[np.argsort(-np.ptp(tiles.take(range(200)).astype(float), axis=(1, 2, 3, 4)))[0]]))
+
+
+def photos_card(path: Path) -> None:
+    """Two photos."""
+    kinds.make("photos", "photos")
+    card(path, [lt.open_region(f"photos/images/photo-00{k}.jpg")[:96, :96] for k in (5, 6)])
+
+
+def arrays_card(path: Path) -> None:
+    """Two samples."""
+    kinds.make("arrays", "arrays")
+    card(path, list(lt.open_region("arrays/images.npy")[:2]))
+
+
+def slides_card(path: Path) -> None:
+    """A slide from afar, and from near."""
+    kinds.make("slides", "slides")
+    card(
+        path,
+        [lt.open_region("slides/slides/s2.tif", level=2)[:], lt.open_region("slides/slides/s2.tif")[200:296, 200:296]],
+    )
+
+
+def scans_card(path: Path) -> None:
+    """A slice, and its mask."""
+    kinds.make("scans", "scans")
+    scan, mask = (lt.stack_regions(f"scans/{kind}/patient-2") for kind in ("images", "masks"))
+    z = int(np.argmax(mask[:].sum(axis=(1, 2))))
+    card(path, [scan[z, :, :64, None], mask[z, :, :64, None]])
+
+
+def overview_png(path: Path) -> None:
+    """Windows on a slide, a batch of them, and the map that a model makes of all: what the script of slides does."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    kinds.make("slides", "slides")
+    done = runpy.run_path(str(Path(__file__).parent / "start" / "scripts" / "slides.py"))
+    test, name = done["test"].reset_order(), "s2"
+    table = test.table
+    here = np.flatnonzero((table.region_id == name).to_numpy())
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    scene, batch, result = figure.subplots(1, 3)
+    scene.imshow(lt.open_region(f"slides/slides/{name}.tif")[:])
+    picks = here[np.linspace(10, len(here) - 10, 16).astype(int)]
+    for row in table.iloc[picks].itertuples():
+        edge = {"fill": False, "edgecolor": "#0b5fa5", "linewidth": 2}
+        scene.add_patch(Rectangle((row.xmin, row.ymin), 64, 64, **edge))
+    scene.set_title("an image, and the windows of a table")
+    tiles = np.full((4 * 70, 4 * 70, 3), 255, np.uint8)
+    for k, tile in enumerate(test.take(picks)):
+        y, x = k // 4 * 70 + 3, k % 4 * 70 + 3
+        tiles[y : y + 64, x : x + 64] = tile
+    batch.imshow(tiles)
+    batch.set_title("a batch of them, for a model")
+    result.imshow(np.ma.masked_invalid(lt.open_region(f"slides/maps/{name}.tif")[:]), cmap="viridis", vmin=0, vmax=1)
+    result.set_title("what the model says, as a map")
+    for axes in (scene, batch, result):
+        axes.set_axis_off()
+    figure.savefig(path, dpi=80)
+
+
+def map_png(path: Path) -> None:
+    """A slide's map and its mask; `overview_png` has made them."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    for axes, name, title in zip(figure.subplots(1, 2), ("masks", "maps"), ("mask", "prediction"), strict=True):
+        axes.imshow(lt.open_region(f"slides/{name}/s2.tif")[:], cmap="viridis", vmin=0, vmax=1)
+        axes.set_title(title)
+        axes.set_axis_off()
+    figure.savefig(path, dpi=80)
+
+
+def boxes_png(path: Path) -> None:
+    """Photos with the boxes that their labels are."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    corners = ["left", "top", "right", "bottom"]
+    tiles = lt.open_tiles(
+        "photos/photos.csv", "photos/images", path="{file}", size=(96, 96), target=corners, scale_boxes=corners
+    )
+    figure = Figure(figsize=(10, 2.8), layout="constrained")
+    for axes, k in zip(figure.subplots(1, 4), range(4), strict=True):
+        x0, y0, x1, y1 = tiles.labels[k]
+        axes.imshow(tiles[k])
+        axes.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor="red", linewidth=2))
+        axes.set_axis_off()
+    figure.savefig(path, dpi=80)
+
+
 PICTURES: dict[str, Callable[[Path], None]] = {
     "check.png": check_png,
     "preview.png": preview_png,
     "region.png": region_png,
     "tiles.png": tiles_png,
+    "card-years.png": years_card,
+    "card-photos.png": photos_card,
+    "card-arrays.png": arrays_card,
+    "card-slides.png": slides_card,
+    "card-scans.png": scans_card,
+    "overview.png": overview_png,
+    "map.png": map_png,
+    "boxes.png": boxes_png,
 }
 
 

@@ -12,10 +12,17 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 
 from lazytiles.verbs import offer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+
+if sys.platform == "win32":
+    raise ImportError(
+        "lazytiles does not run on Windows, which lacks positioned reads (os.pread), fcntl and resource; "
+        "it works in WSL, the Windows Subsystem for Linux: https://learn.microsoft.com/windows/wsl/install"
+    )
 
 # Where the public names are, as the stub beside this file tells editors: {"Region": "lazytiles.images.region", …}
 _STUB = __spec__.loader.get_data(f"{__path__[0]}/__init__.pyi").decode()

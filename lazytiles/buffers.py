@@ -165,6 +165,5 @@ def _forked() -> None:
 
 shelf = Shelf(_LIMIT)
 shared_shelf = Shelf(_SHARED_LIMIT, shared=True)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=shelf.forget, after_in_parent=_forked)
-    os.register_at_fork(after_in_child=shared_shelf.forget)
+os.register_at_fork(after_in_child=shelf.forget, after_in_parent=_forked)
+os.register_at_fork(after_in_child=shared_shelf.forget)

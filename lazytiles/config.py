@@ -77,22 +77,16 @@ class Settings:
     readers: int = "auto"  # type: ignore[assignment]  # the number that it stands for is set below
 
     def __post_init__(self) -> None:
-        for name, least in (("cache_bytes", 0), ("threads", 1), ("max_segment_bytes", 1)):
-            self._check(name, least)
-        for name, least in (("max_window_bytes", 1), ("open_files", 1)):
-            self._check(name, least)
         if str(self.readers) == "auto":
             n = usable_cpus()
             object.__setattr__(self, "readers", n // 4 if n >= _MANY_CORES else 0)
-        self._check("readers", 0)
+        for name in ("cache_bytes", "threads", "max_segment_bytes", "max_window_bytes", "open_files", "readers"):
+            value, least = getattr(self, name), int(name not in ("cache_bytes", "readers"))
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+                raise LimitError(f"{name} must be an integer of at least {least}, not {value!r}")
+            object.__setattr__(self, name, int(value))
         if not isinstance(self.mmap, bool):
             raise LimitError(f"mmap must be True or False, not {self.mmap!r}")
-
-    def _check(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-            raise LimitError(f"{name} must be an integer of at least {least}, not {value!r}")
-        object.__setattr__(self, name, int(value))
 
 
 def _given(name: str, text: str) -> Any:
@@ -110,13 +104,8 @@ def _given(name: str, text: str) -> Any:
 
 
 def _from_environment() -> Settings:
-    given: dict[str, Any] = {}
-    for each in fields(Settings):
-        text = os.environ.get(f"LAZYTILES_{each.name.upper()}")
-        if text is None:
-            continue
-        given[each.name] = _given(each.name, text)
-    return Settings(**given)
+    given = {each.name: os.environ.get(f"LAZYTILES_{each.name.upper()}") for each in fields(Settings)}
+    return Settings(**{name: _given(name, text) for name, text in given.items() if text is not None})
 
 
 _settings = _from_environment()
@@ -124,8 +113,7 @@ when_configured: list[Callable[[], None]] = []
 """What holds more than new settings may allow, to be called when they are set."""
 _counts = {"segments_decoded": 0, "bytes_read": 0, "cache_hits": 0, "files_opened": 0, "batches_alive": 0}
 _lock = threading.RLock()  # re-entered when a collection inside it frees a batch
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.RLock()))
+os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.RLock()))
 
 
 def configure(

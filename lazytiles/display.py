@@ -21,10 +21,7 @@ _VIRIDIS = np.array(
 
 
 def stretched(
-    pixels: ArrayLike,
-    *,
-    bands: Sequence[int] | None = None,
-    limits: tuple[float, float] | None = None,
+    pixels: ArrayLike, *, bands: Sequence[int] | None = None, limits: tuple[float, float] | None = None
 ) -> NDArray[np.uint8]:
     """Pixels of any dtype as red, green and blue that show their contrast.
 

@@ -30,8 +30,7 @@ class Pool:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._start_anew()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._start_anew)
+        os.register_at_fork(after_in_child=self._start_anew)
 
     def _start_anew(self) -> None:
         self._lock = threading.RLock()
@@ -139,8 +138,7 @@ class _Shared:
 
 
 shared = _Shared()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=shared.forget)
+os.register_at_fork(after_in_child=shared.forget)
 
 
 class Crew:

@@ -1,4 +1,4 @@
-"""The examples of five older systems, written against lazytiles; `docs/migrating.md` shows both sides."""
+"""The examples of five older systems, written against lazytiles; `docs/do/migrating.md` shows both sides."""
 
 from __future__ import annotations
 

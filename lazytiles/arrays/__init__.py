@@ -1,6 +1,6 @@
 """Many windows, regions and sources as one lazy array."""
 
-from lazytiles.arrays.cluster import connected, in_order, result_of
+from lazytiles.arrays.cluster import connected, in_order, result_of, results
 from lazytiles.arrays.companions import Companions, check_classes, class_name, is_numeric
 from lazytiles.arrays.cost import codec_name, mebibytes
 from lazytiles.arrays.gather import TileForm

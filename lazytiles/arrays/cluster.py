@@ -6,8 +6,9 @@ ends the work with its own error, and the others are cancelled.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -74,12 +75,40 @@ def result_of(future: Any, tiles: Any, samples: Sequence[int] | NDArray[np.int64
         ) from error
 
 
+def results(
+    client: Any,
+    futures: Iterable[Any],
+    tiles: Any = None,
+    parts: Iterable[Any] | None = None,
+    most: Callable[[], int] | None = None,
+) -> Generator[Any, None, None]:
+    """The results of tasks in their order, each released when it was given; what is left at the end is cancelled.
+
+    Parameters
+    ----------
+    client : a `distributed.Client`
+    futures : of the tasks, perhaps submitted as they are taken
+    tiles, parts : the samples, and the positions of those that each task is about; see `result_of`
+    most : gives how many are taken before the first result is waited for; None takes all at once
+    """
+    waiting = zip(futures, itertools.repeat(()) if parts is None else parts, strict=False)
+    ahead = deque[Any]()
+    try:
+        while True:
+            ahead.extend(itertools.islice(waiting, None if most is None else max(0, most() - len(ahead))))
+            if not ahead:
+                return
+            yield result_of(ahead[0][0], tiles, ahead[0][1])
+            ahead.popleft()[0].release()
+    finally:
+        client.cancel([future for future, _ in ahead])
+
+
 def in_order(client: Any, work: Callable[..., Any], shared: Any, parts: Sequence[Any]) -> Generator[Any, None, None]:
     """``work(shared, part)`` for each part, on the workers, in the order of the parts.
 
     Parameters
     ----------
-    client : a `distributed.Client`
     work : a function that can be sent
     shared : what every task needs, with the tiles second; it is held as a task of its own, and made again when
         its worker dies
@@ -87,21 +116,13 @@ def in_order(client: Any, work: Callable[..., Any], shared: Any, parts: Sequence
         waited for
     """
     held = client.submit(_same, shared, pure=False)
-    waiting = iter(parts)
-    ahead: deque[Any] = deque()
+    futures = (client.submit(work, held, part, pure=False) for part in parts)
     try:
-        while True:
-            most = 2 * max(1, sum(client.nthreads().values()))
-            while len(ahead) < most and (part := next(waiting, waiting)) is not waiting:
-                ahead.append((client.submit(work, held, part, pure=False), part))
-            if not ahead:
-                return
-            future, part = ahead[0]
-            yield result_of(future, shared[1], part[0])
-            ahead.popleft()
-            future.release()
+        yield from results(
+            *(client, futures, shared[1], (part[0] for part in parts)),
+            most=lambda: 2 * max(1, sum(client.nthreads().values())),
+        )
     finally:
-        client.cancel([future for future, _ in ahead])
         held.release()
 
 

@@ -52,7 +52,12 @@ class Companions:
             raise ValueError(f"the table has {len(table)} rows, the sources hold {total} samples")
         table = None if table is None else table.copy()
         own = _brought(sources) if labels is None and classes is None else None
-        valid = _valid(sources)
+        # A source that does not say which frames are there has all.
+        parts = [s.valid if isinstance(s, DelayedView) or hasattr(s, "companions") else None for s in sources]
+        frames, valid = next((part.shape[1:] for part in parts if part is not None), None), None
+        if frames is not None:
+            every = (np.ones((n, *frames), np.bool_) for n in lengths.tolist())
+            valid = np.concatenate([e if part is None else part for e, part in zip(every, parts, strict=True)])
         if own is not None:
             labels, first = own
             table = joined_tables([source.table for source in sources]) if table is None else table
@@ -86,12 +91,12 @@ def _brought(sources: Sequence[Any]) -> tuple[Any, Companions] | None:
         if all(source.companions.by_source or source.companions.labels is None for source in arrays):
             return None
         raise ValueError("some sources have labels, or mask tiles, and others have none: pass labels=")
-    for name, words in (("classes", "classes"), ("boxes", "boxes"), ("tabular", "tabular_columns")):
+    for name in ("classes", "boxes", "tabular"):
         wanted = getattr(first.companions, name)
         for k, source in enumerate(arrays):
             if (own := getattr(source.companions, name)) != wanted:
                 raise ValueError(
-                    f"the {words} of source {k}, {own}, are not those of source 0, {wanted}; open both in the same "
+                    f"the {name} of source {k}, {own}, are not those of source 0, {wanted}; open both in the same "
                     "way, or pass labels="
                 )
     labels = [source.labels for source in arrays]
@@ -100,16 +105,6 @@ def _brought(sources: Sequence[Any]) -> tuple[Any, Companions] | None:
     if isinstance(labels[0], np.ndarray):
         return np.concatenate(labels), first.companions
     return (labels[0] if len(labels) == 1 else type(labels[0])(labels)), first.companions
-
-
-def _valid(sources: Sequence[Any]) -> NDArray[np.bool_] | None:
-    """Which frames of which samples of some sources are there, all where a source does not say it; None: all are."""
-    parts = [s.valid if isinstance(s, DelayedView) or hasattr(s, "companions") else None for s in sources]
-    frames = next((part.shape[1:] for part in parts if part is not None), None)
-    if frames is None:
-        return None
-    there = [np.ones((s.shape[0], *frames), np.bool_) if p is None else p for s, p in zip(sources, parts, strict=True)]
-    return np.concatenate(there)
 
 
 def joint_places(sources: Sequence[Any]) -> tuple[tuple[Any, ...], Int64s]:

@@ -93,6 +93,7 @@ class Gather:
         self._slots: list[Int64s] = []
         self._whole: dict[int, _Whole] = {}
         self._absent: list[Int64s] = []
+        self._failed: list[tuple[Int64s, Int64s, Callable[[int], LazyTilesError]]] = []
         self._count = 0
 
     @property
@@ -129,6 +130,25 @@ class Gather:
         """Rows of the blocks whose image is missing; they hold zeros."""
         self._absent.append(slots)
 
+    def fail(self, slots: Int64s, rows: Int64s, error_of: Callable[[int], LazyTilesError]) -> None:
+        """Rows of the blocks that cannot be read, and what gives the error of one by its row in the region."""
+        self._failed.append((slots, rows, error_of))
+
+    def failures(self, lengths: Sequence[int]) -> dict[int, LazyTilesError]:
+        """The first error of each block that cannot be completed, by the block's number; see `read`."""
+        ends, found = np.cumsum(lengths), dict[int, LazyTilesError]()
+        for slots, rows, error_of in self._failed:
+            numbers, first = np.unique(np.searchsorted(ends, slots, side="right"), return_index=True)
+            for number, k in zip(numbers.tolist(), first.tolist(), strict=True):
+                if number not in found:
+                    found[number] = error_of(int(rows[k]))
+        return found
+
+    def raise_any(self) -> None:
+        """Raise the first error, if anything cannot be read."""
+        for error in self.failures([np.iinfo(np.int64).max]).values():
+            raise error
+
     def _straight(self, page: Page, windows: Int64s) -> NDArray[np.bool_]:
         if self.form.is_mixed or self._band_origins():
             return np.zeros(len(windows), dtype=np.bool_)
@@ -148,7 +168,8 @@ class Gather:
         return Windows(self.pages, page, boxes, self.bands)
 
     def plan(self) -> Plan:
-        """What will be read for it."""
+        """What will be read for it; what cannot be read is raised."""
+        self.raise_any()
         return planned(self.windows())
 
     def read(

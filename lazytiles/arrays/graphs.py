@@ -75,6 +75,7 @@ def region_to_dask(region: Any, chunks: Any = None) -> da.Array:
 
     Examples
     --------
+    >>> from lazytiles import open_region
     >>> from lazytiles.cli.demo import make_data
     >>> make_data("made", regions=1, size=64, tile=32)
     >>> array = open_region("made/Images/2016/1225.tif").to_dask(chunks=(32, 64, 3))
@@ -176,7 +177,9 @@ def tiles_to_dask(tiles: MultiSourceArray, chunks: Any = None) -> da.Array:
     follows = sources <= 2 * len(np.unique(pairs[:, 0]))
     sizes = None
     if chunks is not None:
-        chunks = _normal(array, _all_axes(chunks, tiles), tiles)
+        if isinstance(chunks, int | np.integer) and chunks > 0:
+            chunks = (chunks, *tiles.shape[1:])
+        chunks = _normal(array, chunks, tiles)
         sizes = chunks[0] if follows else None
     order = np.arange(len(tiles)) if follows else np.lexsort((pairs[:, 1], pairs[:, 0]))
     base = _in_order(array, tiles, order, pairs[order], sizes)
@@ -185,10 +188,6 @@ def tiles_to_dask(tiles: MultiSourceArray, chunks: Any = None) -> da.Array:
         back[order] = np.arange(len(order))
         base = array.take(base, back, axis=0)
     return base if chunks is None else base.rechunk(chunks)
-
-
-def _all_axes(chunks: Any, tiles: MultiSourceArray) -> Any:
-    return (chunks, *tiles.shape[1:]) if isinstance(chunks, int | np.integer) and chunks > 0 else chunks
 
 
 def _in_order(
@@ -304,9 +303,8 @@ class _Packer:
             found = self.known[number] = source.part(slice(None), source.tile_name)
             found.regions = _known(source)
             if source.partner is not None:  # the mask, or the image, whose extent must be the same
-                partner = source.partner.part(slice(0), _Names(()))
-                partner.regions, partner.beside = _known(source.partner), None
-                found.beside = partner.last_page
+                found.partner = source.partner.part(slice(0), _Names(()))
+                found.partner.regions, found.partner.partner = _known(source.partner), None
         return found
 
 

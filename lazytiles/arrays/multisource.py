@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from lazytiles.aliases import Box, Int64s
 from lazytiles.arrays.companions import Companions, joint_places
 from lazytiles.arrays.cost import Cost, reading_cost
+from lazytiles.arrays.facts import facts_of, glimpse, in_a_line
 from lazytiles.arrays.gather import TileForm
 from lazytiles.arrays.region_tiles import RegionTiles, gathered, open_ahead, read_tiles
 from lazytiles.arrays.sources import (
@@ -32,7 +33,6 @@ from lazytiles.arrays.sources import (
 )
 from lazytiles.arrays.view import Ordered, held
 from lazytiles.augment import Boxes
-from lazytiles.display import CHEAP_BYTES, side_by_side, stretched
 from lazytiles.errors import LazyTilesError, ManifestError
 from lazytiles.images import Plan
 from lazytiles.indexing import (
@@ -51,7 +51,6 @@ from lazytiles.indexing import (
 from lazytiles.verbs import verb
 
 MOST_PROBLEMS = 20
-_FEW = 4  # tiles in the small picture of a notebook
 
 
 class MultiSourceArray(Ordered):
@@ -257,9 +256,7 @@ class MultiSourceArray(Ordered):
                 stacklevel=2,
             )
         seed = seed_of(seed)
-        groups = None
-        if window is not None:
-            groups = self._groups().astype(np.int32)
+        groups = None if window is None else self._groups().astype(np.int32)
         self._order = permutation(len(self), seed, groups=groups, window=window)
         self.seed = seed
         return self
@@ -346,17 +343,10 @@ class MultiSourceArray(Ordered):
             return self._block(Request((rows,), box, origins, len(rows)))
         return super().read_box(rows, box, origins)
 
-    def _block(
-        self,
-        asked: Request,
-        *,
-        out: NDArray[Any] | None = None,
-        threads: int | None = None,
-        readers: int | None = None,
-    ) -> NDArray[Any]:
+    def _block(self, asked: Request, out: NDArray[Any] | None = None, **how: Any) -> NDArray[Any]:
         parts = self._parts(asked.rows)
         if self.form is not None:
-            return read_tiles(parts, asked, self.form, out=out, threads=threads, readers=readers)
+            return read_tiles(parts, asked, self.form, out=out, **how)
         return read_parts(parts, asked, self.dtype, out=out)
 
     def _parts(self, places: tuple[Int64s, ...]) -> list[tuple[Any, Int64s, tuple[Int64s, ...]]]:
@@ -370,17 +360,8 @@ class MultiSourceArray(Ordered):
 
     @property
     def scratch_bytes(self) -> int:
-        """Bytes that the pixels of the windows of one sample take at most, where tiles are made of them by resampling.
-
-        Those of whole images are not known before they are opened, and are not counted.
-        """
-        form = self.form
-        if form is None or not (form.resample or form.is_mixed or form.pad):
-            return 0
-        edges = [source.windows[:, 2:] - source.windows[:, :2] for source in self.sources if not source.whole]
-        area = max((int(edge.prod(axis=1).max(initial=0)) for edge in edges), default=0)
-        frames = self.shape[1] if self._row_axes == 2 else 1
-        return area * max(form.samples, 4 if form.is_mixed else 1) * form.dtype.itemsize * frames
+        """Bytes that the pixels of the windows of one sample take at most; see `RegionTiles.scratch_bytes`."""
+        return 0 if self.form is None else max((source.scratch_bytes for source in self.sources), default=0)
 
     def take_batches(
         self,
@@ -402,16 +383,15 @@ class MultiSourceArray(Ordered):
         readers : processes that decode instead; None as configured
         stop : set by anyone to leave the rest undone
         """
-        if self.form is None:
-            for k, result in read_each(batches, partial(self.take, threads=threads), stop=stop):
-                done(k, result)
-            return
-        places = [request(positions(batch), self.shape, row_axes=self._row_axes) for batch in batches]
-        options: dict[str, Any] = {"threads": threads, "readers": readers, "stop": stop}
-        if places:
-            for k, result in read_blocks(places, self.shape[1:], self.form, self._parts, **options):
-                done(k, result)
-                del result  # a batch that its consumer dropped is not kept alive here
+        if self.form is None or not len(batches):
+            results = read_each(batches, partial(self.take, threads=threads), stop=stop)
+        else:
+            places = [request(positions(batch), self.shape, row_axes=self._row_axes) for batch in batches]
+            options: dict[str, Any] = {"threads": threads, "readers": readers, "stop": stop}
+            results = read_blocks(places, self.shape[1:], self.form, self._parts, **options)
+        for k, result in results:
+            done(k, result)
+            del result  # a batch that its consumer dropped is not kept alive here
 
     def plan(self, indices: Any = None, **of_epoch: Any) -> Plan | Cost:
         """What ``take(indices)`` would read, or without indices what an epoch costs, from tags alone; print it.
@@ -443,7 +423,7 @@ class MultiSourceArray(Ordered):
         """
         problems: list[str] = []
         sources = [self.sources[k] for k in np.unique(self.index_pairs[:, 0]).tolist()]
-        open_ahead([(source, self._rows[:0], ()) for source in sources if isinstance(source, RegionTiles)])
+        open_ahead(sources)
         for source in sources:
             if hasattr(source, "verify"):
                 problems += source.verify() or []
@@ -493,23 +473,10 @@ class MultiSourceArray(Ordered):
         return stored
 
     def _facts(self) -> dict[str, str]:
-        return super()._facts() | {"sources": str(len(self.sources))}
-
-    def _glimpse(self, rows: Int64s | None = None) -> NDArray[np.uint8] | None:
-        few = np.arange(min(_FEW, len(self))) if rows is None else rows
-        if self.form is None or not len(few) or self.table is None:
-            return None
-        planned = self.plan(few)
-        if getattr(planned, "bytes_decoded", 0) > CHEAP_BYTES or self.nbytes // len(self) * len(few) > CHEAP_BYTES:
-            return None
-        return side_by_side(stretched(self.take(few)), columns=_FEW, gap=1)[0]
+        return super()._facts() | facts_of(self)
 
     def __dask_tokenize__(self) -> Any:
         return token("lazytiles.MultiSourceArray", self.sources, self._rows[self._now()])
 
-    def __repr__(self) -> str:
-        beside = self.companions
-        kind = {type(None): "no labels", np.ndarray: "labels"}.get(type(beside.labels), "mask tiles")
-        kind += f" ({beside.note})" if beside.note else f" of {len(beside.classes)} classes" if beside.classes else ""
-        order = "in order" if self._order is None else f"shuffled, seed {self.seed}"
-        return f"<MultiSourceArray: {self.shape} {self.dtype} from {len(self.sources)} sources, with {kind}, {order}>"
+    _glimpse = glimpse
+    __repr__ = in_a_line

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.aliases import Int64s
-from lazytiles.arrays.patch_cuts import cut, spatial_axes
-from lazytiles.arrays.patch_pixels import AllPixels, MaskPixels, Scatter
+from lazytiles.arrays.patch_pixels import AllPixels, MaskPixels, Scatter, cut, spatial_axes
 from lazytiles.arrays.view import held
 from lazytiles.config import check_limit
 from lazytiles.indexing import LazyArray, Seed, each_at, seed_of

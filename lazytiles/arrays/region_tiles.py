@@ -6,7 +6,7 @@ import copy
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import astuple
@@ -21,7 +21,7 @@ from lazytiles.arrays.gather import Gather, TileForm, is_straight
 from lazytiles.config import check_limit, count
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError
 from lazytiles.images import Page, Region, bands_read, check_resample, cut_windows, is_remote, slice_page
-from lazytiles.indexing import LazyArray, Request, request, token
+from lazytiles.indexing import LazyArray, Request, box_words, request, token
 
 
 class RegionTiles(LazyArray):
@@ -58,11 +58,10 @@ class RegionTiles(LazyArray):
         self.name = name
         self.tile_name = tile_name
         self.partner: RegionTiles | None = None  # the masks of these tiles, or the tiles of these masks
-        self.beside: Callable[[], Page | None] | None = None  # gives its page, which must have the same extent
         self._pages: list[Page | None] = [None] * len(self.regions)
-        self._sound = False
+        self.is_sound = False  # whether every frame has been opened and no window leaves its region
+        self.is_sliced = False  # whether every tile is nothing but a slice of an uncompressed page on this machine
         self._straight = False
-        self._sliced = False
         self._lock = threading.RLock()
         frames = (len(self.regions),) if timed else ()
         self.shape: tuple[int, ...] = (len(windows), *frames, *form.size, form.samples)
@@ -82,23 +81,14 @@ class RegionTiles(LazyArray):
                 if page is None:
                     page = self._pages[frame] = self._open(opener)
             # Outside the lock: a mask looks at its image, and the image at its mask.
-            sound = self._is_sound()
-            self._straight = sound and self._is_straight()
-            self._sliced = self._is_sliced()
-            self._sound = sound
+            opened, form = self.opened, self.form
+            sound = len(opened) + self.regions.count(None) == len(self.regions)
+            sound = sound and not any(True for one in opened for _ in self._faults_of(one))
+            self._straight = sound and all(is_straight(self.windows, form.size, p.shape[:2]).all() for p in opened)
+            local = all(p is not None and p.raw_offsets is not None and not p.file.is_remote for p in self._pages)
+            self.is_sliced = local and self._straight and not form.is_mixed
+            self.is_sound = sound
         return page
-
-    def _is_sound(self) -> bool:
-        if len(self.opened) + self.regions.count(None) < len(self.regions):
-            return False
-        return not any(True for page in self.opened for _ in self._faults_of(page))
-
-    def _is_straight(self) -> bool:
-        return all(is_straight(self.windows, self.form.size, page.shape[:2]).all() for page in self.opened)
-
-    def _is_sliced(self) -> bool:
-        local = all(p is not None and p.raw_offsets is not None and not p.file.is_remote for p in self._pages)
-        return local and self._straight and not self.form.is_mixed
 
     @property
     def opened(self) -> list[Page]:
@@ -106,14 +96,17 @@ class RegionTiles(LazyArray):
         return [page for page in self._pages if page is not None]
 
     @property
-    def is_sound(self) -> bool:
-        """Whether every frame has been opened and no window leaves its region."""
-        return self._sound
+    def scratch_bytes(self) -> int:
+        """Bytes that the pixels of the windows of one sample take at most, where tiles are made of them by resampling.
 
-    @property
-    def is_sliced(self) -> bool:
-        """Whether every tile is nothing but a slice of an uncompressed page on this machine; known once opened."""
-        return self._sliced
+        Those of whole images are not known before they are opened, and are not counted.
+        """
+        form = self.form
+        if self.whole or not (form.resample or form.is_mixed or form.pad):
+            return 0
+        area = int((self.windows[:, 2:] - self.windows[:, :2]).prod(axis=1).max(initial=0))
+        frames = len(self.regions) if self.timed else 1
+        return area * max(form.samples, 4 if form.is_mixed else 1) * form.dtype.itemsize * frames
 
     def sliced(self, box: Box, places: tuple[Int64s, ...]) -> NDArray[Any] | None:
         """Tiles, cut by a box of rows and columns, as one new array; None where it takes `slice_into`."""
@@ -159,27 +152,11 @@ class RegionTiles(LazyArray):
         """The words for one of its windows, with its box as users write it."""
         if self.whole:
             return f"{self.tile_name(row)}, the whole of region {self.name}"
-        y0, x0, y1, x1 = self.windows[row].tolist()
-        return f"{self.tile_name(row)} with box ({x0}, {y0}, {x1}, {y1}) of region {self.name}"
-
-    def check(self, page: Page, rows: Int64s) -> None:
-        """Refuse windows that cannot be read from a page: those that leave it, and all if it fits nothing beside it."""
-        for _, bad, cause in self._faults_of(page, rows):
-            raise ManifestError(self._words(int(rows[np.flatnonzero(bad)[0]]), cause))
+        return f"{self.tile_name(row)} with {box_words(self.windows[row])} of region {self.name}"
 
     def _words(self, row: int, cause: str) -> str:
-        if self.whole:
-            return f"{self.tile_name(row)}{cause}"
-        y0, x0, y1, x1 = self.windows[row].tolist()
-        return f"{self.tile_name(row)}: box ({x0}, {y0}, {x1}, {y1}){cause}"
-
-    def outside(self, row: int, page: Page) -> str:
-        """The words for a window that leaves its region."""
-        return self._words(row, self._leaves(page))
-
-    def _leaves(self, page: Page) -> str:
-        size = f"{page.shape[0]} x {page.shape[1]}"
-        return f' leaves region {self.name} ({page.file.path}, {size}); pass pad="reflect" or correct the box'
+        box = "" if self.whole else f": {box_words(self.windows[row])}"
+        return f"{self.tile_name(row)}{box}{cause}"
 
     def _faults_of(self, page: Page, rows: Int64s | None = None) -> Iterator[Fault]:
         """What is wrong with all or some windows of a page that is open, by its tags."""
@@ -192,7 +169,7 @@ class RegionTiles(LazyArray):
         others = (one for one in self.opened if one.shape[:2] != page.shape[:2] and not (one.placed and page.placed))
         other, beside = next(others, None), None
         with suppress(LazyTilesError):  # what cannot be opened says so when it is read
-            beside = None if self.beside is None else self.beside()
+            beside = None if self.partner is None else self.partner.last_page()
         if other is not None and not is_resized:
             cause = f": {page.file.path} is {size} pixels, {_sized(other)}; the frames of a tile are cut by one box, "
             yield "frames differ", every, cause + "so they have one extent: bring them to one size and place"
@@ -208,7 +185,7 @@ class RegionTiles(LazyArray):
         low, high = windows[:, :2], windows[:, 2:]
         if self.form.pad is None:
             outside = np.asarray(((low < 0) | (high > page.shape[:2])).any(axis=1))
-            cause = self._leaves(page)
+            cause = f' leaves region {self.name} ({page.file.path}, {size}); pass pad="reflect" or correct the box'
         else:
             outside = np.asarray(((high <= 0) | (low >= page.shape[:2])).any(axis=1))
             cause = f" does not meet region {self.name} ({page.file.path}, {size}): there is nothing to pad; correct it"
@@ -218,7 +195,6 @@ class RegionTiles(LazyArray):
     def pair(self, masks: RegionTiles) -> None:
         """Let tiles and the masks of the same windows see that they have one extent."""
         self.partner, masks.partner = masks, self
-        self.beside, masks.beside = masks.last_page, self.last_page
 
     def last_page(self) -> Page | None:
         """The page of the last frame that is there."""
@@ -254,36 +230,43 @@ class RegionTiles(LazyArray):
         ]
 
     def add_to(self, gather: Gather, rows: Int64s, frames: Int64s, slots: Int64s) -> None:
-        """Put some of its tiles on the way."""
+        """Put some of its tiles on the way, or say why they cannot be read."""
         single = len(self.regions) == 1
         for frame in range(len(self.regions)) if not single else (0,):
             chosen = slice(None) if single else np.flatnonzero(frames == frame)
-            wanted = rows[chosen]
+            wanted, places = rows[chosen], slots[chosen]
             if not len(wanted):
                 continue
-            page = self._named_page(frame, int(wanted[0]))
-            if page is None:
-                gather.leave_out(slots[chosen])
+            try:
+                page = self.page(frame)
+            except LazyTilesError as error:
+                gather.fail(places, wanted, partial(self._unopened, error))
                 continue
-            if not self._sound:
-                self.check(page, wanted)
-            gather.add(page, self.windows[wanted], slots[chosen], straight=self._straight)
+            if page is None:
+                gather.leave_out(places)
+                continue
+            if not self.is_sound:
+                good = np.ones(len(wanted), np.bool_)
+                for _, bad, cause in self._faults_of(page, wanted):
+                    gather.fail(places[bad], wanted[bad], partial(self._refusal, cause))
+                    good &= ~bad
+                wanted, places = wanted[good], places[good]
+            gather.add(page, self.windows[wanted], places, straight=self._straight)
 
-    def _named_page(self, frame: int, row: int) -> Page | None:
-        page = self._pages[frame]
-        if page is not None:
-            return page
-        try:
-            return self.page(frame)
-        except LazyTilesError as error:
-            raise type(error)(f"{self.describe(row)}: {error}") from error
+    def _unopened(self, error: LazyTilesError, row: int) -> LazyTilesError:
+        named = type(error)(f"{self.describe(row)}: {error}")
+        named.__cause__ = error
+        return named
+
+    def _refusal(self, cause: str, row: int) -> LazyTilesError:
+        return ManifestError(self._words(row, cause))
 
     def part(self, rows: Int64s | slice, tile_name: Callable[[int], str]) -> RegionTiles:
-        """Some of its windows as a source of their own, without what stands beside it."""
+        """Some of its windows as a source of their own, to be opened anew."""
         twin = copy.copy(self)
         twin.windows = self.windows[rows]
         twin.shape = (len(twin.windows), *self.shape[1:])
-        twin.tile_name, twin.partner = tile_name, None
+        twin.tile_name = tile_name
         return twin
 
     def __dask_tokenize__(self) -> Any:
@@ -292,7 +275,7 @@ class RegionTiles(LazyArray):
         return token("lazytiles.RegionTiles", openers, self.windows, astuple(self.form), self.timed)
 
     def __getstate__(self) -> dict[str, Any]:
-        closed = dict.fromkeys(("_sound", "_straight", "_sliced"), False)
+        closed = dict.fromkeys(("is_sound", "is_sliced", "_straight"), False)
         return {**self.__dict__, **closed, "_pages": [None] * len(self.regions), "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -335,7 +318,7 @@ def gathered(parts: Parts, box: Box, origins: Int64s | None, form: TileForm) -> 
                 return tiles.describe(int(rows[hit[0]]))
         return "tile"
 
-    open_ahead(parts)
+    open_ahead(tiles for tiles, _, _ in parts)
     gather = Gather(form, box, origins, name)
     for tiles, slots, places in parts:
         frames = places[1] if tiles.timed else np.zeros(len(slots), dtype=np.int64)
@@ -344,12 +327,12 @@ def gathered(parts: Parts, box: Box, origins: Int64s | None, form: TileForm) -> 
     return gather
 
 
-def open_ahead(parts: Parts) -> None:
-    """Open together the regions behind addresses that some tiles need; what fails says so when it is read."""
+def open_ahead(sources: Iterable[Any]) -> None:
+    """Open together the regions behind addresses among some sources; what fails says so when it is read."""
     waiting = [
         (tiles, frame)
-        for tiles, _, _ in parts
-        if not tiles.is_sound
+        for tiles in sources
+        if isinstance(tiles, RegionTiles) and not tiles.is_sound
         for frame, opener in enumerate(tiles.regions)
         if isinstance(opener, partial) and opener.args and is_remote(str(opener.args[0]))
     ]
@@ -377,6 +360,7 @@ def read_tiles(
         if short is not None:
             return short
     gather = gathered(parts, asked.box, asked.origins, form)
+    gather.raise_any()
     if not all(shape):
         return np.empty(shape, form.dtype) if out is None else out.reshape(shape)
     ((_, block),) = gather.read([shape[0]], out=out, threads=threads, readers=readers)

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lazytiles.aliases import Box, Int64s
-from lazytiles.arrays.gather import Gather, TileForm
-from lazytiles.arrays.region_tiles import RegionTiles, gathered, open_ahead
+from lazytiles.aliases import Int64s
+from lazytiles.arrays.gather import TileForm
+from lazytiles.arrays.region_tiles import RegionTiles, gathered
 from lazytiles.arrays.view import read_box
 from lazytiles.config import check_limit
 from lazytiles.errors import LazyTilesError, LimitError
@@ -77,7 +77,6 @@ def read_blocks(
     """
     box = places[0].box
     lengths = [place.n for place in places]
-    starts = np.concatenate([[0], np.cumsum(lengths)])
     frames = math.prod(inner[:-3])
     shape = (max(lengths) // max(frames, 1), *inner)
     try:
@@ -86,7 +85,8 @@ def read_blocks(
         yield from ((number, refusal) for number in range(len(lengths)))
         return
     rows = tuple(np.concatenate(column) for column in zip(*(place.rows for place in places), strict=True))
-    gather, failed = _collected(parts_of(rows), box, form, starts)
+    gather = gathered(parts_of(rows), box, None, form)
+    failed = gather.failures(lengths)
     yield from failed.items()
     for number, result in gather.read(lengths, threads=threads, readers=readers, stop=stop, aside=True):
         if number not in failed:
@@ -94,47 +94,6 @@ def read_blocks(
                 result = result.reshape(lengths[number] // frames, *inner)
             yield number, result
         del result  # a batch that its consumer dropped is not kept alive here
-
-
-def _collected(
-    parts: Sequence[Part], box: Box, form: TileForm, starts: Int64s
-) -> tuple[Gather, dict[int, LazyTilesError]]:
-    """The tiles on their way, and the batches that have failed already."""
-    open_ahead(parts)
-    failed: dict[int, LazyTilesError] = {}
-    good: list[Part] = []
-    for part in parts:
-        if _opens(part, box, form) is None:
-            good.append(part)
-        else:
-            good += _by_batch(part, box, form, starts, failed)
-    return gathered(good, box, None, form), failed
-
-
-def _opens(part: Part, box: Box, form: TileForm) -> LazyTilesError | None:
-    """Why some tiles of a region cannot be read; None if nothing is known against them."""
-    if part[0].is_sound:
-        return None
-    try:
-        gathered([part], box, None, form)
-    except LazyTilesError as error:
-        return error
-    return None
-
-
-def _by_batch(part: Part, box: Box, form: TileForm, starts: Int64s, failed: dict[int, LazyTilesError]) -> list[Part]:
-    tiles, slots, places = part
-    numbers = np.searchsorted(starts, slots, side="right") - 1
-    good = []
-    for number in np.unique(numbers).tolist():
-        chosen = np.flatnonzero(numbers == number)
-        piece = (tiles, slots[chosen], tuple(place[chosen] for place in places))
-        error = _opens(piece, box, form)
-        if error is None:
-            good.append(piece)
-        else:
-            failed.setdefault(number, error)
-    return good
 
 
 def read_each(

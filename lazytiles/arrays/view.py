@@ -105,25 +105,16 @@ def read_box(source: Any, rows: Int64s, box: Box, origins: Int64s | None) -> NDA
             np.take(source[(slice(None), *cut)], rows, axis=0, out=out, mode="clip")  # rows are inside; no buffer
         else:
             out[...] = source[(slice(None), *cut)][rows]
-    else:
-        _read_runs(source, rows, cut, out)
+    elif len(rows):  # runs of neighbouring rows by one slice each, which every store can do
+        unique, inverse = np.unique(rows, return_inverse=True)
+        order = np.argsort(inverse, kind="stable")
+        ends = np.concatenate([[0], np.flatnonzero(np.diff(unique) > 1) + 1, [len(unique)]])
+        at = np.searchsorted(inverse[order], ends)
+        for head, stop, first, last in np.column_stack([ends[:-1], ends[1:], at[:-1], at[1:]]).tolist():
+            places = order[first:last]
+            part = np.asarray(source[(slice(int(unique[head]), int(unique[stop - 1]) + 1), *cut)])
+            out[places] = part[inverse[places] - head]
     return out
-
-
-def _read_runs(source: Any, rows: Int64s, cut: tuple[slice, ...], out: NDArray[Any]) -> None:
-    """Runs of neighbouring rows by one slice each, which every store can do."""
-    if not len(rows):
-        return
-    unique, inverse = np.unique(rows, return_inverse=True)
-    breaks = np.flatnonzero(np.diff(unique) > 1) + 1
-    order = np.argsort(inverse, kind="stable")
-    at = np.searchsorted(inverse[order], np.concatenate([[0], breaks, [len(unique)]]))
-    heads = np.concatenate([[0], breaks])
-    for k, head in enumerate(heads.tolist()):
-        stop = int(breaks[k]) if k < len(breaks) else len(unique)
-        places = order[at[k] : at[k + 1]]
-        part = np.asarray(source[(slice(int(unique[head]), int(unique[stop - 1]) + 1), *cut)])
-        out[places] = part[inverse[places] - head]
 
 
 class Ordered(LazyArray):
@@ -150,7 +141,17 @@ class Ordered(LazyArray):
 
     @order.setter
     def order(self, order: Any) -> None:
-        self._order = checked_order(order, len(self))
+        given, n = np.asarray(order), len(self)
+        if given.shape != (n,) or given.dtype.kind not in "iu":
+            raise ValueError(f"an order of {n} samples has shape ({n},) and integers, not {given.shape} {given.dtype}")
+        result = given.astype(np.int64)
+        seen = np.zeros(n, dtype=np.bool_)
+        seen[result[(result >= 0) & (result < n)]] = True
+        if not seen.all():
+            raise ValueError(
+                f"an order of {n} samples holds each of 0 to {n - 1} once; {int((~seen).sum())} are missing"
+            )
+        self._order = result
         self.seed = None
 
     def copy(self) -> Self:
@@ -224,7 +225,7 @@ class DelayedView(Ordered):
     @property
     def samples(self) -> Int64s:
         """Which sample of the source each position of the current order shows, int64, shape (n,)."""
-        return self._rows[self._now()]
+        return self._rows.copy() if self._order is None else self._rows[self._order]
 
     @property
     def region_ids(self) -> Int64s | None:
@@ -248,19 +249,6 @@ class DelayedView(Ordered):
 
     def __repr__(self) -> str:
         return f"<DelayedView of {type(self.source).__name__}: {self.shape} {self.dtype}>"
-
-
-def checked_order(order: Any, n: int) -> Int64s:
-    """An order as int64, or `ValueError` if it is no permutation of ``range(n)``."""
-    given = np.asarray(order)
-    if given.shape != (n,) or given.dtype.kind not in "iu":
-        raise ValueError(f"an order of {n} samples has shape ({n},) and integers, not {given.shape} {given.dtype}")
-    result = given.astype(np.int64)
-    seen = np.zeros(n, dtype=np.bool_)
-    seen[result[(result >= 0) & (result < n)]] = True
-    if not seen.all():
-        raise ValueError(f"an order of {n} samples holds each of 0 to {n - 1} once; {int((~seen).sum())} are missing")
-    return result
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from lazytiles.aliases import Box, Fault, Int64s
 from lazytiles.config import check_limit
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError
 from lazytiles.images import Region, Windows, open_region, read_windows
-from lazytiles.indexing import LazyArray, each_at, needed, padded, request
+from lazytiles.indexing import LazyArray, box_words, each_at, needed, padded, request
 
 
 class RegionStack(LazyArray):
@@ -67,14 +67,12 @@ class RegionStack(LazyArray):
         if not self.axis:
             return self._volume[key]
         asked = request(key, self.shape, row_axes=0)
-        origins = [None] if asked.origins is None else list(asked.origins)
-        return asked.finish(np.stack([self._cut(asked.box, origin) for origin in origins]))
-
-    def _cut(self, box: Box, origin: Any) -> NDArray[Any]:
-        moved = box if origin is None else [(a + o, b + o) for (a, b), o in zip(box, origin, strict=True)]
-        cut = [slice(int(a), int(b)) for a, b in moved]
-        cut.insert(0, cut.pop(self.axis))
-        return np.moveaxis(self._volume[tuple(cut)], 0, self.axis)
+        blocks = []
+        for origin in [(0,) * self.ndim] if asked.origins is None else asked.origins.tolist():
+            cut = [slice(a + o, b + o) for (a, b), o in zip(asked.box, origin, strict=True)]
+            cut.insert(0, cut.pop(self.axis))
+            blocks.append(np.moveaxis(self._volume[tuple(cut)], 0, self.axis))
+        return asked.finish(np.stack(blocks))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RegionStack, (self.slices, self.axis)
@@ -112,7 +110,14 @@ def stack_regions(paths: str | os.PathLike[str] | Iterable[Any], *, axis: int = 
     (3, 4, 5) [ 9 10 11]
     """
     if isinstance(paths, str | os.PathLike):
-        paths = _files_of(os.fspath(paths))
+        folder = os.fspath(paths)
+        if not os.path.isdir(folder):
+            raise TypeError(f"stack_regions takes a folder of slices or their paths, a list, not one path ({folder})")
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")]
+        if not names:
+            raise RegionError(f"{folder} holds no files; a volume needs at least one slice")
+        paths = [os.path.join(folder, name) for name in sorted(names, key=natural)]
     if isinstance(axis, bool):
         raise ValueError(f"axis is a number, not {axis}")
     slices = [p if isinstance(p, Region) else open_region(p, **options) for p in paths]
@@ -122,17 +127,6 @@ def stack_regions(paths: str | os.PathLike[str] | Iterable[Any], *, axis: int = 
     if stacked is not None:
         raise RegionError(f"{stacked.path} holds several slices itself; stack images of one page")
     return RegionStack(slices, axis)
-
-
-def _files_of(folder: str) -> list[str]:
-    """The files of a folder in natural order: numbers in their names by their value."""
-    if not os.path.isdir(folder):
-        raise TypeError(f"stack_regions takes a folder of slices or their paths, a list, not one path ({folder})")
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")]
-    if not names:
-        raise RegionError(f"{folder} holds no files; a volume needs at least one slice")
-    return [os.path.join(folder, name) for name in sorted(names, key=natural)]
 
 
 def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
@@ -226,12 +220,6 @@ class VolumeTiles(LazyArray):
         """See `lazytiles.arrays.view.read_box`."""
         out = np.empty((len(rows), *self.shape[1:]), self.dtype)
         check_limit(out.nbytes, "a read of {} from region {}", out.shape, self.name)
-        self._fill(rows, out)
-        if origins is None:
-            return out[(slice(None), *(slice(a, b) for a, b in box))]
-        return each_at(out, np.arange(len(rows)), box, origins)
-
-    def _fill(self, rows: Int64s, out: NDArray[Any]) -> None:
         volume, wide = self.volume(), self.windows[rows].copy()
         for _, bad, cause in self._faults_of(volume, rows):
             raise ManifestError(self._words(int(rows[np.flatnonzero(bad)[0]]), cause))
@@ -239,16 +227,13 @@ class VolumeTiles(LazyArray):
         wide[:, 3] += self.context or 0
         inside = (wide[:, :3] >= 0).all(axis=1) & (wide[:, 3:] <= volume.shape[:3]).all(axis=1)
         whole = np.flatnonzero(inside)
-        if len(whole):
-            for k, block in zip(whole, _cuts(volume, wide[whole], self.samples), strict=True):
-                out[k] = self._shaped(block)
-        for k in np.flatnonzero(~inside):
-            out[k] = self._shaped(self._padded(volume, wide[k]))
-
-    def _shaped(self, block: NDArray[Any]) -> NDArray[Any]:
-        if self.context is None:
-            return block
-        return np.moveaxis(block, 0, 2).reshape(*block.shape[1:3], -1)
+        blocks = dict(zip(whole.tolist(), _cuts(volume, wide[whole], self.samples), strict=True)) if len(whole) else {}
+        for k, window in enumerate(wide):
+            block = blocks[k] if k in blocks else self._padded(volume, window)
+            out[k] = block if self.context is None else np.moveaxis(block, 0, 2).reshape(*block.shape[1:3], -1)
+        if origins is None:
+            return out[(slice(None), *(slice(a, b) for a, b in box))]
+        return each_at(out, np.arange(len(rows)), box, origins)
 
     def _padded(self, volume: Any, window: Int64s) -> NDArray[Any]:
         modes = [self.pad] * 3
@@ -267,8 +252,7 @@ class VolumeTiles(LazyArray):
         return padded(near, places, None)
 
     def _words(self, row: int, cause: str) -> str:
-        z0, y0, x0, z1, y1, x1 = self.windows[row].tolist()
-        return f"{self.tile_name(row)}: box ({x0}, {y0}, {z0}, {x1}, {y1}, {z1}){cause}"
+        return f"{self.tile_name(row)}: {box_words(self.windows[row])}{cause}"
 
     def _faults_of(self, volume: Any, rows: Int64s | None = None) -> Iterator[Fault]:
         """What is wrong with all or some boxes of the open volume."""

@@ -173,24 +173,11 @@ def scaled_boxes(tiles: Any, labels: NDArray[Any], boxes: Boxes) -> Floats:
     -------
     float64 array, shape (n, k)
     """
-    windows = _windows(tiles)
+    for source in tiles.sources:
+        if source.whole:
+            source.last_page()  # opened, a whole image knows its extent
+    windows = tiles.sample_windows
     size = np.array(tiles.shape[-3:-1], np.float64)
     ratio = size / (windows[:, 2:] - windows[:, :2])
     labels = np.array(labels, np.float64)
     return boxes.put(labels, boxes.scaled(boxes.take(labels), windows[:, :2].astype(np.float64), ratio))
-
-
-def _windows(tiles: Any) -> NDArray[np.int64]:
-    """The window of every tile, (y0, x0, y1, x1); of whole images their extents."""
-    pairs = tiles.index_pairs
-    windows = np.zeros((len(tiles), 4), np.int64)
-    for number, source in enumerate(tiles.sources):
-        rows = np.flatnonzero(pairs[:, 0] == number)
-        if not len(rows):
-            continue
-        if source.whole:
-            pages = (source.page(frame) for frame in reversed(range(len(source.regions))))
-            windows[rows, 2:] = next(page.shape[:2] for page in pages if page is not None)
-        else:
-            windows[rows] = source.windows[pairs[rows, 1]]
-    return windows

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lazytiles.augment.geometry import Placement, move_image, move_mask
+from lazytiles.augment.geometry import move_image, move_mask
 from lazytiles.augment.recipe import Amount, PerAxis, Recipe
 
 
@@ -142,24 +142,10 @@ def _transform(
     axes = spatial_axes(image.ndim, channel_axis)
     size = (image.shape[axes[0]], image.shape[axes[1]])
     mask = None if y is None else np.asarray(y)
-    mask_axes = None if mask is None else mask_axes_of(mask.shape, image.shape, channel_axis)
+    mask_axes = (0, 0) if mask is None else mask_axes_of(mask.shape, image.shape, channel_axis)
     place = recipe.place(rng.random(recipe.draws), size)
-    return apply(recipe, place, image, axes, mask, mask_axes)
-
-
-def apply(
-    recipe: Recipe,
-    place: Placement,
-    image: NDArray[Any],
-    axes: tuple[int, int],
-    mask: NDArray[Any] | None,
-    mask_axes: tuple[int, int] | None,
-) -> Any:
-    """Carry out one placement on an image and its mask."""
     moved = move_image(image, axes, place, recipe.fill[0], recipe.cval[0])
-    if mask is None or mask_axes is None:
-        return moved
-    return moved, move_mask(mask, mask_axes, place, recipe.fill[1], recipe.cval[1])
+    return moved if mask is None else (moved, move_mask(mask, mask_axes, place, recipe.fill[1], recipe.cval[1]))
 
 
 def spatial_axes(ndim: int, channel_axis: int | None) -> tuple[int, int]:

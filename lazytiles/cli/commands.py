@@ -18,16 +18,17 @@ from rich.text import Text
 
 from lazytiles import __version__
 from lazytiles.arrays import codec_name, connected, mebibytes
-from lazytiles.cli import demo
+from lazytiles.cli import demo, kinds
 from lazytiles.cli.options import (
     Desk,
     bar,
     chosen,
+    has_ending,
     open_named,
     opening,
     parse_size,
+    refuse_existing,
     say,
-    two_numbers,
 )
 from lazytiles.display import plural
 from lazytiles.errors import ManifestError, require, visible
@@ -61,25 +62,47 @@ _STORES = (".zarr", ".h5", ".hdf5", ".b2nd", ".tfrecord")
 def main(debug: bool) -> None:
     """Windows of big TIFFs as one lazy array: manifests, pictures, costs and stores.
 
-    Exit codes: 0 all is well, 1 something is wrong with the data or refused, 2 wrong usage, 3 not foreseen.
+    Exit codes: 0 all is well; 1 the data have problems, or a file is refused; 2 wrong use, such as an unknown
+    option, a bad value, or an output that is there already; 3 not foreseen; 130 stopped by Ctrl-C.
     """
 
 
 @main.command("demo")
-@click.option("--dir", "directory", type=click.Path(file_okay=False), help="Where the made data and demo.png go.")
+@click.option("--data", "kind", type=click.Choice(list(kinds.KINDS)), help="Only make data of this kind.")
+@click.option("--dir", "directory", type=click.Path(file_okay=False), help="Where made data and demo.png go.")
+@click.option("--overwrite", is_flag=True, help="With --data: replace files in the folder if it is there.")
 @click.option("--images", type=click.Path(exists=True, file_okay=False), help="Your own folder of images.")
 @click.option("--manifest", type=click.Path(exists=True, dir_okay=False), help="Your own table of tiles.")
 @click.option("--seed", default=0, show_default=True, help="Of the data, the split and the model.")
 @click.option("--epochs", default=8, show_default=True, type=click.IntRange(min=1), help="Passes over the tiles.")
-def run_demo(directory: str | None, images: str | None, manifest: str | None, seed: int, epochs: int) -> None:
+def run_demo(
+    kind: str | None,
+    directory: str | None,
+    overwrite: bool,
+    images: str | None,
+    manifest: str | None,
+    seed: int,
+    epochs: int,
+) -> None:
     """Make a small data set, train a model on it, and draw what it predicts.
 
     Examples:
       lazytiles demo
+      lazytiles demo --data photos
       lazytiles demo --dir demo-data --seed 7
       lazytiles demo --images Images --manifest tiles.csv
     """
-    demo.run(directory=directory, images=images, manifest=manifest, seed=seed, epochs=epochs, say=say)
+    if (images is None) != (manifest is None):
+        raise click.UsageError("the demo on files of your own needs both --images FOLDER and --manifest CSV")
+    if kind is None:
+        demo.run(directory=directory, images=images, manifest=manifest, seed=seed, epochs=epochs, say=say)
+        return
+    if images is not None:
+        raise click.UsageError("--data makes files; leave it out with --images and --manifest")
+    folder = directory or kind
+    refuse_existing(folder if os.path.isdir(folder) and os.listdir(folder) else None, overwrite)
+    say(f"made in {folder}: {kinds.make(kind, folder, seed=seed)}")
+    say(f"what to do with them: {kinds.PAGE.format(kind=kind)}")
 
 
 @main.command("info")
@@ -95,8 +118,7 @@ def info(manifest: str, batch_size: int, as_json: bool, **options: Any) -> None:
       lazytiles info tiles.csv --images Images --batch-size 64 --json
     """
     if not manifest.lower().endswith((".csv", ".parquet", ".pq", ".txt")):
-        is_store = os.path.isdir(manifest) or manifest.lower().endswith(_STORES)
-        facts = _store_facts(manifest) if is_store else _image_facts(manifest)
+        facts = _facts_of(manifest)
         say(json.dumps(facts)) if as_json else _print_facts(manifest, facts)
         return
     tiles = open_named(manifest, **options)
@@ -121,19 +143,13 @@ def info(manifest: str, batch_size: int, as_json: bool, **options: Any) -> None:
         say(f"- {said}")
 
 
-def _store_facts(path: str) -> dict[str, Any]:
-    tiles = open_store(path)
-    table = [] if tiles.table is None else list(tiles.table.columns)
-    return {
-        "shape": list(tiles.shape),
-        "dtype": str(tiles.dtype),
-        "bytes in memory": tiles.nbytes,
-        "labels": tiles.labels is not None,
-        "table": ", ".join(map(str, table)),
-    }
-
-
-def _image_facts(path: str) -> dict[str, Any]:
+def _facts_of(path: str) -> dict[str, Any]:
+    """What a store, or an image, says of itself."""
+    if os.path.isdir(path) or path.lower().endswith(_STORES):
+        tiles = open_store(path)
+        table = [] if tiles.table is None else list(tiles.table.columns)
+        facts: dict[str, Any] = {"shape": list(tiles.shape), "dtype": str(tiles.dtype), "bytes in memory": tiles.nbytes}
+        return facts | {"labels": tiles.labels is not None, "table": ", ".join(map(str, table))}
     region = open_region(path)
     return {
         "shape": list(region.shape),
@@ -150,6 +166,7 @@ def _image_facts(path: str) -> dict[str, Any]:
 def _print_facts(title: str, facts: dict[str, Any]) -> None:
     table = Table(title=Text(visible(title)), show_header=False)
     for name, value in facts.items():
+        value = ", ".join(f"{k}: {n:,}" for k, n in value.items()) if isinstance(value, dict) else value
         said = f"{value:,}" if isinstance(value, int) else visible(value)
         table.add_row(Text(visible(name.replace("_", " "))), Text(said))
     Console().print(table)
@@ -161,7 +178,7 @@ def _print_facts(title: str, facts: dict[str, Any]) -> None:
 @click.option("--split", help="Column whose different values must not share pixels, such as fold.")
 @click.option("--read", is_flag=True, help="Decode every segment of every image.")
 @click.option("--digest", is_flag=True, help="Write MANIFEST.sha256 with the SHA-256 of every image.")
-@click.option("--overwrite", is_flag=True, help="Replace MANIFEST.sha256 if it is there.")
+@click.option("--overwrite", is_flag=True, help="Replace what --digest and --html write if it is there.")
 @click.option("--verify", type=click.Path(exists=True, dir_okay=False), help="Compare images with this .sha256 file.")
 @click.option("--html", "html", type=click.Path(dir_okay=False), help="Write the findings as one page.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
@@ -185,8 +202,8 @@ def check(
       lazytiles check tiles.csv --images Images --digest && lazytiles verify tiles.csv.sha256 --images Images
     """
     folder = images or os.path.dirname(manifest) or "."
-    if digest and os.path.exists(f"{manifest}.sha256") and not overwrite:
-        raise ManifestError(f"{manifest}.sha256 is there already; pass --overwrite to replace it")
+    refuse_existing(html, overwrite)
+    refuse_existing(f"{manifest}.sha256" if digest else None, overwrite)
     with connected(scheduler) as client, bar("reading rows") as tell:
         report = check_manifest(
             manifest, folder, digest=digest, progress=tell, client=client, **chosen(target, options)
@@ -206,12 +223,7 @@ def check(
 
 
 def _print_report(report: Report) -> None:
-    facts = {name: value for name, value in report.facts.items() if name != "targets"}
-    said = {
-        name: ", ".join(f"{k}: {n:,}" for k, n in value.items()) if isinstance(value, dict) else value
-        for name, value in facts.items()
-    }
-    _print_facts(report.name, said)
+    _print_facts(report.name, {name: value for name, value in report.facts.items() if name != "targets"})
     for title, found in (("problem", report.problems), ("warning", report.warnings)):
         if len(found):
             table = Table(title, "count")
@@ -247,14 +259,11 @@ def grid(
       lazytiles grid Images --size 224 --stride 112 --edge pad -o tiles.parquet
       lazytiles grid Images --size 256 --keep "nodata<0.5" -o tiles.csv
     """
-    if not output.lower().endswith((".csv", ".txt", ".parquet", ".pq")):
-        raise click.BadParameter(f"{output!r}: a manifest is a .csv or a .parquet file", param_hint="--output")
-    if os.path.exists(output) and not overwrite:
-        raise ManifestError(f"{output} is there already; pass --overwrite to replace it")
+    has_ending(output, (".csv", ".txt", ".parquet", ".pq"), "a manifest is a .csv or a .parquet file")
+    refuse_existing(output, overwrite)
     with bar("dividing images") as tell:
         sites = find_sites(images, 2)
-        steps = two_numbers(tell, "dividing images")
-        table = make_grid(sites, size, stride=stride, edge=edge, keep=keep, progress=steps)
+        table = make_grid(sites, size, stride=stride, edge=edge, keep=keep, progress=tell)
     if output.lower().endswith((".parquet", ".pq")):
         table.to_parquet(output, index=False)
     else:
@@ -291,7 +300,13 @@ def _say_coverage(table: pd.DataFrame, sites: Sequence[Site]) -> None:
 @click.option("--seed", type=int, help="Shuffle the tiles of a picture first.")
 @click.option("-o", "--output", default="preview.html", show_default=True, help="An .html page or a .png picture.")
 def preview(
-    manifest: str, images: str | None, path: str | None, count: int, seed: int | None, output: str, **options: Any
+    manifest: str,
+    images: str | None,
+    count: int,
+    seed: int | None,
+    output: str,
+    overwrite: bool,
+    **options: Any,
 ) -> None:
     """Look at the tiles: a page of all regions with their tiles over them, or a picture of some tiles.
 
@@ -299,10 +314,10 @@ def preview(
       lazytiles preview tiles.csv --images Images
       lazytiles preview tiles.csv --images Images --frames 2016,2017 -n 16 -o tiles.png
     """
-    if not output.lower().endswith((".html", ".htm", ".png")):
-        raise click.BadParameter(f"{output!r}: the preview is an .html page or a .png picture", param_hint="--output")
+    has_ending(output, (".html", ".htm", ".png"), "the preview is an .html page or a .png picture")
+    refuse_existing(output, overwrite)
     if output.lower().endswith(".png"):
-        tiles = open_named(manifest, images, path=path, **options)
+        tiles = open_named(manifest, images, **options)
         if seed is not None:
             tiles.shuffle(seed)
         require("matplotlib", extra="plot").use("Agg")
@@ -310,63 +325,45 @@ def preview(
             plot_tiles(tiles, count).figure.savefig(output, dpi=110)
     else:
         with bar("drawing regions") as tell:
-            html = _preview_html(manifest, images, path, two_numbers(tell, "drawing regions"), **options)
+            html = _preview_html(manifest, images, options, tell)
         Path(output).write_text(html, encoding="utf-8")
     say(f"wrote {output}")
 
 
-def _preview_html(
-    manifest: str,
-    images: str | None,
-    path: str | None,
-    progress: Callable[[int, int], None],
-    *,
-    target: list[str] | None,
-    frames: Sequence[str] | str | None,
-    bands: list[int] | str | None,
-    pad: str | None,
-    missing: str,
-    where: dict[str, list[Any]] | None,
-    follow_symlinks: bool,
-    **_: Any,
-) -> str:
-    table = Asked(path=path, pad=pad, target=None).read(manifest)
-    wanted, folder = Frames.of(frames), images or os.path.dirname(manifest) or "."
-    rows = (Frames.of("each") if frames is None else wanted).samples(table, where)
+def _preview_html(manifest: str, images: str | None, options: dict[str, Any], progress: Callable[..., None]) -> str:
+    path, frames, target, bands = (options[name] for name in ("path", "frames", "target", "bands"))
+    table = Asked(path=path, pad=options["pad"], target=None).read(manifest)
+    wanted, folder = Frames.of("each" if frames is None else frames), images or os.path.dirname(manifest) or "."
+    rows = wanted.samples(table, options["where"])
     template, problems = path or default_template(table), Problems(manifest)  # noted, so that each row has its own
-    how: dict[str, Any] = {"missing": missing, "follow_symlinks": follow_symlinks, "problems": problems}
-    found = Images.of(table, rows, template, folder, wanted, None, **how)
+    how = {name: options[name] for name in ("missing", "follow_symlinks")}
+    found = Images.of(table, rows, template, folder, wanted, None, problems=problems, **how)
     problems.raise_any()
     codes, names = found.by_row(len(table))
     shown = np.flatnonzero(codes >= 0)
     table, codes = table.iloc[shown].reset_index(drop=True), codes[shown]
     title, column = os.path.basename(manifest), target[0] if target else "target"
-    return preview_page(
-        table,
-        codes,
-        names,
-        title=title,
-        target=column,
-        bands=None if isinstance(bands, str) else bands,
-        progress=progress,
-    )
+    shown_bands = None if isinstance(bands, str) else bands
+    return preview_page(table, codes, names, title=title, target=column, bands=shown_bands, progress=progress)
 
 
 @main.command("stats")
 @opening
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write JSON for KerasAdapter(normalize=...).")
+@click.option("--overwrite", is_flag=True, help="Replace the output if it is there.")
 @click.option("--scheduler", help="Address of a dask scheduler, such as tcp://host:8786.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def stats(output: str | None, scheduler: str | None, as_json: bool, **options: Any) -> None:
+def stats(output: str | None, overwrite: bool, scheduler: str | None, as_json: bool, **options: Any) -> None:
     """Mean, deviation, extremes and histogram of every band and frame, exactly, in one pass.
 
     Examples:
       lazytiles stats tiles.csv --images Images -o stats.json
       lazytiles stats tiles.csv --images Images --frames 2016,2017 --json
     """
+    refuse_existing(output, overwrite)
     tiles = open_named(**options)
     with connected(scheduler) as client, bar("reading tiles") as tell:
-        found = tiles.statistics(client=client, progress=two_numbers(tell, "reading tiles"))
+        found = tiles.statistics(client=client, progress=tell)
     if output:
         found.save(output)
     say(json.dumps(found.to_dict()) if as_json else str(found))
@@ -388,10 +385,15 @@ def export(store: str, chunk: int | None, overwrite: bool, resume: bool, schedul
       lazytiles export tiles.csv --images Images -o tiles.zarr
       lazytiles export tiles.csv --images Images --frames 2016,2017 --size 128 -o tiles.h5
     """
+    has_ending(store.partition("::")[0], (*_STORES, ".npy"), "a store ends in .zarr, .h5, .b2nd, .npy or .tfrecord")
+    refuse_existing(None if "::" in store or resume else store, overwrite)
     tiles = open_named(**options)
-    with connected(scheduler) as client, bar("writing tiles") as tell:
-        told = two_numbers(tell, "writing tiles")
-        export_tiles(tiles, store, chunk=chunk, overwrite=overwrite, resume=resume, progress=told, client=client)
+    try:
+        with connected(scheduler) as client, bar("writing tiles") as tell:
+            export_tiles(tiles, store, chunk=chunk, overwrite=overwrite, resume=resume, progress=tell, client=client)
+    except KeyboardInterrupt:
+        say(f"\nstopped; the part of {store} that is written stays: the same command with --resume goes on", err=True)
+        raise click.exceptions.Exit(130) from None
     say(f"wrote {store}: {tiles.shape} {tiles.dtype}")
 
 

@@ -21,6 +21,7 @@ from scipy import fft
 from lazytiles.arrays import MultiSourceArray
 from lazytiles.errors import ManifestError, require
 from lazytiles.manifests import open_tiles, read_manifest
+from lazytiles.reports import plot_tiles
 
 YEARS = (2016, 2017, 2018)
 SIZE = (64, 64)
@@ -45,7 +46,7 @@ class Outcome:
         )
 
 
-def _smooth(rng: np.random.Generator, size: int, scale: float) -> NDArray[np.float64]:
+def smooth(rng: np.random.Generator, size: int, scale: float) -> NDArray[np.float64]:
     """A random field, shape (size, size), spread evenly over 0..1, with features of about `scale` pixels."""
     spectrum = fft.rfft2(rng.standard_normal((size, size)))
     y, x = np.meshgrid(fft.fftfreq(size), fft.rfftfreq(size), indexing="ij")
@@ -57,7 +58,7 @@ def _smooth(rng: np.random.Generator, size: int, scale: float) -> NDArray[np.flo
 
 def _land(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Images (frames, size, size, 3) of one region, and where its last frame shows trees."""
-    forest, wet, built, loss = (_smooth(rng, size, s) for s in (48, 64, 24, 32))
+    forest, wet, built, loss = (smooth(rng, size, s) for s in (48, 64, 24, 32))
     ground = np.where((built > 0.9)[..., None], TOWNS, FIELDS)
     ground = np.where((wet > 0.88)[..., None], WATER, ground)
     images = []
@@ -156,46 +157,24 @@ def r_squared(truth: NDArray[Any], predicted: NDArray[Any]) -> float:
     return 1 - float(np.sum((truth - predicted) ** 2)) / spread if spread else float("nan")
 
 
-def _shown(frames: NDArray[Any]) -> NDArray[Any]:
-    """Frames (T, H, W, C) beside each other, as three bands or one, uint8 or stretched to 0..1."""
-    strip = np.concatenate(list(frames), axis=1)
-    strip = strip[..., :3] if strip.shape[-1] >= 3 else strip[..., 0]
-    if strip.dtype == np.uint8:
-        return strip
-    low, high = np.nanpercentile(strip, (2, 98))
-    shown: NDArray[Any] = np.clip((strip - low) / max(high - low, np.finfo(float).tiny), 0, 1)
-    return shown
-
-
 def draw(tiles: MultiSourceArray, predicted: NDArray[Any], path: Path, *, count: int = 8) -> None:
     """Write a PNG: some tiles with their targets and predictions, and all predictions against the targets."""
     figure = require("matplotlib.figure", extra="plot").Figure(figsize=(12, 7), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(3, 2))
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     truth = np.asarray(tiles.labels, dtype=np.float64).ravel()
     picks = np.argsort(truth, kind="stable")[np.linspace(0, len(truth) - 1, count).astype(int)]
-    stack = tiles.take(picks)
-    stack = stack if stack.ndim == 5 else stack[:, None]
-    axes = left.subplots(-(-count // 2), 2, squeeze=False).ravel()
-    for ax, pick, frames in zip(axes, picks, stack, strict=False):
-        ax.imshow(_shown(frames), cmap="gray")
-        ax.set_title(f"target {truth[pick]:.2f}, predicted {predicted[pick]:.2f}", fontsize=9)
-        ax.set_axis_off()
-    left.suptitle("tiles of held-apart regions, frames from first to last")
-    ax = right.subplots()
-    ax.scatter(truth, predicted, s=8, alpha=0.5)
+    said = [f"target {truth[pick]:.2f}, predicted {predicted[pick]:.2f}" for pick in picks]
+    plot_tiles(tiles.select(picks), count, labels=said, columns=2, ax=left)
+    left.set_title("tiles of held-apart regions, frames from first to last")
+    right.scatter(truth, predicted, s=8, alpha=0.5)
     ends = [min(truth.min(), predicted.min()), max(truth.max(), predicted.max())]
-    ax.plot(ends, ends, color="black", linewidth=0.8)
-    ax.set(xlabel="target", ylabel="predicted", title=f"R² {r_squared(truth, predicted):.3f}", aspect="equal")
+    right.plot(ends, ends, color="black", linewidth=0.8)
+    right.set(xlabel="target", ylabel="predicted", title=f"R² {r_squared(truth, predicted):.3f}", aspect="equal")
     figure.savefig(path, dpi=110)
 
 
 def train(
-    tiles: MultiSourceArray,
-    *,
-    picture: Path,
-    seed: int = 0,
-    epochs: int = 8,
-    say: Callable[[str], object] = print,
+    tiles: MultiSourceArray, *, picture: Path, seed: int = 0, epochs: int = 8, say: Callable[[str], object] = print
 ) -> Outcome:
     """Train on four fifths of the regions, evaluate on the others, draw what came out."""
     keras = require("keras", extra="keras")

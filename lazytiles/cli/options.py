@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,11 +20,45 @@ from lazytiles.images import METHODS
 from lazytiles.manifests import open_tiles
 
 _EXPECTED = (LazyTilesError, ValueError, OSError, ImportError)
+# What errors of the library advise, and how the same is said to the command line.
+_ADVICE: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+    (re.compile(r"\bframes=\[([^\]]*)\]"), lambda found: "--frames " + re.sub(r"['\" ]", "", found[1])),
+    (re.compile(r", mode='a' to append"), ""),
+    (re.compile(r"mode='a' to append"), "--overwrite to replace it"),
+    (re.compile(r"\b(overwrite|resume)=True"), r"--\1"),
+    (re.compile(r"\b(frames|missing|pad|resample|bands|path)=([\"'])([^\"']*)\2"), r"--\1 \3"),
+    (re.compile(r"\b(frames|size|classes|target|masks|where)=(?![^\s,;.)])"), r"--\1"),
+)
 
 
 def say(text: object, *, err: bool = False) -> None:
     """Print words; names in them cannot command the terminal."""
     click.echo(visible(text, lines=True), err=err)
+
+
+def as_options(message: str) -> str:
+    """An error's advice in the words of the command line.
+
+    >>> as_options("tiles.zarr exists; pass overwrite=True to replace it, mode='a' to append")
+    'tiles.zarr exists; pass --overwrite to replace it'
+    >>> as_options('pass pad="reflect" or correct the box')
+    'pass --pad reflect or correct the box'
+    """
+    for pattern, said in _ADVICE:
+        message = pattern.sub(said, message)
+    return message
+
+
+def refuse_existing(path: str | None, overwrite: bool) -> None:
+    """An output that is there already is a wrong use, unless ``--overwrite`` is given; None is no output."""
+    if path is not None and not overwrite and os.path.lexists(path):
+        raise click.UsageError(f"{visible(path)} is there already; pass --overwrite to replace it")
+
+
+def has_ending(path: str, endings: tuple[str, ...], said: str) -> None:
+    """Refuse an output whose name ends otherwise."""
+    if not path.lower().endswith(endings):
+        raise click.BadParameter(f"{visible(path)}: {said}", param_hint="--output")
 
 
 class _Command(click.Command):
@@ -61,35 +97,34 @@ class Desk(click.Group):
                 raise
             expected = isinstance(error, _EXPECTED)
             said = str(error) if expected else f"{type(error).__name__}: {error}"
-            say(f"Error: {said}", err=True)
+            say(f"Error: {as_options(said)}", err=True)
             if not expected:
                 say("This was not foreseen; lazytiles --debug shows where it happened.", err=True)
             ctx.exit(1 if expected else 3)
 
 
 @contextmanager
-def bar(stage: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on standard error, gone when it is done; nothing where that is no terminal."""
+def bar(stage: str) -> Iterator[Callable[..., None]]:
+    """A progress bar on standard error, gone when it is done; nothing where that is no terminal.
+
+    What it gives is told how much is done and of how much, and before these of what, where that is not `stage`.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda name, done, total: None
+        yield lambda *said: None
         return
     with Progress(*columns, console=console, transient=True) as progress:
         tasks: dict[str, Any] = {}
 
-        def tell(name: str, done: int, total: int) -> None:
+        def tell(*said: Any) -> None:
+            name, done, total = said if len(said) == 3 else (stage, *said)
             if name not in tasks:
                 tasks[name] = progress.add_task(name, total=total or None)
             progress.update(tasks[name], completed=done, total=total or None)
 
-        tell(stage, 0, 0)
+        tell(0, 0)
         yield tell
-
-
-def two_numbers(tell: Callable[[str, int, int], None], stage: str) -> Callable[[int, int], None]:
-    """A bar for what reports only how much is done and of how much."""
-    return lambda done, total: tell(stage, done, total)
 
 
 def parse_size(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:

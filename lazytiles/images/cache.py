@@ -279,8 +279,7 @@ def _owned(run: Run) -> Run:
 
 segment_cache = SegmentCache()
 when_configured.append(segment_cache.fit)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=segment_cache.forget)
+os.register_at_fork(after_in_child=segment_cache.forget)
 
 
 def clear_cache() -> None:

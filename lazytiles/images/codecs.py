@@ -138,13 +138,6 @@ class Codec:
     lzw: tuple[int, str] | None
     stored_row: tuple[int, int]
 
-    def extent(self, row: int, column: int) -> tuple[int, int]:
-        """(height, width) in pixels of the part of a segment that lies inside the page."""
-        return (
-            min(self.segment[0], self.image[0] - row * self.segment[0]),
-            min(self.segment[1], self.image[1] - column * self.segment[1]),
-        )
-
     def __call__(self, data: bytes | memoryview, index: int, row: int, column: int) -> NDArray[Any]:
         """One segment as an array (height, width, samples) that covers its part of the page; not for `lzw`.
 
@@ -158,11 +151,10 @@ class Codec:
         ------
         ValueError : whatever is wrong with the bytes, in words
         """
-        needed = self.extent(row, column)
-        if self.compression in JPEG:
-            array = self._jpeg(bytes(data), index, needed)
-        else:
-            array = self._decoded(bytes(data), index, needed)
+        (height, width, _), image = self.segment, self.image
+        needed = min(height, image[0] - row * height), min(width, image[1] - column * width)  # inside the page
+        decode = self._jpeg if self.compression in JPEG else self._decoded
+        array = decode(bytes(data), index, needed)
         if self.compression in CCITT:
             array = array.astype(np.bool_)
         if array.dtype != self.dtype:
@@ -261,6 +253,9 @@ def codec_of(page: tifffile.TiffPage, dtype: np.dtype[Any]) -> Codec:
     tiled = bool(page.is_tiled)
     height = page.tilelength if tiled else min(page.rowsperstrip or page.imagelength, page.imagelength)
     segment = (height, page.tilewidth if tiled else page.imagewidth, samples)
+    bits = page.bitspersample if isinstance(page.bitspersample, int) else 0
+    is_whole = bits in {8, 16, 32, 64} and bits == dtype.itemsize * 8 and page.sampleformat in {1, 2, 3}
+    is_plain = page.predictor in {1, 2, 3} and page.fillorder == 1 and not page.is_subsampled
     return Codec(
         compression=int(page.compression),
         segment=segment,
@@ -271,21 +266,9 @@ def codec_of(page: tifffile.TiffPage, dtype: np.dtype[Any]) -> Codec:
         tables=page.jpegtables,
         header=page.jpegheader,
         colors=jpeg_decode_colorspace(page.photometric, page.planarconfig, page.extrasamples, page.is_jfif),
-        lzw=_lzw_form(page, dtype),
-        stored_row=(-(-segment[1] * samples * _bits(page) // 8), int(page.fillorder)),
+        lzw=(int(page.predictor), page.parent.byteorder) if page.compression == LZW and is_whole and is_plain else None,
+        stored_row=(-(-segment[1] * samples * bits // 8), int(page.fillorder)),
     )
-
-
-def _bits(page: tifffile.TiffPage) -> int:
-    return page.bitspersample if isinstance(page.bitspersample, int) else 0
-
-
-def _lzw_form(page: tifffile.TiffPage, dtype: np.dtype[Any]) -> tuple[int, str] | None:
-    whole = page.bitspersample in {8, 16, 32, 64} and page.bitspersample == dtype.itemsize * 8
-    fits = page.predictor in {1, 2, 3} and page.fillorder == 1 and page.sampleformat in {1, 2, 3}
-    if page.compression != LZW or not whole or not fits or page.is_subsampled:
-        return None
-    return int(page.predictor), page.parent.byteorder
 
 
 _decoders: OrderedDict[tuple[Any, ...], Decoder] = OrderedDict()
@@ -294,14 +277,7 @@ _decoders_lock = threading.RLock()
 
 def _shared_decoder(page: tifffile.TiffPage) -> Decoder:
     key = (
-        (
-            page.shaped,
-            page.is_tiled,
-            page.tilelength,
-            page.tilewidth,
-            page.rowsperstrip,
-            page.samplesperpixel,
-        ),
+        (page.shaped, page.is_tiled, page.tilelength, page.tilewidth, page.rowsperstrip, page.samplesperpixel),
         (page.parent.byteorder, page.bitspersample, int(page.sampleformat), page.fillorder, page.predictor),
         (page.compression, page.extrasamples, page.photometric, page.planarconfig, page.subsampling),
         (repr(page.nodata), page.is_jfif, page.tags.valueof(292)),

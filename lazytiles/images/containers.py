@@ -81,7 +81,10 @@ def other_pages(key: FileKey, inner: str | None, page: int | str) -> Pages | Non
     """
     head = pool.read(key, 0, min(key.size, 16))
     if os.path.basename(key.path) in _ZARR:
-        return _only(zarr_pages(key), key, page)
+        array = _open_zarr(key)
+        with _readable(key, "Zarr array"):
+            shape, chunks = tuple(array.shape), tuple(array.chunks)
+            return _only(_chunked(key, None, shape, plain_dtype(key.path, array.dtype), chunks), key, page)
     if head.startswith(_HDF5):
         return _only(hdf5_pages(key, inner), key, page)
     if inner is not None:
@@ -244,27 +247,97 @@ def open_zarr(folder: str | os.PathLike[str], **options: Any) -> Any:
     if "pickle" in str([facts.get(name) for name in ("codecs", "filters", "compressor", "compressors")]):
         raise RegionError(f"{folder}: is packed by a codec that runs what it finds (pickle); refused")
     check_chunk(folder, array.chunks, np.dtype(array.dtype))
-    packed = [codec for codec in facts.get("codecs", [facts.get("compressor")]) if codec and "crc32c" not in str(codec)]
-    if not array.shards:
-        store.most = math.prod(array.chunks) * np.dtype(array.dtype).itemsize
-        store.tells = bool(packed and {"blosc", "zstd"} & {packed[-1].get("name"), packed[-1].get("id")})
+    store.packed = _Packed.of(array, facts)
     return array
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """How the chunks of a Zarr array lie in its files.
+
+    Parameters
+    ----------
+    most : bytes of a chunk
+    count : chunks of a file
+    packer : what packs them last, by its name in the metadata; None where nothing does
+    index : bytes of the table of a shard, of 16 a chunk and what checks them; 0 where each chunk is a file, or where
+        that table is packed too
+    is_first : whether the table comes before the chunks
+    """
+
+    most: int
+    count: int
+    packer: str | None
+    index: int = 0
+    is_first: bool = False
+
+    @classmethod
+    def of(cls, array: Any, facts: dict[str, Any]) -> _Packed:
+        most, count = math.prod(array.chunks) * np.dtype(array.dtype).itemsize, 1
+        codecs, index, is_first = facts.get("codecs", [facts.get("compressor")]), 0, False
+        if array.shards:
+            count = math.prod(array.shards) // math.prod(array.chunks)
+            shard: dict[str, Any] = next(codec["configuration"] for codec in codecs if "shard" in codec["name"])
+            codecs, is_first = shard["codecs"], "start" in str(shard["index_location"])
+            names = [codec["name"] for codec in shard["index_codecs"]]
+            index = {("bytes",): 16 * count, ("bytes", "crc32c"): 16 * count + 4}.get(tuple(names), 0)
+        packed = [codec.get("name", codec.get("id")) for codec in codecs if codec and "crc32c" not in str(codec)]
+        return cls(most, count, packed[-1] if packed else None, index, is_first)
+
+    @property
+    def limit(self) -> int:
+        """Bytes that are too many for a chunk, however it is packed."""
+        return _SLACK * max(self.most, 2**16)
+
+    def check(self, path: str, held: memoryview, *, is_file: bool) -> None:
+        """Refuse a chunk, or a file of them, that unpacks to more than it should."""
+        parts = [held]
+        if self.index and is_file:
+            table = held[: self.index] if self.is_first else held[-self.index :]
+            spans = np.frombuffer(table[: 16 * self.count], "<u8").reshape(-1, 2).tolist()
+            parts = [held[start : start + size] for start, size in spans if start + size <= len(held)]
+        for part in parts:
+            claimed = 0
+            if self.packer in ("blosc", "zstd"):
+                claimed = unpacked(bytes(part[:32]))
+            elif self.packer in ("gzip", "zlib") and len(part) * _DEFLATE > self.limit:
+                claimed = _inflated(part, self.most + 2**16, self.limit)
+            if claimed > self.limit:
+                raise RegionError(
+                    f"{path}: is damaged: {self.most} bytes at most are expected, and {claimed} are claimed"
+                )
+
+
+def _inflated(data: Any, step: int, limit: int) -> int:
+    """How many bytes some streams of gzip or zlib, one behind the other, unpack to, counted to a limit."""
+    total = 0
+    with suppress(zlib.error):  # the codec itself will say it
+        while len(data) and total <= limit:
+            unpacker = zlib.decompressobj(47)
+            while len(data) and total <= limit and not unpacker.eof:
+                total += len(unpacker.decompress(data, step))
+                data = unpacker.unused_data if unpacker.eof else unpacker.unconsumed_tail
+    return total
 
 
 @lru_cache(maxsize=1)
 def _inside() -> Any:
-    """A Zarr store that opens only regular files in its folder, and no chunk that says it unpacks to more than one."""
+    """A Zarr store that opens only regular files in its folder, and no chunk that unpacks to more than one."""
     local = require("zarr.storage", extra="zarr").LocalStore
 
     class Inside(local):  # type: ignore[misc,valid-type]
-        most: int | None = None  # bytes of a whole chunk, once they are known
-        tells = False  # whether a packed one says by its head how many it unpacks to
+        packed: _Packed | None = None  # once it is known
 
-        async def get(self, key: str, *args: Any, **options: Any) -> Any:
-            path = os.path.join(self.root, key)
+        async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
+            path, packed = os.path.join(self.root, key), self.packed
+            is_facts = os.path.basename(path).startswith((".z", "zarr.json"))
             if os.path.lexists(path) and not os.path.isdir(path):
-                _check_member(path, os.fspath(self.root), self.most, self.tells)
-            return await super().get(key, *args, **options)
+                most = _MOST_FACTS if is_facts else packed.count * packed.limit if packed is not None else None
+                _check_member(path, os.fspath(self.root), most)
+            held = await super().get(key, prototype, byte_range)
+            if held is not None and packed is not None and not is_facts:
+                packed.check(path, memoryview(held.as_numpy_array()).cast("B"), is_file=byte_range is None)
+            return held
 
         async def get_partial_values(self, prototype: Any, key_ranges: Any) -> Any:
             return [await self.get(key, prototype, span) for key, span in key_ranges]
@@ -272,22 +345,18 @@ def _inside() -> Any:
     return Inside
 
 
-def _check_member(path: str, folder: str, most: int | None, tells: bool) -> None:
-    """Refuse what a Zarr array has no business to be: a link, a FIFO, a chunk that claims more bytes than it has."""
+def _check_member(path: str, folder: str, most: int | None) -> None:
+    """Refuse what a Zarr array has no business to be: a link, a FIFO, a file of more bytes than its chunks have."""
     if os.path.realpath(path) != os.path.join(os.path.realpath(folder), os.path.relpath(path, folder)):
         raise RegionError(f"{path}: goes through a link, which may lead anywhere; refused")
     try:
         fd = open_plain(path, links=False)
     except OSError as error:
         raise RegionError(f"{path}: cannot be opened: {error}") from error
-    try:
-        if os.path.basename(path).startswith((".z", "zarr.json")):
-            most, tells = _MOST_FACTS, False
-        claimed = max(os.fstat(fd).st_size, unpacked(os.pread(fd, 32, 0)) if tells else 0)
-        if most is not None and claimed > _SLACK * max(most, 2**16):
-            raise RegionError(f"{path}: is damaged: {most} bytes at most are expected, and {claimed} are claimed")
-    finally:
-        os.close(fd)
+    size = os.fstat(fd).st_size
+    os.close(fd)
+    if most is not None and size > most:
+        raise RegionError(f"{path}: is damaged: {most} bytes at most are expected, and {size} are there")
 
 
 def unpacked(head: bytes) -> int:
@@ -354,13 +423,6 @@ def hdf5_pages(key: FileKey, inner: str | None) -> Pages:
         if array.chunks is None and offset is not None and dtype.kind != "b":
             return pages_of_array(key, f"::{inner}", shape, dtype, offset, stored=array.dtype)
         return _chunked(key, inner, shape, dtype, array.chunks or _one_chunk(shape))
-
-
-def zarr_pages(key: FileKey) -> Pages:
-    """The slices of a Zarr array."""
-    array = _open_zarr(key)
-    with _readable(key, "Zarr array"):
-        return _chunked(key, None, tuple(array.shape), plain_dtype(key.path, array.dtype), tuple(array.chunks))
 
 
 def _one_chunk(shape: tuple[int, ...]) -> tuple[int, ...]:

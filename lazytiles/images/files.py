@@ -15,17 +15,18 @@ import resource
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lazytiles.config import count, settings
 from lazytiles.errors import RegionError
 from lazytiles.images.remote import is_remote, remote
 
+_T = TypeVar("_T")
 _FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
@@ -123,12 +124,6 @@ class FileKey:
         )
 
 
-def _key_of(path: str, status: os.stat_result) -> FileKey:
-    if not stat.S_ISREG(status.st_mode):
-        raise RegionError(f"{path} is not a regular file")
-    return FileKey.of(path, status)
-
-
 @dataclass(slots=True)
 class _Handle:
     """One open file: descriptor, map made on demand, and how many readers are on it."""
@@ -172,20 +167,7 @@ class FilePool:
         if is_remote(path):
             count("files_opened")
             return FileKey(path, 0, 0, *remote.identify(path))
-        fd = self._open(path)
-        handle: _Handle | None = None
-        try:
-            key = _key_of(path, os.fstat(fd))
-            with self._lock:
-                handle = self._handles.get(key)
-                if handle is None:
-                    handle = self._handles[key] = _Handle(fd)
-                self._handles.move_to_end(key)
-                self._evict()
-        finally:
-            if handle is None or handle.fd != fd:
-                os.close(fd)
-        return key
+        return self._opened(path)[0]
 
     def check(self, key: FileKey) -> None:
         """Raise `RegionError` if the file of that name is no longer the one that was opened."""
@@ -235,17 +217,21 @@ class FilePool:
 
     def _mapped(self, fd: int, key: FileKey) -> mmap.mmap:
         try:
-            try:
-                return mmap.mmap(fd, key.size, prot=mmap.PROT_READ)
-            except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE):
-                    raise
-                self.clear()  # a map duplicates its descriptor
-                return mmap.mmap(fd, key.size, prot=mmap.PROT_READ)
+            return self._with_room(lambda: mmap.mmap(fd, key.size, prot=mmap.PROT_READ))  # it duplicates its descriptor
         except (OSError, ValueError) as error:
             raise RegionError(
                 f"{key.path}: cannot be mapped: {error}; pass mmap=False to lazytiles.configure"
             ) from error
+
+    def _with_room(self, make: Callable[[], _T]) -> _T:
+        """What a call gives, called again with all idle descriptors closed where the process has too many."""
+        try:
+            return make()
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            self.clear()
+            return make()
 
     def release(self, key: FileKey, start: int, stop: int) -> None:
         """Give back the memory of mapped bytes; they are read anew where they are wanted again."""
@@ -284,17 +270,24 @@ class FilePool:
                 self._handles.move_to_end(key)
                 handle.readers += 1
                 return handle
-        fd = self._open(key.path)
+        return self._opened(key.path, key)[1]
+
+    def _opened(self, path: str, wanted: FileKey | None = None) -> tuple[FileKey, _Handle]:
+        """A file opened now, and its handle in the pool, with one reader more where it is the wanted one."""
+        fd = self._open(path)
+        handle: _Handle | None = None
         try:
-            if _key_of(key.path, os.fstat(fd)) != key:
-                raise key.changed()
+            key = FileKey.of(path, os.fstat(fd))
+            if wanted is not None and key != wanted:
+                raise wanted.changed()
             with self._lock:
                 handle = self._handles.get(key)
                 if handle is None:
                     handle = self._handles[key] = _Handle(fd)
-                handle.readers += 1
+                self._handles.move_to_end(key)
+                handle.readers += wanted is not None
                 self._evict()
-                return handle
+                return key, handle
         finally:
             if handle is None or handle.fd != fd:
                 os.close(fd)
@@ -302,13 +295,7 @@ class FilePool:
     def _open(self, path: str) -> int:
         count("files_opened")
         try:
-            try:
-                return open_plain(path)
-            except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE):
-                    raise
-                self.clear()
-                return open_plain(path)
+            return self._with_room(lambda: open_plain(path))
         except (OSError, ValueError) as error:
             raise RegionError(f"{path}: cannot be opened: {error}") from error
 
@@ -345,5 +332,4 @@ def _read_fully(fd: int, key: FileKey, offset: int, size: int) -> bytes:
 
 
 pool = FilePool()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=pool.forget)
+os.register_at_fork(after_in_child=pool.forget)

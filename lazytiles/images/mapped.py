@@ -91,11 +91,7 @@ def cut_windows(page: Page, windows: Int64s, box: Sequence[tuple[int, int]]) -> 
 
 
 def _slice(
-    page: Page,
-    planes: list[NDArray[Any]] | None,
-    box: list[int],
-    bands: tuple[int, ...] | None,
-    target: NDArray[Any],
+    page: Page, planes: list[NDArray[Any]] | None, box: list[int], bands: tuple[int, ...] | None, target: NDArray[Any]
 ) -> None:
     """One window into its target, from the map or, without one, read row by row."""
     y0, x0, y1, x1 = box

@@ -18,6 +18,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Int64s
 from lazytiles.config import settings
 from lazytiles.errors import LimitError, RegionError, unreadable
 from lazytiles.images.codecs import Codec, codec_of
@@ -60,8 +61,8 @@ class Page:
     dtype: np.dtype[Any]
     segment: tuple[int, int]
     planes: int
-    offsets: NDArray[np.int64]
-    counts: NDArray[np.int64]
+    offsets: Int64s
+    counts: Int64s
     fill: float
     codec: Codec
     raw_offsets: tuple[int, ...] | None
@@ -199,15 +200,7 @@ def facts(key: FileKey, page: tifffile.TiffPage, number: str) -> Page:
     if expected > MOST_SEGMENTS:
         raise LimitError(f"{where}: {expected} segments; at most {MOST_SEGMENTS} are supported")
     offsets, counts = _tables(where, page, expected, segment, shape, planes)
-    raw = _raw_offsets(page, shape, segment, planes, offsets, counts, dtype)
-    samples = 1 if planes > 1 else shape[2]
-    decoded = segment[0] * segment[1] * samples * dtype.itemsize
-    if raw is None and decoded > settings().max_segment_bytes:
-        raise LimitError(
-            f"{where}: one segment is {decoded} bytes decoded, max_segment_bytes is "
-            f"{settings().max_segment_bytes}; raise it with lazytiles.configure(max_segment_bytes=...)"
-        )
-    return Page(
+    found = Page(
         file=key,
         number=number,
         shape=shape,
@@ -218,12 +211,21 @@ def facts(key: FileKey, page: tifffile.TiffPage, number: str) -> Page:
         counts=counts,
         fill=page.nodata,
         codec=codec_of(page, dtype),
-        raw_offsets=raw,
+        raw_offsets=None,
         stored_dtype=dtype.newbyteorder(page.parent.byteorder),
         samples_axis=len(page.shape) == 3,
         palette=page.photometric == 3,
         placed=any(code in page.tags for code in _PLACE_TAGS),
     )
+    raw = _raw_offsets(page, found)
+    if raw is not None:
+        return replace(found, raw_offsets=raw)
+    if found.segment_bytes > settings().max_segment_bytes:
+        raise LimitError(
+            f"{where}: one segment is {found.segment_bytes} bytes decoded, max_segment_bytes is "
+            f"{settings().max_segment_bytes}; raise it with lazytiles.configure(max_segment_bytes=...)"
+        )
+    return found
 
 
 def stack_planes(page: Page, count: int) -> list[Page]:
@@ -277,7 +279,7 @@ def _tables(
     segment: tuple[int, int],
     shape: tuple[int, int, int],
     planes: int,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+) -> tuple[Int64s, Int64s]:
     if page.jpegheader is not None:  # NDPI: tifffile has derived tables of restart intervals
         return _checked(where, "offsets", page.dataoffsets, expected), _checked(
             where, "byte counts", page.databytecounts, expected
@@ -314,7 +316,7 @@ def _table(where: str, page: tifffile.TiffPage, codes: Sequence[int]) -> Sequenc
     return ()
 
 
-def _checked(where: str, name: str, values: Sequence[int], expected: int) -> NDArray[np.int64]:
+def _checked(where: str, name: str, values: Sequence[int], expected: int) -> Int64s:
     if len(values) < expected:
         raise RegionError(f"{where}: {expected} segments expected, {len(values)} {name} found")
     try:
@@ -326,26 +328,17 @@ def _checked(where: str, name: str, values: Sequence[int], expected: int) -> NDA
     return table
 
 
-def _raw_offsets(
-    page: tifffile.TiffPage,
-    shape: tuple[int, int, int],
-    segment: tuple[int, int],
-    planes: int,
-    offsets: NDArray[np.int64],
-    counts: NDArray[np.int64],
-    dtype: np.dtype[Any],
-) -> tuple[int, ...] | None:
+def _raw_offsets(tags: tifffile.TiffPage, page: Page) -> tuple[int, ...] | None:
     """Where each plane begins, if all its strips lie one after the other as plain samples."""
-    plain = page.compression == 1 and page.predictor == 1 and page.fillorder == 1 and not page.is_subsampled
-    exact = page.bitspersample == dtype.itemsize * 8 and page.sampleformat not in {5}
-    if not (plain and exact) or (page.is_tiled and segment[1] != shape[1]):
+    plain = tags.compression == 1 and tags.predictor == 1 and tags.fillorder == 1 and not tags.is_subsampled
+    exact = tags.bitspersample == page.dtype.itemsize * 8 and tags.sampleformat not in {5}
+    (height, width, _), (rows, columns) = page.shape, page.segment
+    if not (plain and exact) or (tags.is_tiled and (columns != width or height % rows)):
         return None
-    if page.is_tiled and shape[0] % segment[0]:
-        return None
-    row_bytes = shape[1] * (1 if planes > 1 else shape[2]) * dtype.itemsize
-    starts = np.arange(len(offsets) // planes, dtype=np.int64) * segment[0] * row_bytes
-    table, sizes = offsets.reshape(planes, -1), counts.reshape(planes, -1)
-    rows = np.minimum(segment[0], shape[0] - segment[0] * np.arange(table.shape[1]))
-    if (table[:, :1] <= 0).any() or (table - table[:, :1] != starts).any() or (sizes < rows * row_bytes).any():
+    row_bytes = page.strides[0]
+    table, sizes = page.offsets.reshape(page.planes, -1), page.counts.reshape(page.planes, -1)
+    tops = np.arange(table.shape[1], dtype=np.int64) * rows
+    needed = np.minimum(rows, height - tops) * row_bytes
+    if (table[:, :1] <= 0).any() or (table - table[:, :1] != tops * row_bytes).any() or (sizes < needed).any():
         return None
     return tuple(int(offset) for offset in table[:, 0])

@@ -58,13 +58,7 @@ def head_of(key: FileKey) -> bytes:
 
 
 def pages_of_array(
-    key: FileKey,
-    number: str,
-    shape: Sequence[int],
-    dtype: np.dtype[Any],
-    offset: int,
-    *,
-    stored: np.dtype[Any],
+    key: FileKey, number: str, shape: Sequence[int], dtype: np.dtype[Any], offset: int, *, stored: np.dtype[Any]
 ) -> Pages:
     """Pages over plain samples that lie one after the other in a file, C order, from a byte offset on.
 

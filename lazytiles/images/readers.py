@@ -239,8 +239,7 @@ class Readers:
 readers = Readers()
 when_configured.append(readers.fit)
 atexit.register(readers.close)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=readers.forget)
+os.register_at_fork(after_in_child=readers.forget)
 
 
 def is_sendable(plan: Plan) -> bool:

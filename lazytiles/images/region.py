@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Int64s
 from lazytiles.config import check_limit
 from lazytiles.display import CHEAP_BYTES, stretched
 from lazytiles.errors import RegionError, shown
@@ -111,11 +112,9 @@ class Region(LazyArray):
         """
         return planned(self._windows(self._request(key))[0])
 
-    def take(
-        self, indices: NDArray[np.int64], out: NDArray[Any] | None = None, *, threads: int | None = None
-    ) -> NDArray[Any]:
+    def take(self, indices: Int64s, out: NDArray[Any] | None = None, *, threads: int | None = None) -> NDArray[Any]:
         """The elements along the first axis at some positions, as one array."""
-        asked = request(np.asarray(indices), self.shape, row_axes=int(self._stacked), cells=self._cells())
+        asked = self._request(np.asarray(indices))
         block: NDArray[Any] = asked.finish(self._block(asked, threads=threads))
         if out is None:
             return block
@@ -141,7 +140,7 @@ class Region(LazyArray):
         own = {"file": self.path, "axes": self.axes, "segments": by(self.chunks)}
         return super()._facts() | own | {"levels": ", ".join(by(shape) for shape in self.levels)}
 
-    def _glimpse(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.uint8] | None:
+    def _glimpse(self, rows: Int64s | None = None) -> NDArray[np.uint8] | None:
         if rows is not None:
             return None
         small = thumbnail(self, longest=192, most_bytes=CHEAP_BYTES)
@@ -160,12 +159,9 @@ class Region(LazyArray):
         numbers = tuple(page.number for page in self.pages)
         return "lazytiles.Region", key.path, key.size, key.mtime_ns, numbers, self.bands, self.gray, self.shape
 
-    def _cells(self) -> tuple[int | None, ...]:
-        cells = (*self.pages[0].segment, None)
-        return cells if self._has_samples else cells[:2]
-
     def _request(self, key: Any) -> Request:
-        return request(key, self.shape, row_axes=int(self._stacked), cells=self._cells())
+        cells = (*self.pages[0].segment, None)[: len(self.axes) - self._stacked]
+        return request(key, self.shape, row_axes=int(self._stacked), cells=cells)
 
     def _windows(self, asked: Request) -> tuple[Windows, tuple[int, int] | None]:
         """The windows of a request, and the samples to cut from what they hold (None: they hold just those)."""

@@ -186,7 +186,12 @@ class RemotePool:
     def ahead(self, wanted: Iterable[Range]) -> Iterator[None]:
         """Fetch ranges, joined and at once; within the block `read` finds them."""
         ranges = joined(wanted)
-        stores = self._spans(ranges, self._fetch(ranges))
+        stores: dict[str, _Spans] = {}
+        for (url, start, end), part in zip(ranges, self._fetch(ranges), strict=True):
+            spans = stores.setdefault(url, _Spans([], [], []))
+            spans.starts.append(start)
+            spans.ends.append(end)
+            spans.parts.append(part)
         try:
             with self._lock:
                 for url, spans in stores.items():
@@ -349,16 +354,6 @@ class RemotePool:
             if not missing:
                 break
         return answers
-
-    @staticmethod
-    def _spans(ranges: Sequence[Range], parts: Sequence[bytes | Exception]) -> dict[str, _Spans]:
-        stores: dict[str, _Spans] = {}
-        for (url, start, end), part in zip(ranges, parts, strict=True):
-            spans = stores.setdefault(url, _Spans([], [], []))
-            spans.starts.append(start)
-            spans.ends.append(end)
-            spans.parts.append(part)
-        return stores
 
 
 def _is_async(system: Any) -> bool:

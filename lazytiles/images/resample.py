@@ -14,11 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 METHODS = ("nearest", "bilinear", "bicubic", "area")
-_KERNELS = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "area": Image.Resampling.BOX,
-}
+_KERNELS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC, "area": Image.Resampling.BOX}
 
 _IMPULSES = 512  # unit impulses resized at once
 
@@ -54,8 +50,18 @@ def resize(image: NDArray[Any], size: tuple[int, int], method: str) -> NDArray[A
     if image.dtype.kind not in "uif":
         raise ValueError(f"{method} resampling of {image.dtype} makes no sense; pass resample='nearest'")
     if image.dtype == np.uint8:
-        return _resize_bytes(image, size, method)
-    return _resize_numbers(image, size, method)
+        parts = [image] if image.shape[2] == 3 else [image[..., band] for band in range(image.shape[2])]
+        pixels = (Image.fromarray(np.ascontiguousarray(part)).resize(size[::-1], _KERNELS[method]) for part in parts)
+        arrays = [np.asarray(each) for each in pixels]
+        return arrays[0] if arrays[0].ndim == 3 else np.stack(arrays, axis=-1)
+    numbers: NDArray[Any] = image
+    with np.errstate(invalid="ignore", over="ignore"):  # of what is not finite, and of bicubic overshoots
+        for axis in (0, 1):
+            if numbers.shape[axis] != size[axis]:
+                numbers = _resize_axis(numbers, axis, size[axis], method)
+        if image.dtype.kind == "f":
+            return numbers.astype(image.dtype)
+    return to_integers(numbers, image.dtype)
 
 
 @lru_cache(maxsize=256)
@@ -65,29 +71,6 @@ def _nearest(length: int, wanted: int) -> NDArray[np.intp]:
     places: NDArray[np.intp] = np.asarray(numbers.resize((wanted, 1), Image.Resampling.NEAREST))[0].astype(np.intp)
     places.flags.writeable = False
     return places
-
-
-def _resize_bytes(image: NDArray[Any], size: tuple[int, int], method: str) -> NDArray[Any]:
-    bands = image.shape[2]
-    if bands == 3:
-        pixels = Image.fromarray(np.ascontiguousarray(image)).resize(size[::-1], _KERNELS[method])
-        return np.asarray(pixels)
-    out = np.empty((*size, bands), np.uint8)
-    for band in range(bands):
-        pixels = Image.fromarray(np.ascontiguousarray(image[..., band])).resize(size[::-1], _KERNELS[method])
-        out[..., band] = np.asarray(pixels)
-    return out
-
-
-def _resize_numbers(image: NDArray[Any], size: tuple[int, int], method: str) -> NDArray[Any]:
-    numbers: NDArray[Any] = image
-    with np.errstate(invalid="ignore", over="ignore"):  # of what is not finite, and of bicubic overshoots
-        for axis in (0, 1):
-            if numbers.shape[axis] != size[axis]:
-                numbers = _resize_axis(numbers, axis, size[axis], method)
-        if image.dtype.kind == "f":
-            return numbers.astype(image.dtype)
-    return to_integers(numbers, image.dtype)
 
 
 def to_integers(numbers: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -211,16 +211,12 @@ def _parse(key: Any, shape: tuple[int, ...]) -> ParsedKey:
             arrays += [index for index in found if not isinstance(index, int)]
     points = np.broadcast_shapes(*(array.shape for array in arrays)) if arrays else None
     if points is not None:
-        dims.insert(_place(advanced), POINTS)
+        (first, place), (last, _) = advanced[0], advanced[-1]
+        # NumPy puts the points at the indices where they stand together, else in front.
+        dims.insert(place if last - first == len(advanced) - 1 else 0, POINTS)
         if math.prod(points) == 0:
             axes = [np.zeros(points, np.int64) if isinstance(axis, np.ndarray) else axis for axis in axes]
     return ParsedKey(axes, dims, points, ellipses > 0)
-
-
-def _place(advanced: list[tuple[int, int]]) -> int:
-    """Where NumPy puts the points: at the indices where they stand together, else in front."""
-    (first, place), (last, _) = advanced[0], advanced[-1]
-    return place if last - first == len(advanced) - 1 else 0
 
 
 def _indices(entry: Any, sizes: tuple[int, ...], key: Any, shape: tuple[int, ...]) -> list[Any]:

@@ -6,16 +6,15 @@ import importlib
 import math
 from collections.abc import Iterator, Sequence
 from html import escape
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Box, Int64s
 from lazytiles.display import png
 from lazytiles.errors import LazyTilesError, visible
 from lazytiles.indexing.requests import request
-
-Box: TypeAlias = tuple[tuple[int, int], ...]
 
 
 class LazyArray:
@@ -24,7 +23,7 @@ class LazyArray:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
-    def read_box(self, rows: NDArray[np.int64], box: Box, origins: NDArray[np.int64] | None) -> NDArray[Any]:
+    def read_box(self, rows: Int64s, box: Box, origins: Int64s | None) -> NDArray[Any]:
         """Samples, cut by a box: ``self[rows[k]][box]``, moved by ``origins[k]``.
 
         Parameters
@@ -83,7 +82,7 @@ class LazyArray:
         """What a notebook says of the array, by name."""
         return {"shape": by(self.shape), "dtype": str(self.dtype), "size": in_bytes(self.nbytes)}
 
-    def _glimpse(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.uint8] | None:
+    def _glimpse(self, rows: Int64s | None = None) -> NDArray[np.uint8] | None:
         """A small picture of some rows, uint8 (h, w, 3), or None where there is none or it would cost much."""
         return None
 
@@ -97,7 +96,8 @@ class LazyArray:
             picture = self._glimpse()
         except (LazyTilesError, ValueError, TypeError):
             picture = None  # A repr never raises: an image that cannot be read is said by the read itself.
-        image = "" if picture is None else f'<td><img src="{png(picture)}" alt="thumbnail" style="max-width:16em"></td>'
+        style = "min-width:10em;max-width:16em;image-rendering:pixelated"
+        image = "" if picture is None else f'<td><img src="{png(picture)}" alt="thumbnail" style="{style}"></td>'
         kind = escape(type(self).__name__)
         return f"<table><tr><td><b>{kind}</b><table>{rows}</table></td>{image}</tr></table>"
 
@@ -122,7 +122,7 @@ def token(*parts: Any) -> Any:
     return importlib.import_module("dask.base").normalize_token(parts)
 
 
-def each_at(source: Any, rows: NDArray[np.int64], box: Box, origins: NDArray[np.int64]) -> NDArray[Any]:
+def each_at(source: Any, rows: Int64s, box: Box, origins: Int64s) -> NDArray[Any]:
     """Rows of anything with `dtype` and slices, each cut by the box at its own origin; arguments as for `read_box`."""
     out = np.empty((len(rows), *(stop - start for start, stop in box)), np.dtype(source.dtype).newbyteorder("="))
     for k, (row, origin) in enumerate(zip(rows.tolist(), origins.tolist(), strict=True)):

@@ -1,7 +1,7 @@
 """Orders, draws and shards: pure functions of their seeds, the same on every machine and for ever.
 
 Orders are sorted raw words (see `lazytiles.indexing.seeds`); nothing depends on the distribution code of NumPy, whose
-streams may change.  ``docs/orders.md`` has the definitions in full.
+streams may change.  ``docs/understand/orders.md`` has the definitions in full.
 """
 
 from __future__ import annotations

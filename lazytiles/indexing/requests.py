@@ -154,15 +154,13 @@ def _whole_rows(chosen: Int64s, shape: tuple[int, ...], row_axes: int, *, drop: 
     if row_axes == 1:
         return Request((chosen,), box, None, n, None, (0,) if drop else None)
     each = len(inner[0])
-    rows = (chosen.repeat(each), *(inner if drop else [_repeated(row, n) for row in inner]))
+    if not drop:  # np.tile takes longer than all the rest of a short key
+        blocks = [np.empty((n, each), dtype=np.int64) for _ in inner]
+        for block, row in zip(blocks, inner, strict=True):
+            block[:] = row
+        inner = tuple(block.reshape(-1) for block in blocks)
+    rows = (chosen.repeat(each), *inner)
     return Request(rows, box, None, n * each, shape[1:] if drop else (n, *shape[1:]))
-
-
-def _repeated(row: Int64s, n: int) -> Int64s:
-    """``np.tile(row, n)``, which takes longer than all the rest of a short key."""
-    block = np.empty((n, len(row)), dtype=np.int64)
-    block[:] = row
-    return block.reshape(-1)
 
 
 @lru_cache(maxsize=256)
@@ -217,9 +215,7 @@ def _is_dense(coords: dict[int, Int64s], row_axes: int, edges: list[int | None])
 
 def _distinct(columns: list[Int64s]) -> int:
     """How many different tuples the columns hold."""
-    if not columns:
-        return 1
-    return len(np.unique(_ravel(columns)[0]))
+    return len(np.unique(_ravel(columns)[0])) if columns else 1
 
 
 def _ravel(columns: list[Int64s]) -> tuple[Int64s, list[int]]:
@@ -241,11 +237,14 @@ def _lay_out(parsed: ParsedKey, shape: tuple[int, ...], row_axes: int, edges: li
     inverse = None
     points = math.prod(shaped or ())
     if gathered and coords:
-        coords, inverse = _unique_rows(coords)
-        points = len(next(iter(coords.values())))
+        flat, sizes = _ravel(list(coords.values()))
+        unique, inverse = np.unique(flat, return_inverse=True)  # each row once, and the row of every point
+        coords = dict(zip(coords, np.unravel_index(unique, sizes), strict=True))
+        points = len(unique)
     leads = _stepped(parsed, row_axes, edges) | set(range(row_axes))
     dims = [d for d in parsed.dims if d in leads or (d == POINTS and (coords or not gathered))]
-    lengths = [points if d == POINTS else _count(parsed.axes[d]) for d in dims]
+    counts = [axis[2] if isinstance(axis, tuple) else 1 for axis in parsed.axes]
+    lengths = [points if d == POINTS else counts[d] for d in dims]
     columns = _columns(parsed.axes, coords, dims, lengths)
     boxed = range(row_axes, len(shape))
     origins = None
@@ -261,18 +260,6 @@ def _lay_out(parsed: ParsedKey, shape: tuple[int, ...], row_axes: int, edges: li
     )
     lead = _Lead(dims, lengths, boxed, set(columns), gathered, inverse)
     return Request(rows, box, origins, n, *_steps(parsed, lead, [stop - start for start, stop in box]))
-
-
-def _unique_rows(coords: dict[int, Int64s]) -> tuple[dict[int, Int64s], Int64s]:
-    """Each row once, and for every point which of them it lies in."""
-    flat, sizes = _ravel(list(coords.values()))
-    unique, inverse = np.unique(flat, return_inverse=True)
-    columns = np.unravel_index(unique, sizes)
-    return dict(zip(coords, columns, strict=True)), inverse.reshape(-1)
-
-
-def _count(axis: Axis) -> int:
-    return axis[2] if isinstance(axis, tuple) else 1
 
 
 def _columns(axes: list[Axis], coords: dict[int, Int64s], dims: list[int], lengths: list[int]) -> dict[int, Int64s]:
@@ -314,8 +301,12 @@ def _steps(parsed: ParsedKey, lead: _Lead, extents: list[int]) -> tuple[Any, ...
         labels += [(d, k) for k in range(len(shaped))] if several else [(d, 0)]
     index: list[Any] = [slice(None)] * len(labels)
     for axis in lead.boxed:
-        index.append(_residue(parsed.axes[axis], axis in lead.single))
-        labels += [] if index[-1] == 0 else [(axis, 0)]
+        found = parsed.axes[axis]
+        if axis in lead.single or isinstance(found, int):
+            index.append(0)
+            continue
+        index.append(slice(None, None, found[1]) if isinstance(found, tuple) and found[1] != 1 else slice(None))
+        labels.append((axis, 0))
     if not any(d != NEW for d in parsed.dims) and (parsed.keeps_array or parsed.dims):
         index.append(Ellipsis)
     gather, labels = _gathering(lead, labels, shaped)
@@ -331,15 +322,6 @@ def _steps(parsed: ParsedKey, lead: _Lead, extents: list[int]) -> tuple[Any, ...
         order if order != tuple(range(len(order))) else None,
         tuple(new) if None in new else None,
     )
-
-
-def _residue(axis: Axis, single: bool) -> Any:
-    """What is left to do on one axis of the box: 0 drops it, a slice keeps it."""
-    if single or isinstance(axis, int):
-        return 0
-    if isinstance(axis, tuple) and axis[1] != 1:
-        return slice(None, None, axis[1])
-    return slice(None)
 
 
 def _gathering(

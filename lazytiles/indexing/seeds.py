@@ -24,22 +24,13 @@ Seed: TypeAlias = int | np.random.Generator | np.random.RandomState | None
 _CHUNK = 2**18  # elements worked on at once: temporaries stay in the processor's cache
 
 
-def fresh_seed() -> int:
-    """A seed below 2**32 from the operating system's randomness, to be remembered by who asked.
-
-    >>> 0 <= fresh_seed() < 2**32
-    True
-    """
-    return secrets.randbits(32)
-
-
 def seed_of(seed: Seed) -> int:
     """The whole number that a seed stands for.
 
     Parameters
     ----------
     seed : a whole number of any size, which stands for itself; a NumPy `Generator` or `RandomState`, from which a
-        number below 2**32 is drawn, once; or None for a fresh one
+        number below 2**32 is drawn, once; or None for a fresh one, of the operating system's randomness
 
     Raises
     ------
@@ -49,7 +40,7 @@ def seed_of(seed: Seed) -> int:
     (42, True)
     """
     if seed is None:
-        return fresh_seed()
+        return secrets.randbits(32)
     if isinstance(seed, np.random.Generator):
         return int(seed.integers(2**32))
     if isinstance(seed, np.random.RandomState):

@@ -134,10 +134,8 @@ def leakage(a: Any, b: Any) -> list[Leak]:
     ------
     ValueError : an array has no windows, because it was not opened from a manifest
     """
-    (windows_a, regions_a, names_a), (windows_b, regions_b, names_b) = (
-        _places(a, "first"),
-        _places(b, "second"),
-    )
+    windows_a, regions_a, names_a = _places(a, "first")
+    windows_b, regions_b, names_b = _places(b, "second")
     pairs = overlapping_pairs(windows_a, regions_a, windows_b, regions_b)
     left, right = windows_a[pairs[:, 0]], windows_b[pairs[:, 1]]
     columns = (
@@ -165,8 +163,7 @@ def split_rows(
     """
     groups, classes, order = _in_first_order(array, by, stratify)
     first, _ = split_groups(groups, fraction, seed=seed, n=len(array), stratify=classes)
-    rest, positions = _sides(first, order)
-    return positions, rest
+    return _sides(first, order)[::-1]
 
 
 def kfold_rows(
@@ -190,9 +187,9 @@ def _in_first_order(array: Any, by: Any, stratify: Any) -> tuple[Any, Any, Int64
     order = np.asarray(array.order)
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
-    groups, classes = _named(array, by, "by", "source"), _named(array, stratify, "stratify", "labels")
-    first_groups = None if groups is None else groups[place]
-    return first_groups, None if classes is None else classes[place], order
+    named = _named(array, by, "by", "source"), _named(array, stratify, "stratify", "labels")
+    groups, classes = (None if values is None else values[place] for values in named)
+    return groups, classes, order
 
 
 def _named(array: Any, name: Any, option: str, own: str) -> NDArray[Any] | None:

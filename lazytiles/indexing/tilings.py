@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+
+from lazytiles.aliases import Int64s
 
 Edge = Literal["shift", "pad", "drop", "partial"]
 EDGES: tuple[Edge, ...] = get_args(Edge)
 
 
-def cuts(length: int, size: int | None, stride: int | None = None, edge: Edge = "shift") -> NDArray[np.int64]:
+def cuts(length: int, size: int | None, stride: int | None = None, edge: Edge = "shift") -> Int64s:
     """The intervals that a window of one size takes along one axis.
 
     They begin at 0, stride, 2 stride, … until the axis is covered; the edge policy says what becomes of those
@@ -81,7 +83,7 @@ def tiling(
     *,
     stride: int | Sequence[int | None] | None = None,
     edge: Edge | Sequence[Edge] = "shift",
-) -> NDArray[np.int64]:
+) -> Int64s:
     """The windows of a regular grid over a shape: the product of the cuts of its axes, row-major.
 
     Parameters
@@ -111,7 +113,7 @@ def tiling(
     return np.stack(ends[0] + ends[1], axis=1)
 
 
-def coverage(windows: ArrayLike, shape: Sequence[int]) -> NDArray[np.int64]:
+def coverage(windows: ArrayLike, shape: Sequence[int]) -> Int64s:
     """How many windows cover each pixel.
 
     Parameters

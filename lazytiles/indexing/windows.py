@@ -28,6 +28,11 @@ def boxes_from_windows(windows: ArrayLike) -> Int64s:
     return windows_from_boxes(windows)
 
 
+def box_words(window: Int64s) -> str:
+    """One window in the words of its box, such as ``"box (20, 10, 26, 14)"``."""
+    return f"box ({', '.join(map(str, boxes_from_windows(window[None])[0].tolist()))})"
+
+
 def shared_pixels(windows: ArrayLike, others: ArrayLike) -> Int64s:
     """How many pixels each window shares with the other in the same row; 0 where they do not meet.
 

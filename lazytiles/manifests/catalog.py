@@ -65,16 +65,13 @@ def by_name(function: Door) -> Door:
 
     @wraps(function)
     def opened(manifest: Any, *folder: Any, **options: Any) -> MultiSourceArray:
-        if isinstance(manifest, str) and (manifest in catalog or _is_name(manifest)):
+        if isinstance(manifest, str) and (
+            manifest in catalog or (_may_be_name(manifest) and not os.path.lexists(manifest))
+        ):  # a name that nobody registered, which is no path and no file, is refused as a name
             return open_registered(manifest, *folder, **options)
         return function(manifest, *folder, **options)
 
     return cast(Door, opened)
-
-
-def _is_name(text: str) -> bool:
-    """Whether a text can only be meant as the name of a data set: it is no path, and there is no such file."""
-    return _may_be_name(text) and not os.path.lexists(text)
 
 
 def _may_be_name(text: str) -> bool:

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lazytiles.aliases import Int64s
-from lazytiles.arrays import MultiSourceArray, codec_name
+from lazytiles.arrays import MultiSourceArray, codec_name, results
 from lazytiles.config import usable_cpus
 from lazytiles.errors import LazyTilesError, ManifestError
 from lazytiles.images import Region, is_remote, open_region, split_name
@@ -148,11 +148,7 @@ def _looks(look: _Look, images: Sequence[str], threads: int | None, client: Any)
             yield from pool.map(look, images)
         return
     futures = client.map(look, [image if is_remote(image) else os.path.abspath(image) for image in images], pure=False)
-    try:
-        for future in futures:
-            yield future.result()
-    finally:
-        client.cancel(futures)
+    yield from results(client, futures)
 
 
 @dataclass(slots=True, eq=False)
@@ -375,18 +371,13 @@ class _Checkup:
                 continue
             untested.discard(name)
             timed = getattr(source, "timed", False)
-            if any(_fails(source, (k, frame) if timed else k) for k in range(len(source))):
+            try:
+                for k in range(len(source)):
+                    source[(k, frame) if timed else k]
+            except LazyTilesError:
                 self.report.problems.add("unreadable image", self.damaged[name])
             else:
                 self.report.warnings.add("damage outside windows", f"{self.damaged[name]}, under no window")
-
-
-def _fails(source: Any, key: Any) -> bool:
-    try:
-        source[key]
-    except LazyTilesError:
-        return True
-    return False
 
 
 def _by_source(array: MultiSourceArray, rows: Int64s) -> Iterator[tuple[Any, Int64s]]:

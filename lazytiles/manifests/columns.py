@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lazytiles.aliases import Fault
+from lazytiles.aliases import Fault, Int64s
 from lazytiles.arrays import class_name, is_numeric
 
 _HASHED_ROWS = 2**16
@@ -89,9 +89,7 @@ def first_rows(values: NDArray[Any]) -> NDArray[np.int32]:
     return first
 
 
-def parse_boxes(
-    text: pa.ChunkedArray | pa.Array, count: int | None = None
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def parse_boxes(text: pa.ChunkedArray | pa.Array, count: int | None = None) -> tuple[Int64s, NDArray[np.bool_]]:
     """Boxes written as text, by a strict grammar over the whole column; nothing is evaluated.
 
     Four (or six) decimal integers of at most ten ASCII digits, between commas, in round or square brackets;
@@ -120,7 +118,7 @@ def parse_boxes(
     return boxes, bad
 
 
-def _match_boxes(text: pa.ChunkedArray | pa.Array, count: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def _match_boxes(text: pa.ChunkedArray | pa.Array, count: int) -> tuple[Int64s, NDArray[np.bool_]]:
     numbers = ",".join(_NUMBER.format(k) for k in range(count))
     found = pc.extract_regex(text, rf"^[ \t]*(?P<open>[\[(]){numbers}(?P<close>[\])])[ \t]*$")
     found = found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
@@ -136,7 +134,7 @@ def _match_boxes(text: pa.ChunkedArray | pa.Array, count: int) -> tuple[NDArray[
     return boxes, bad
 
 
-def integers(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def integers(column: pa.ChunkedArray) -> tuple[Int64s, NDArray[np.bool_]]:
     """A column of whole numbers as int64, and a mask of the cells that are none."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     column = column.cast(kind) if pa.types.is_dictionary(column.type) else column
@@ -197,7 +195,7 @@ def is_blank(column: pd.Series) -> NDArray[np.bool_]:
 
 def label_column(
     column: pd.Series, used: NDArray[np.bool_], own: list[Any] | None, classes: list[Any] | None, *, alone: bool
-) -> tuple[pd.Categorical | NDArray[np.int64] | None, list[Fault]]:
+) -> tuple[pd.Categorical | Int64s | None, list[Fault]]:
     """A label column that holds names, as categories whose codes are the class numbers.
 
     Parameters

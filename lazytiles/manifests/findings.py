@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Int64s
 from lazytiles.display import plural
 from lazytiles.indexing import overlapping_pairs
 from lazytiles.manifests.columns import column_hashes, count_distinct, first_rows, to_numbers
@@ -41,7 +42,7 @@ class Report:
     warnings: Problems
     facts: dict[str, Any] = field(default_factory=dict)
     table: pd.DataFrame | None = None
-    paths: NDArray[np.int64] | None = None
+    paths: Int64s | None = None
     images: list[str] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)
 
@@ -59,21 +60,20 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON takes it."""
+        kinds = (
+            [
+                {"kind": kind, "count": found.counts[kind], "rows": found.rows.get(kind, []), "messages": texts}
+                for kind, texts in found.texts.items()
+            ]
+            for found in (self.problems, self.warnings)
+        )
         return {
             "manifest": self.name,
             "ok": self.is_sound,
-            "problems": _kinds(self.problems),
-            "warnings": _kinds(self.warnings),
+            **dict(zip(("problems", "warnings"), kinds, strict=True)),
             "facts": self.facts,
             "digests": self.digests,
         }
-
-
-def _kinds(found: Problems) -> list[dict[str, Any]]:
-    return [
-        {"kind": kind, "count": found.counts[kind], "rows": found.rows.get(kind, []), "messages": texts}
-        for kind, texts in found.texts.items()
-    ]
 
 
 def table_facts(table: pd.DataFrame) -> dict[str, Any]:
@@ -135,8 +135,9 @@ def check_targets(report: Report, columns: Sequence[str]) -> None:
             "max": float(values.max()),
             "mean": float(values.mean()),
         }
-        classes, counts = _classes(values)
-        if len(classes):
+        few = len(np.unique(values[:_LOOKED_AT])) <= _FEW_CLASSES
+        classes, counts = np.unique(values, return_counts=True) if few else (values, values)
+        if few and len(classes) <= _FEW_CLASSES and (classes == np.floor(classes)).all():
             facts["classes"] = {f"{value:g}": int(n) for value, n in zip(classes, counts, strict=True)}
             if len(classes) > 1 and counts.min() < 0.01 * counts.sum():
                 rare = f"{classes[counts.argmin()]:g}"
@@ -152,27 +153,17 @@ def check_targets(report: Report, columns: Sequence[str]) -> None:
 def _check_names(report: Report, name: str, column: pd.Series) -> None:
     """The balance of classes that have names."""
     counts = {str(key): int(n) for key, n in column.value_counts(sort=False).items()}
-    total, there = sum(counts.values()), {key: n for key, n in counts.items() if n}
+    total, there = sum(counts.values()), [key for key, n in counts.items() if n]
     if not there:
         return
     report.facts.setdefault("targets", {})[name] = {"classes": counts}
-    rare = min(there, key=lambda key: there[key])
+    rare = min(there, key=lambda key: counts[key])
     if len(there) == 1:
         report.warnings.add("class balance", f"{name} is {rare} in every row")
-    elif there[rare] < 0.01 * total:
-        report.warnings.add("class balance", f"{name}: class {rare} is {there[rare]} of {total} rows")
-    absent = [key for key, n in counts.items() if not n]
-    if absent:
+    elif counts[rare] < 0.01 * total:
+        report.warnings.add("class balance", f"{name}: class {rare} is {counts[rare]} of {total} rows")
+    if absent := [key for key, n in counts.items() if not n]:
         report.warnings.add("class balance", f"{name}: no row is of class {', '.join(absent[:10])}")
-
-
-def _classes(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """The different values and how often each is there; none where they are many or not whole numbers."""
-    none: tuple[NDArray[Any], NDArray[np.int64]] = values[:0], np.zeros(0, np.int64)
-    if len(np.unique(values[:_LOOKED_AT])) > _FEW_CLASSES:
-        return none
-    classes, counts = np.unique(values, return_counts=True)
-    return (classes, counts) if len(classes) <= _FEW_CLASSES and (classes == np.floor(classes)).all() else none
 
 
 def check_leaks(report: Report, split: str) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Int64s
 from lazytiles.errors import ManifestError, shown
 from lazytiles.images import Region, is_remote, open_region
 from lazytiles.indexing import Edge, tiling
@@ -112,9 +114,9 @@ def make_grid(
 
 def _windows(
     sites: Sequence[Site], sizes: Sequence[int | None], stride: Any, edge: Edge | Sequence[Edge]
-) -> dict[str, NDArray[np.int64]]:
+) -> dict[str, Int64s]:
     """The tiles of each region, once for all its frames."""
-    found: dict[str, NDArray[np.int64]] = {}
+    found: dict[str, Int64s] = {}
     first: dict[str, Site] = {}
     problems = Problems("the images")
     for site in sites:
@@ -149,53 +151,50 @@ def find_sites(regions: object, axes: int) -> list[Site]:
     regions : as for `make_grid`
     axes : 2 for images, 3 for volumes
     """
-    return list(_sites(regions, axes))
-
-
-def _sites(regions: object, axes: int) -> Iterator[Site]:
     if isinstance(regions, str | os.PathLike):
         if is_remote(os.fspath(regions)):
             raise ManifestError(f"{os.fspath(regions)}: a folder behind an address is not listed; pass its images' own")
         root = Path(regions)
-        paths: list[Path] = find_images(root) if not root.is_file() else [root]
-        yield from _sites_of_paths(paths, axes, root)
-    elif isinstance(regions, Mapping):
-        for name, value in regions.items():
-            if not is_component(str(name)):
-                raise ManifestError(f"region {name!r}: an id is one name, without / or \\ or ..")
-            shape: tuple[int, ...] = tuple(getattr(value, "shape", None) or value)
-            yield Site(str(name), None, _cut_axes(str(name), value, shape, axes), getattr(value, "path", None))
+        return _sites_of_paths(find_images(root) if not root.is_file() else [root], axes, root)
+    if isinstance(regions, Mapping):
+        if wrong := [name for name in regions if not is_component(str(name))]:
+            raise ManifestError(f"region {wrong[0]!r}: an id is one name, without / or \\ or ..")
+        named = [(str(name), value) for name, value in regions.items()]
     elif isinstance(regions, Iterable):
-        items = list(regions)
+        items: list[Any] = list(regions)
         if all(isinstance(item, Site) for item in items):
-            yield from items
-        elif any(isinstance(item, str) and is_remote(item) for item in items):
-            yield from _sites([open_region(item, page=0 if axes == 2 else "all") for item in items], axes)
-        elif all(isinstance(item, str | os.PathLike) for item in items):
-            yield from _sites_of_paths([Path(item) for item in items], axes, None)
-        else:
-            for item in items:
-                stem = Path(shown(item.path)).stem
-                yield Site(stem, None, _cut_axes(stem, item, tuple(item.shape), axes), item.path)
+            return items
+        if any(isinstance(item, str) and is_remote(item) for item in items):
+            items = [_opened(item, axes) for item in items]
+        if all(isinstance(item, str | os.PathLike) for item in items):
+            return _sites_of_paths([Path(item) for item in items], axes, None)
+        named = [(Path(shown(item.path)).stem, item) for item in items]
     else:
         raise TypeError(f"regions is a folder, paths, regions or a mapping, not {type(regions).__name__}")
+    return [Site(name, None, _cut_axes(name, one, axes), getattr(one, "path", None)) for name, one in named]
 
 
-def _sites_of_paths(paths: Sequence[Path], axes: int, root: Path | None) -> Iterator[Site]:
+def _sites_of_paths(paths: Sequence[Path], axes: int, root: Path | None) -> list[Site]:
     """A folder above several images of one name is a frame."""
     stems = [path.stem for path in paths]
     framed = len(set(stems)) < len(stems) or (root is not None and all(path.parent != root for path in paths))
     framed = framed and (root is None or not root.is_file())
+    found = []
     for path in paths:
-        region = open_region(path) if axes == 2 else open_region(path, page="all")
         label = path.parent.name if framed and path.parent != root else None
-        yield Site(path.stem, label, _cut_axes(path.stem, region, region.shape, axes), str(path))
+        found.append(Site(path.stem, label, _cut_axes(path.stem, _opened(path, axes), axes), str(path)))
+    return found
 
 
-def _cut_axes(name: str, region: object, shape: tuple[int, ...], axes: int) -> tuple[int, ...]:
+def _opened(path: str | Path, axes: int) -> Region:
+    return open_region(path) if axes == 2 else open_region(path, page="all")
+
+
+def _cut_axes(name: str, region: Any, axes: int) -> tuple[int, ...]:
     """The axes that tiles are cut along: rows and columns, and before them the pages of a volume."""
+    shape = tuple(getattr(region, "shape", None) or region)
     if isinstance(region, Region):
-        shape = region.shape[: region.axes.index("X") + 1]
+        shape = shape[: region.axes.index("X") + 1]
         cut = shape[-axes:]
     else:
         cut = shape[:axes]
@@ -204,7 +203,7 @@ def _cut_axes(name: str, region: object, shape: tuple[int, ...], axes: int) -> t
     return tuple(int(length) for length in cut)
 
 
-def _manifest(sites: Sequence[Site], windows: dict[str, NDArray[np.int64]]) -> pd.DataFrame:
+def _manifest(sites: Sequence[Site], windows: dict[str, Int64s]) -> pd.DataFrame:
     labels: dict[str, list[str | None]] = {}
     for site in sites:
         labels.setdefault(site.region_id, []).append(site.label_id)
@@ -230,19 +229,14 @@ def _manifest(sites: Sequence[Site], windows: dict[str, NDArray[np.int64]]) -> p
 
 
 _MEASURES: dict[str, Callable[[NDArray[Any], float], float]] = {
-    "nodata": lambda tile, fill: float(_is_nodata(tile, fill).mean()),
+    "nodata": lambda tile, fill: float(((tile != tile) | (tile == fill)).mean()),  # NaN is not itself
     "tissue": lambda tile, fill: float(_is_tissue(tile).mean()),
     "std": lambda tile, fill: float(tile.std(dtype=np.float64)),
     "mean": lambda tile, fill: float(tile.mean(dtype=np.float64)),
     "min": lambda tile, fill: float(tile.min()),
     "max": lambda tile, fill: float(tile.max()),
 }
-_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
-    "<": lambda a, b: a < b,
-    "<=": lambda a, b: a <= b,
-    ">": lambda a, b: a > b,
-    ">=": lambda a, b: a >= b,
-}
+_COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 _PART = re.compile(r"\s*([a-z]+)\s*(<=|>=|<|>)\s*(-?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))\s*")
 
 
@@ -276,11 +270,6 @@ def parse_rule(text: str) -> Callable[[NDArray[Any], float], bool]:
     return lambda tile, fill: all(compare(measure(tile, fill), limit) for measure, compare, limit in rules)
 
 
-def _is_nodata(tile: NDArray[Any], fill: float) -> NDArray[np.bool_]:
-    empty = np.isnan(tile) if tile.dtype.kind in "fc" else np.zeros(tile.shape, bool)
-    return np.asarray(empty | (tile == fill))
-
-
 def _is_tissue(tile: NDArray[Any]) -> NDArray[np.bool_]:
     """Pixels whose colours differ by more than a twentieth of the brightest: stained, not glass."""
     if tile.ndim < 3 or tile.shape[-1] < 3:
@@ -290,7 +279,7 @@ def _is_tissue(tile: NDArray[Any]) -> NDArray[np.bool_]:
     return np.asarray(high - colours.min(axis=-1) > 0.05 * np.maximum(high, 1e-12))
 
 
-def judge(path: str, windows: NDArray[np.int64], keep: str | Rule) -> NDArray[np.bool_]:
+def judge(path: str, windows: Int64s, keep: str | Rule) -> NDArray[np.bool_]:
     """Which windows of an image a rule keeps, judged on its smallest overview of enough pixels.
 
     Parameters
@@ -307,23 +296,16 @@ def judge(path: str, windows: NDArray[np.int64], keep: str | Rule) -> NDArray[np
         return np.ones(0, bool)
     axes = windows.shape[1] // 2
     rule = parse_rule(keep) if isinstance(keep, str) else (lambda tile, fill: bool(keep(tile)))
-    region = open_region(path) if axes == 2 else open_region(path, page="all")
-    full = region.shape[:axes]
+    region = _opened(path, axes)
+    full = np.array([*region.shape[:axes]] * 2)
     if axes == 2 and isinstance(keep, str):
-        region = _overview(region, windows)
-    scale = np.array([*region.shape[:axes]] * 2) / np.array([*full] * 2)
+        smallest, levels = int((windows[:, 2:] - windows[:, :2]).min()), region.levels
+        enough = (k for k, shape in enumerate(levels) if smallest * shape[0] / levels[0][0] >= _FEWEST_PIXELS)
+        level = max(enough, default=0)
+        region = open_region(path, level=level) if level else region
     limits = np.array([*region.shape[:axes]] * 2)
-    boxes = np.clip(np.round(windows * scale).astype(np.int64), 0, limits)
+    boxes = np.clip(np.round(windows * (limits / full)).astype(np.int64), 0, limits)
     boxes[:, axes:] = np.maximum(boxes[:, axes:], boxes[:, :axes] + 1)
     pixels = np.asarray(region) if region.nbytes <= _MOST_OVERVIEW_BYTES else region
     fill = region.pages[0].fill
     return np.array([rule(pixels[tuple(map(slice, box[:axes], box[axes:]))], fill) for box in boxes.tolist()], bool)
-
-
-def _overview(region: Region, windows: NDArray[np.int64]) -> Region:
-    smallest = int((windows[:, 2:] - windows[:, :2]).min())
-    levels = region.levels
-    for level in range(len(levels) - 1, 0, -1):
-        if smallest * levels[level][0] / levels[0][0] >= _FEWEST_PIXELS:
-            return open_region(region.path, level=level)
-    return region

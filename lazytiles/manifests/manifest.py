@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lazytiles.aliases import Int64s
 from lazytiles.arrays import check_classes, is_numeric
 from lazytiles.errors import ManifestError
 from lazytiles.manifests.columns import (
@@ -33,7 +34,7 @@ from lazytiles.manifests.columns import (
     to_numbers,
 )
 from lazytiles.manifests.conflicts import conflicts
-from lazytiles.manifests.paths import template_columns
+from lazytiles.manifests.paths import checked_columns
 from lazytiles.manifests.problems import BOX_2D, BOX_3D, IDS, Problems
 from lazytiles.manifests.table import Pieces, open_table
 
@@ -128,9 +129,7 @@ class Columns:
 
 
 def inspect_manifest(
-    manifest: pd.DataFrame | str | os.PathLike[str],
-    columns: Columns,
-    progress: Callable[[int], None] | None = None,
+    manifest: pd.DataFrame | str | os.PathLike[str], columns: Columns, progress: Callable[[int], None] | None = None
 ) -> tuple[pd.DataFrame, Problems]:
     """As `read_manifest`, but what is wrong is given back beside the table.
 
@@ -166,9 +165,7 @@ def _with_file(source: Pieces, template: str | None) -> tuple[Pieces, bool]:
     if not new:
         return source, False
     template = template or "{path}"
-    absent = [name for name in template_columns(template) if name not in have]
-    if absent:
-        raise ManifestError(f"path template {template!r}: there is no column {absent[0]}; there are {', '.join(have)}")
+    checked_columns(have, template)
 
     def named(piece: pa.Table) -> pa.Table:
         parts: list[Any] = []
@@ -309,23 +306,23 @@ class _Reading:
             if named:
                 again, wrong = self._boxes_of_columns(piece)
                 differ = ~bad & ~skip & (wrong | (again != boxes).any(axis=1))
-                self.note("boxes disagree", differ, self._disagreement, self.length)
+                said = ", but the columns {} say ({}); leave one of the two out, or correct it"
+                names = ", ".join(self.box_names)
+                box = self._box
+                self.note(
+                    "boxes disagree", differ, lambda r: f"{self._tile(r)}{said.format(names, box(r))}", self.length
+                )
         else:
             boxes, bad = self._boxes_of_columns(piece)
         self._note_boxes(boxes, bad, skip)
         boxes = np.where((bad | skip)[:, None], 0, np.clip(boxes, -_LARGEST, _LARGEST))
         return [boxes[:, k].astype(np.int32) for k in range(len(self.box_names))]
 
-    def _boxes_of_columns(self, piece: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    def _boxes_of_columns(self, piece: pa.Table) -> tuple[Int64s, NDArray[np.bool_]]:
         columns = [integers(piece.column(name)) for name in self.box_names]
         return np.stack([values for values, _ in columns], axis=1), np.logical_or.reduce([bad for _, bad in columns])
 
-    def _disagreement(self, row: int) -> str:
-        box = ", ".join(str(self.piece.column(name)[row].as_py()) for name in self.box_names)
-        names = ", ".join(self.box_names)
-        return f"{self._tile(row)}, but the columns {names} say ({box}); leave one of the two out, or correct it"
-
-    def _note_boxes(self, boxes: NDArray[np.int64], bad: NDArray[np.bool_], skip: NDArray[np.bool_]) -> None:
+    def _note_boxes(self, boxes: Int64s, bad: NDArray[np.bool_], skip: NDArray[np.bool_]) -> None:
         half = boxes.shape[1] // 2
         names = ", ".join(self.box_names)
         low, high = boxes[:, :half], boxes[:, half:]
@@ -349,13 +346,15 @@ class _Reading:
         value = as_text(self.piece.column(name).slice(row, 1))[0].as_py()
         return shortened(value or "")
 
+    def _box(self, row: int) -> str:
+        return ", ".join(str(self.piece.column(name)[row].as_py()) for name in self.box_names)
+
     def _tile(self, row: int) -> str:
         """The words for a row of that piece: its tile, and its box if it has one."""
         tile = f"tile {self._cell('tile_id', row)}"
         if "region_coordinates" in self.source.columns:
             return f"{tile}: box {self._cell('region_coordinates', row)}"
-        box = ", ".join(str(self.piece.column(name)[row].as_py()) for name in self.box_names)
-        return f"{tile}: box ({box})" if box else tile
+        return f"{tile}: box ({self._box(row)})" if self.box_names else tile
 
     def _box_message(self, row: int, cause: str) -> str:
         region = f" of region {self._cell('region_id', row)}" if "region_id" in self.ids else ""

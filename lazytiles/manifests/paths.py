@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from string import Formatter
@@ -14,8 +14,8 @@ from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from lazytiles.aliases import Int64s
 from lazytiles.errors import ManifestError
 from lazytiles.images import split_name
 from lazytiles.indexing import region_column
@@ -88,10 +88,10 @@ def resolve_paths(
     *,
     follow_symlinks: bool = True,
     problems: Problems | None = None,
-    rows: NDArray[np.int64] | None = None,
+    rows: Int64s | None = None,
     name_row: Callable[[int], str] | None = None,
     may_lack: bool = False,
-) -> tuple[NDArray[np.int64], list[str]]:
+) -> tuple[Int64s, list[str]]:
     """The image of every row: an index into the list of the different paths, and that list.
 
     Parameters
@@ -123,7 +123,7 @@ def resolve_paths(
     >>> codes.tolist(), paths
     ([0, 1, 0], ['s3://x/b.tif', 's3://x/a.tif'])
     """
-    columns = checked_columns(table, template)
+    columns = checked_columns(table.columns, template)
     codes, values = _different(table, columns)
     found = problems if problems is not None else Problems("the manifest")
     first = first_of(codes, len(values))
@@ -150,14 +150,11 @@ def resolve_paths(
     return codes, [name and os.path.join(folder, name) for name in names]
 
 
-def checked_columns(table: pd.DataFrame, template: str) -> list[str]:
-    """The columns that a path template names, each of which the table must have."""
+def checked_columns(have: Collection[str], template: str) -> list[str]:
+    """The columns that a path template names, each of which a table must have."""
     columns = template_columns(template)
-    absent = [name for name in columns if name not in table]
-    if absent:
-        raise ManifestError(
-            f"path template {template!r}: there is no column {absent[0]}; there are {', '.join(table.columns)}"
-        )
+    if absent := [name for name in columns if name not in have]:
+        raise ManifestError(f"path template {template!r}: there is no column {absent[0]}; there are {', '.join(have)}")
     return columns
 
 
@@ -174,10 +171,10 @@ def address_of(folder: str, name: str) -> str:
     return f"{folder}{'' if folder.endswith('/') else '/'}{name}{query}"
 
 
-def _different(table: pd.DataFrame, columns: Sequence[str]) -> tuple[NDArray[np.int64], list[tuple[str, ...]]]:
+def _different(table: pd.DataFrame, columns: Sequence[str]) -> tuple[Int64s, list[tuple[str, ...]]]:
     """The different combinations of the columns' values as text, by first appearance."""
     codes = np.zeros(len(table), np.int64)
-    parts: list[tuple[NDArray[np.int64], list[str]]] = []
+    parts: list[tuple[Int64s, list[str]]] = []
     for name in columns:
         column = table[name]
         if isinstance(column.dtype, pd.CategoricalDtype):
@@ -194,7 +191,7 @@ def _different(table: pd.DataFrame, columns: Sequence[str]) -> tuple[NDArray[np.
     return codes, list(zip(*rows, strict=True)) if rows else [()] * len(first)
 
 
-def first_of(codes: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+def first_of(codes: Int64s, count: int) -> Int64s:
     """The first row of each of `count` codes; 0 where there is none."""
     first = np.zeros(count, np.int64)
     first[codes[::-1]] = np.arange(len(codes))[::-1]
@@ -211,10 +208,7 @@ def is_component(value: str) -> bool:
 
 
 def _check_components(
-    columns: Sequence[str],
-    values: list[tuple[str, ...]],
-    problems: Problems,
-    owner: Callable[[int], tuple[int, str]],
+    columns: Sequence[str], values: list[tuple[str, ...]], problems: Problems, owner: Callable[[int], tuple[int, str]]
 ) -> set[str]:
     """Note the values that could lead out of the folder, and give them back."""
     unsafe: set[str] = set()
@@ -257,14 +251,12 @@ class _Folder:
             except (OSError, ValueError):
                 found.setdefault("missing image", {})[k] = f"{path} is missing{self._hint(name)}"
                 continue
-            if not stat.S_ISREG(status.st_mode) and not self._is_store(name, status):
+            is_store = stat.S_ISDIR(status.st_mode) and name.rstrip("/").endswith(".zarr")
+            if not stat.S_ISREG(status.st_mode) and not is_store:
                 found.setdefault("not a file", {})[k] = f"{path} is not a regular file"
             elif not self.follow_symlinks and self._is_linked(name, linked):
                 found.setdefault("link", {})[k] = f"{path} goes through a link (follow_symlinks=False)"
         return found
-
-    def _is_store(self, name: str, status: os.stat_result) -> bool:
-        return stat.S_ISDIR(status.st_mode) and name.rstrip("/").endswith(".zarr")
 
     def _is_linked(self, name: str, known: dict[str, bool]) -> bool:
         parts = PurePosixPath(name).parts

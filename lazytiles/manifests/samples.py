@@ -179,14 +179,19 @@ class Images:
         others : as for `resolve_paths`
         """
         noted = Problems("the manifest") if problems is None else problems
-        columns = checked_columns(table, template)
+        columns = checked_columns(table.columns, template)
         words = name_row or (lambda row: f"{tile_words(table, row)}: ")
         found = cls([], [], [], [], opener)
-        tiles = _tile_codes(table, columns, frames, exact=problems is not None)
+        plain = "label_id" in columns and set(columns) <= set(IDS)  # on which all rows of a tile agree, but the label
+        tiles = None
+        if frames.labels is not None and len(frames.labels) > 1 and (not plain or problems is not None):
+            tiles = pd.factorize(table["tile_id"])[0].astype(np.int64)  # to find the rows of other frames
         for label in frames.labels if frames.labels is not None else [None]:
             part, own, named = _naming(table, rows, columns, label, frames, tiles)
             if missing == "raise":
-                noted.add_rows("missing frame", rows[~named], partial(_unnamed, words, label, template))
+                said = f"there is no row for the frame {label}, which would name its image by {template!r}; "
+                said += 'add it, or pass missing="fill"'
+                noted.add_rows("missing frame", rows[~named], lambda row, said=said: f"{words(row)}{said}")  # type: ignore[misc]
             code, names = resolve_paths(
                 part,
                 template,
@@ -312,29 +317,8 @@ def common_extent(table: pd.DataFrame, windows: Int64s) -> tuple[int, ...]:
     return tuple(extents[0].tolist())
 
 
-def _unnamed(words: Callable[[int], str], label: str | None, template: str, row: int) -> str:
-    return (
-        f"{words(row)}there is no row for the frame {label}, which would name its image by {template!r}; "
-        'add it, or pass missing="fill"'
-    )
-
-
-def _tile_codes(table: pd.DataFrame, columns: Sequence[str], frames: Frames, *, exact: bool) -> Int64s | None:
-    """A number for the tile of each row, where the rows of other frames must be found."""
-    plain = "label_id" in columns and set(columns) <= set(IDS)  # which all rows of a tile agree on, but the label
-    if frames.labels is None or len(frames.labels) < 2 or (plain and not exact):
-        return None
-    codes: Int64s = pd.factorize(table["tile_id"])[0].astype(np.int64)
-    return codes
-
-
 def _naming(
-    table: pd.DataFrame,
-    rows: Int64s,
-    columns: Sequence[str],
-    label: str | None,
-    frames: Frames,
-    tiles: Int64s | None,
+    table: pd.DataFrame, rows: Int64s, columns: Sequence[str], label: str | None, frames: Frames, tiles: Int64s | None
 ) -> tuple[pd.DataFrame, Int64s, NDArray[np.bool_]]:
     """What names the image of each sample in a frame.
 
@@ -353,18 +337,11 @@ def _naming(
         at[tiles[mine[::-1]]] = mine[::-1]
         own = at[tiles[rows]]
     has = own >= 0
-    by_label = "label_id" in columns and not any(
-        _differs(table[name], own[has], rows[has]) for name in columns if name not in IDS
-    )
+    others = [pd.factorize(table[name])[0] for name in columns if name not in IDS]
+    by_label = "label_id" in columns and not any((codes[own[has]] != codes[rows[has]]).any() for codes in others)
     named = every if by_label else has
     said = np.where(has, own, rows)
     part = table[columns].iloc[said[named]].reset_index(drop=True)
     if "label_id" in columns:
         part["label_id"] = pd.Categorical([label]).repeat(len(part))
     return part, said, named
-
-
-def _differs(column: pd.Series, some: Int64s, others: Int64s) -> bool:
-    """Whether a column says otherwise in some rows than in others."""
-    codes = pd.factorize(column)[0]
-    return bool((codes[some] != codes[others]).any())

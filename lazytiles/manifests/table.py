@@ -90,10 +90,6 @@ def _check_names(name: str, columns: list[str]) -> None:
         raise ManifestError(f"{name}: line 1: column {1 + [c.strip() for c in columns].index('')} has no name")
 
 
-def _row(row: int) -> str:
-    return f"row {row}"
-
-
 def _parquet_pieces(path: Path, problems: Problems) -> Pieces:
     try:
         file = pq.ParquetFile(path)
@@ -111,7 +107,7 @@ def _parquet_pieces(path: Path, problems: Problems) -> Pieces:
         except (pa.ArrowException, OSError) as error:
             raise ManifestError(f"{path}: cannot be read as Parquet: {error}") from error
 
-    return Pieces(str(path), columns, pieces(), _row)
+    return Pieces(str(path), columns, pieces(), "row {}".format)
 
 
 def _frame_pieces(frame: pd.DataFrame, problems: Problems) -> Pieces:
@@ -121,7 +117,7 @@ def _frame_pieces(frame: pd.DataFrame, problems: Problems) -> Pieces:
     arrays = [_to_arrow(frame.iloc[:, k]) for k in range(len(columns))]
     batches = pa.Table.from_arrays(arrays, names=columns).combine_chunks().to_batches(PIECE_ROWS)
     pieces = (pa.Table.from_batches([batch]) for batch in batches)
-    return Pieces("the DataFrame", columns, pieces, _row)
+    return Pieces("the DataFrame", columns, pieces, "row {}".format)
 
 
 def _to_arrow(series: pd.Series) -> pa.Array | pa.ChunkedArray:
@@ -163,7 +159,8 @@ class _CsvFile:
         quotes, position = 0, 0
         with self.path.open("rb") as file:
             while block := file.read(BLOCK_BYTES):
-                self._check_start(block, position)
+                if position == 0:
+                    self._check_start(block)
                 if (nul := block.find(b"\0")) >= 0:
                     raise ManifestError(self._at(position + nul, "a NUL byte; the file is damaged or binary"))
                 pending = len(decoder.getstate()[0])
@@ -178,16 +175,16 @@ class _CsvFile:
         if position <= 3:
             raise ManifestError(f"{self.path}: the file is empty")
         if quotes % 2:
-            raise ManifestError(f"{self.path}: line {self._odd_line()}: a quote is opened and never closed")
+            with self.path.open("rb") as file:
+                odd = next(number for number, line in enumerate(file, 1) if line.count(b'"') % 2)
+            raise ManifestError(f"{self.path}: line {odd}: a quote is opened and never closed")
 
-    def _check_start(self, block: bytes, position: int) -> None:
-        if position == 0:
-            for magic, cause in _OTHER_FORMATS.items():
-                if block.startswith(magic):
-                    raise ManifestError(f"{self.path}: line 1: not a CSV file; {cause}")
-            if b"\0\0\0\0" in {block[:8:2], block[1:8:2]}:
-                # Letters of two bytes each, without the mark that says so.
-                raise ManifestError(f"{self.path}: line 1: not a CSV file; {_OTHER_FORMATS[codecs.BOM_UTF16_LE]}")
+    def _check_start(self, block: bytes) -> None:
+        cause = next((cause for magic, cause in _OTHER_FORMATS.items() if block.startswith(magic)), None)
+        if b"\0\0\0\0" in {block[:8:2], block[1:8:2]}:  # letters of two bytes each, without the mark that says so
+            cause = cause or _OTHER_FORMATS[codecs.BOM_UTF16_LE]
+        if cause is not None:
+            raise ManifestError(f"{self.path}: line 1: not a CSV file; {cause}")
 
     def _at(self, offset: int, cause: str | None) -> str:
         """Line and column of a byte, and what is wrong there."""
@@ -198,10 +195,6 @@ class _CsvFile:
         column = before[before.rfind(b"\n") + 1 :].count(b",") + 1
         cause = cause or f"the byte 0x{byte.hex()} is not UTF-8; Latin-1 or Windows text? Save it as UTF-8"
         return f"{self.path}: line {line}, column {column}: {cause}"
-
-    def _odd_line(self) -> int:
-        with self.path.open("rb") as file:
-            return next(number for number, line in enumerate(file, 1) if line.count(b'"') % 2)
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
         """Every row that is not blank, with its first line: slow, for the header and for messages."""
@@ -251,7 +244,7 @@ class _CsvFile:
         if refused:
             self._count_fields()
 
-    def _count_fields(self) -> None:
+    def _count_fields(self, *, note: bool = True) -> None:
         """Find the line of every row, and note those of another length than the header."""
         del self.lines[:]
         rows = self._rows()
@@ -259,17 +252,13 @@ class _CsvFile:
         for line, row in rows:
             if len(row) == len(self.columns):
                 self.lines.append(line)
-            else:
+            elif note:
                 counted = f"line {line}: {len(row)} fields where the header has {len(self.columns)}"
                 self.problems.add("field count", f"{counted}; {_field_count_cause(row, len(self.columns))}")
 
     def _where(self, row: int) -> str:
-        if not len(self.lines):
-            before = self.problems
-            # Rows of another length are noted once, when all rows have been read.
-            self.problems = Problems(before.name)
-            self._count_fields()
-            self.problems = before
+        if not len(self.lines):  # rows of another length are noted once, when all rows have been read
+            self._count_fields(note=False)
         return f"line {self.lines[row]}"
 
 

@@ -37,7 +37,7 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Layout:
+class ScanTiles:
     """The tiles of one scan, in the order in which they are read: source by source, from top to bottom.
 
     Parameters
@@ -82,16 +82,11 @@ class Layout:
                 f"scan {self.id}: region {region_name(self.parts[other][0], other)} is {spaces[other]} pixels, the "
                 f"first {spaces[0]}; only images of one size are stacked as slices"
             )
-        windows = [_as_slice(part[1], k) for k, part in enumerate(found) if part is not None]
+        windows = [np.insert(part[1], (0, 2), (k, k + 1), axis=1) for k, part in enumerate(found) if part is not None]
         return (len(spaces), *spaces[0]), np.concatenate(windows)
 
 
-def _as_slice(windows: Int64s, z: int) -> Int64s:
-    at = np.full((len(windows), 1), z, np.int64)
-    return np.concatenate([at, windows[:, :2], at + 1, windows[:, 2:]], axis=1)
-
-
-def layouts_of(tiles: Any, by: str | None) -> list[Layout]:
+def scans_of(tiles: Any, by: str | None) -> list[ScanTiles]:
     """The scans of an array of tiles, in the manifest's order.
 
     Parameters
@@ -107,51 +102,35 @@ def layouts_of(tiles: Any, by: str | None) -> list[Layout]:
         return []
     regions, places = tiles.places
     pairs, numbers = places[:, :2], places[:, 2]
-    group = pairs[:, 0] if by is None else _group_numbers(tiles.table, by, pairs[:, 0])
+    group = pairs[:, 0]
+    if by is not None:
+        if tiles.table is None or by not in tiles.table:
+            there = "no table" if tiles.table is None else ", ".join(map(str, tiles.table.columns))
+            raise ValueError(f"by={by!r} is no column of the table; there are {there}")
+        # The values count in the order of the first source that has them.
+        codes = pd.factorize(tiles.table[by])[0]
+        first = np.full(codes.max() + 2, len(codes), np.int64)
+        np.minimum.at(first, codes, pairs[:, 0])
+        group = np.argsort(np.argsort(first, kind="stable"))[codes]
     order = np.lexsort((numbers, pairs[:, 0], group))
     scans = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
     sources = [np.split(scan, np.flatnonzero(np.diff(pairs[scan, 0])) + 1) for scan in scans]
     stacked = any(len(parts) > 1 for parts in sources)
-    return [_layout(tiles, parts, regions, pairs, numbers, by, stacked) for parts in sources]
-
-
-def _group_numbers(table: pd.DataFrame | None, by: str, source: Int64s) -> Int64s:
-    """A number for each value of the column, rising with the first source that has it."""
-    if table is None or by not in table:
-        there = "no table" if table is None else ", ".join(map(str, table.columns))
-        raise ValueError(f"by={by!r} is no column of the table; there are {there}")
-    codes = pd.factorize(table[by])[0]
-    first = np.full(codes.max() + 2, len(source), np.int64)
-    np.minimum.at(first, codes, source)
-    rank = np.empty_like(first)
-    rank[np.argsort(first, kind="stable")] = np.arange(len(first))
-    ranked: Int64s = rank[codes]
-    return ranked
-
-
-def _layout(
-    tiles: Any,
-    parts: list[Int64s],
-    regions: Sequence[Any],
-    pairs: Int64s,
-    numbers: Int64s,
-    by: str | None,
-    stacked: bool,
-) -> Layout:
-    rows, found = [], []
-    for part in parts:
-        number = int(pairs[part[0], 0])
-        source = regions[number]
-        windows = getattr(source, "windows", None)
-        if windows is not None:
-            here = windows[pairs[part, 1]]
-            part = part[np.lexsort((numbers[part], *here.T[: here.shape[1] // 2][::-1]))]
-        rows.append(part)
-        found.append((source, pairs[part, 1]))
-    positions = np.concatenate(rows)
-    first = int(positions[0])
-    name = region_name(found[0][0], int(pairs[first, 0])) if by is None else tiles.table[by].iloc[first]
-    return Layout(name, positions, numbers[positions], tuple(found), stacked)
+    found = []
+    for parts in sources:
+        rows = []
+        for part in parts:
+            windows = getattr(regions[pairs[part[0], 0]], "windows", None)
+            if windows is not None:
+                here = windows[pairs[part, 1]]
+                part = part[np.lexsort((numbers[part], *here.T[: here.shape[1] // 2][::-1]))]
+            rows.append(part)
+        positions = np.concatenate(rows)
+        number = int(pairs[positions[0], 0])
+        name = region_name(regions[number], number) if by is None else tiles.table[by].iloc[int(positions[0])]
+        held = tuple((regions[pairs[part[0], 0]], pairs[part, 1]) for part in rows)
+        found.append(ScanTiles(name, positions, numbers[positions], held, stacked))
+    return found
 
 
 class Passed:
@@ -161,9 +140,9 @@ class Passed:
     gain nothing: they would be gone before they are read again.
     """
 
-    def __init__(self, layout: Layout) -> None:
-        source = layout.parts[0][0]
-        regions = () if layout.stacked else getattr(source, "regions", ())
+    def __init__(self, scan: ScanTiles) -> None:
+        source = scan.parts[0][0]
+        regions = () if scan.stacked else getattr(source, "regions", ())
         pages = [source.page(frame) for frame in range(len(regions))]
         budget = settings().cache_bytes
         self._pages = [p for p in pages if p is not None and math.prod(p.shape) * p.dtype.itemsize > budget]
@@ -196,30 +175,30 @@ class Assembly:
 
     Parameters
     ----------
-    layout : its tiles
+    scan : its tiles
     tiles : the array, for the shape of a sample and its table
     labels : one row per tile of the scan, or None
     options, goal : what is wanted, and where the map goes
     """
 
-    def __init__(self, layout: Layout, tiles: Any, labels: Array | None, options: Options, goal: Any) -> None:
-        self._layout, self._labels, self._options, self._goal = layout, labels, options, goal
+    def __init__(self, scan: ScanTiles, tiles: Any, labels: Array | None, options: Options, goal: Any) -> None:
+        self._scan, self._labels, self._options, self._goal = scan, labels, options, goal
         self._ids = None if tiles.table is None else tiles.table.get("tile_id")
         self._sample = tuple(tiles.shape[1:])
-        self._place = layout.place()
+        self._place = scan.place()
         self._rows: list[Array] = []
         self._canvases: dict[str, Canvas] = {}
         self._sinks: dict[str, RowSink] = {}
         self._dtypes: dict[str, np.dtype[Any]] = {}
         self._moved: set[str] = set()
         self._added = 0
-        self._passed = Passed(layout)
+        self._passed = Passed(scan)
         self.seconds = 0.0
 
     @property
     def missing(self) -> int:
         """Tiles that have not come yet."""
-        return len(self._layout) - self._added
+        return len(self._scan) - self._added
 
     def add(self, batch: Mapping[str, Array], start: int) -> int:
         """Take the rows of a batch from `start` on that belong to this scan; how many these are.
@@ -248,41 +227,30 @@ class Assembly:
             if name not in self._sinks:
                 dtype = np.dtype(self._options.dtype or values.dtype) if name == "y" else values.dtype
                 goal = self._goal if name == "y" else None
-                sink = open_sink(goal, (len(self._layout), *values.shape[1:]), dtype, axes=3)
+                sink = open_sink(goal, (len(self._scan), *values.shape[1:]), dtype, axes=3)
                 self._sinks[name], self._dtypes[name] = sink, dtype
             self._sinks[name].append(cast(values, self._dtypes[name]))
         else:
-            self._stitch(name, self._as_maps(name, values))
+            self._stitch(name, values, *self._place)
 
-    def _as_maps(self, name: str, values: Array) -> Array:
-        """Maps of tiles, the frames behind the axes of space."""
-        axes = self._axes
+    def _stitch(self, name: str, values: Array, space: tuple[int, ...], windows: Int64s) -> None:
+        axes = len(space) - self._scan.is_flat
         tile = self._sample[-1 - axes : -1]
         timed = len(self._sample) > axes + 1
         if timed and values.shape[1] == self._sample[0] and values.shape[2 : 2 + axes] == tile:
             self._moved.add(name)
-            return np.moveaxis(values, 1, 1 + axes)
-        if values.shape[1 : 1 + axes] != tile:
+            values = np.moveaxis(values, 1, 1 + axes)  # frames behind the axes of space
+        elif values.shape[1 : 1 + axes] != tile:
             raise ValueError(
                 f"the model gives {values.shape[1:]} for tiles of {self._sample}; a map has the height and "
                 "width of its tile, a class or number has shape (n, k) or (n,)"
             )
-        return values
-
-    @property
-    def _axes(self) -> int:
-        assert self._place is not None
-        return len(self._place[0]) - self._layout.is_flat
-
-    def _stitch(self, name: str, values: Array) -> None:
-        assert self._place is not None
-        space, windows = self._place
         if name not in self._canvases:
             self._canvases[name] = self._canvas(name, space, windows, values.dtype)
         here = windows[self._added : self._added + len(values)]
         axes = len(space)
         extents = here[:, axes:] - here[:, :axes]
-        if self._layout.is_flat:
+        if self._scan.is_flat:
             values = values[:, np.newaxis]
         if (extents == values.shape[1 : 1 + axes]).all():
             self._canvases[name].add(boxes_from_windows(here), values)
@@ -305,19 +273,30 @@ class Assembly:
         ----------
         seconds : spent since `seconds` was last counted
         """
-        scan: dict[str, Any] = {"id": self._layout.id}
+        found: dict[str, Any] = {"id": self._scan.id}
         if self._options.with_x:
-            scan["x"] = self._whole("x")
+            found["x"] = self._whole("x")
         if self._rows:
-            self._finish_table(scan)
+            values = np.concatenate(self._rows)
+            if self._options.paint and self._place is not None:
+                found["map"] = self._painted(values, *self._place)
+            order = np.argsort(self._scan.numbers, kind="stable")
+            index = pd.Index(self._scan.numbers[order], name="number")
+            if self._ids is not None:
+                index = pd.Index(self._ids.iloc[self._scan.positions[order]], name="tile_id")
+            if self._labels is not None:
+                found["y_true"] = self._labels[order]
+            single = values.ndim == 1 or values.shape[1] == 1
+            columns = ["prediction"] if single else list(range(values.shape[1]))
+            found["y_pred"] = pd.DataFrame(values[order].reshape(len(values), -1), index, columns)
         else:
             if "masks" in self._canvases or "masks" in self._sinks:
-                scan["y_true"] = self._whole("masks")
+                found["y_true"] = self._whole("masks")
             elif self._place is None and self._labels is not None:
-                scan["y_true"] = self._labels
-            scan["y_pred"] = self._whole("y")
-        scan["seconds"] = self.seconds + seconds
-        return scan
+                found["y_true"] = self._labels
+            found["y_pred"] = self._whole("y")
+        found["seconds"] = self.seconds + seconds
+        return found
 
     def _whole(self, name: str) -> Any:
         if name in self._sinks:
@@ -327,25 +306,8 @@ class Assembly:
             return np.moveaxis(whole, len(self._place[0]) if self._place else 0, 0)
         return whole
 
-    def _finish_table(self, scan: dict[str, Any]) -> None:
-        values = np.concatenate(self._rows)
-        if self._options.paint and self._place is not None:
-            scan["map"] = self._painted(values)
-        order = np.argsort(self._layout.numbers, kind="stable")
-        numbers = self._layout.numbers[order]
-        index = pd.Index(numbers, name="number")
-        if self._ids is not None:
-            index = pd.Index(self._ids.iloc[self._layout.positions[order]], name="tile_id")
-        if self._labels is not None:
-            scan["y_true"] = self._labels[order]
-        single = values.ndim == 1 or values.shape[1] == 1
-        columns = ["prediction"] if single else list(range(values.shape[1]))
-        scan["y_pred"] = pd.DataFrame(values[order].reshape(len(values), -1), index, columns)
-
-    def _painted(self, values: Array) -> Any:
+    def _painted(self, values: Array, space: tuple[int, ...], windows: Int64s) -> Any:
         """A map on which every tile has the class or number that was given to it."""
-        assert self._place is not None
-        space, windows = self._place
         axes = len(space)
         canvas = self._canvases["map"] = self._canvas("map", space, windows, values.dtype)
         for window, value in zip(windows, values, strict=True):

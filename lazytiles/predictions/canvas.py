@@ -189,7 +189,9 @@ class Canvas:
         if (start >= stop).any():
             return
         held = np.array([self._top] + [0] * (axes - 1))
-        inside, there = _slices(start - low, stop - low), _slices(start - held, stop - held)
+        inside, there = (
+            tuple(map(slice, (start - origin).tolist(), (stop - origin).tolist())) for origin in (low, held)
+        )
         weight = tile_weights(self.blend, tile.shape[:axes], self._weights.dtype.str)[inside]
         combine = COMBINE[self.blend]
         combine(self._sums[there], self._weights[there], tile[inside], weight)
@@ -199,7 +201,10 @@ class Canvas:
         assert self._sums is not None
         while self._top < upto:
             count = min(upto - self._top, len(self._sums))
-            block = self._finished_rows(count)
+            bare = self._weights[:count] == 0
+            block = cast(self._sums[:count], self._final)
+            if bare.any():
+                block[bare] = self._filling(bare)
             if self._sink is None:
                 self._result = block
                 return
@@ -210,14 +215,6 @@ class Canvas:
                     moved[row : row + step] = moved[row + count : row + count + step]
                 moved[len(moved) - count :] = 0
             self._top += count
-
-    def _finished_rows(self, count: int) -> NDArray[Any]:
-        assert self._sums is not None
-        bare = self._weights[:count] == 0
-        block = cast(self._sums[:count], self._final)
-        if bare.any():
-            block[bare] = self._filling(bare)
-        return block
 
     def _filling(self, bare: NDArray[np.bool_]) -> Any:
         if self.fill is not None:
@@ -260,7 +257,3 @@ class Canvas:
 
     def _repr_html_(self) -> str:
         return f"<code>{repr(self).replace('<', '&lt;').replace('>', '&gt;')}</code>"
-
-
-def _slices(start: NDArray[np.int64], stop: NDArray[np.int64]) -> tuple[slice, ...]:
-    return tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))

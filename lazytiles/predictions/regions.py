@@ -15,9 +15,9 @@ from numpy.typing import DTypeLike, NDArray
 
 from lazytiles.arrays import DelayedView, MultiSourceArray, in_order
 from lazytiles.manifests import is_component
-from lazytiles.predictions.assembly import Assembly, Layout, Options, layouts_of
+from lazytiles.predictions.assembly import Assembly, Options, ScanTiles, scans_of
 from lazytiles.predictions.blends import COMBINE
-from lazytiles.predictions.model import Loaded
+from lazytiles.predictions.model import Caller, Loaded
 from lazytiles.predictions.sinks import FILES, Replacing, check_out, sweep
 from lazytiles.stores import OnProgress, reporting
 from lazytiles.training import BatchFlow, Inputs, Scaling, as_sources, with_tabular
@@ -105,13 +105,14 @@ def predict(
     if blend not in COMBINE:
         raise ValueError(f"blend={blend!r} is not known; choose one of {', '.join(COMBINE)}")
     given = _given(tiles, normalize, batch_size)
-    layouts = layouts_of(given.tiles, by)
-    outs = outputs(out, [layout.id for layout in layouts], overwrite=overwrite)
+    scans = scans_of(given.tiles, by)
+    outs = outputs(out, [scan.id for scan in scans], overwrite=overwrite)
     options = Options(blend, fill, dtype, with_x, paint)
+    call = Caller.of(model if client is None else Loaded(model), activation, given.scaling)
     if client is not None:
-        job = _Job(Loaded(model), activation, given, options, threads or 1)
-        return _scans_on(client, job, by, layouts, outs, progress)
-    return _Job(model, activation, given, options, threads).scans(layouts, outs, progress)
+        job = _Job(call, given, options, threads or 1)
+        return _scans_on(client, job, by, scans, outs, progress)
+    return _Job(call, given, options, threads).scans(scans, outs, progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,14 +150,6 @@ def rows_of(source: Any, positions: NDArray[np.int64]) -> Any:
     return (source if isinstance(source, MultiSourceArray) else MultiSourceArray([source])).select(positions)
 
 
-def _as_array(source: Any) -> tuple[MultiSourceArray, bool]:
-    """A source as an array of tiles, and whether it is one; a view of tiles is a selection of them."""
-    if isinstance(source, DelayedView) and isinstance(source.source, MultiSourceArray):
-        return source.source.select(source.samples), True
-    is_array = isinstance(source, MultiSourceArray)
-    return (source if is_array else MultiSourceArray([source])), is_array
-
-
 def _given(tiles: Any, normalize: Any, batch_size: int) -> _Given:
     """The sources of `predict`, from tiles, any sources or an adapter."""
     inputs = getattr(tiles, "inputs", None)
@@ -182,9 +175,11 @@ def _given(tiles: Any, normalize: Any, batch_size: int) -> _Given:
     x = rebuilt(x, iter(sources))
     if not sources or len({len(source) for source in sources}) > 1:
         raise ValueError(f"sources of one length are needed, these have {[len(source) for source in sources]}")
-    arrays = [_as_array(source) for source in sources]
-    number = next((k for k, (_, is_placed) in enumerate(arrays) if is_placed), 0)
-    main = arrays[number][0]
+    # A view of tiles is a selection of them.
+    views = [(isinstance(source, DelayedView) and source.source, source) for source in sources]
+    arrays = [view.select(one.samples) if isinstance(view, MultiSourceArray) else one for view, one in views]
+    number = next((k for k, array in enumerate(arrays) if isinstance(array, MultiSourceArray)), 0)
+    main = arrays[number] if isinstance(arrays[number], MultiSourceArray) else MultiSourceArray([arrays[number]])
     if labels is None and not isinstance(inputs, Inputs):
         labels = main.labels
     return _Given(x, main, number, labels, scaling, batch_size)
@@ -194,39 +189,75 @@ def _given(tiles: Any, normalize: Any, batch_size: int) -> _Given:
 class _Job:
     """A model, what it is given and what is wanted of it."""
 
-    model: Any
-    activation: Any
+    call: Caller
     given: _Given
     options: Options
     threads: int | None
 
     def scans(
-        self, layouts: Sequence[Layout], outs: Sequence[Any], progress: bool | OnProgress = False
+        self, scans: Sequence[ScanTiles], outs: Sequence[Any], progress: bool | OnProgress = False
     ) -> Iterator[dict[str, Any]]:
-        """The scans of some layouts, one after the other."""
-        return _scans(Caller.of(self.model, self.activation, self.given.scaling), self, layouts, outs, progress)
+        """What comes of some scans, one after the other."""
+        if not scans:
+            return
+        chosen = self.given.select(np.concatenate([scan.positions for scan in scans]))
+        sources, labels = {"x": chosen.x}, chosen.labels
+        if labels is not None and (not isinstance(labels, np.ndarray) or labels.ndim > 2):
+            sources, labels = sources | {"masks": labels}, None
+        how: dict[str, Any] = {"prefetch": 1, "readahead_bytes": READAHEAD_BYTES, "threads": self.threads, "seed": 0}
+        flow = BatchFlow(sources, chosen.batch_size, **how)
+        waiting, now, first = iter(zip(scans, outs, strict=True)), None, 0
+        done, total = 0, len(chosen.tiles)
+        with flow, reporting(progress, total, _SAID) as report:
+            batches = flow.flow()
+            try:
+                started = time.perf_counter()
+                for batch in batches:
+                    values = self.call(batch["x"])
+                    rows = {**batch, "x": leaves(batch["x"])[chosen.number], "y": values}
+                    done, used = done + len(values), 0
+                    report(done, total)
+                    while used < len(values):
+                        if now is None:
+                            scan, goal = next(waiting)
+                            part = None if labels is None else labels[first : first + len(scan)]
+                            now, first = Assembly(scan, self.given.tiles, part, self.options, goal), first + len(scan)
+                        used += now.add(rows, used)
+                        if not now.missing:
+                            found = now.finish(time.perf_counter() - started)
+                            now = None
+                            yield found
+                            started = time.perf_counter()
+                    ended = time.perf_counter()
+                    if now is not None:
+                        now.seconds += ended - started
+                    started = ended
+            finally:
+                if now is not None:
+                    now.close()
+                batches.close()  # type: ignore[attr-defined]  # a generator, which its type hides
 
 
 def _scans_on(
-    client: Any, job: _Job, by: str | None, layouts: Sequence[Layout], outs: Sequence[Any], progress: bool | OnProgress
+    client: Any, job: _Job, by: str | None, scans: Sequence[ScanTiles], outs: Sequence[Any], progress: bool | OnProgress
 ) -> Iterator[dict[str, Any]]:
     """Scans made on the workers of a cluster, one a task, in their order."""
     if any(not isinstance(goal, str | os.PathLike | None) for goal in outs):
         raise ValueError("with client= the maps go to files that all workers see, or come back: out is None or paths")
     paths = [None if goal is None else Path(goal) for goal in outs]
-    parts = [(layout.positions, path) for layout, path in zip(layouts, paths, strict=True)]
+    parts = [(scan.positions, path) for scan, path in zip(scans, paths, strict=True)]
     shared = (job, job.given.tiles, by)
-    total, done = sum(map(len, layouts)), 0
+    total, done = sum(map(len, scans)), 0
     with (
         reporting(progress, total, _SAID) as report,
-        closing(in_order(client, _scan_on_worker, shared, parts)) as scans,
+        closing(in_order(client, _scan_on_worker, shared, parts)) as results,
     ):
-        for scan, path, layout in zip(scans, paths, layouts, strict=True):
+        for found, path, scan in zip(results, paths, scans, strict=True):
             if path is not None:
                 sweep(path)
-            done += len(layout)
+            done += len(scan)
             report(done, total)
-            yield scan
+            yield found
 
 
 def _scan_on_worker(shared: tuple[_Job, Any, str | None], part: tuple[NDArray[np.int64], Any]) -> dict[str, Any]:
@@ -235,138 +266,7 @@ def _scan_on_worker(shared: tuple[_Job, Any, str | None], part: tuple[NDArray[np
     # A path that this task alone writes, perhaps twice: what lies there already is the work of its first run.
     out = None if path is None else Replacing(path)
     given = job.given.select(positions)
-    return next(replace(job, given=given).scans(layouts_of(given.tiles, by), [out]))
-
-
-def _scans(
-    call: Caller, job: _Job, layouts: Sequence[Layout], outs: Sequence[Any], progress: bool | OnProgress
-) -> Iterator[dict[str, Any]]:
-    if not layouts:
-        return
-    chosen = job.given.select(np.concatenate([layout.positions for layout in layouts]))
-    sources, labels = {"x": chosen.x}, chosen.labels
-    if labels is not None and (not isinstance(labels, np.ndarray) or labels.ndim > 2):
-        sources, labels = sources | {"masks": labels}, None
-    how: dict[str, Any] = {"prefetch": 1, "readahead_bytes": READAHEAD_BYTES, "threads": job.threads, "seed": 0}
-    flow = BatchFlow(sources, chosen.batch_size, **how)
-    queue = _Queue(layouts, outs, job.given.tiles, labels, job.options)
-    total, done = len(chosen.tiles), 0
-    with flow, reporting(progress, total, _SAID) as report:
-        batches = flow.flow()
-        try:
-            started = time.perf_counter()
-            for batch in batches:
-                values = call(batch["x"])
-                done += len(values)
-                report(done, total)
-                for assembly in queue.put({**batch, "x": leaves(batch["x"])[chosen.number], "y": values}):
-                    scan = assembly.finish(time.perf_counter() - started)
-                    yield scan
-                    started = time.perf_counter()
-                started = queue.spent(started)
-        finally:
-            queue.close()
-            batches.close()  # type: ignore[attr-defined]  # a generator, which its type hides
-
-
-class _Queue:
-    """The scans in their order, of which one is in the making."""
-
-    def __init__(
-        self,
-        layouts: Sequence[Layout],
-        outs: Sequence[Any],
-        tiles: Any,
-        labels: Batch | None,
-        options: Options,
-    ) -> None:
-        self._waiting = iter(zip(layouts, outs, strict=True))
-        self._tiles, self._labels, self._options = tiles, labels, options
-        self._taken = 0
-        self._now: Assembly | None = None
-
-    def put(self, batch: Mapping[str, Batch]) -> Iterator[Assembly]:
-        """Hand the rows of a batch to their scans; those that are complete with it."""
-        done = 0
-        while done < len(batch["y"]):
-            now = self._now = self._now or self._next()
-            done += now.add(batch, done)
-            if not now.missing:
-                yield now
-                self._now = None
-
-    def _next(self) -> Assembly:
-        layout, goal = next(self._waiting)
-        part = slice(self._taken, self._taken + len(layout))
-        self._taken += len(layout)
-        labels = None if self._labels is None else self._labels[part]
-        return Assembly(layout, self._tiles, labels, self._options, goal)
-
-    def spent(self, since: float) -> float:
-        """Count the time since then for the scan in the making; the time now."""
-        now = time.perf_counter()
-        if self._now is not None:
-            self._now.seconds += now - since
-        return now
-
-    def close(self) -> None:
-        """Give up the scan in the making."""
-        if self._now is not None:
-            self._now.close()
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """A model as a function from a batch of its inputs, as they were read, to an array of predictions."""
-
-    function: Callable[[Any], Any]
-    activation: Callable[[Batch], Batch] | None
-    scaling: Scaling | None
-
-    @classmethod
-    def of(
-        cls, model: Any, activation: str | Callable[[Batch], Batch] | None = None, scaling: Scaling | None = None
-    ) -> Caller:
-        """From what a user gives.
-
-        >>> Caller.of(lambda x: x - 1, "sigmoid")(np.ones((1, 1)))
-        array([[0.5]])
-        """
-        function = getattr(model, "predict_on_batch", model)
-        if not callable(function):
-            raise TypeError(f"the model is a {type(model).__name__}; a Keras model or a callable is needed")
-        if isinstance(activation, str):
-            if activation not in ACTIVATIONS:
-                raise ValueError(f"activation={activation!r} is not known; choose {' or '.join(ACTIVATIONS)}")
-            activation = ACTIVATIONS[activation]
-        return cls(function, activation, scaling)
-
-    def __call__(self, x: Structure) -> Batch:
-        """The predictions, in step with the batch."""
-        count = len(leaves(x)[0])
-        found = self.function(x if self.scaling is None else self.scaling(x))
-        if isinstance(found, list | tuple | dict):
-            raise ValueError(f"the model gives {len(found)} outputs; wrap it so that it gives one array")
-        if hasattr(found, "detach"):
-            found = found.detach().cpu()
-        array = np.asarray(found)
-        if not array.ndim or len(array) != count:
-            raise ValueError(f"the model gives an array of shape {array.shape} for {count} tiles")
-        return array if self.activation is None else self.activation(array)
-
-
-def _softmax(values: Batch) -> Batch:
-    powers: Batch = np.exp(values - values.max(axis=-1, keepdims=True))
-    powers /= powers.sum(axis=-1, keepdims=True)
-    return powers
-
-
-def _sigmoid(values: Batch) -> Batch:
-    # By tanh, which overflows nowhere.
-    return 0.5 * (1 + np.tanh(0.5 * values))
-
-
-ACTIVATIONS: dict[str, Callable[[Batch], Batch]] = {"softmax": _softmax, "sigmoid": _sigmoid}
+    return next(replace(job, given=given).scans(scans_of(given.tiles, by), [out]))
 
 
 def outputs(out: Any, ids: Sequence[Any], *, overwrite: bool = False) -> list[Any]:
@@ -412,24 +312,21 @@ def _goals(out: Any, ids: Sequence[Any]) -> list[Any]:
         except KeyError as error:
             raise ValueError(f"out= has nothing for the scan {error}; there are {len(ids)} scans") from error
     if isinstance(out, (str, os.PathLike)):
-        return list(_paths(Path(out), ids))
+        path = Path(out)
+        if "{id}" not in str(path):
+            if path.suffix.lower() in FILES:
+                if len(ids) > 1:
+                    raise ValueError(f"{path}: one file for {len(ids)} regions; write {{id}} where its name goes")
+                return [path] * len(ids)
+            path.mkdir(parents=True, exist_ok=True)
+            path = path / "{id}.tif"
+        for key in ids:
+            # A region without a `region_id` is named by its path, which may lie in folders.
+            if not all(map(is_component, str(key).split("/"))):
+                raise ValueError(f"id {key!r} cannot be part of a file name; pass a function from the id to a path")
+        return [Path(str(path).replace("{id}", str(key))) for key in ids]
     if callable(out) and not hasattr(out, "append"):
         return [out(key) for key in ids]
     if len(ids) > 1:
         raise ValueError(f"one array for {len(ids)} regions; pass a mapping or a function from the id to an array")
     return [out] * len(ids)
-
-
-def _paths(path: Path, ids: Sequence[Any]) -> list[Path]:
-    if "{id}" not in str(path):
-        if path.suffix.lower() in FILES:
-            if len(ids) > 1:
-                raise ValueError(f"{path}: one file for {len(ids)} regions; write {{id}} where its name goes")
-            return [path] * len(ids)
-        path.mkdir(parents=True, exist_ok=True)
-        path = path / "{id}.tif"
-    for key in ids:
-        # A region without a `region_id` is named by its path, which may lie in folders.
-        if not all(map(is_component, str(key).split("/"))):
-            raise ValueError(f"id {key!r} cannot be part of a file name; pass a function from the id to a path")
-    return [Path(str(path).replace("{id}", str(key))) for key in ids]

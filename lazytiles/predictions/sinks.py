@@ -8,11 +8,11 @@ import math
 import os
 import uuid
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import tifffile
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from lazytiles.errors import LazyTilesError, StoreError, require
 from lazytiles.images import descriptor, open_region
-from lazytiles.stores import OLD, PARTIAL, ArraySink, cause_of, failed, placed, publish, recover, remove
+from lazytiles.stores import OLD, PARTIAL, ArraySink, cause_of, failed, publish, recover, remove
 
 Out: TypeAlias = Any
 """Nothing, an array, a path, or an object with `append(rows)` and `close()`."""
@@ -40,12 +40,6 @@ class RowSink(Protocol):
 
     def abort(self) -> None:
         """No more rows will come: leave nothing half written behind."""
-
-
-@runtime_checkable
-class _Appends(Protocol):
-    def append(self, rows: NDArray[Any]) -> None: ...
-    def close(self) -> Any: ...
 
 
 class Replacing(os.PathLike[str]):
@@ -98,7 +92,7 @@ def open_sink(out: Out, shape: Sequence[int], dtype: np.dtype[Any], *, axes: int
     check_out(out)
     if isinstance(out, (str, os.PathLike)):
         path = Path(out)
-        return _File(path, FILES[path.suffix.lower()], shape, dtype, axes, frames)
+        return FILES[path.suffix.lower()](path, shape, dtype, axes, frames)
     if hasattr(out, "__setitem__"):
         given, needed = tuple(out.shape), _laid_out(shape, frames)
         # A single channel needs no axis in an array of NumPy's: a view of it has one.
@@ -125,7 +119,7 @@ def check_out(out: Out) -> None:
         recover(path)
         if path.exists() and not isinstance(out, Replacing):
             raise StoreError(f"{path} exists; remove it, choose another name, or pass overwrite=True")
-    elif out is not None and not hasattr(out, "__setitem__") and not isinstance(out, _Appends):
+    elif out is not None and not hasattr(out, "__setitem__") and not (hasattr(out, "append") and hasattr(out, "close")):
         raise ValueError(f"out={out!r} is no array, path or object with append() and close()")
 
 
@@ -152,7 +146,7 @@ def sweep(path: Path, *, dead: bool = False) -> None:
 class _Foreign:
     """The caller's own sink, given rows that it may keep."""
 
-    def __init__(self, sink: _Appends) -> None:
+    def __init__(self, sink: Any) -> None:
         self._sink = sink
 
     def append(self, rows: NDArray[Any]) -> None:
@@ -166,84 +160,82 @@ class _Foreign:
         """The sink is the caller's to close."""
 
 
-class FileSink(Protocol):
-    """Takes the rows of one file from first to last; what they lie in gets its name from others."""
-
-    def append(self, rows: NDArray[Any]) -> None:
-        """Write the next rows."""
-
-    def close(self) -> None:
-        """All rows came: complete what they lie in."""
-
-    def opened(self, path: Path) -> Any:
-        """What reads the file, once it has its name."""
+def _partial_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}{PARTIAL}{uuid.uuid4().hex[:_LETTERS]}")
 
 
-class Partial:
-    """A file or folder beside the final one, renamed when it is complete; locked, so that `sweep` leaves it."""
+class FileSink:
+    """The sink of a file or folder: it is written beside its place, and renamed when it is complete.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.name = path.with_name(f"{path.name}{PARTIAL}{uuid.uuid4().hex[:_LETTERS]}")
+    Errors name the file and what was done, and nothing unfinished stays after one. What is written is locked, so that
+    `sweep` leaves it.
+
+    Parameters
+    ----------
+    path : the file
+    shape, dtype, axes : of all rows, as for `open_sink`
+    frames : the axis of the rows that is the first of the file, if one is
+    """
+
+    def __init__(
+        self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], axes: int, frames: int | None = None
+    ) -> None:
+        self.path, self.partial = path, _partial_of(path)
+        self.frames, self.row = frames, 0
         self._closing = ExitStack()
-
-    def file(self) -> Any:
-        """The new file, open for writing and reading."""
-        file = self._closing.enter_context(open(self.name, "x+b"))  # noqa: SIM115
-        with suppress(OSError):  # A file system without locks.
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return file
-
-    def hold(self) -> None:
-        """Lock the folder that has been made."""
-        fd = self._closing.enter_context(descriptor(self.name))
-        with suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-    def publish(self) -> None:
-        """Give it its name."""
-        self._closing.close()
-        publish(self.name, self.path, "")
-
-    def discard(self) -> None:
-        """Remove it, if it is still there."""
-        with suppress(OSError):
-            self._closing.close()
-        with suppress(OSError):
-            remove(self.name)
-
-
-Kind: TypeAlias = Callable[[Partial, tuple[int, ...], np.dtype[Any], int, int | None], FileSink]
-
-
-class _File:
-    """The sink of a file: its errors name the file and what was done, and nothing unfinished stays after one."""
-
-    def __init__(self, path: Path, kind: Kind, shape: tuple[int, ...], dtype: np.dtype[Any], *places: Any) -> None:
-        self._partial, self._row = Partial(path), 0
         with self._clean("starting"):
             path.parent.mkdir(parents=True, exist_ok=True)
             sweep(path, dead=True)
-            self._sink = kind(self._partial, shape, dtype, *places)
+            self.start(shape, dtype, axes)
+
+    def new_file(self, name: Path) -> Any:
+        """A new file, open for writing and reading, and locked."""
+        file = self._closing.enter_context(open(name, "x+b"))  # noqa: SIM115
+        self._lock(file)
+        return file
+
+    def _lock(self, file: Any) -> None:
+        with suppress(OSError):  # A file system without locks.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def start(self, shape: tuple[int, ...], dtype: np.dtype[Any], axes: int) -> None:
+        """Make the partial."""
+        raise NotImplementedError
+
+    def write(self, rows: NDArray[Any]) -> None:
+        """Write the rows from `row` on."""
+        raise NotImplementedError
+
+    def complete(self) -> None:
+        """All rows came: complete what they lie in."""
+        raise NotImplementedError
+
+    def opened(self) -> Any:
+        """What reads the file, once it has its name."""
+        raise NotImplementedError
 
     def append(self, rows: NDArray[Any]) -> None:
         """Write the next rows."""
-        with self._clean(f"writing rows {self._row} to {self._row + len(rows)}"):
-            self._sink.append(rows)
-        self._row += len(rows)
+        with self._clean(f"writing rows {self.row} to {self.row + len(rows)}"):
+            self.write(rows)
+        self.row += len(rows)
 
     def close(self) -> Any:
         """Complete the file, give it its name, and open it."""
         with self._clean("completing the file"):
-            self._sink.close()
-            self._partial.publish()
-            for left in self._partial.path.parent.glob(f"{glob.escape(self._partial.path.name)}{OLD}*"):
+            self.complete()
+            self._closing.close()
+            publish(self.partial, self.path, "")
+            for left in self.path.parent.glob(f"{glob.escape(self.path.name)}{OLD}*"):
                 remove(left)
-            return self._sink.opened(self._partial.path)
+            return self.opened()
 
     def abort(self) -> None:
         """Remove what was written."""
-        self._partial.discard()
+        with suppress(OSError):
+            self._closing.close()
+        with suppress(OSError):
+            remove(self.partial)
 
     @contextmanager
     def _clean(self, doing: str) -> Iterator[None]:
@@ -253,71 +245,66 @@ class _File:
             self.abort()
             if not isinstance(error, OSError) or isinstance(error, LazyTilesError):
                 raise
-            path = self._partial.path
             raise failed(
-                f"{path}: {doing} failed: {cause_of(error)}; nothing of it stays: make room or mend the cause, then "
-                "predict again",
+                f"{self.path}: {doing} failed: {cause_of(error)}; nothing of it stays: make room or mend the cause, "
+                "then predict again",
                 error,
             ) from error
 
 
-class NpySink:
+class NpySink(FileSink):
     """Rows into one `.npy` file, each frame front to back, never mapped."""
 
-    def __init__(
-        self, partial: Partial, shape: tuple[int, ...], dtype: np.dtype[Any], axes: int, frames: int | None = None
-    ) -> None:
-        self._file, self._frames, self._row = partial.file(), frames, 0
-        whole = _laid_out(shape, frames)
+    def start(self, shape: tuple[int, ...], dtype: np.dtype[Any], axes: int) -> None:
+        """Write the header."""
+        self._file, whole = self.new_file(self.partial), _laid_out(shape, self.frames)
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": whole}
         np.lib.format.write_array_header_2_0(self._file, header)
         self._first, self._row_bytes = self._file.tell(), math.prod(shape[1:]) * dtype.itemsize
-        if frames is not None:
-            self._row_bytes //= shape[frames]
+        if self.frames is not None:
+            self._row_bytes //= shape[self.frames]
         self._frame_bytes = shape[0] * self._row_bytes
 
-    def append(self, rows: NDArray[Any]) -> None:
-        """Write the next rows."""
-        blocks = rows[np.newaxis] if self._frames is None else np.moveaxis(rows, self._frames, 0)
+    def write(self, rows: NDArray[Any]) -> None:
+        """Write the rows of each frame."""
+        blocks = rows[np.newaxis] if self.frames is None else np.moveaxis(rows, self.frames, 0)
         for frame, block in enumerate(blocks):
-            self._file.seek(self._first + frame * self._frame_bytes + self._row * self._row_bytes)
+            self._file.seek(self._first + frame * self._frame_bytes + self.row * self._row_bytes)
             self._file.write(np.ascontiguousarray(block).data)
-        self._row += len(rows)
 
-    def close(self) -> None:
+    def complete(self) -> None:
         """Let the system have all of it."""
         self._file.flush()
 
-    def opened(self, path: Path) -> Any:
+    def opened(self) -> Any:
         """The file, mapped for reading."""
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.load(self.path, mmap_mode="r", allow_pickle=False)
 
 
-class TiffSink:
+class TiffSink(FileSink):
     """Rows into one tiled TIFF, deflated: `(H, W)`, `(H, W, C)` or, with one page a slice, `(Z, H, W[, C])`.
 
     Tiles are deflated into a file beside the final one as soon as their rows are complete; the TIFF, whose
     tables need all lengths first, is put together from them at the end. At most one row of tiles is held.
     """
 
-    def __init__(
-        self, partial: Partial, shape: tuple[int, ...], dtype: np.dtype[Any], axes: int, frames: int | None = None
-    ) -> None:
-        if len(shape) > axes + 1 or frames is not None:
+    def start(self, shape: tuple[int, ...], dtype: np.dtype[Any], axes: int) -> None:
+        """See that a TIFF can hold it."""
+        if len(shape) > axes + 1 or self.frames is not None:
             raise ValueError(
-                f"{partial.path}: a TIFF holds one row of channels a pixel, not values of shape {shape[axes:]}; "
+                f"{self.path}: a TIFF holds one row of channels a pixel, not values of shape {shape[axes:]}; "
                 "choose .npy or .zarr"
             )
         self._volume, self._has_axis = axes == 3, len(shape) > axes
         self._shape = shape[:axes] if shape[axes:] == (1,) else shape
         self._dtype = np.dtype(np.uint8) if dtype.kind == "b" else dtype
-        self._partial, self._spool = partial, partial.file()
+        self._spool = self.new_file(self.partial)
         self._lengths: list[int] = []
         self._held = np.empty((0 if self._volume else TILE, *self._shape[1:]), self._dtype)
         self._count = 0
 
-    def append(self, rows: NDArray[Any]) -> None:
-        """Write the next rows (slices, of a volume)."""
+    def write(self, rows: NDArray[Any]) -> None:
+        """Deflate the tiles of the rows (slices, of a volume) that are complete."""
         rows = np.ascontiguousarray(rows, self._dtype).reshape(len(rows), *self._shape[1:])
         if self._volume:
             for page in rows:
@@ -346,20 +333,16 @@ class TiffSink:
                 self._lengths.append(len(packed))
                 self._spool.write(packed)
 
-    def _packed(self) -> Iterator[bytes]:
-        self._spool.seek(0)
-        for length in self._lengths:
-            yield self._spool.read(length)
-
-    def close(self) -> None:
+    def complete(self) -> None:
         """Put the TIFF together, in the place of its tiles."""
         if self._count:
             self._deflate(self._held[: self._count])
-        final = Partial(self._partial.path)
+        self._spool.seek(0)
+        final = _partial_of(self.path)
         try:
             tifffile.imwrite(
-                final.file(),
-                self._packed(),
+                self.new_file(final),
+                (self._spool.read(length) for length in self._lengths),
                 shape=self._shape,
                 dtype=self._dtype,
                 tile=(TILE, TILE),
@@ -369,55 +352,45 @@ class TiffSink:
                 metadata=None,
                 bigtiff=sum(self._lengths) > 3 * 2**30,
             )
-            os.replace(final.name, self._partial.name)
+            os.replace(final, self.partial)
         finally:
-            final.discard()
+            remove(final)
 
-    def opened(self, path: Path) -> Any:
+    def opened(self) -> Any:
         """The finished file as a region."""
-        region = open_region(path, page="all" if self._volume else 0)
+        region = open_region(self.path, page="all" if self._volume else 0)
         return region.with_samples() if self._has_axis else region
 
 
-class ZarrSink:
-    """Rows into one Zarr array, whole chunks at a time; named `NAME.zarr` only when it is complete."""
+class ZarrSink(FileSink):
+    """Rows into one Zarr array, whole chunks at a time."""
 
-    def __init__(
-        self, partial: Partial, shape: tuple[int, ...], dtype: np.dtype[Any], axes: int, frames: int | None = None
-    ) -> None:
+    def start(self, shape: tuple[int, ...], dtype: np.dtype[Any], axes: int) -> None:
+        """Make the array, and lock its folder."""
         zarr = require("zarr", extra="zarr")
-        self._frames = frames
         chunks = (*[1] * (axes - 2), *(min(TILE, n) for n in shape[axes - 2 : axes]), *shape[axes:])
-        whole, stored = _laid_out(shape, frames), _laid_out(chunks, frames)
-        self._array = zarr.create_array(str(partial.name), shape=whole, dtype=dtype, chunks=stored)
-        partial.hold()
-        self._step, self._row, self._held = chunks[0], 0, np.empty((0, *shape[1:]), dtype)
+        whole, stored = _laid_out(shape, self.frames), _laid_out(chunks, self.frames)
+        self._array = zarr.create_array(str(self.partial), shape=whole, dtype=dtype, chunks=stored)
+        self._lock(self._closing.enter_context(descriptor(self.partial)))
+        self._sink = ArraySink(self._array, self.frames)
+        self._step, self._held = chunks[0], np.empty((0, *shape[1:]), dtype)
 
-    def append(self, rows: NDArray[Any]) -> None:
-        """Write the next rows; those that do not fill a chunk wait for the next."""
+    def write(self, rows: NDArray[Any]) -> None:
+        """Write the rows; those that do not fill a chunk wait for the next."""
         joined = np.concatenate([self._held, rows])
         whole = len(joined) - len(joined) % self._step
-        self._write(joined[:whole])
+        if whole:
+            self._sink.append(joined[:whole])
         self._held = joined[whole:].copy()
 
-    def _write(self, rows: NDArray[Any]) -> None:
-        if len(rows):
-            place, values = placed(rows, self._row, self._frames)
-            self._array[place] = values
-            self._row += len(rows)
-
-    def close(self) -> None:
+    def complete(self) -> None:
         """Write what is held."""
-        self._write(self._held)
+        if len(self._held):
+            self._sink.append(self._held)
 
-    def opened(self, path: Path) -> Any:
+    def opened(self) -> Any:
         """The array, open for reading."""
-        return require("zarr", extra="zarr").open_array(str(path), mode="r")
+        return require("zarr", extra="zarr").open_array(str(self.path), mode="r")
 
 
-FILES: dict[str, Kind] = {
-    ".npy": NpySink,
-    ".tif": TiffSink,
-    ".tiff": TiffSink,
-    ".zarr": ZarrSink,
-}
+FILES: dict[str, type[FileSink]] = {".npy": NpySink, ".tif": TiffSink, ".tiff": TiffSink, ".zarr": ZarrSink}

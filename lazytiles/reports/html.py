@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from lazytiles.aliases import Int64s
 from lazytiles.display import colours, plural, png, stretched
 from lazytiles.errors import LazyTilesError, visible
 from lazytiles.images import open_region, thumbnail
@@ -51,7 +51,7 @@ def page(title: str, body: str) -> str:
 
 def preview_page(
     table: pd.DataFrame,
-    codes: NDArray[np.int64],
+    codes: Int64s,
     images: Sequence[str],
     *,
     title: str = "tiles",
@@ -76,12 +76,12 @@ def preview_page(
     """
     groups = list(table.groupby(region_names(table), observed=True, sort=False).indices.items())
     shown = groups[:MOST_REGIONS]
-    colour = _tile_colours(table, target).__getitem__
+    each, classes, ends = coloured_by(table, target)
     cards, links = [], []
     for k, (region, rows) in enumerate(shown):
         name = escape(str(region), quote=True)
         links.append(f'<a href="#region-{k}" data-region="{name}">{name}</a>')
-        frames = "".join(_frames(table, np.asarray(rows), codes, images, target, colour, bands))
+        frames = "".join(_frames(table, np.asarray(rows), codes, images, target, each.__getitem__, bands))
         count = table["tile_id"].iloc[rows].nunique()
         cards.append(
             f'<section class="card" id="region-{k}" data-region="{name}"><h2>{name}</h2>{frames}'
@@ -92,45 +92,34 @@ def preview_page(
     rest = f" The first {len(shown)} of {len(groups)} regions are shown." if len(groups) > len(shown) else ""
     summary = f"{table['tile_id'].nunique():,} tiles of {len(groups):,} regions.{rest}"
     body = (
-        f"<h1>{escape(title)}</h1><p>{summary}{_legend(table, target)}</p>"
+        f"<h1>{escape(title)}</h1><p>{summary}{_legend(target, classes, ends)}</p>"
         '<input id="find" type="search" placeholder="find a region" aria-label="find a region">'
         f'<nav aria-label="regions">{"".join(links)}</nav><main class="cards">{"".join(cards)}</main>'
     )
     return page(title, body)
 
 
-def _tile_colours(table: pd.DataFrame, target: str) -> list[str]:
-    found = coloured_by(table, target)
-    return ["#ffcc00"] * len(table) if found is None else colours(found[0])
-
-
-def _legend(table: pd.DataFrame, target: str) -> str:
-    found = coloured_by(table, target)
-    if found is None or not len(table):
-        return ""
-    numbers, names = found
-    if names:
-        there = np.unique(numbers)
+def _legend(target: str, classes: dict[str, str], ends: tuple[float, float] | None) -> str:
+    """What the colours mean."""
+    if classes:
         shown = [
-            f'<b style="color:{colour};background:#000;padding:0 .3em">{escape(names[int(k)])}</b>'
-            for k, colour in zip(there, colours(there), strict=True)
-            if k >= 0
+            f'<b style="color:{colour};background:#000;padding:0 .3em">{escape(name)}</b>'
+            for name, colour in classes.items()
         ]
         return f" {escape(target)}: {', '.join(shown)}."
-    if np.isnan(numbers).all():
+    if ends is None:
         return ""
-    low, high = np.nanmin(numbers), np.nanmax(numbers)
     dark, bright = colours([0, 1])
     return (
-        f' {escape(target)} from <b style="color:{dark};background:#fff;padding:0 .3em">{low:.4g}</b> (dark) '
-        f'to <b style="color:{bright};background:#000;padding:0 .3em">{high:.4g}</b> (bright).'
+        f' {escape(target)} from <b style="color:{dark};background:#fff;padding:0 .3em">{ends[0]:.4g}</b> (dark) '
+        f'to <b style="color:{bright};background:#000;padding:0 .3em">{ends[1]:.4g}</b> (bright).'
     )
 
 
 def _frames(
     table: pd.DataFrame,
-    rows: NDArray[np.int64],
-    codes: NDArray[np.int64],
+    rows: Int64s,
+    codes: Int64s,
     images: Sequence[str],
     target: str,
     colour: Callable[[int], str],
@@ -160,7 +149,7 @@ def _frames(
 
 
 def _rects(
-    table: pd.DataFrame, rows: NDArray[np.int64], target: str, colour: Callable[[int], str], shape: tuple[int, int]
+    table: pd.DataFrame, rows: Int64s, target: str, colour: Callable[[int], str], shape: tuple[int, int]
 ) -> Iterator[str]:
     columns = [name for name in BOX_2D if name in table]
     part = table.iloc[rows]

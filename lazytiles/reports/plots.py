@@ -77,12 +77,7 @@ def plot_tiles(
 
 
 def plot_region(
-    region: Region,
-    tiles: Any = None,
-    *,
-    bands: Sequence[int] | None = None,
-    target: str = "target",
-    ax: Any = None,
+    region: Region, tiles: Any = None, *, bands: Sequence[int] | None = None, target: str = "target", ax: Any = None
 ) -> Any:
     """A region, small, with the windows of its tiles drawn over it and coloured by their target.
 
@@ -161,43 +156,45 @@ def _draw_windows(ax: Any, region: Region, table: Any, target: str) -> None:
     corners = mine[["xmin", "ymin", "xmax", "ymax"]].to_numpy(np.float64).tolist()
     boxes = [patches.Rectangle((x0, y0), x1 - x0, y1 - y0) for x0, y0, x1, y1 in corners]
     drawn = collections.PatchCollection(boxes, facecolor="none", linewidth=1.8)
-    found = coloured_by(mine, target)
-    if found is None:
-        drawn.set_edgecolor("#ffcc00")
-    elif found[1]:
-        drawn.set_edgecolor(colours(found[0]))
-        there = np.unique(found[0])
-        keys = [
-            patches.Patch(color=colour, label=found[1][int(k)]) for k, colour in zip(there, colours(there), strict=True)
-        ]
+    each, classes, ends = coloured_by(mine, target)
+    drawn.set_edgecolor(each)
+    if classes:
+        keys = [patches.Patch(color=colour, label=name) for name, colour in classes.items()]
         ax.legend(handles=keys, title=target, loc="upper left", bbox_to_anchor=(1, 1))
-    else:
-        drawn.set_array(found[0])
-        drawn.set_cmap("viridis")
-        drawn.set_facecolor("none")
-        ax.figure.colorbar(drawn, ax=ax, label=target, shrink=0.8)
+    if ends is not None:
+        scale = require("matplotlib.cm", extra="plot").ScalarMappable(cmap="viridis")
+        scale.set_clim(*ends)
+        ax.figure.colorbar(scale, ax=ax, label=target, shrink=0.8)
     ax.add_collection(drawn)
 
 
-def coloured_by(table: pd.DataFrame, column: str) -> tuple[NDArray[Any], list[str]] | None:
-    """The number that gives each row its colour, by a column of numbers or of class names.
+def coloured_by(table: pd.DataFrame, column: str) -> tuple[list[str], dict[str, str], tuple[float, float] | None]:
+    """The colour of each row's window, by a column of numbers or of class names.
 
     Returns
     -------
-    the numbers, shape (rows,), and the names of the classes, none where the column holds numbers; None where there is
-    no such column, or its names are too many to be told apart
+    a colour for each row; the colour of each class that is there, none of numbers; and the least and the greatest
+    number, None of classes, and where there is no such column, or its names are too many to be told apart
 
     Examples
     --------
     >>> coloured_by(pd.DataFrame({"target": ["dog", "cat"]}), "target")
-    (array([1, 0]), ['cat', 'dog'])
+    (['#fde725', '#440154'], {'cat': '#440154', 'dog': '#fde725'}, None)
     """
-    if column not in table:
-        return None
+    plain: list[str] = ["#ffcc00"] * len(table)
+    if column not in table or not len(table):
+        return plain, {}, None
     values = table[column]
     if isinstance(values.dtype, pd.CategoricalDtype):
-        return values.cat.codes.to_numpy(np.int64), [str(name) for name in values.cat.categories]
-    if pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype):
-        return values.to_numpy(np.float64, na_value=np.nan), []
-    codes, names = pd.factorize(values.astype(str), sort=True)
-    return (codes, [str(name) for name in names]) if len(names) <= MOST_CLASSES else None
+        codes, names = values.cat.codes.to_numpy(np.int64), values.cat.categories
+    elif pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype):
+        numbers = values.to_numpy(np.float64, na_value=np.nan)
+        known = numbers[~np.isnan(numbers)]
+        return colours(numbers), {}, (float(known.min()), float(known.max())) if len(known) else None
+    else:
+        codes, names = pd.factorize(values.astype(str), sort=True)
+        if len(names) > MOST_CLASSES:
+            return plain, {}, None
+    each = colours(np.where(codes < 0, np.nan, codes))
+    there, first = np.unique(codes, return_index=True)
+    return each, {str(names[k]): each[row] for k, row in zip(there, first, strict=True) if k >= 0}, None

@@ -5,17 +5,17 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.arrays import MultiSourceArray, connected, held, result_of
+from lazytiles.aliases import Int64s
+from lazytiles.arrays import MultiSourceArray, connected, held, in_order, results
 from lazytiles.display import plural
 from lazytiles.training import read_rows
 
@@ -41,7 +41,7 @@ class Statistics:
     not_finite : NaN and infinite values left out, shape (C,)
     """
 
-    count: NDArray[np.int64]
+    count: Int64s
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
     min: NDArray[np.float64]
@@ -49,7 +49,7 @@ class Statistics:
     frames: list[dict[str, Any]]
     histogram: dict[str, Any]
     tiles: int
-    not_finite: NDArray[np.int64]
+    not_finite: Int64s
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -92,12 +92,12 @@ def load_statistics(path: str | os.PathLike[str]) -> Statistics:
 class _Sums:
     """Sums of some tiles, shape (T, C) each, `bins` (T, C, bins); two of them add up to those of both."""
 
-    count: NDArray[np.int64]
+    count: Int64s
     total: NDArray[Any]
     squares: NDArray[Any]
     low: NDArray[Any]
     high: NDArray[Any]
-    bins: NDArray[np.int64]
+    bins: Int64s
     tiles: int
 
     def __add__(self, other: _Sums) -> _Sums:
@@ -159,36 +159,34 @@ def statistics(
     if not len(tiles):
         raise ValueError("statistics of no tiles")
     edges = _edges(np.dtype(tiles.dtype), limits)
-    there = _frames_there(tiles)
-    parts = _parts(tiles, batch_bytes)
+    there, framed = getattr(tiles, "valid", None), len(tiles.shape) == 5
+    shape = len(tiles), tiles.shape[1] if framed else 1
+    if not isinstance(there, np.ndarray) or there.shape != shape or there.all():
+        there = None  # all are there
+    asked = [(part, None if there is None else there[part]) for part in _parts(tiles, batch_bytes)]
     total = len(tiles) * (1 if edges is not None else 2)
+    done = 0
+
+    def summed() -> _Sums:
+        nonlocal done
+        found: _Sums | None = None
+        for sums in _each(tiles, asked, edges, client, threads):
+            found = sums if found is None else found + sums
+            done += sums.tiles
+            if progress:
+                progress(done, total)
+        assert found is not None
+        return found
+
     if edges is None:
-        first = _run(tiles, there, parts, None, client, threads, partial(_tell, progress, 0, total))
+        first = summed()
         low, high = float(first.low.min()), float(first.high.max())
         if not np.isfinite([low, high]).all():
             raise ValueError("no value of the tiles is finite")
         edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
-    done = total - len(tiles)
-    sums = _run(tiles, there, parts, edges, client, threads, partial(_tell, progress, done, total))
-    return _finished(sums, edges, len(tiles), tiles.ndim == 5, _values_per_band(tiles, there))
-
-
-def _tell(progress: Callable[[int, int], None] | None, before: int, total: int, done: int) -> None:
-    if progress:
-        progress(before + done, total)
-
-
-def _frames_there(tiles: Any) -> NDArray[np.bool_] | None:
-    """Which frames of which tiles are there, (n, frames); None where all are."""
-    there = getattr(tiles, "valid", None)
-    shape = (len(tiles), tiles.shape[1] if len(tiles.shape) == 5 else 1)
-    return there if isinstance(there, np.ndarray) and there.shape == shape and not there.all() else None
-
-
-def _values_per_band(tiles: Any, there: NDArray[np.bool_] | None) -> int:
-    bands = tiles.shape[-1] if tiles.ndim >= 4 else 1
-    every = int(np.prod(tiles.shape, dtype=np.int64)) // int(bands)
-    return every if there is None else every // there.size * int(there.sum())
+    values = int(np.prod(tiles.shape, dtype=np.int64)) // int(tiles.shape[-1] if tiles.ndim >= 4 else 1)
+    values = values if there is None else values // there.size * int(there.sum())
+    return _finished(summed(), edges, len(tiles), framed, values)
 
 
 def _edges(dtype: np.dtype[Any], given: tuple[float, float] | None) -> NDArray[np.float64] | None:
@@ -202,7 +200,7 @@ def _edges(dtype: np.dtype[Any], given: tuple[float, float] | None) -> NDArray[n
     return None if given is None else np.linspace(*given, _BINS + 1)
 
 
-def _parts(tiles: Any, batch_bytes: int) -> list[NDArray[np.int64]]:
+def _parts(tiles: Any, batch_bytes: int) -> list[Int64s]:
     """Tiles that are read together: those of one region, where the array knows its regions."""
     each = max(1, int(np.prod(tiles.shape[1:], dtype=np.int64)) * np.dtype(tiles.dtype).itemsize)
     step = max(1, batch_bytes // each)
@@ -211,81 +209,35 @@ def _parts(tiles: Any, batch_bytes: int) -> list[NDArray[np.int64]]:
     return [order[start : start + step] for start in np.arange(0, len(tiles), step).tolist()]
 
 
-def _run(
-    tiles: Any,
-    there: NDArray[np.bool_] | None,
-    parts: list[NDArray[np.int64]],
-    edges: NDArray[np.float64] | None,
-    client: Any,
-    threads: int | None,
-    tell: Callable[[int], None],
-) -> _Sums:
-    found: _Sums | None = None
-    done = 0
-    for sums in _each(tiles, there, parts, edges, client, threads):
-        found = sums if found is None else found + sums
-        done += sums.tiles
-        tell(done)
-    if found is None:
-        raise ValueError("statistics of no tiles")
-    return found
-
-
 def _each(
-    tiles: Any,
-    there: NDArray[np.bool_] | None,
-    parts: list[NDArray[np.int64]],
-    edges: Any,
-    client: Any,
-    threads: int | None,
-) -> Iterable[_Sums]:
+    tiles: Any, asked: Sequence[tuple[Int64s, Any]], edges: Any, client: Any, threads: int | None
+) -> Iterator[_Sums]:
     """The sums of each part, in their order, so that floats add up alike everywhere."""
-    frames = [None if there is None else there[part] for part in parts]
     if client is None:
-        return (_sum_part(tiles, part, edges, chosen, threads) for part, chosen in zip(parts, frames, strict=True))
-    if isinstance(tiles, MultiSourceArray):
-        # Each task carries its own windows; the array itself, with its table, is not sent.
-        chunks = (tuple(len(part) for part in parts), *tiles.shape[1:])
-        blocks = tiles.select(np.concatenate(parts)).to_dask(chunks=chunks).to_delayed().ravel()
-        sums = importlib.import_module("dask").delayed(_sum_block, pure=False)
-        return _results(client, client.compute(list(map(sums, blocks, [edges] * len(frames), frames))), tiles, parts)
-    # Held by the scheduler as a task, not as data: it is made again when the worker that has it dies.
-    shared = client.submit(_same, tiles, pure=False)
-    asked = zip(parts, frames, strict=True)
-    futures = [client.submit(_sum_part, shared, part, edges, chosen, 1, pure=False) for part, chosen in asked]
-    return _results(client, futures, tiles, parts)
+        yield from (_sum_part((edges, tiles), one, threads) for one in asked)
+        return
+    if not isinstance(tiles, MultiSourceArray):
+        yield from in_order(client, _sum_part, (edges, tiles), asked)
+        return
+    # Each task carries its own windows; the array itself, with its table, is not sent.
+    parts = [part for part, _ in asked]
+    chunks = (tuple(map(len, parts)), *tiles.shape[1:])
+    blocks = tiles.select(np.concatenate(parts)).to_dask(chunks=chunks).to_delayed().ravel()
+    sums = importlib.import_module("dask").delayed(_sums, pure=False)
+    futures = client.compute([sums(block, edges, there) for block, (_, there) in zip(blocks, asked, strict=True)])
+    yield from results(client, futures, tiles, parts)
 
 
-def _same(tiles: Any) -> Any:
-    return tiles
-
-
-def _results(client: Any, futures: list[Any], tiles: Any, parts: list[NDArray[np.int64]]) -> Iterable[_Sums]:
-    try:
-        for future, part in zip(futures, parts, strict=True):
-            yield result_of(future, tiles, part)
-    finally:
-        client.cancel(futures)
-
-
-def _sum_part(tiles: Any, part: NDArray[np.int64], edges: Any, there: Any, threads: int | None) -> _Sums:
-    if hasattr(tiles, "take_batches"):
-        block = tiles.take(part, threads=threads)
-    else:
-        block = read_rows(tiles, part)
-    return _sum_block(block, edges, there)
-
-
-def _sum_block(block: NDArray[Any], edges: Any, there: NDArray[np.bool_] | None) -> _Sums:
-    if block.ndim < 4:
-        block = block[..., None]
-    if block.ndim == 4:
-        block = block[:, None]
-    return _sums(block, edges, there)
+def _sum_part(shared: tuple[Any, Any], asked: tuple[Int64s, Any], threads: int | None = 1) -> _Sums:
+    (edges, tiles), (part, there) = shared, asked
+    is_ours = hasattr(tiles, "take_batches")
+    return _sums(tiles.take(part, threads=threads) if is_ours else read_rows(tiles, part), edges, there)
 
 
 def _sums(block: NDArray[Any], edges: NDArray[np.float64] | None, there: NDArray[np.bool_] | None) -> _Sums:
-    """Sums of tiles of shape (n, T, H, W, C), of which those frames are there, (n, T); None for all."""
+    """Sums of tiles, (n[, T], H, W[, C]), of which those frames are there, (n, T); None for all."""
+    block = block if block.ndim > 3 else block[..., None]
+    block = block if block.ndim > 4 else block[:, None]
     frames, bands = block.shape[1], block.shape[-1]
     shape = (frames, bands)
     count, total, squares = np.zeros(shape, np.int64), np.zeros(shape, object), np.zeros(shape, object)
@@ -303,7 +255,7 @@ def _sums(block: NDArray[Any], edges: NDArray[np.float64] | None, there: NDArray
     return _Sums(count, total, squares, low, high, bins, len(block))
 
 
-def _moments(one: NDArray[Any], edges: NDArray[np.float64] | None) -> tuple[Any, Any, NDArray[np.int64]]:
+def _moments(one: NDArray[Any], edges: NDArray[np.float64] | None) -> tuple[Any, Any, Int64s]:
     """Sum, sum of squares and histogram: of integers exactly, of floats in double precision around the mean."""
     if one.dtype.kind == "b":
         one = one.view(np.uint8)
@@ -326,7 +278,7 @@ def _moments(one: NDArray[Any], edges: NDArray[np.float64] | None) -> tuple[Any,
     return int(wide_int.sum()), squares, counted
 
 
-def _counted_moments(one: NDArray[Any], edges: NDArray[np.float64] | None) -> tuple[int, int, NDArray[np.int64]]:
+def _counted_moments(one: NDArray[Any], edges: NDArray[np.float64] | None) -> tuple[int, int, Int64s]:
     """Of at most 16 bits: each value is counted."""
     lowest = int(np.iinfo(one.dtype).min)
     counts = np.bincount(one.astype(np.int64) - lowest)
@@ -356,7 +308,7 @@ def _finished(sums: _Sums, edges: NDArray[np.float64], tiles: int, framed: bool,
 
 
 def _described(
-    count: NDArray[np.int64], total: NDArray[Any], squares: NDArray[Any], low: NDArray[Any], high: NDArray[Any]
+    count: Int64s, total: NDArray[Any], squares: NDArray[Any], low: NDArray[Any], high: NDArray[Any]
 ) -> dict[str, NDArray[Any]]:
     mean, std = np.full(len(count), np.nan), np.full(len(count), np.nan)
     for k, n in enumerate(count.tolist()):

@@ -8,12 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def placed(rows: NDArray[Any], start: int, frames: int | None) -> tuple[Any, NDArray[Any]]:
-    """Where rows lie in an output, and as what: their frames, at that axis, in front."""
-    place = slice(start, start + len(rows))
-    return (place, rows) if frames is None else ((slice(None), place), np.moveaxis(rows, frames, 0))
-
-
 def cast(block: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Values as another dtype: rounded and clipped to its range where it holds integers, never wrapped round.
 
@@ -44,7 +38,7 @@ def cast(block: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 class ArraySink:
-    """Rows into anything that takes `array[start:stop] = rows`, cast to its dtype.
+    """Rows into anything that takes `array[start:stop] = rows`, cast to its dtype; the axis `frames` of them in front.
 
     >>> sink = ArraySink(np.zeros((2, 2)))
     >>> sink.append(np.ones((1, 2))); sink.close()
@@ -57,7 +51,10 @@ class ArraySink:
 
     def append(self, rows: NDArray[Any]) -> None:
         """Write the next rows."""
-        place, values = placed(rows, self._row, self._frames)
+        place: Any = slice(self._row, self._row + len(rows))
+        values = rows
+        if self._frames is not None:
+            place, values = (slice(None), place), np.moveaxis(rows, self._frames, 0)
         self.array[place] = cast(values, np.dtype(getattr(self.array, "dtype", values.dtype)))
         self._row += len(rows)
 

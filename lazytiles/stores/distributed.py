@@ -8,7 +8,7 @@ a `BlockTarget`; anyone anywhere writes chunks with `write_block` and sends back
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -97,22 +97,17 @@ def write_on(client: Any, tiles: MultiSourceArray, sink: StoreSink, report: Call
         blocks = tiles.to_dask(chunks=(step, *tiles.shape[1:])).to_delayed().ravel()
         delayed = importlib.import_module("dask").delayed
         writes = [delayed(write_block, pure=False)(target, start, blocks[start // step]) for start in starts]
-        parts = [range(start, min(start + step, len(tiles))) for start in starts]
-        for start, crcs in _as_they_end(client, client.compute(writes), tiles, parts):
-            sink.place(start, crcs)
-            done += min(step, len(tiles) - start)
-            report(done, len(tiles))
+        futures = client.compute(writes)
+        first = {future.key: start for future, start in zip(futures, starts, strict=True)}
+        try:
+            for future in require("distributed", extra="cluster").as_completed(futures):
+                samples = range(first[future.key], min(first[future.key] + step, len(tiles)))
+                sink.place(*result_of(future, tiles, samples))
+                future.release()
+                done += len(samples)
+                report(done, len(tiles))
+        finally:
+            client.cancel(futures)
         sink.close()
     finally:
         sink.abort()
-
-
-def _as_they_end(client: Any, futures: Sequence[Any], tiles: Any, parts: Sequence[Any]) -> Iterator[Any]:
-    completed = require("distributed", extra="cluster").as_completed(futures)
-    samples = {future.key: part for future, part in zip(futures, parts, strict=True)}
-    try:
-        for future in completed:
-            yield result_of(future, tiles, samples[future.key])
-            future.release()
-    finally:
-        client.cancel(futures)

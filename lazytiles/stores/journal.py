@@ -84,12 +84,14 @@ def _locked(path: Path, name: Path) -> Any:
     """The lock file, open and locked: an object, so that the lock goes when nobody holds it any more."""
     looked = False
     while True:
-        file = None
+        file, is_ours = None, False
         try:
-            file = open(name, "r+b", buffering=0, opener=_create)  # noqa: SIM115 # it lives as long as the lock
+            file = open(name, "r+b", buffering=0, opener=lambda name, flags: unlinked(name, os.O_RDWR | os.O_CREAT))  # noqa: SIM115 # it lives as long as the lock
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The holder before us unlinks the file; a lock on an unlinked file locks nothing.
-            if _same_file(file.fileno(), name):
+            with contextlib.suppress(FileNotFoundError):
+                is_ours = os.path.samestat(os.fstat(file.fileno()), name.stat())
+            if is_ours:
                 # Padded and not truncated: some file systems wait for the disk after a truncation.
                 os.pwrite(file.fileno(), str(os.getpid()).encode().ljust(32), 0)
                 return file
@@ -115,10 +117,6 @@ def _locked(path: Path, name: Path) -> Any:
             raise
 
 
-def _create(name: str, flags: int) -> int:
-    return unlinked(name, os.O_RDWR | os.O_CREAT)
-
-
 def _unlock(file: Any, name: Path, process: int) -> None:
     if os.getpid() == process:
         with contextlib.suppress(OSError):
@@ -137,13 +135,6 @@ def failed(message: str, error: BaseException) -> StoreError:
     failure = StoreError(message)
     failure.errno = getattr(error, "errno", None)
     return failure
-
-
-def _same_file(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from rich.progress import MofNCompleteColumn, Progress, TaskID
 
 from lazytiles.arrays import PatchGenerator
 from lazytiles.indexing import Seed, seed_of
-from lazytiles.stores.beside import Beside
+from lazytiles.stores.companions import StoredCompanions
 from lazytiles.stores.formats import FORMATS
 from lazytiles.stores.saving import Job, OnProgress, identity
 
@@ -139,7 +139,7 @@ def create_dataset(
             report: bool | OnProgress = False
             if bar is not None:
                 report = partial(_advance, bar, bar.add_task(stores[value].stem, total=len(patches)))
-            job = Job(patches, None, state, Beside(), None, overwrite, resume, False, options, read_bytes=0)
+            job = Job(patches, None, state, StoredCompanions(), None, overwrite, resume, False, options, read_bytes=0)
             job.write(stores[value], batch_size, report)
     return stores
 

@@ -17,7 +17,7 @@ from rich.progress import Progress
 
 from lazytiles.arrays import MultiSourceArray
 from lazytiles.errors import LazyTilesError, StoreError
-from lazytiles.stores.beside import Beside, label_store
+from lazytiles.stores.companions import StoredCompanions, label_store
 from lazytiles.stores.distributed import write_on
 from lazytiles.stores.formats import file_of, format_of
 from lazytiles.stores.formats.base import Layout, crc_of
@@ -54,7 +54,7 @@ def open_store(path: str | os.PathLike[str], *, check: bool = True) -> MultiSour
     """
     store = StoreArray(path, check=check)
     try:
-        return Beside.load(store).join(store)
+        return StoredCompanions.load(store).join(store)
     except (LazyTilesError, ImportError):
         raise
     except Exception as error:  # libraries raise anything over a damaged table
@@ -158,7 +158,7 @@ def export(
     """
     array = tiles if isinstance(tiles, MultiSourceArray) else MultiSourceArray([tiles])
     every = np.arange(len(array), dtype=np.int64)
-    beside = Beside.of(array, every, keep_open=client is None)
+    beside = StoredCompanions.of(array, every, keep_open=client is None)
     job = Job(array, every, _state_of(array, every), beside, threads, overwrite, resume, sync, options)
     job.write(Path(path), chunk, progress, client)
     return open_store(path)
@@ -192,7 +192,7 @@ def persist(
 
     Raises
     ------
-    as `export`
+    StoreError : as `export`
 
     Examples
     --------
@@ -205,7 +205,7 @@ def persist(
     order = array.order
     unsorted = bool((np.diff(order) < 0).any())
     positions = np.argsort(order, kind="stable")
-    beside = Beside.of(array, positions, keep_open=client is None)
+    beside = StoredCompanions.of(array, positions, keep_open=client is None)
     if unsorted:
         beside = replace(beside, order=order, seed=array.seed)
     job = Job(array, positions, _state_of(array, positions), beside, threads, overwrite, resume, sync, options)
@@ -231,7 +231,7 @@ class Job:
     tiles: Any
     positions: NDArray[np.int64] | None
     state: Any
-    beside: Beside
+    beside: StoredCompanions
     threads: int | None
     overwrite: bool
     resume: bool
@@ -247,14 +247,14 @@ class Job:
             for start, rows in self._read(0, 1):
                 data[start : start + len(rows)] = rows
                 report(start + len(rows), len(tiles))
-        beside = self.beside
-        if isinstance(beside.labels, MultiSourceArray):
-            beside = replace(beside, labels=persist(beside.labels, threads=self.threads))
-        return beside.join(data)
+        held = self.beside.held
+        if isinstance(held.labels, MultiSourceArray):
+            held = replace(held, labels=persist(held.labels, threads=self.threads))
+        return replace(self.beside, held=held).join(data)
 
     def write(self, path: Path, chunk: int | None, progress: bool | OnProgress, client: Any = None) -> None:
         """All samples into a store, and mask labels into one beside it first."""
-        form, file, tiles, labels = format_of(path), file_of(path), self.tiles, self.beside.labels
+        form, file, tiles, labels = format_of(path), file_of(path), self.tiles, self.beside.held.labels
         if client is not None and not form.is_scattered:
             raise ValueError(f"{path}: only a Zarr store is written by many processes; name it .zarr, or leave client")
         if client is not None and self.options.get("shards") is not None:
@@ -307,7 +307,7 @@ class Job:
     def _of_labels(self, labels: MultiSourceArray, *, overwrite: bool) -> Job:
         every = np.arange(len(labels), dtype=np.int64)
         state = _state_of(labels, every)
-        return replace(self, tiles=labels, positions=every, state=state, beside=Beside(), overwrite=overwrite)
+        return replace(self, tiles=labels, positions=every, state=state, beside=StoredCompanions(), overwrite=overwrite)
 
     def _compare(self, path: Path) -> None:
         """Refuse a complete store that is damaged, or is not this very export."""
@@ -320,7 +320,7 @@ class Job:
                 is_, be = (f"{array.shape} {array.dtype}" for array in (store, self.tiles))
                 raise replaceable(path, f"row 0 is the first that would be written otherwise now: {is_} would be {be}")
             try:
-                other = self.beside.difference(Beside.load(store))
+                other = self.beside.difference(StoredCompanions.load(store))
             except StoreError as error:
                 raise replaceable(path, error) from error
             if other is not None:
@@ -329,7 +329,7 @@ class Job:
                 refuse_other_rows(store, blocks)
             version = store.opened.record.labels_version
             if version is not None:
-                self._of_labels(self.beside.labels, overwrite=False)._compare(labels_path(path, version))
+                self._of_labels(self.beside.held.labels, overwrite=False)._compare(labels_path(path, version))
             tidy(store)
 
     def _fill(self, sink: StoreSink, report: OnProgress) -> None:

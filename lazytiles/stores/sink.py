@@ -83,11 +83,8 @@ class StoreSink:
         file, self._inner = split_name(os.fspath(path))
         self.path = Path(file)
         self._format = form(form.placed(os.fspath(path), self._inner, options, mode))
-        self._members = dict(members or {})
-        self.about = dict(about or {})
-        self._length = length
-        self._sync = sync
-        self._overwrite = overwrite
+        self._members, self.about = dict(members or {}), dict(about or {})
+        self._length, self._sync, self._overwrite = length, sync, overwrite
         self.is_complete = False  # whether a complete store is all that is asked for
         self._header: dict[str, Any] = {
             "format": form.name,
@@ -104,6 +101,7 @@ class StoreSink:
         self._journal: Journal | None = None
         self._committed_at = time.monotonic()
         self._lock: StoreLock | None = None
+        # A forked child leaves what is open to its parent.
         self._dropped = weakref.finalize(self, _let_go, self._format, os.getpid())
         try:
             with self._clean("opening"):
@@ -128,7 +126,16 @@ class StoreSink:
                 self._take(base)
                 return
             if base is not None:
-                self._begin_behind(base)
+                record = base.record
+                extra = sorted(set(base.members) - {RECORD, "digests.npy"}) + ["mask labels"] * (
+                    "labels" in record.about
+                )
+                if extra:
+                    raise StoreError(
+                        f"{self.path} carries {', '.join(extra)}, which would no longer fit its rows; export it again"
+                    )
+                self._header |= {"base": record.uid, "base_rows": record.rows, "chunk": record.layout.chunk}
+                self._format.inherit(self.path)
                 left = next((j for j in partials(self.path) if self._continues(j)), None) if resume else None
             carried = left is not None and self._carry_on(left)
             if base is not None and not carried:
@@ -157,17 +164,6 @@ class StoreSink:
             start = stop
         self.layout, self.rows, self.is_complete = record.layout, record.rows, True
         self._format.side = base.reader.side
-
-    def _begin_behind(self, base: Opened) -> None:
-        extra = sorted(set(base.members) - {RECORD, "digests.npy"}) + ["mask labels"] * ("labels" in base.record.about)
-        if extra:
-            raise StoreError(
-                f"{self.path} carries {', '.join(extra)}, which would no longer fit its rows; export it again"
-            )
-        self._header["base"] = base.record.uid
-        self._header["base_rows"] = base.record.rows
-        self._header["chunk"] = base.record.layout.chunk
-        self._format.inherit(self.path)
 
     def _continues(self, journal: Journal) -> bool:
         mine = {name: journal.header.get(name) for name in self._header}
@@ -463,7 +459,6 @@ class StoreSink:
 
 
 def _let_go(form: Format, process: int) -> None:
-    """Close what a sink has open, without completing it; a forked child leaves that to its parent."""
     if os.getpid() == process:
         with contextlib.suppress(Exception):
             form.close()

@@ -88,10 +88,7 @@ class BufferedWriter:
         dtype: DTypeLike | None = None,
         length: int | None = None,
     ) -> None:
-        if chunk < 1:
-            raise RowsError(f"chunk must be at least 1 row, not {chunk}")
-        if length is not None and length < 0:
-            raise RowsError(f"length must be at least 0 rows, not {length}")
+        _check_counts(chunk, length)
         if hasattr(sink, "__setitem__") and hasattr(sink, "shape") and hasattr(sink, "dtype"):
             shape, dtype, length = _fitted(sink, shape, dtype, length)
             sink = ArraySink(sink)
@@ -260,6 +257,13 @@ class BufferedWriter:
         raise TypeError(f"{self!r} cannot be pickled: one process writes a store; make the writer there")
 
 
+def _check_counts(chunk: int, length: int | None) -> None:
+    if chunk < 1:
+        raise RowsError(f"chunk must be at least 1 row, not {chunk}")
+    if length is not None and length < 0:
+        raise RowsError(f"length must be at least 0 rows, not {length}")
+
+
 def _fitted(array: Any, shape: Any, dtype: Any, length: int | None) -> tuple[tuple[int, ...], np.dtype[Any], int]:
     """Row shape, dtype and length of a writer into an array, or a RowsError where it cannot take such rows."""
     if not array.shape:
@@ -308,7 +312,7 @@ class StoreWriter(BufferedWriter):
     -----
     The store is written as ``NAME.partial-…`` beside it and renamed when it is complete: a killed process, a
     full disk or an exception in the ``with`` block leave the old state, and `resume` goes on from what a
-    journal beside the partial knows to be safe. `docs/guide-stores.md` describes the layout.
+    journal beside the partial knows to be safe. `docs/do/exporting.md` describes the layout.
 
     Examples
     --------
@@ -340,46 +344,27 @@ class StoreWriter(BufferedWriter):
         sync: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(_Nowhere(), chunk=chunk, shape=shape, dtype=dtype, length=length)
+        _check_counts(chunk, length)
         form = FORMATS[self._form] if self._form else format_of(Path(path))
         how: dict[str, Any] = {"mode": mode, "overwrite": overwrite, "resume": resume, "sync": sync}
-        sink = StoreSink(path, form, options, chunk=self._chunk, length=length, **how)
+        sink = StoreSink(path, form, options, chunk=int(chunk), length=length, **how)
+        self.path = sink.path  # the store that is written
         try:
-            self._join(sink)
+            super().__init__(sink, chunk=chunk, shape=shape, dtype=dtype, length=length)
+            layout = sink.layout
+            if layout is not None:  # of a killed writer, or of the store that is appended to
+                self._chunk = layout.chunk
+                tail = np.frombuffer(sink.tail, layout.dtype).reshape(-1, *layout.shape)
+                self._rows = sink.rows
+                self._check(tail)
+                self._rows += len(tail)
+                self._take(tail)
+                self._full = sink.is_complete
+            elif self._shape is not None and self._dtype is not None:
+                sink.begin(self._shape, self._dtype)
         except BaseException:
             sink.abort()
             raise
-
-    @property
-    def path(self) -> Path:
-        """The store that is written."""
-        return Path(getattr(self._sink, "path", ""))
-
-    def _join(self, sink: StoreSink) -> None:
-        """Take over the sink, and what it holds of a killed writer or an earlier store."""
-        self._sink = sink
-        layout = sink.layout
-        if layout is None:
-            if self._shape is not None and self._dtype is not None:
-                sink.begin(self._shape, self._dtype)
-            return
-        self._chunk = layout.chunk
-        tail = np.frombuffer(sink.tail, layout.dtype).reshape(-1, *layout.shape)
-        self._rows = sink.rows
-        self._check(tail)
-        self._rows += len(tail)
-        self._take(tail)
-        self._full = sink.is_complete
-
-
-class _Nowhere:
-    """The sink of a writer that has none yet."""
-
-    def append(self, rows: NDArray[Any]) -> None:
-        raise RowsError("the writer has no sink")
-
-    def close(self) -> None:
-        """Nothing."""
 
 
 class HDF5Writer(StoreWriter):

@@ -136,11 +136,7 @@ class BatchFlow:
         self.close()
 
     def __repr__(self) -> str:
-        s = self._feed.schedule
-        kind = "shuffled" if s.shuffle else "drawn" if s.is_random else "in order"
-        part = f", shard {s.shard[0]} of {s.shard[1]}" if s.shard[1] > 1 else ""
-        sizes = f"{s.samples} samples {kind}, {len(self)} batches of {s.batch_size}"
-        return f"BatchFlow({sizes}{part}, seed {self.seed})"
+        return self._feed.schedule.described("BatchFlow", len(self))
 
     def _repr_html_(self) -> str:
         return f"<code>{escape(repr(self))}</code>"
@@ -162,8 +158,11 @@ class BatchFlow:
         ahead = self._feed.ahead(self._keys(*self._position))
         self._passes.add(ahead)
         try:
-            for key, *held in ahead:
-                self._advance(*key)
+            for (epoch, batch), *held in ahead:
+                if batch + 1 < len(self):
+                    self._position = (epoch, batch + 1)
+                else:
+                    self._position = self._begin = (epoch + 1, 0)
                 # Popped, so that a batch which its consumer dropped is not kept alive here.
                 yield held.pop()
         finally:
@@ -206,9 +205,3 @@ class BatchFlow:
         if not self.loop or size == 0:
             return first
         return chain(first, ((later, k) for later in count(epoch + 1) for k in range(size)))
-
-    def _advance(self, epoch: int, batch: int) -> None:
-        if batch + 1 < len(self):
-            self._position = (epoch, batch + 1)
-        else:
-            self._position = self._begin = (epoch + 1, 0)

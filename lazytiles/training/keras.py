@@ -173,11 +173,7 @@ readers, processes : as in `BatchFlow`; ``weights="balanced"`` goes by `y`
             return self._checked(*self._server.ask(range(len(self))[i]))
 
     def __repr__(self) -> str:
-        s = self._feed.schedule
-        part = f", shard {s.shard[0]} of {s.shard[1]}" if s.shard[1] > 1 else ""
-        kind = "shuffled" if s.shuffle else "drawn" if s.is_random else "in order"
-        sizes = f"{s.samples} samples {kind}, {len(self)} batches of {s.batch_size}"
-        return f"KerasAdapter({sizes}{part}, seed {s.seed})"
+        return self._feed.schedule.described("KerasAdapter", len(self))
 
     def _repr_html_(self) -> str:
         return f"<code>{escape(repr(self))}</code>"

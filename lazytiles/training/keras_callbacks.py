@@ -131,9 +131,12 @@ class ResumeCallback(EpochCallback):
         done = len(self._before) + batch + 1
         if self._before and done == len(self.adapter) and keras.backend.backend() == "tensorflow":
             # Asked for a batch that is not there, its graph still advances step counters and seeds.
-            self._values = [(v, keras.ops.copy(v.value)) for v in self._variables()]
+            variables = [*self.model.variables, *self.model.optimizer.variables]
+            self._values = [(v, keras.ops.copy(v.value)) for v in variables]
         trained = self._trained[: batch + 1]
-        if self.save_freq != "epoch" and done - self._saved >= self.save_freq and len({*trained}) == batch + 1:
+        is_due = self.save_freq != "epoch" and done - self._saved >= self.save_freq
+        # After the last batch comes the end of the epoch, which is part of it and is saved itself.
+        if is_due and done < len(self.adapter) and len({*trained}) == batch + 1:
             self._save(self.adapter._state_of(self._epoch, [*self._before, *trained]))
             self._saved = done
 
@@ -155,9 +158,6 @@ class ResumeCallback(EpochCallback):
         _remove_models(self.folder, but="")
         with suppress(OSError):  # What is not ours stays.
             self.folder.rmdir()
-
-    def _variables(self) -> list[Any]:
-        return [*self.model.variables, *self.model.optimizer.variables]
 
     def _calm(self) -> None:
         if self._quiet is not None:

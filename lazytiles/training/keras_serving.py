@@ -78,7 +78,7 @@ class Server:
         self._nbytes = 0  # of a batch
 
     def __getstate__(self) -> dict[str, object]:
-        fresh = {"begins": 0, "owner": "nobody", "asked": [], "_asks": 0, "_kept": {}, "_looked": [], "_runs": []}
+        fresh = {"owner": "nobody", "asked": [], "_kept": {}, "_looked": [], "_runs": []}
         return {**vars(self), **fresh, "_bound": {**self._bound}, "_taken": {*self._taken}}
 
     @property

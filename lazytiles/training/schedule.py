@@ -100,7 +100,11 @@ class Schedule:
             return np.arange(self.samples)
         order = self._orders.get(epoch)
         if order is None:
-            order = self._draw(epoch)
+            if self.weights is None and not self.replacement:
+                order = permutation(self.samples, self.seed, epoch=epoch, groups=self.groups, window=self.window)
+            else:
+                how: Any = {"weights": self.weights, "replacement": self.replacement}
+                order = draw(self.samples, self.samples, self.seed, epoch=epoch, **how)
             # Two, because the end of one epoch is read while the next is planned.
             self._orders = dict([*list(self._orders.items())[-1:], (epoch, order)])
         return order
@@ -116,6 +120,13 @@ class Schedule:
     def places(self, key: Key) -> range:
         """The places of a batch's samples in the order of its epoch, over all shards."""
         return range(self.samples)[shard_slice(key[1], self.batch_size, self.shard)]
+
+    def described(self, kind: str, batches: int) -> str:
+        """The repr of something of a kind that gives so many batches an epoch."""
+        part = f", shard {self.shard[0]} of {self.shard[1]}" if self.shard[1] > 1 else ""
+        order = "shuffled" if self.shuffle else "drawn" if self.is_random else "in order"
+        sizes = f"{self.samples} samples {order}, {batches} batches of {self.batch_size}"
+        return f"{kind}({sizes}{part}, seed {self.seed})"
 
     def words(self) -> tuple[object, ...]:
         """What distinguishes this schedule from others, apart from its seed."""
@@ -139,16 +150,6 @@ class Schedule:
             )
         if not isinstance(self.window, int | np.integer) or isinstance(self.window, bool) or self.window < 1:
             raise ValueError(f"window is how many sources are mixed at a time, at least 1; not {self.window!r}")
-
-    def _draw(self, epoch: int) -> Rows:
-        if self.weights is None and not self.replacement:
-            return permutation(self.samples, self.seed, epoch=epoch, groups=self.groups, window=self.window)
-        return draw(
-            *(self.samples, self.samples, self.seed),
-            epoch=epoch,
-            weights=self.weights,
-            replacement=self.replacement,
-        )
 
 
 class Feed:
@@ -332,9 +333,7 @@ def _weights_of(weights: Any, labels: Any, tandem: Tandem) -> ArrayLike | None:
     return balanced_weights(held(labels))
 
 
-def check_budgets(
-    *, prefetch: int, readahead_bytes: int, threads: int | None, readers: int | None = None, processes: int = 0
-) -> None:
+def check_budgets(**given: Any) -> None:
     """Refuse budgets out of range.
 
     Raises
@@ -345,16 +344,7 @@ def check_budgets(
     Traceback (most recent call last):
     ValueError: prefetch must be an integer of at least 0, not -1
     """
-    least = {"prefetch": 0, "readahead_bytes": 0, "threads": 1, "readers": 0, "processes": 0}
-    given = {
-        "prefetch": prefetch,
-        "readahead_bytes": readahead_bytes,
-        "threads": threads,
-        "readers": readers,
-        "processes": processes,
-    }
     for name, value in given.items():
-        if value is not None and (
-            type(value) is bool or not isinstance(value, int | np.integer) or value < least[name]
-        ):
-            raise ValueError(f"{name} must be an integer of at least {least[name]}, not {value!r}")
+        least = int(name == "threads")
+        if value is not None and (type(value) is bool or not isinstance(value, int | np.integer) or value < least):
+            raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")

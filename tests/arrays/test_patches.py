@@ -14,8 +14,7 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lazytiles.arrays.patch_cuts import runs
-from lazytiles.arrays.patch_pixels import MaskPixels, Scatter
+from lazytiles.arrays.patch_pixels import MaskPixels, Scatter, runs
 from lazytiles.arrays.patches import PatchGenerator
 from lazytiles.config import counters
 from lazytiles.errors import StoreError

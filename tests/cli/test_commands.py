@@ -124,15 +124,22 @@ def test_commands_do_what_they_say(name: str, desk: Path) -> None:
 
 ERRORS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "check": (("check", "bad.csv", "--images", "Images"), 1, "the column region_id is missing"),
-    "demo": (("demo", "--images", "Images"), 1, "needs both --images FOLDER and --manifest CSV"),
-    "export": (("export", *TILES, *FRAMES, "-o", "tiles.xyz"), 1, "xyz"),
-    "export again": (("export", *TILES, *FRAMES, "-o", "bad.npy"), 1, "bad.npy"),
+    "demo": (("demo", "--images", "Images"), 2, "needs both --images FOLDER and --manifest CSV"),
+    "export": (("export", *TILES, *FRAMES, "-o", "tiles.xyz"), 2, "a store ends in .zarr"),
+    "export again": (("export", *TILES, *FRAMES, "-o", "bad.npy"), 2, "pass --overwrite"),
     "grid": (("grid", "Images", "--size", "99", "-o", "g.csv"), 1, "a window of 99 pixels cannot be shifted"),
-    "grid again": (("grid", "Images", "--size", "32", "-o", "tiles.csv"), 1, "pass --overwrite"),
+    "grid again": (("grid", "Images", "--size", "32", "-o", "tiles.csv"), 2, "pass --overwrite"),
     "grid output": (("grid", "Images", "--size", "32", "-o", "g.xlsx"), 2, "a .csv or a .parquet file"),
     "grid size": (("grid", "Images", "--size", "3y", "-o", "g.csv"), 2, "is not HEIGHTxWIDTH"),
     "grid rule": (("grid", "Images", "--size", "32", "--keep", "os", "-o", "g.csv"), 1, "keep rule 'os'"),
     "info": (("info", "bad.tif"), 1, "bad.tif"),
+    "check again": (("check", *TILES, *FRAMES, "--html", "bad.npy"), 2, "pass --overwrite"),
+    "demo of both": (("demo", "--data", "photos", *TILES[1:], "--manifest", "tiles.csv"), 2, "leave it out"),
+    "demo again": (("demo", "--data", "photos", "--dir", "Images"), 2, "pass --overwrite"),
+    "demo of nothing": (("demo", "--data", "songs"), 2, "'years', 'photos', 'arrays', 'slides', 'scans'"),
+    "preview again": (("preview", *TILES, "-o", "bad.png"), 2, "pass --overwrite"),
+    "stats again": (("stats", *TILES, *FRAMES, "-o", "bad.npy"), 2, "pass --overwrite"),
+    "advice": (("export", *TILES, "-o", "t.npy"), 1, "--frames"),
     "preview": (("preview", *TILES, "-o", "p.doc"), 2, "an .html page or a .png picture"),
     "preview images": (("preview", "tiles.csv", "--images", "none"), 1, "there is no such image folder"),
     "stats": (("stats", *TILES, *FRAMES, "--path", "{region_id}.tif"), 1, "is missing"),
@@ -147,7 +154,7 @@ ERRORS: dict[str, tuple[tuple[str, ...], int, str]] = {
 @pytest.mark.parametrize("name", ERRORS)
 def test_errors_are_messages_with_exit_codes(name: str, desk: Path) -> None:
     (desk / "bad.csv").write_text("tile_id\n1\n")
-    for file in ("bad.tif", "bad.sha256", "bad.npy"):
+    for file in ("bad.tif", "bad.sha256", "bad.npy", "bad.png"):
         (desk / file).write_text("nothing\n")
     words, code, message = ERRORS[name]
     done = run(*words)
@@ -188,7 +195,7 @@ def test_verify_tells_what_changed(desk: Path) -> None:
     assert "a.tif has changed since its digest was taken" in bad.output
     before = (desk / "tiles.csv.sha256").read_bytes()
     refused = run("check", *TILES, *FRAMES, "--digest")
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "tiles.csv.sha256 is there already; pass --overwrite to replace it" in refused.output
     assert (desk / "tiles.csv.sha256").read_bytes() == before
     (desk / "Images/2017/a.tif").write_bytes((desk / "Images/2017/b.tif").read_bytes())
@@ -381,3 +388,42 @@ def test_ids_that_spreadsheets_take_for_formulas_are_said(desk: Path) -> None:
     ids = read_manifest("grid.csv")["region_id"].astype(str)
     assert {"=cmd", "+1", "-2", "@x"} <= set(ids)
     assert open_tiles("grid.csv", "Images/2017")[:].shape[0] == len(ids)
+
+
+def test_an_export_that_is_stopped_says_how_to_go_on(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lazytiles.cli.commands.export_tiles", stopped)
+    done = run("export", *TILES, *FRAMES, "-o", "tiles.npy")
+    assert done.exit_code == 130
+    assert "the same command with --resume goes on" in done.output
+    monkeypatch.undo()
+    monkeypatch.chdir(desk)
+    assert run("export", *TILES, *FRAMES, "-o", "tiles.npy", "--resume").exit_code == 0
+
+
+def test_every_command_that_writes_asks_for_overwrite() -> None:
+    for name in ("check", "demo", "export", "grid", "preview", "stats"):
+        assert any("--overwrite" in p.opts for p in main.commands[name].params), name
+
+
+def test_advice_is_in_the_words_of_the_command_line(desk: Path) -> None:
+    done = run("export", *TILES, "-o", "t.npy")
+    assert "frames=" not in done.output
+
+
+def test_the_shell_can_complete_the_command(desk: Path) -> None:
+    code = "from lazytiles.cli import main; main(prog_name='lazytiles')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={
+            "PYTHONPATH": str(ROOT),
+            "_LAZYTILES_COMPLETE": "bash_complete",
+            "COMP_WORDS": "lazytiles demo --da",
+            "COMP_CWORD": "2",
+        },
+    )
+    assert "plain,--data" in done.stdout

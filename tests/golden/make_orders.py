@@ -1,4 +1,4 @@
-"""Writes orders.json and streams.json, in plain Python from the definitions in docs/orders.md.
+"""Writes orders.json and streams.json, in plain Python from the definitions in docs/understand/orders.md.
 
 Nothing here uses lazytiles or NumPy, so the files pin the definition and not the code.  Run it only to add
 cases: an order that has been published never changes.

@@ -22,7 +22,7 @@ from lazytiles.indexing.orders import (
     shard_batches,
     shard_slice,
 )
-from lazytiles.indexing.seeds import fresh_seed, generator, stream
+from lazytiles.indexing.seeds import generator, seed_of, stream
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "orders.json").read_text())
 
@@ -231,4 +231,4 @@ def test_generators_belong_to_their_tuple():
 
 
 def test_fresh_seeds_differ():
-    assert len({fresh_seed() for _ in range(20)}) == 20
+    assert len({seed_of(None) for _ in range(20)}) == 20

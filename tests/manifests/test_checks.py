@@ -61,7 +61,7 @@ FAULTS: dict[str, tuple[Callable[[pd.DataFrame, Path], pd.DataFrame | None], str
     "missing": (
         lambda t, f: (f / "2017/b.tif").unlink(),
         "missing image",
-        "row 8: tile b0 with box .*2017/b.tif is missing",
+        "row 8: tile b0 .*2017/b.tif is missing",
     ),
     "damaged": (
         lambda t, f: damage(f / "2018/a.tif"),

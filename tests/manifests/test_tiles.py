@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 
 import numpy as np
@@ -10,6 +11,7 @@ import tifffile
 from PIL import Image
 
 import lazytiles as lt
+from lazytiles.manifests.tiles import Asked
 from tests.limits import within_limits
 from tests.made import make
 
@@ -126,3 +128,9 @@ def test_options_together(pad, tmp_path):
         halves = {}
         tiles.take_batches([np.arange(5), np.arange(5, 8)], halves.__setitem__)
         np.testing.assert_array_equal(np.concatenate([halves[0], halves[1]]), dense, err_msg=said)
+
+
+def test_what_is_asked_of_check_is_what_is_asked_of_open_tiles() -> None:
+    options = list(inspect.signature(lt.open_tiles).parameters.values())[2:]
+    asked = inspect.signature(Asked).parameters.values()
+    assert [(one.name, one.default) for one in asked] == [(one.name, one.default) for one in options]

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import tifffile
 
+from lazytiles.arrays.multisource import MultiSourceArray
 from lazytiles.arrays.view import DelayedView
 from lazytiles.display import colours, side_by_side, stretched
 from lazytiles.images.region import open_region, thumbnail
@@ -252,6 +253,7 @@ def plain(desk: tuple[Path, pd.DataFrame]) -> Any:
 
 
 def test_plots_take_axes_and_draw_what_they_say(plain: Any, desk: tuple[Path, pd.DataFrame]) -> None:
+    from matplotlib.colors import to_hex
     from matplotlib.figure import Figure
 
     ax = Figure().subplots()
@@ -266,7 +268,9 @@ def test_plots_take_axes_and_draw_what_they_say(plain: Any, desk: tuple[Path, pd
     assert ax.get_xlim() == (0, 192)
     ends = [path.get_extents().extents.tolist() for path in ax.collections[0].get_paths()]
     assert ends == [[x, y, x + 64, y + 64] for y in (0, 64) for x in (0, 64, 128)]
-    np.testing.assert_allclose(ax.collections[0].get_array(), [0, 0.1, 0.2, 0.3, 0.4, 0.5])
+    drawn = [to_hex(colour) for colour in ax.collections[0].get_edgecolor()]
+    assert drawn == colours([0, 0.1, 0.2, 0.3, 0.4, 0.5])
+    assert ax.figure.axes[-1].get_ylim() == pytest.approx((0, 0.5))
     assert not plot_region(region).collections
     table = desk[1]
     boxes = table[["xmin", "ymin", "xmax", "ymax"]].itertuples(index=False, name=None)
@@ -288,6 +292,18 @@ def test_notebooks_show_facts_and_a_cheap_picture(plain: Any, desk: tuple[Path, 
     np.testing.assert_array_equal(view[:3], plain[view.samples[:3]])
     assert "<img" not in DelayedView(np.zeros((3, 4)))._repr_html_()
     assert "72 KiB" in html
+
+
+def test_notebooks_say_what_tiles_are(plain: Any) -> None:
+    html = plain.shuffle(3)._repr_html_()
+    for fact in ("labels", "order", "shuffled, seed 3", "regions", "table", "tile_id, region_id"):
+        assert fact in html, fact
+    pets = MultiSourceArray([np.zeros((2, 8, 8, 3)), np.ones((3, 8, 8, 3))], labels=["dog", "cat"])
+    assert "2 classes: cat, dog" in pets._repr_html_()
+    assert 'src="data:image/png' in pets._repr_html_()
+    assert "<img" not in MultiSourceArray([np.zeros((2, 8))])._repr_html_()
+    many = MultiSourceArray([np.zeros((1, 8))] * 9, labels=[f"kind {k}" for k in range(9)])
+    assert "kind 3, … (9)" in many._repr_html_()
 
 
 def test_what_is_black_for_missing_frames_changes_no_contrast(plain: Any) -> None:

@@ -42,9 +42,7 @@ def test_a_failed_map_names_file_and_rows_and_leaves_nothing(tmp_path, monkeypat
 
     sink = open_sink(out, (8, 8), np.dtype("u1"))
     sink.append(np.ones((4, 8), "u1"))
-    monkeypatch.setattr(
-        *((type(sink._sink), "append") if what == "write" else ("lazytiles.predictions.sinks.publish",)), full
-    )
+    monkeypatch.setattr(*((type(sink), "write") if what == "write" else ("lazytiles.predictions.sinks.publish",)), full)
     doing = "writing rows 4 to 8" if what == "write" else "completing the file"
     with pytest.raises(StoreError, match=rf"map{ending}: {doing} failed: No space left on device; nothing") as caught:
         (sink.append(np.ones((4, 8), "u1")), sink.close())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 
@@ -406,8 +408,6 @@ def test_forged_zarr(kind, sound, reading, place):
             {"name": "bytes", "configuration": {"endian": "little"}},
             {"name": "zstd", "configuration": {"level": 1, "checksum": False}},
         ]
-        import imagecodecs
-
         chunk.write_bytes(imagecodecs.zstd_encode(bytes(500 * 2**20)))
     elif kind == "missing":
         chunk.unlink()
@@ -417,6 +417,70 @@ def test_forged_zarr(kind, sound, reading, place):
     if kind == "long":
         os.truncate(path / "zarr.json", 3 * 2**30)
     refused(path, reading, place)
+
+
+@pytest.mark.parametrize("name", ["record.json", "labels.npy", "more.npy", "npy", "h5"])
+def test_members_of_holes_are_not_read(name, sound, reading, place):
+    path = copied(sound, place, name if name in ENDINGS else "zarr")
+    if name == "npy":
+        with zipfile.ZipFile(path, "a") as files:  # which rewrites what it says of them when it is closed
+            at = files.start_dir
+            files.writestr("more.npy", b"")
+            files.filelist[-1].file_size = files.filelist[-1].compress_size = 3 * 10**9
+            files.fp.truncate(at + 4 * 10**9)
+            files.start_dir = at + 4 * 10**9
+    elif name == "h5":
+        import h5py
+
+        with h5py.File(path, "r+") as file:
+            group = next(file[key] for key in file if isinstance(file[key], h5py.Group))
+            plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            space = h5py.h5s.create_simple((3 * 10**9,))
+            h5py.h5d.create(group.id, b"more.npy", h5py.h5t.NATIVE_UINT8, space, plist)
+    else:
+        with open(path / "lazytiles" / name, "ab") as file:
+            os.truncate(file.fileno(), 3 * 2**30)
+    refused(path, reading, place, "hardly any are there")
+
+
+@pytest.mark.parametrize("packer", ["gzip", "zstd", "blosc"])
+@pytest.mark.parametrize("shards", [None, "end", "start"])
+def test_bombs_in_zarr(packer, shards, reading, place):
+    """Of one stream or, with gzip, of several; in a file of their own, or in a shard that is read by parts or whole."""
+    zarr, google_crc32c = pytest.importorskip("zarr"), pytest.importorskip("google_crc32c")
+    path = place / "in" / "a.zarr"
+    codec = {
+        "gzip": zarr.codecs.GzipCodec(),
+        "zstd": zarr.codecs.ZstdCodec(),
+        "blosc": zarr.codecs.BloscCodec(cname="zstd"),
+    }[packer]
+    options = {} if shards is None else {"shards": {"shape": (8, 8, 8), "index_location": shards}}
+    array = np.arange(40 * 64, dtype="u2").reshape(40, 8, 8)
+    with StoreWriter(path, chunk=4, compressors=[codec], **options) as writer:
+        writer.write(array)
+    assert attempt(path, reading, place)[0] == "ok"
+    if packer == "gzip":
+        bomb = gzip.compress(bytes(300 * 2**20)) + gzip.compress(b"small")
+    elif packer == "zstd":
+        bomb = imagecodecs.zstd_encode(bytes(300 * 2**20))
+    else:
+        bomb = bytearray(imagecodecs.blosc_encode(bytes(2**20), compressor="zstd"))
+        bomb[4:8] = struct.pack("<I", 2**31 - 1)
+    chunk = path / "c/1/0/0"
+    if shards is None:
+        chunk.write_bytes(bomb)
+    else:
+        spans = np.array([[0, len(bomb)]] * 2, "<u8") + np.array([[36 if shards == "start" else 0, 0]], "<u8")
+        table = spans.tobytes()
+        table += google_crc32c.value(table).to_bytes(4, "little")
+        chunk.write_bytes(table + bytes(bomb) if shards == "start" else bytes(bomb) + table)
+    refused(path, reading, place)
+    region = lt.open_region(path)
+    for rows in (slice(4, 10), slice(4, 16), slice(0, 40)):
+        with pytest.raises(lt.LazyTilesError, match=r"a\.zarr"):
+            region[rows]
 
 
 @pytest.mark.parametrize("kind", ["layer", "member", "trailer", "chunks", "cut", "no frame"])

@@ -646,7 +646,7 @@ def test_a_store_with_a_missing_chunk_cannot_be_closed(tmp_path):
     ],
 )
 def test_places_that_cannot_be_are_refused(said, places, windows, message):
-    from lazytiles.stores.beside import _places_of
+    from lazytiles.stores.companions import _places_of
 
     regions = [{"name": "a", "space": [8, 8], "flat": False} | said]
     with pytest.raises(ValueError, match=message):

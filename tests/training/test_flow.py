@@ -780,7 +780,7 @@ def test_threads_that_do_not_start_are_an_error_and_no_wait(monkeypatch, fails):
 
 
 def test_what_a_job_cannot_say_reaches_the_consumer(monkeypatch):
-    from lazytiles import readahead
+    from lazytiles.training import readahead
 
     def failing(*_):
         raise MemoryError("no memory for words")

@@ -23,6 +23,9 @@ from numpy.typing import NDArray
 from lazytiles.errors import StoreError
 from lazytiles.images import open_plain
 
+_SMALL = 64 * 2**20  # bytes of members that are read without asking whether they are there
+_MOST_HOLES = 100  # times what more of them take on the disk, which some file systems pack
+
 RECORD = "record.json"
 
 
@@ -210,7 +213,19 @@ def members_of(path: Path, *, links: bool) -> dict[str, bytes]:
                 or claimed > os.fstat(file.fileno()).st_size
             ):
                 raise StoreError(f"{path} is damaged: its members are packed or claim {claimed} bytes; none is read")
+            refuse_holes(path, os.fstat(file.fileno()), claimed)
             return {one.filename: files.read(one) for one in held}
+
+
+def refuse_holes(path: Path, facts: os.stat_result, nbytes: int) -> None:
+    """See that so many bytes of members lie in a file, and are not holes in it that cost whoever made it nothing.
+
+    Raises
+    ------
+    StoreError : hardly any of them do
+    """
+    if nbytes > max(_SMALL, _MOST_HOLES * 512 * facts.st_blocks):
+        raise StoreError(f"{path} is damaged: of {nbytes} bytes of members hardly any are there")
 
 
 def zipped(members: Mapping[str, bytes]) -> bytes:

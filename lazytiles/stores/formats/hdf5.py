@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from lazytiles.config import check_chunk
 from lazytiles.errors import StoreError, require
 from lazytiles.images import open_plain, refuse_bomb, split_name
-from lazytiles.stores.formats.base import Format, Layout, Reader, crcs_of
+from lazytiles.stores.formats.base import Format, Layout, Reader, crcs_of, refuse_holes
 
 _WORD = 2**32 - 1
 _SUPERBLOCK = 48  # bytes, of its version 3 with addresses of 8
 DATASET = "data"
 
 
-def _members_of(name: str) -> str:
+def _group_of(name: str) -> str:
+    """The group of the members of a dataset."""
     return "lazytiles" if name == DATASET else f"lazytiles/{name}"
 
 
@@ -46,7 +47,7 @@ def _in_file(group: Any, name: str) -> Any:
 
 def _copy_others(h5py: Any, source: Any, target: Any, dataset: str) -> None:
     """Copy what a file holds but a dataset and its members; links stay links."""
-    members = f"/{_members_of(dataset)}"
+    members = f"/{_group_of(dataset)}"
     own, held = {f"/{dataset}"}, _in_file(source, members[1:])
     if held is not None:
         own |= {f"{members}/{name}" for name in held if isinstance(_in_file(held, name), h5py.Dataset)}
@@ -101,23 +102,19 @@ class HDF5Reader(Reader):
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """See `Reader.read`."""
-        if self._data.chunks is not None:
-            for number in range(start // self._data.chunks[0], -(-stop // self._data.chunks[0])):
-                self._refuse_bomb(number)
+        chunks = self._data.chunks
+        if chunks is not None:
+            for number in {*range(start // chunks[0], -(-stop // chunks[0]))} - self._sound:
+                inner = (range(0, n, c) for n, c in zip(self.shape[1:], chunks[1:], strict=True))
+                for place in itertools.product((number * chunks[0],), *inner):
+                    refuse_bomb(self._path, self._data, place)
+                self._sound.add(number)
         return np.asarray(self._data[start:stop])
-
-    def _refuse_bomb(self, number: int) -> None:
-        if number not in self._sound:
-            chunks = self._data.chunks
-            inner = (range(0, n, c) for n, c in zip(self.shape[1:], chunks[1:], strict=True))
-            for place in itertools.product((number * chunks[0],), *inner):
-                refuse_bomb(self._path, self._data, place)
-            self._sound.add(number)
 
     def members(self) -> Mapping[str, bytes]:
         """See `Reader.members`."""
         h5py = require("h5py", extra="hdf5")
-        group, found = _in_file(self._file, _members_of(self._name)), {}
+        group, found = _in_file(self._file, _group_of(self._name)), {}
         for name in () if group is None else group:
             if isinstance(_in_file(group, name), h5py.Group):
                 continue  # the members of another dataset
@@ -126,6 +123,7 @@ class HDF5Reader(Reader):
                 raise StoreError(
                     f"{self._path} is damaged: its {name} claims {held.size} {held.dtype} that are not there"
                 )
+            refuse_holes(self._path, os.stat(self._path), held.size)
             found[name] = held[()].tobytes()
         return found
 
@@ -207,7 +205,7 @@ class HDF5Format(Format):
                 labels = np.load(io.BytesIO(members["labels.npy"]))
                 if labels.dtype.kind in "biufc":
                     file.create_dataset("labels", data=labels, fletcher32=labels.size > 0)
-            group = file.require_group(_members_of(self._name))
+            group = file.require_group(_group_of(self._name))
             for name, content in members.items():
                 group.create_dataset(name, data=np.frombuffer(content, np.uint8))
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -194,16 +194,11 @@ class TFRecordFormat(Format):
         """See `Format.resume`; a note is the length of the file after a chunk."""
         self._path = path
         self._layout = layout
-        self._ends = list(notes)
-        head = entry("shape", feature(layout.shape)) + entry("dtype", feature(layout.dtype.name.encode()))
-        self._head = head
+        self._ends = [0, *notes]
+        self._head = entry("shape", feature(layout.shape)) + entry("dtype", feature(layout.dtype.name.encode()))
         self._file = open(path, "r+b", buffering=0, opener=unlinked)  # noqa: SIM115  # closed by `close`
-        self._file.truncate(self._end)
-        self._file.seek(self._end)
-
-    @property
-    def _end(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        self._file.truncate(self._ends[-1])
+        self._file.seek(self._ends[-1])
 
     def put(self, start: int, rows: NDArray[Any]) -> list[tuple[int, int]]:
         """See `Format.put`."""
@@ -211,33 +206,32 @@ class TFRecordFormat(Format):
         chunk = self._layout.chunk
         for first in range(0, len(rows), chunk):
             part = rows[first : first + chunk]
-            content = b"".join(framed(example) for example in self._examples(start + first, part))
+            labels = None if self._labels is None else self._labels[start + first : start + first + len(part)]
+            records = []
+            for k, row in enumerate(part):
+                given = b"" if labels is None else entry("label", feature(labels[k]))
+                records.append(framed(field(1, self._head + given + entry("data", feature(row.tobytes())))))
+            content = b"".join(records)
             write_all(self._file, np.frombuffer(content, np.uint8))
-            self._ends.append(self._end + len(content))
+            self._ends.append(self._ends[-1] + len(content))
         return list(zip(crcs_of(rows, chunk), self._ends[count:], strict=True))
-
-    def _examples(self, start: int, rows: NDArray[Any]) -> Iterator[bytes]:
-        labels = None if self._labels is None else self._labels[start : start + len(rows)]
-        for k, row in enumerate(rows):
-            given = b"" if labels is None else entry("label", feature(labels[k]))
-            yield field(1, self._head + given + entry("data", feature(row.tobytes())))
 
     def finish(self, rows: int, members: Mapping[str, bytes]) -> None:
         """See `Format.finish`; the version is a digest of rows and members."""
-        self._file.truncate(self._end)
+        self._file.truncate(self._ends[-1])
         contents = {name: content for name, content in members.items() if name != RECORD}
         version = hashlib.sha256(zipped(contents)).hexdigest()[:16] if rows else _NO_VERSION
         if rows:
             self._mark(version)
-        ends = np.array(self._ends, np.int64).tobytes()
+        ends = np.array(self._ends[1:], np.int64).tobytes()
         self.side = f".{version}{SIDE}"
         write_new(self._path.with_name(self._path.name + self.side), zipped({**members, "ends.bin": ends}))
         self.close()
 
     def _mark(self, version: str) -> None:
         """Write the last record again, with the version of the store behind its data."""
-        first = self._ends[-2] if len(self._ends) > 1 else 0
-        chunk = os.pread(self._file.fileno(), self._end - first, first)
+        first = self._ends[-2]
+        chunk = os.pread(self._file.fileno(), self._ends[-1] - first, first)
         at = 0
         while (stop := at + 16 + struct.unpack_from("<Q", chunk, at)[0]) < len(chunk):
             at = stop

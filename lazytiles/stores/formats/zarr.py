@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lazytiles.errors import RegionError, StoreError, require
 from lazytiles.images import open_zarr, unlinked, write_new
-from lazytiles.stores.formats.base import Format, Layout, Reader, crcs_of
+from lazytiles.stores.formats.base import Format, Layout, Reader, crcs_of, refuse_holes
 
 # Zarr's shape is set when the array is complete; chunks are named by position, so any large number does.
 _ROOM = 2**40
@@ -54,6 +54,8 @@ class ZarrReader(Reader):
             raise StoreError(f"{place}: is a link, which may lead anywhere; refused")
         for member in sorted(place.iterdir()) if place.is_dir() else ():
             with open(member, "rb", opener=unlinked) as file:
+                facts = os.fstat(file.fileno())
+                refuse_holes(member, facts, facts.st_size)
                 found[member.name] = file.read()
         return found
 

@@ -273,7 +273,7 @@ def test_a_crash_with_backup_and_restore_repeats_the_epoch(tmp_path):
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-@pytest.mark.parametrize("killed_at", [3, 8])
+@pytest.mark.parametrize("killed_at", [3, 6, 8])
 def test_a_killed_fit_goes_on_with_the_very_next_batch(tmp_path, shuffle, killed_at):
     class Kill(keras.callbacks.Callback):
         count = 0
@@ -580,6 +580,9 @@ def test_copies_in_mid_use(change):
     model, seen = watched()
     model.fit(twin, verbose=0)
     assert by_epoch(seen, range(1), twin)
+    adapter[4]
+    for one, other in zip(change(adapter), adapter, strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
     adapter.on_epoch_end()
     adapter.close()
 
@@ -792,7 +795,7 @@ def test_line_1_predicting_in_the_midst_of_fit_takes_nothing_away(kind, shuffle,
     other = plain()
     other.set_weights([np.array([[1.0]]), np.array([0.0])])
     adapter = KerasAdapter(Planned(IDS), Y, batch_size=B, shuffle=shuffle, seed=3)
-    # Several evaluations of a shuffled adapter in one epoch need its callback: see docs/flow.md.
+    # Several evaluations of a shuffled adapter in one epoch need its callback: see docs/do/training.md.
     nested = Nested(lambda: getattr(other, kind)(adapter, verbose=0), every=2 if callback or not shuffle else 6)
     model.fit(adapter, epochs=3, verbose=0, callbacks=[adapter.callback()] * callback + [nested])
     rest_of(3, seen)
