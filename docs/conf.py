@@ -1,5 +1,6 @@
 """Sphinx settings; the pages are Markdown, those of the reference are made from the code."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -50,6 +51,11 @@ def setup(app):
     def read_house_style(app, what, name, obj, options, lines):
         lines[:] = house_style.retold(lines, frozenset(lazytiles.__all__))
 
+    def end_blocks(app, name, source):
+        # The blank line in front of a fence is for doctest, which would read on, and not for the eye.
+        source[0] = re.sub(r"\n\n```$", "\n```", source[0], flags=re.MULTILINE)
+
+    app.connect("source-read", end_blocks)
     # Napoleon listens at the usual priority of 500.
     app.connect("autodoc-process-docstring", read_house_style, priority=400)
     app.connect("builder-inited", lambda app: reference_pages.write(HERE / "reference"))

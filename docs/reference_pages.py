@@ -90,6 +90,11 @@ def object_page(name: str) -> str:
     return "\n".join([*lines, "```", ""])
 
 
+def coded(text: str) -> str:
+    """Options and quoted values as code."""
+    return re.sub(r"(?<![\w`])(--[a-z-]+|'[^']+')", lambda found: f"`{found[0]}`".replace("'", ""), text)
+
+
 def options_of(command: click.Command) -> list[str]:
     """A table of the arguments and options of a command."""
     rows = ["| option | value | default | what it does |", "|---|---|---|---|"]
@@ -103,6 +108,7 @@ def options_of(command: click.Command) -> list[str]:
             kind = ", ".join(f"`{choice}`" for choice in parameter.type.choices)
         known = isinstance(parameter.default, (str, int)) and not parameter.is_flag
         told = re.sub(r"\s*\[default: .*\]", "", parameter.help or "").replace("|", "\\|")
+        told = coded(told)
         rows.append(f"| {names} | {kind} | {f'`{parameter.default}`' if known else ''} | {told} |")
     return rows
 
@@ -111,8 +117,18 @@ def command_page(name: str) -> str:
     """The page of one command: what it does, examples, and every option."""
     command = main.commands[name]
     said, _, examples = inspect.cleandoc(command.help or "").partition("Examples:\n")
-    usage = "[OPTIONS] " + " ".join(p.name.upper() for p in command.params if isinstance(p, click.Argument))
-    lines = [f"# lazytiles {name}", "", said.strip(), "", "```text", f"lazytiles {name} {usage}".rstrip(), "```", ""]
+    places = [p.name.upper() for p in command.params if isinstance(p, click.Argument)]
+    usage = " ".join(["lazytiles", name, "[OPTIONS]", *places])
+    lines = [
+        f"# lazytiles {name}",
+        "",
+        coded(said.strip()),
+        "",
+        "```text",
+        f"lazytiles {name} {usage}".rstrip(),
+        "```",
+        "",
+    ]
     if examples:
         lines += ["Examples:", "", "```text", inspect.cleandoc(examples), "```", ""]
     return "\n".join([*lines, "## Options", "", *options_of(command), ""])
@@ -134,7 +150,7 @@ def index_page(groups: dict[str, list[str]]) -> str:
     lines += ["## Commands", "", "| command | what it does |", "|---|---|"]
     for name in sorted(main.commands):
         said = (main.commands[name].help or "").split("\n\n")[0].replace("\n", " ")
-        lines.append(f"| [lazytiles {name}](commands/{name}.md) | {' '.join(said.split())} |")
+        lines.append(f"| [lazytiles {name}](commands/{name}.md) | {coded(' '.join(said.split()))} |")
     lines += ["", "```{toctree}", ":hidden:", ""] + [f"commands/{name}" for name in sorted(main.commands)] + ["```", ""]
     return "\n".join(lines)
 

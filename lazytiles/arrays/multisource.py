@@ -472,11 +472,10 @@ class MultiSourceArray(Ordered):
         stored: MultiSourceArray = verb("persist")(self, path, **options)
         return stored
 
+    __repr__, _glimpse = in_a_line, glimpse
+
     def _facts(self) -> dict[str, str]:
         return super()._facts() | facts_of(self)
 
     def __dask_tokenize__(self) -> Any:
         return token("lazytiles.MultiSourceArray", self.sources, self._rows[self._now()])
-
-    _glimpse = glimpse
-    __repr__ = in_a_line

@@ -102,7 +102,8 @@ def run_demo(
     folder = directory or kind
     refuse_existing(folder if os.path.isdir(folder) and os.listdir(folder) else None, overwrite)
     say(f"made in {folder}: {kinds.make(kind, folder, seed=seed)}")
-    say(f"what to do with them: {kinds.PAGE.format(kind=kind)}")
+    say(f"open them: {kinds.OPENED[kind].format(folder)}")
+    say(f"more: docs/start/{kind}.md")
 
 
 @main.command("info")

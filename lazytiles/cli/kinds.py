@@ -132,8 +132,17 @@ def make_scans(folder: Path, seed: int) -> str:
     return "images/<patient>/slice_<z>.tif of six patients, and masks/<patient>/ with their lesions"
 
 
-# The page of the documentation that goes on from there.
-PAGE = "docs/start/{kind}.md, and docs/start/scripts/{kind}.py does it all"
+# How each kind is opened, with the folder as ``{0}``; the pages under docs/start go on from there.
+OPENED = {
+    "years": 'lt.open_tiles("{0}/tiles.csv", "{0}/Images", frames=[2016, 2017, 2018])',
+    "photos": 'lt.open_tiles("{0}/photos.csv", "{0}/images", path="{{file}}", target="shape", size=(64, 64))',
+    "arrays": 'lt.MultiSourceArray([lt.open_region("{0}/images.npy")], labels=[np.load("{0}/labels.npy")])',
+    "slides": (
+        'lt.open_tiles(lt.make_grid("{0}/slides", 64), "{0}", path="slides/{{region_id}}.tif", '
+        'masks="masks/{{region_id}}.tif")'
+    ),
+    "scans": 'lt.stack_regions("{0}/images/patient-0")',
+}
 
 # What --data takes; each makes its files in a folder from a seed, and says what they are.
 KINDS: dict[str, Callable[[Path, int], str]] = {

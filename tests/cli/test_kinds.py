@@ -6,6 +6,7 @@ import os
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -45,6 +46,8 @@ def test_a_script_does_the_whole_job(kind: str, tmp_path: Path, monkeypatch: pyt
     done = CliRunner().invoke(main, ["demo", "--data", kind])
     assert done.exit_code == 0, done.output
     assert f"made in {kind}" in done.output
+    (code,) = [line.partition(": ")[2] for line in done.output.splitlines() if line.startswith("open them: ")]
+    assert len(eval(code, {"lt": lt, "np": np})) > 0  # noqa: S307  # what is printed to be copied works
     runpy.run_path(str(SCRIPTS / f"{kind}.py"), run_name="__main__")
     for pattern in WRITTEN[kind]:
         assert list(tmp_path.glob(pattern)), pattern
