@@ -216,8 +216,8 @@ def to_gray(block: NDArray[Any]) -> NDArray[Any]:
     ----------
     block : array (..., samples) of a page that `bands_read` lets pass; a fourth sample, opacity, is left out
     """
-    if block.shape[-1] == 1:
-        return block
+    if block.shape[-1] <= 2:
+        return block[..., :1]
     # Pixel by pixel: a matrix product rounds in another order in a block of another size.
     whole = block.dtype.kind in "ui"
     if whole and block.dtype.itemsize <= 4:  # exact
@@ -248,7 +248,8 @@ def bands_read(page: Page, bands: tuple[int, ...] | str | None, gray: bool) -> t
         asked = "gray=True" if gray else 'bands="rgb"'
         if page.palette:
             raise RegionError(f"{page}: {asked} makes no sense of a palette's indices; convert it to colours")
-        if samples not in (1, 3, 4):
+        has_opacity = samples == 2 and hasattr(page.codec, "format")  # the second of a picture's two samples
+        if samples not in (1, 3, 4) and not has_opacity:
             raise RegionError(f"{page}: {asked} needs images of 1, 3 or 4 samples, not {samples}; choose by bands=[k]")
         if gray and samples > 1 and page.dtype.kind not in "uif":
             raise RegionError(f"{page}: gray=True makes no sense of {page.dtype} samples; choose one by bands=[k]")
@@ -275,7 +276,7 @@ def check_resample(page: Page, method: str | None) -> None:
 
 def to_rgb(block: NDArray[Any]) -> NDArray[Any]:
     """Red, green and blue of pixels that `bands_read` lets pass: gray repeated, a fourth sample left out."""
-    return block.repeat(3, axis=-1) if block.shape[-1] == 1 else block[..., :3]
+    return block[..., :1].repeat(3, axis=-1) if block.shape[-1] <= 2 else block[..., :3]
 
 
 def open_region(
@@ -341,7 +342,7 @@ def _region(key: FileKey, where: Where, bands: tuple[int, ...] | str | None, gra
     if bands is not None and gray:
         raise ValueError("pass bands= or gray=True, not both")
     read = bands_read(pages[0], bands, gray)
-    if bands == "rgb" and pages[0].shape[2] == 1:
+    if bands == "rgb" and pages[0].shape[2] <= 2:
         read = (0, 0, 0)
     chosen = None if bands is None else read
     return Region(pages, stacked=stacked, bands=chosen, gray=gray, reopen=(key, *where))

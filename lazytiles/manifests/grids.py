@@ -15,8 +15,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lazytiles.aliases import Int64s
-from lazytiles.errors import ManifestError
-from lazytiles.images import Region, open_region
+from lazytiles.errors import ManifestError, shown
+from lazytiles.images import Region, is_remote, open_region
 from lazytiles.indexing import Edge, tiling
 from lazytiles.manifests.paths import is_component
 from lazytiles.manifests.problems import BOX_2D, BOX_3D, Problems
@@ -152,6 +152,8 @@ def find_sites(regions: object, axes: int) -> list[Site]:
     axes : 2 for images, 3 for volumes
     """
     if isinstance(regions, str | os.PathLike):
+        if is_remote(os.fspath(regions)):
+            raise ManifestError(f"{os.fspath(regions)}: a folder behind an address is not listed; pass its images' own")
         root = Path(regions)
         return _sites_of_paths(find_images(root) if not root.is_file() else [root], axes, root)
     if isinstance(regions, Mapping):
@@ -162,9 +164,11 @@ def find_sites(regions: object, axes: int) -> list[Site]:
         items: list[Any] = list(regions)
         if all(isinstance(item, Site) for item in items):
             return items
+        if any(isinstance(item, str) and is_remote(item) for item in items):
+            items = [_opened(item, axes) for item in items]
         if all(isinstance(item, str | os.PathLike) for item in items):
             return _sites_of_paths([Path(item) for item in items], axes, None)
-        named = [(Path(item.path).stem, item) for item in items]
+        named = [(Path(shown(item.path)).stem, item) for item in items]
     else:
         raise TypeError(f"regions is a folder, paths, regions or a mapping, not {type(regions).__name__}")
     return [Site(name, None, _cut_axes(name, one, axes), getattr(one, "path", None)) for name, one in named]

@@ -20,10 +20,10 @@ from lazytiles.errors import LazyTilesError, StoreError
 from lazytiles.stores.companions import StoredCompanions, label_store
 from lazytiles.stores.distributed import write_on
 from lazytiles.stores.formats import file_of, format_of
-from lazytiles.stores.formats.base import Layout, crc_of
-from lazytiles.stores.journal import is_interrupted, labels_path
+from lazytiles.stores.formats.base import Layout, crc_of, first_difference
+from lazytiles.stores.journal import StoreLock, is_interrupted, labels_path, sweep
 from lazytiles.stores.sink import StoreSink
-from lazytiles.stores.store_array import StoreArray, refuse_other_rows, replaceable, tidy
+from lazytiles.stores.store_array import StoreArray
 
 OnProgress: TypeAlias = Callable[[int, int], object]
 
@@ -311,26 +311,38 @@ class Job:
 
     def _compare(self, path: Path) -> None:
         """Refuse a complete store that is damaged, or is not this very export."""
+
+        def refused(why: object) -> StoreError:
+            return StoreError(f"{path} exists; pass overwrite=True to replace it: {why}")
+
         try:
             store = StoreArray(path)
         except StoreError as error:
-            raise replaceable(path, error) from error
+            raise refused(error) from error
         with contextlib.closing(store):
             if (store.shape, store.dtype) != (self.tiles.shape, self.tiles.dtype):
                 is_, be = (f"{array.shape} {array.dtype}" for array in (store, self.tiles))
-                raise replaceable(path, f"row 0 is the first that would be written otherwise now: {is_} would be {be}")
+                raise refused(f"row 0 is the first that would be written otherwise now: {is_} would be {be}")
             try:
                 other = self.beside.difference(StoredCompanions.load(store))
             except StoreError as error:
-                raise replaceable(path, error) from error
+                raise refused(error) from error
             if other is not None:
-                raise replaceable(path, f"the {other} would be written otherwise now")
+                raise refused(f"the {other} would be written otherwise now")
             with contextlib.closing(self._read(0, store.chunks[0])) as blocks:
-                refuse_other_rows(store, blocks)
-            version = store.opened.record.labels_version
+                for start, rows in blocks:
+                    try:
+                        row = first_difference(store.afresh(start, start + len(rows)), rows)
+                    except StoreError as error:
+                        raise refused(error) from error
+                    if row is not None:
+                        raise refused(f"row {start + row} is the first that would be written otherwise now")
+            version, file = store.opened.record.labels_version, file_of(path)
             if version is not None:
                 self._of_labels(self.beside.held.labels, overwrite=False)._compare(labels_path(path, version))
-            tidy(store)
+            # What its writer has left beside it goes, unless another one is at it.
+            with contextlib.suppress(OSError), contextlib.closing(StoreLock(file)):
+                sweep(file, store.opened.reader.side, version, labels_too=file == path)
 
     def _fill(self, sink: StoreSink, report: OnProgress) -> None:
         assert sink.layout is not None  # for mypy: it is fixed

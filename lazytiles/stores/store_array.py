@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from lazytiles.errors import StoreError
 from lazytiles.images import FileKey, segment_cache
 from lazytiles.indexing import LazyArray, each_at
 from lazytiles.stores.formats import file_of
-from lazytiles.stores.formats.base import crc_of, first_difference
-from lazytiles.stores.journal import StoreLock, failed, is_interrupted, recover, sweep
+from lazytiles.stores.formats.base import crc_of
+from lazytiles.stores.journal import StoreLock, failed, is_interrupted, recover
 from lazytiles.stores.record import Opened, open_complete
 
 
@@ -126,6 +126,12 @@ class StoreArray(LazyArray):
             return self._checked(number)
         return segment_cache.once((self._key, f"store {self._uid}", number), lambda: self._checked(number))
 
+    def afresh(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows as they are in the store now: of one whose chunks are files, the cache does not know a changed one."""
+        first, last = start // self._layout.chunk, -(-stop // self._layout.chunk)
+        chunks = np.concatenate([self._checked(number) for number in range(first, last)])
+        return chunks[start - first * self._layout.chunk :][: stop - start]
+
     def raw(self, number: int) -> NDArray[Any]:
         """One chunk as the format's library gives it, unchecked."""
         start = number * self._layout.chunk
@@ -178,39 +184,6 @@ class StoreArray(LazyArray):
 
     def __repr__(self) -> str:
         return f"<StoreArray {self.path}: {self.shape} {self.dtype}>"
-
-
-def replaceable(path: Path, what: object) -> StoreError:
-    """The error of a complete store that is not what `resume` would write."""
-    return StoreError(f"{path} exists; pass overwrite=True to replace it: {what}")
-
-
-def refuse_other_rows(store: StoreArray, blocks: Iterable[tuple[int, NDArray[Any]]]) -> None:
-    """Make sure that a complete store has these rows.
-
-    Parameters
-    ----------
-    store : of their shape and dtype
-    blocks : the first row of each block, and its rows
-
-    Raises
-    ------
-    StoreError : names the first row that is another, or rows that are damaged
-    """
-    for start, rows in blocks:
-        try:
-            row = first_difference(store[start : start + len(rows)], rows)
-        except StoreError as error:
-            raise replaceable(store.path, error) from error
-        if row is not None:
-            raise replaceable(store.path, f"row {start + row} is the first that would be written otherwise now")
-
-
-def tidy(store: StoreArray) -> None:
-    """Remove what a writer left beside a store that is complete, unless another one is at it."""
-    opened, file = store.opened, file_of(store.path)
-    with contextlib.suppress(OSError), contextlib.closing(StoreLock(file)):
-        sweep(file, opened.reader.side, opened.record.labels_version, labels_too=file == store.path)
 
 
 def _file_key(path: Path) -> FileKey:

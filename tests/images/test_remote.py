@@ -30,6 +30,7 @@ from lazytiles.images.cache import clear_cache  # noqa: E402
 from lazytiles.images.region import open_region  # noqa: E402
 from lazytiles.images.remote import BLOCK_BYTES, remote  # noqa: E402
 from lazytiles.manifests.checks import check  # noqa: E402
+from lazytiles.manifests.grids import make_grid  # noqa: E402
 from lazytiles.manifests.tiles import open_tiles  # noqa: E402
 
 pytestmark = pytest.mark.leaks("fsspec keeps its thread and its connections")
@@ -373,6 +374,16 @@ def test_missing_frames_behind_an_address_are_filled(server: Server, tmp_path: P
     clear_cache()
     with pytest.raises(RegionError, match=r"2018/a\.tif|2017/a\.tif: access is refused"):
         open_tiles(rows, server.url, **options)
+
+
+def test_a_grid_over_addresses(server: Server, tmp_path: Path) -> None:
+    write(tmp_path / "a.tif")
+    for given in ([f"{server.url}/a.tif?sig=SECRET/x"], [open_region(f"{server.url}/a.tif")]):
+        grid = make_grid(given, (128, 128))
+        assert grid.tile_id.to_list() == ["a_0_0", "a_0_128", "a_128_0", "a_128_128"]
+    with pytest.raises(ManifestError, match="a folder behind an address is not listed; pass its images' own") as caught:
+        make_grid(f"{server.url}?sig=SECRET", (8, 8))
+    assert "SECRET" not in str(caught.value)
 
 
 def test_unknown_protocols_and_servers_are_errors() -> None:

@@ -651,3 +651,17 @@ def test_places_that_cannot_be_are_refused(said, places, windows, message):
     regions = [{"name": "a", "space": [8, 8], "flat": False} | said]
     with pytest.raises(ValueError, match=message):
         _places_of(regions, np.array(places), None if windows is None else np.array(windows))
+
+
+def test_resuming_a_complete_store_looks_at_what_is_on_the_disk_now(tmp_path):
+    """In a store whose chunks are files nothing else tells that one of them has changed."""
+    pytest.importorskip("zarr")
+    tiles = MultiSourceArray([np.arange(40 * 64, dtype="u2").reshape(40, 8, 8)])
+    export(tiles, tmp_path / "a.zarr", chunk=4)
+    np.testing.assert_array_equal(open_store(tmp_path / "a.zarr"), tiles)
+    chunk = tmp_path / "a.zarr/c/3/0/0"
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 4
+    chunk.write_bytes(content)
+    with pytest.raises(StoreError, match=r"rows 12 to 16.*overwrite=True|overwrite=True.*rows 12 to 16"):
+        export(tiles, tmp_path / "a.zarr", chunk=4, resume=True)
