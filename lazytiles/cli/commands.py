@@ -300,6 +300,7 @@ def _say_coverage(table: pd.DataFrame, sites: Sequence[Site]) -> None:
 @click.option("-n", "count", default=24, show_default=True, type=click.IntRange(min=1), help="Tiles of a picture.")
 @click.option("--seed", type=int, help="Shuffle the tiles of a picture first.")
 @click.option("-o", "--output", default="preview.html", show_default=True, help="An .html page or a .png picture.")
+@click.option("--overwrite", is_flag=True, help="Replace the output if it is there.")
 def preview(
     manifest: str,
     images: str | None,
