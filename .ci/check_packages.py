@@ -15,7 +15,10 @@ def main(folder: Path) -> None:
         inside = set(file.namelist())
         (metadata,) = [name for name in inside if name.endswith("METADATA")]
         facts = file.read(metadata).decode()
-    modules = {path.relative_to(PACKAGE.parent).as_posix() for path in PACKAGE.rglob("*.py")} | {"lazytiles/py.typed"}
+    modules = {
+        path.relative_to(PACKAGE.parent).as_posix() for path in PACKAGE.rglob("*.py*") if path.suffix in {".py", ".pyi"}
+    }
+    modules.add("lazytiles/py.typed")
     missing = modules - inside
     odd = {name for name in inside if not name.startswith("lazytiles")}
     if missing or odd:
