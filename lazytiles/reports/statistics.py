@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.arrays import MultiSourceArray, connected, held, in_order, results
 from lazytiles.aliases import Int64s
-from lazytiles.arrays import MultiSourceArray, connected, held, in_order, result_of
+from lazytiles.arrays import MultiSourceArray, connected, held, in_order, results
 from lazytiles.display import plural
 from lazytiles.training import read_rows
 
