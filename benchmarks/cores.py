@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=BATCHES, help="batches of 32 that are planned together")
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--json", type=Path, nargs="?", const=Path("cores.json"))
-    parser.add_argument("--png", type=Path)
+    parser.add_argument("--png", type=Path, help="a picture, as docs/images/cores.png")
     given = parser.parse_args()
     n_cores = usable_cpus()
     numbers = [int(k) for k in given.workers.split(",") if k] or [
