@@ -236,10 +236,11 @@ class Gather:
         if out is not None:
             arenas = [out.reshape(sum(lengths), *inner)]
         else:
-            arenas = [shared_shelf.empty((n, *inner), self.form.dtype) for n in _arenas(lengths, self._row_bytes)]
+            sizes = _arenas([n for n in lengths if n], self._row_bytes)
+            arenas = [shared_shelf.empty((n, *inner), self.form.dtype) for n in sizes]
         blocks = []
         for n in lengths:
-            if len(arenas[0]) < n or not len(arenas[0]):
+            if len(arenas[0]) < n:
                 del arenas[0]
             blocks.append(arenas[0][:n])
             arenas[0] = arenas[0][n:]
@@ -254,6 +255,8 @@ class Gather:
         row, memories, starts, offsets = self._row_bytes, list[Memory](), list[int](), list[int]()
         first = 0
         for block in blocks:
+            if not len(block):
+                continue
             place = shared_shelf.place(block)
             if not memories or place.memory is not memories[-1]:
                 memories.append(place.memory)

@@ -148,25 +148,10 @@ def carry_out(
     try:
         if any(page.file.is_remote for page in plan.windows.pages):
             yield from _from_afar(plan, jobs, progress, threads)
-            return
-        if len(plan.raw):
-            progress.settle_windows(*slice_windows(plan.windows, plan.raw.tolist(), targets))
-        first = (lambda: _advise(plan)) if len(plan.jobs) > 1 else None
-        if placed is not None and readers:
-            parts = Parts(plan, placed, jobs, readers, lambda done: progress.settle(*done), progress.is_enough)
-            # One thread talks to the workers; others read while no worker is ready, or what is kept here.
-            others = threads - 1 if parts.is_local else 0
-            tasks = [parts.run, *[parts.help] * others]
-            yield from _by_crew(lambda k: tasks[k](), len(tasks), progress, len(tasks), first=first, aside=aside)
-            return
-        if plan.bytes_decoded < _LARGE_JOB * len(plan.jobs):
-            threads = min(threads, _MOST_FOR_SMALL_JOBS)
-        if settings().cache_bytes:
-            order: Sequence[int] = _kept_first(plan)
         else:
-            order = range(len(plan.jobs))
-        work, n = partial(_settled, jobs, order, progress), len(order)
-        yield from _by_crew(work, n, progress, min(threads, n), first=first, aside=aside)
+            yield from _from_here(plan, jobs, progress, threads, placed=placed, readers=readers, aside=aside)
+        if not progress.is_enough():
+            raise LazyTilesError(f"{progress.left} batches were neither read nor refused; please report this")
     finally:
         sums = np.array([(0, plan.raw_bytes, 0), *tally]).sum(axis=0).tolist()
         for name, amount in zip(COUNTED, sums, strict=True):
@@ -176,6 +161,34 @@ def carry_out(
 def _settled(jobs: Jobs, order: Sequence[int], progress: _Progress, k: int) -> None:
     """The k-th job of an order, done and told."""
     progress.settle(*jobs.do(order[k]))
+
+
+def _from_here(
+    plan: Plan,
+    jobs: Jobs,
+    progress: _Progress,
+    threads: int,
+    *,
+    placed: Placed | None,
+    readers: int,
+    aside: bool,
+) -> Iterator[Arrived]:
+    """What a plan of local files says, by readers or by threads."""
+    if len(plan.raw):
+        progress.settle_windows(*slice_windows(plan.windows, plan.raw.tolist(), jobs.targets))
+    first = (lambda: _advise(plan)) if len(plan.jobs) > 1 else None
+    if placed is not None and readers:
+        parts = Parts(plan, placed, jobs, readers, lambda done: progress.settle(*done), progress.is_enough)
+        # One thread talks to the workers; others read while no worker is ready, or what is kept here.
+        others = threads - 1 if parts.is_local else 0
+        tasks = [parts.run, *[parts.help] * others]
+        yield from _by_crew(lambda k: tasks[k](), len(tasks), progress, len(tasks), first=first, aside=aside)
+        return
+    if plan.bytes_decoded < _LARGE_JOB * len(plan.jobs):
+        threads = min(threads, _MOST_FOR_SMALL_JOBS)
+    order: Sequence[int] = _kept_first(plan) if settings().cache_bytes else range(len(plan.jobs))
+    work = partial(_settled, jobs, order, progress)
+    yield from _by_crew(work, len(order), progress, min(threads, len(order)), first=first, aside=aside)
 
 
 def _by_crew(

@@ -142,7 +142,7 @@ def _import_path() -> list[str]:
     own = str(Path(__file__).parents[2])
     main = getattr(sys.modules.get("__main__"), "__file__", None)
     script = str(Path(main).resolve().parent) if main else None
-    return [*(entry for entry in sys.path if entry and entry not in (own, script)), own]
+    return [*(os.path.abspath(entry) for entry in sys.path if entry and entry not in (own, script)), own]
 
 
 class Readers:
@@ -349,6 +349,8 @@ class Parts:
             self._finish()
 
     def _feed(self, connection: Connection) -> None:
+        if connection not in self._leased:  # its worker has died meanwhile, by what another connection of it says
+            return
         owner = readers.workers.index(connection.worker) if connection.worker in readers.workers else 0
         with suppress(IndexError):
             while len(connection.parts) < _AHEAD and not self._is_enough():
@@ -361,6 +363,8 @@ class Parts:
                     return
 
     def _collect(self, connection: Connection) -> None:
+        if connection not in self._leased:
+            return
         try:
             answer: Answer = connection.receive()
         except GoneError:
@@ -474,12 +478,16 @@ def _sheet_of(plan: Plan, placed: Placed, workers: int) -> tuple[NDArray[np.uint
     limits = settings()
     own = asdict(limits) | {"readers": 0, "cache_bytes": limits.cache_bytes // (workers + 1)}
     own["open_files"] = max(1, limits.open_files // (workers + 1))
+    folder = None
+    with suppress(OSError):
+        folder = os.getcwd()
     sheet = Sheet(
         next(_sheets),
         tuple((place.memory.number, begin, each.shape) for begin, each in zip(begins, tables, strict=False)),
         (place.memory.number, begins[-2], len(pages)),
         plan.windows.bands,
         plan.windows.pages[0].dtype,
+        folder,
         own,
         segment_cache.clears,
     )

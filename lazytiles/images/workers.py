@@ -47,6 +47,7 @@ class Sheet(NamedTuple):
     tables : of its arrays (jobs, starts, pieces, ranges, places) the number of the memory, first byte and shape
     pages : the memory, first byte and bytes of what each page is opened by, pickled
     bands, dtype : of the pixels
+    folder : the working directory that names of files are relative to; None where there is none any more
     limits : the settings under which it is read
     clears : how often the cache of the process that asks was cleared
     new : (number, bytes) of the memory whose descriptors come with the sheet
@@ -58,6 +59,7 @@ class Sheet(NamedTuple):
     pages: tuple[int, int, int]
     bands: tuple[int, ...] | None
     dtype: np.dtype[Any]
+    folder: str | None
     limits: dict[str, Any]
     clears: int
     new: tuple[tuple[int, int], ...] = ()
@@ -144,6 +146,9 @@ def _take_over(sheet: Sheet, fds: Sequence[int]) -> BaseException | None:
                 os.close(fd)
             for number in sheet.gone:
                 _maps.pop(number, None)
+            if sheet.folder is not None:
+                with suppress(OSError):  # one that is no more: what lies in it is missed when it is read
+                    os.chdir(sheet.folder)
             if sheet.limits != asdict(settings()):
                 configure(**sheet.limits)
             if sheet.clears > segment_cache.clears:

@@ -127,7 +127,9 @@ def test_streams_are_equal_for_any_number_of_readers_and_threads(tmp_path: Path)
             np.testing.assert_array_equal(ours[1], theirs[1])
 
 
-def test_a_killed_worker_is_replaced_and_nothing_is_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("connections", [1, 4])
+def test_a_killed_worker_is_replaced_and_nothing_is_lost(connections: int, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(room, "usable_cpus", lambda: 2 * connections)
     tiles, dense = opened(tmp_path, layouts=(TILED,))
     rng = random.Random(3)
     for _ in range(25):
@@ -142,6 +144,27 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(tmp_path: Path) -> None
         killer.start()
         np.testing.assert_array_equal(whole(tiles, 2), dense)
         killer.join()
+
+
+def test_files_are_found_from_another_working_directory(tmp_path: Path, monkeypatch: Any) -> None:
+    made = make(tmp_path / "made", tiles=60)
+    monkeypatch.chdir(tmp_path)
+    tiles, dense = lt.open_tiles(f"made/{made.manifest.name}", "made", frames=list(made.frames)), made.dense()
+    start(tiles, 2)
+    (tmp_path / "deeper").mkdir()
+    monkeypatch.chdir(tmp_path / "deeper")
+    again = lt.open_tiles(f"../made/{made.manifest.name}", "../made", frames=list(made.frames))
+    np.testing.assert_array_equal(whole(again, 2), dense)
+
+
+def test_batches_without_samples_arrive_too(tmp_path: Path) -> None:
+    tiles, dense = opened(tmp_path, layouts=(TILED,))
+    start(tiles, 2)
+    batches = [np.empty(0, np.int64), np.arange(30), np.empty(0, np.int64), np.arange(30, 60), np.empty(0, np.int64)]
+    got: dict[int, Any] = {}
+    tiles.take_batches(batches, got.__setitem__, readers=2)
+    for k, batch in enumerate(batches):
+        np.testing.assert_array_equal(got[k], dense[batch])
 
 
 def test_a_part_that_kills_every_worker_is_an_error_with_its_tiles(tmp_path: Path, monkeypatch: Any) -> None:

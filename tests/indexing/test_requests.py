@@ -222,7 +222,7 @@ def test_keys_where_numpy_moves_dimensions(key, row_axes):
 
 
 @pytest.mark.parametrize(
-    "key", ["a", 1.5, 9, (0, 0, 0), slice(0, 1, 0), [9], [[1], [1, 2]], [True], {0}, np.timedelta64(1)], ids=repr
+    "key", ["a", 1.5, 9, (0, 0, 0), slice(0, 1, 0), [9], [[1], [1, 2]], [True], {0}, np.timedelta64(1, "s")], ids=repr
 )
 def test_the_message_is_numpys(key):
     with pytest.raises((IndexError, TypeError, ValueError)) as theirs:

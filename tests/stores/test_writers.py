@@ -388,7 +388,8 @@ def test_compression_is_passed_through(tmp_path):
         "BloscCodec",
         "Crc32cCodec",
     ]
-    assert zarr.open_array(tmp_path / "rows.zarr").compressors[0].cname.value == "lz4"
+    name = zarr.open_array(tmp_path / "rows.zarr").compressors[0].cname
+    assert getattr(name, "value", name) == "lz4"  # an enumeration before Zarr 3.4
     with ZarrWriter(tmp_path / "rows.zarr", chunk=8, overwrite=True, compressors=zarr.codecs.ZstdCodec(level=3)) as out:
         out.write(rows)
     assert [type(c).__name__ for c in zarr.open_array(tmp_path / "rows.zarr").compressors] == [

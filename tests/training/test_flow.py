@@ -590,7 +590,8 @@ def test_the_memory_of_dropped_batches_is_used_again(tmp_path):
             assert batch.ctypes.data % 64 == 0
             if k == epoch:
                 kept.append((batch[2:5, ::2], flow.rows(epoch, k)))
-    assert len(places) <= len(kept) + 2 + 2  # kept, ahead, and in hand while the next one is awaited
+    most = len(kept) + 2 + 2  # kept, ahead, and in hand while the next one is awaited
+    assert len(places) <= most * (2 if lt.settings().readers else 1)  # two batches in one memory that readers share
     for view, rows in kept:
         np.testing.assert_array_equal(view, dense[rows][2:5, ::2])
 
