@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from lazytiles.aliases import Int64s
 from lazytiles.arrays.multisource import MultiSourceArray
 from lazytiles.arrays.region_tiles import RegionTiles, stamp
-from lazytiles.errors import LazyTilesError, RegionError
-from lazytiles.images import Region
+from lazytiles.errors import RegionError
+from lazytiles.images import Region, pool
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -48,7 +48,13 @@ class Known:
 
     def __call__(self) -> Region:
         """The image, opened once in a process; a LazyTilesError where it has changed since the graph was built."""
-        return _opened(self)
+        region = _opened(self)
+        try:
+            pool.check(region.pages[0].file)
+        except RegionError:  # it was opened before it became what the graph means, or has changed since
+            _opened.cache_clear()
+            return _opened(self)
+        return region
 
 
 @lru_cache(MOST_OPEN)
@@ -139,11 +145,7 @@ def _digest(parts: Sequence[bytes]) -> str:
 
 def read_part(known: Known, key: tuple[slice, ...]) -> NDArray[Any]:
     """A block of a region, in the process that wants it."""
-    try:
-        part: NDArray[Any] = known()[key]
-    except RegionError:
-        _opened.cache_clear()  # what was opened may have been replaced
-        raise
+    part: NDArray[Any] = known()[key]
     return part
 
 
@@ -344,8 +346,4 @@ def read_tiles_of(data: bytes) -> NDArray[Any]:
     """
     # The scheduler unpickles this function and the key in the same way.
     tiles = MultiSourceArray(pickle.loads(zlib.decompress(data)))  # noqa: S301
-    try:
-        return tiles.take(np.arange(len(tiles)), threads=1)
-    except LazyTilesError:
-        _opened.cache_clear()  # what was opened may have been replaced
-        raise
+    return tiles.take(np.arange(len(tiles)), threads=1)
