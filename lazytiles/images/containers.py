@@ -184,7 +184,7 @@ def refuse_bomb(where: object, array: Any, place: tuple[int, ...]) -> None:
     most, stored = math.prod(array.chunks) * array.dtype.itemsize, array.id.get_chunk_info_by_coord(place)
     is_bomb = stored.size > 2 * most + 2**16
     if array.compression == "gzip" and not is_bomb and stored.size * _DEFLATE > _SLACK * most:
-        # Not by `read_direct_chunk`: h5py does not lock it against its other calls, so that threads make it fail or crash.
+        # Not by `read_direct_chunk`: h5py does not lock it against other calls, so with threads it fails or crashes.
         packed = os.pread(array.file.id.get_vfd_handle(), stored.size, stored.byte_offset)
         unpacker = zlib.decompressobj()
         with suppress(zlib.error):  # what could not be packed smaller is stored as it is
