@@ -68,6 +68,17 @@ class Pool:
             thread.join(max(0.0, end - time.monotonic()))
 
     def _work(self) -> None:
+        try:
+            self._drain()
+        except BaseException:  # of this loop, as jobs raise nothing: what waits is another thread's then
+            with self._lock:
+                self._threads.discard(threading.current_thread())
+                waiting = self._jobs.popleft() if self._jobs else None
+            if waiting is not None:
+                self.submit(waiting)
+            raise
+
+    def _drain(self) -> None:
         while True:
             with self._lock:
                 if not self._jobs:

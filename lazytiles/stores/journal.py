@@ -263,7 +263,11 @@ def partials(path: Path) -> list[Journal]:
 
 def _beside(path: Path, mark: str) -> Iterator[Path]:
     if path.parent.is_dir():
-        for name in sorted(os.listdir(path.parent)):
+        try:
+            names = sorted(os.listdir(path.parent))
+        except OSError as error:
+            raise failed(f"{path}: the folder it lies in cannot be listed: {error.strerror}", error) from error
+        for name in names:
             if name.startswith(path.name + mark):
                 yield path.parent / name
 
@@ -323,7 +327,7 @@ def is_interrupted(path: Path) -> bool:
     """Whether a store is missing because its replacement was interrupted."""
     try:
         return not path.exists() and any(_beside(path, OLD))
-    except OSError:  # Whoever opens the store says it best.
+    except (OSError, StoreError):  # Whoever opens the store says it best.
         return False
 
 
