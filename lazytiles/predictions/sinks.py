@@ -116,7 +116,10 @@ def check_out(out: Out) -> None:
         path = Path(out)
         if path.suffix.lower() not in FILES:
             raise ValueError(f"{path}: rows can be written to {', '.join(FILES)}; choose one of these endings")
-        recover(path)
+        try:
+            recover(path)
+        except OSError as error:
+            raise failed(f"{path}: opening failed: {cause_of(error)}", error) from error
         if path.exists() and not isinstance(out, Replacing):
             raise StoreError(f"{path} exists; remove it, choose another name, or pass overwrite=True")
     elif out is not None and not hasattr(out, "__setitem__") and not (hasattr(out, "append") and hasattr(out, "close")):

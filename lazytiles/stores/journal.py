@@ -263,11 +263,7 @@ def partials(path: Path) -> list[Journal]:
 
 def _beside(path: Path, mark: str) -> Iterator[Path]:
     if path.parent.is_dir():
-        try:
-            names = sorted(os.listdir(path.parent))
-        except OSError as error:
-            raise failed(f"{path}: the folder it lies in cannot be listed: {error.strerror}", error) from error
-        for name in names:
+        for name in sorted(os.listdir(path.parent)):
             if name.startswith(path.name + mark):
                 yield path.parent / name
 
@@ -327,7 +323,7 @@ def is_interrupted(path: Path) -> bool:
     """Whether a store is missing because its replacement was interrupted."""
     try:
         return not path.exists() and any(_beside(path, OLD))
-    except (OSError, StoreError):  # Whoever opens the store says it best.
+    except OSError:  # Whoever opens the store says it best.
         return False
 
 
