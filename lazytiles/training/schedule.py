@@ -70,7 +70,9 @@ class Schedule:
         seed: int = 0,
         shard: Shard = (0, 1),
     ) -> None:
-        self.samples, self.batch_size, self.seed = samples, int(batch_size), index(seed)
+        if not hasattr(batch_size, "__index__"):
+            raise TypeError(f"batch_size must be an integer, not {batch_size!r}")
+        self.samples, self.batch_size, self.seed = samples, index(batch_size), index(seed)
         self.shuffle, self.replacement, self.drop_last = shuffle, replacement, drop_last
         self.shard = own_shard() if shard == "auto" else shard
         self.weights = None if weights is None else np.array(weights, dtype=np.float64)

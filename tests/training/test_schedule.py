@@ -511,3 +511,9 @@ def test_the_golden_stream(case, size, ranks):
     assert [drawn[k] for k in range(len(drawn))] == case["first"][: len(together)]
     if (size, ranks) == (4, 1):
         assert by_batch == case["batches_of_4"]
+
+
+@pytest.mark.parametrize("size", [2.5, "4", None])
+def test_a_batch_size_that_is_no_integer_is_named(size: Any) -> None:
+    with pytest.raises(TypeError, match="batch_size must be an integer, not"):
+        lt.BatchFlow(np.zeros((5, 2)), size)
