@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lazytiles.errors import StoreError
-from lazytiles.predictions.sinks import open_sink
+from lazytiles.predictions.sinks import check_out, open_sink
 
 ZARR = pytest.param(".zarr", marks=pytest.mark.leaks(reason="zarr keeps its event loop"))
 
@@ -50,13 +50,24 @@ def test_a_failed_map_names_file_and_rows_and_leaves_nothing(tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("ending", [".npy", ".tif", ".zarr"])
+def test_a_folder_that_cannot_be_looked_at_is_a_store_error_with_its_number(tmp_path, monkeypatch, ending):
+    def full(_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("lazytiles.stores.journal.os.listdir", full)
+    with pytest.raises(StoreError, match=rf"map{ending}: opening failed: Too many open files") as caught:
+        check_out(tmp_path / f"map{ending}")
+    assert caught.value.errno == errno.EMFILE
+
+
 @pytest.mark.parametrize("ending", [".npy", ".tif", ZARR])
 def test_what_a_killed_run_left_goes_with_the_next(tmp_path, ending):
     if ending == ".zarr":
         pytest.importorskip("zarr")
     out = tmp_path / f"map{ending}"
     code = (
-        "import sys, os, numpy as np; from lazytiles.predictions.sinks import open_sink\n"
+        "import sys, os, numpy as np; from lazytiles.predictions.sinks import check_out, open_sink\n"
         "sink = open_sink(sys.argv[1], (8, 8), np.dtype('u1')); sink.append(np.ones((4, 8), 'u1'))\n"
         "os.kill(os.getpid(), 9)"
     )
