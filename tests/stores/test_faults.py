@@ -55,9 +55,10 @@ def test_a_folder_that_cannot_be_looked_at_is_a_store_error_with_its_number(tmp_
     def full(_: object) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr("lazytiles.stores.journal.os.listdir", full)
-    with pytest.raises(StoreError, match=rf"map{ending}: opening failed: Too many open files") as caught:
-        check_out(tmp_path / f"map{ending}")
+    with monkeypatch.context() as patch:
+        patch.setattr("lazytiles.stores.journal.os.listdir", full)
+        with pytest.raises(StoreError, match=rf"map{ending}: opening failed: Too many open files") as caught:
+            check_out(tmp_path / f"map{ending}")
     assert caught.value.errno == errno.EMFILE
 
 
