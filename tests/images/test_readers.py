@@ -144,6 +144,8 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(connections: int, tmp_p
         killer.start()
         np.testing.assert_array_equal(whole(tiles, 2), dense)
         killer.join()
+        while victim in [worker.pid for worker in readers.workers]:  # killed after its last answer: not noticed yet
+            np.testing.assert_array_equal(whole(tiles, 2), dense)
 
 
 def test_files_are_found_from_another_working_directory(tmp_path: Path, monkeypatch: Any) -> None:
