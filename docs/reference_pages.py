@@ -25,9 +25,12 @@ GROUPS: dict[str, list[str]] = {
         "Region", "MultiSourceArray", "DelayedView", "StoreArray", "arrays.volumes.RegionStack",
         "images.plan.Plan", "arrays.cost.Cost", "arrays.cost.OrderCost",
     ],
-    "Orders and splits": ["mixing", "leakage", "indexing.orders.Mixing", "indexing.splits.Leak"],
+    "Orders and splits": [
+        "mixing", "leakage", "indexing.orders.Mixing", "indexing.splits.Leak", "indexing.orders.permutation",
+        "indexing.orders.draw", "indexing.orders.balanced_weights", "indexing.seeds.stream",
+    ],
     "Training": [
-        "BatchFlow", "KerasAdapter", "indexing.seeds.BatchGenerator",
+        "BatchFlow", "KerasAdapter", "training.shards.own_shard", "indexing.seeds.BatchGenerator",
         "training.keras_callbacks.EpochCallback", "training.keras_callbacks.ResumeCallback",
     ],
     "Augmentation": [

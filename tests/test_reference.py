@@ -42,6 +42,14 @@ def test_every_public_name_has_one_page() -> None:
     assert set(lt.augment.__all__) == {pages.slug(name) for name in NAMES if name.startswith("augment.")}
 
 
+def test_what_the_pages_import_has_a_page() -> None:
+    text = "".join(path.read_text() for path in [DOCS.parent / "README.md", *DOCS.glob("*/*.md")])
+    imported = re.findall(r"^(?:>>> )?from lazytiles\.([\w.]+) import (.+)$", text, flags=re.MULTILINE)
+    names = {f"{module}.{name}" for module, named in imported for name in re.findall(r"\w+", named.partition("#")[0])}
+    # The module of torch is there where torch is; the page on torch says what its data set can do.
+    assert names - {"training.torch.to_torch"} <= set(NAMES)
+
+
 @pytest.mark.parametrize("name", RESULTS)
 def test_what_a_call_gives_back_has_a_page(name: str) -> None:
     call: Any = lt
