@@ -123,7 +123,7 @@ def shards() -> str:
     parts.append(text(782, 88, "left out"))
     for rank in range(3):
         y = 112 + 42 * rank
-        parts.append(text(10, y + 20, f'rank {rank}: shard=({rank}, 3)', title=True))
+        parts.append(text(10, y + 20, f"rank {rank}: shard=({rank}, 3)", title=True))
         for batch in range(2):
             x = 180 + 190 * batch
             for i in range(4):

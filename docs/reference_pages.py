@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import house_style
 
 from lazytiles.cli.commands import main
 
@@ -50,6 +51,13 @@ GROUPS: dict[str, list[str]] = {
     "Settings": ["configure", "settings", "config.Settings", "counters", "clear_cache"],
     "Errors": ["LazyTilesError", "ManifestError", "RegionError", "SegmentError", "LimitError", "StoreError"],
 }  # fmt: skip
+# Classes whose values only calls give back.
+GIVEN_BACK = {
+    "Region", "StoreArray", "arrays.volumes.RegionStack", "images.plan.Plan", "arrays.cost.Cost",
+    "arrays.cost.OrderCost", "indexing.orders.Mixing", "indexing.splits.Leak", "indexing.seeds.BatchGenerator", "manifests.findings.Report",
+    "manifests.problems.Problems", "reports.statistics.Statistics", "stores.saving.Verified", "config.Settings",
+    "training.keras_callbacks.EpochCallback", "training.keras_callbacks.ResumeCallback",
+}  # fmt: skip
 # The module `lazytiles.augment` is public; its page is those of its names.
 MODULES = {"augment"}
 
@@ -65,6 +73,19 @@ def members_of(cls: type) -> list[str]:
     ours = [base for base in cls.__mro__ if base.__module__.startswith("lazytiles")]
     names = {name for base in ours for name in vars(base) if not name.startswith("_")}
     return sorted(names - {"annotations"})
+
+
+def told_by_class(cls: type) -> set[str]:
+    """The fields that the class describes under Attributes, and that say nothing of themselves."""
+    entries = [
+        house_style.ENTRY.fullmatch(line)
+        for title, body in house_style.sections((inspect.getdoc(cls) or "").splitlines())
+        for line in body
+        if title == "Attributes"
+    ]
+    named = {name for entry in entries if entry for name in entry[1].split(", ")}
+    fields = {*getattr(cls, "__dataclass_fields__", ()), *getattr(cls, "_fields", ())}
+    return named & fields
 
 
 def slug(name: str) -> str:
@@ -86,7 +107,7 @@ def object_page(name: str) -> str:
         lines += [f".. autoexception:: lazytiles.{name}", "   :show-inheritance:"]
     elif inspect.isclass(value):
         lines += [f".. autoclass:: lazytiles.{name}"]
-        members = members_of(value)
+        members = [name for name in members_of(value) if name not in told_by_class(value)]
         lines += [f"   :members: {', '.join(members)}", "   :undoc-members:"] if members else []
     else:
         lines += [f".. autofunction:: lazytiles.{name}"]
