@@ -55,7 +55,8 @@ KNOWN = frozenset(name for names in reference_pages.GROUPS.values() for name in 
 
 def short(signature):
     """Arrays by NumPy's own short name."""
-    return signature and re.sub(r"ndarray\[tuple\[Any, \.\.\.\], dtype\[(\w+)\]\]", r"NDArray[\1]", signature)
+    plain = re.sub(r"~?\b(?:numpy|typing)\.(?=\w)", "", signature or "")
+    return re.sub(r"ndarray\[tuple\[Any, \.\.\.\], dtype\[(\w+)\]\]", r"NDArray[\1]", plain) or signature
 
 
 def setup(app):

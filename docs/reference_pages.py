@@ -54,9 +54,10 @@ GROUPS: dict[str, list[str]] = {
 # Classes whose values only calls give back.
 GIVEN_BACK = {
     "Region", "StoreArray", "arrays.volumes.RegionStack", "images.plan.Plan", "arrays.cost.Cost",
-    "arrays.cost.OrderCost", "indexing.orders.Mixing", "indexing.splits.Leak", "indexing.seeds.BatchGenerator", "manifests.findings.Report",
-    "manifests.problems.Problems", "reports.statistics.Statistics", "stores.saving.Verified", "config.Settings",
-    "training.keras_callbacks.EpochCallback", "training.keras_callbacks.ResumeCallback",
+    "arrays.cost.OrderCost", "indexing.orders.Mixing", "indexing.splits.Leak", "indexing.seeds.BatchGenerator",
+    "manifests.findings.Report", "manifests.problems.Problems", "reports.statistics.Statistics",
+    "stores.saving.Verified", "config.Settings", "training.keras_callbacks.EpochCallback",
+    "training.keras_callbacks.ResumeCallback",
 }  # fmt: skip
 # The module `lazytiles.augment` is public; its page is those of its names.
 MODULES = {"augment"}
@@ -102,7 +103,10 @@ def first_sentence(value: Any) -> str:
 def object_page(name: str) -> str:
     """The page of one object: its signature, its docstring and all of its members."""
     value = resolve(name)
-    lines = [f"# {slug(name)}", "", "```{eval-rst}"]
+    lines = [f"# {slug(name)}", ""]
+    if "." in name and name not in GIVEN_BACK:
+        lines += [f"`from lazytiles.{name.rpartition('.')[0]} import {slug(name)}`", ""]
+    lines.append("```{eval-rst}")
     if inspect.isclass(value) and issubclass(value, BaseException):
         lines += [f".. autoexception:: lazytiles.{name}", "   :show-inheritance:"]
     elif inspect.isclass(value):
@@ -163,8 +167,8 @@ def index_page(groups: dict[str, list[str]]) -> str:
     lines = [
         "# Reference",
         "",
-        "Every public name, one page each. Import `lazytiles as lt`: names without a dot are `lt.NAME`. Options are",
-        "given by name; sizes are `(height, width)` in pixels; boxes are `(xmin, ymin, xmax, ymax)`.",
+        "Every public name has a page. After `import lazytiles as lt` it is `lt.NAME`, unless its page says how it is",
+        "imported. Options are given by name. Sizes are `(height, width)` in pixels, boxes `(xmin, ymin, xmax, ymax)`.",
         "",
     ]
     for title, names in groups.items():
