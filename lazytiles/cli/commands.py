@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def main(debug: bool) -> None:
 @main.command("demo")
 @click.option("--data", "kind", type=click.Choice(list(kinds.KINDS)), help="Only make data of this kind.")
 @click.option("--dir", "directory", type=click.Path(file_okay=False), help="Where made data and demo.png go.")
-@click.option("--overwrite", is_flag=True, help="With --data: replace files in the folder if it is there.")
+@click.option("--overwrite", is_flag=True, help="Replace what is there: demo.png, made data.")
 @click.option("--images", type=click.Path(exists=True, file_okay=False), help="Your own folder of images.")
 @click.option("--manifest", type=click.Path(exists=True, dir_okay=False), help="Your own table of tiles.")
 @click.option("--seed", default=0, show_default=True, help="Of the data, the split and the model.")
@@ -95,6 +96,8 @@ def run_demo(
     if (images is None) != (manifest is None):
         raise click.UsageError("the demo on files of your own needs both --images FOLDER and --manifest CSV")
     if kind is None:
+        refuse_existing(os.path.join(directory or "", "demo.png"), overwrite)
+        refuse_existing(os.path.join(directory, "tiles.csv") if directory and images is None else None, overwrite)
         demo.run(directory=directory, images=images, manifest=manifest, seed=seed, epochs=epochs, say=say)
         return
     if images is not None:
@@ -102,8 +105,9 @@ def run_demo(
     folder = directory or kind
     refuse_existing(folder if os.path.isdir(folder) and os.listdir(folder) else None, overwrite)
     say(f"made in {folder}: {kinds.make(kind, folder, seed=seed)}")
-    say(f"open them: {kinds.OPENED[kind].format(folder)}")
-    say(f"more: docs/start/{kind}.md")
+    say("open them in Python:\n")
+    say(textwrap.indent(kinds.OPENED[kind].format(folder), "    "))
+    say(f"\nmore: python -m pydoc lazytiles.{kinds.VERBS[kind]}, and the page start/{kind} of the documentation")
 
 
 @main.command("info")
