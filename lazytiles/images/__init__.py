@@ -23,4 +23,4 @@ from lazytiles.images.region import (
 )
 from lazytiles.images.remote import are_there, is_remote, listed
 from lazytiles.images.resample import METHODS, resize
-from lazytiles.images.validity import mask_of, valid_bands, valid_of
+from lazytiles.images.validity import judged, mask_of, valid_bands, valid_of

@@ -157,6 +157,17 @@ class Region(LazyArray):
         how: Any = {"stacked": self._stacked, "bands": self.bands, "gray": self.gray, "reopen": self._reopen}
         return Region(self.pages, **how, has_samples=True, scaled=self.scaled)
 
+    @property
+    def level(self) -> int:
+        """Which resolution of the image it is; 0 is full."""
+        return int(self._reopen[3])
+
+    def at_level(self, level: int) -> Region:
+        """The same image at another resolution."""
+        if level == self.level:
+            return self
+        return _region(self._reopen[0], (*self._reopen[1:3], level), self.bands, self.gray, self.scaled)
+
     def __getitem__(self, key: Any) -> Any:
         asked = self._request(key)
         return asked.finish(self._block(asked))

@@ -60,9 +60,9 @@ class Division:
             parse_rule(self.keep)
 
     @property
-    def sizes(self) -> list[int | None]:
-        """Of a tile along each axis."""
-        return [self.size, self.size] if isinstance(self.size, int | np.integer) else list(self.size)
+    def sizes(self) -> list[Any]:
+        """Of a tile along each axis, pixels; None is the whole axis."""
+        return [self.size] * 2 if isinstance(self.size, int | np.integer) else list(self.size)
 
     @property
     def place(self) -> str:
@@ -71,10 +71,13 @@ class Division:
 
     def open(self, path: str) -> Region:
         """An image, at the level that is divided."""
-        chosen = {"page": self.page, "series": self.series, "axes": self.axes, "channels": self.channels}
-        if len(self.sizes) == 3 and all(value is None for value in chosen.values()):
+        asked = {"page": self.page, "series": self.series, "axes": self.axes, "channels": self.channels}
+        chosen: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+        if len(self.sizes) == 3 and not chosen:
             chosen["page"] = "all"
-        return open_region(path, level=self.level, mpp=self.source_mpp, **chosen)
+        if self.source_mpp is not None:
+            chosen["mpp"] = self.source_mpp
+        return open_region(path, level=self.level, **chosen)
 
     def tiles(self, shape: Sequence[int], mpp: tuple[float, float] | None) -> Int64s:
         """The windows of an image, pixels; of so many micrometres where these are asked for."""
