@@ -18,8 +18,9 @@ from lazytiles.aliases import Box, Int64s
 from lazytiles.arrays.companions import Companions, joint_places
 from lazytiles.arrays.cost import Cost, reading_cost
 from lazytiles.arrays.facts import facts_of, glimpse, in_a_line
-from lazytiles.arrays.gather import TileForm
-from lazytiles.arrays.region_tiles import RegionTiles, gathered, open_ahead, read_tiles
+from lazytiles.arrays.form import TileForm
+from lazytiles.arrays.reading import gathered, open_ahead, read_tiles
+from lazytiles.arrays.region_tiles import RegionTiles
 from lazytiles.arrays.sources import (
     agreement,
     by_source,

@@ -22,4 +22,5 @@ from lazytiles.images.region import (
     to_rgb,
 )
 from lazytiles.images.remote import are_there, is_remote
-from lazytiles.images.resample import METHODS, resize
+from lazytiles.images.resample import METHODS, Extent, around, resize, resize_valid
+from lazytiles.images.validity import judged, may_be_invalid, scaled

@@ -23,11 +23,11 @@ from lazytiles.config import settings
 from lazytiles.errors import LimitError, RegionError, unreadable
 from lazytiles.images.codecs import Codec, codec_of
 from lazytiles.images.files import FileKey, pool
+from lazytiles.images.georeference import Georeference, georeference_of
 
 MOST_SAMPLES = 1024
 MOST_SEGMENTS = 2**26
 _INTEGER_TYPES = {1, 3, 4, 13, 16, 18}  # BYTE, SHORT, LONG, IFD, LONG8, IFD8
-_PLACE_TAGS = (33550, 33922, 34264)  # ModelPixelScale, ModelTiepoint, ModelTransformation
 _WHOLE_BYTES = {8, 16, 32, 64, 128}
 
 
@@ -51,7 +51,11 @@ class Page:
     stored_dtype : dtype with the byte order of the file
     samples_axis : whether users see a samples axis
     palette : whether samples are places in a table of colours
-    placed : whether the file says where on the ground its pixels are
+    georeference : where on the ground its pixels are, or None where the file does not say
+    nodata : what a pixel without a value holds, or None
+    mask : the page that says which pixels are valid, or None
+    alpha : the sample that is opacity, or None
+    scale_offset : what numbers mean: ``value * scale + offset``, or None
     origin : by what it is opened again from its file, in another process too; None where it cannot be
     """
 
@@ -69,7 +73,11 @@ class Page:
     stored_dtype: np.dtype[Any]
     samples_axis: bool
     palette: bool = False
-    placed: bool = False
+    georeference: Georeference | None = None
+    nodata: Any = None
+    mask: Any = None
+    alpha: int | None = None
+    scale_offset: Any = None
     origin: Any = None
 
     @property
@@ -215,7 +223,8 @@ def facts(key: FileKey, page: tifffile.TiffPage, number: str) -> Page:
         stored_dtype=dtype.newbyteorder(page.parent.byteorder),
         samples_axis=len(page.shape) == 3,
         palette=page.photometric == 3,
-        placed=any(code in page.tags for code in _PLACE_TAGS),
+        georeference=georeference_of(page),
+        nodata=None if 42113 not in page.tags else dtype.type(page.nodata),
     )
     raw = _raw_offsets(page, found)
     if raw is not None:
