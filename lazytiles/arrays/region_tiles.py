@@ -18,9 +18,9 @@ from lazytiles.aliases import Box, Fault, Int64s
 from lazytiles.arrays.form import TileForm
 from lazytiles.arrays.gather import Gather, is_straight
 from lazytiles.arrays.reading import read_tiles
-from lazytiles.arrays.relations import MapBoxes, Relation, apart, are_placed, by_place, by_size
+from lazytiles.arrays.relations import MapBoxes, Relation, apart, are_placed, bounds_of, by_place, by_size
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError
-from lazytiles.images import Page, Region, bands_read, check_resample, cut_windows, slice_page
+from lazytiles.images import Page, Region, bands_read, check_resample, cut_windows, has_invalid, slice_page
 from lazytiles.indexing import LazyArray, box_words, request, token
 
 _EXACT = 1e-6  # pixels by which a box may leave its image and still lie in it
@@ -411,6 +411,23 @@ class RegionTiles(LazyArray):
         twin.tile_name = tile_name
         twin._relations = {}
         return twin
+
+    @property
+    def is_all_valid(self) -> bool:
+        """Whether all is open, and no pixel of a tile can be invalid but by being NaN."""
+        pages = self._there().items()
+        if not self.is_sound or None in self.regions or any(has_invalid(page) for _, page in pages):
+            return False
+        shown = ((self._shown(number, slice(None)), page.shape[:2]) for number, page in pages)
+        return all((windows[:, :2] >= 0).all() and (windows[:, 2:] <= shape).all() for windows, shape in shown)
+
+    @property
+    def bounds(self) -> NDArray[np.float64]:
+        """(left, bottom, right, top) of each tile, map units, (n, 4); NaN where the base does not say it."""
+        base = self.base()
+        if base is None or not are_placed(base):
+            return np.full((len(self), 4), np.nan)
+        return bounds_of(base, self.windows)
 
     def of_validity(self, kind: str) -> RegionTiles:
         """The same tiles, saying which of their pixels are valid, by ``"any"`` band or by ``"bands"``."""

@@ -97,6 +97,14 @@ def are_placed(*pages: Page) -> bool:
     return all(page.georeference is not None and page.georeference.transform is not None for page in pages)
 
 
+def bounds_of(page: Page, windows: Int64s) -> NDArray[np.float64]:
+    """(left, bottom, right, top) of windows (y0, x0, y1, x1) of a placed page, map units."""
+    place = transform_of(page)
+    y, x = windows[:, [0, 0, 2, 2]], windows[:, [1, 3, 1, 3]]
+    right, up = place.a * x + place.b * y + place.c, place.d * x + place.e * y + place.f
+    return np.column_stack([right.min(axis=1), up.min(axis=1), right.max(axis=1), up.max(axis=1)])
+
+
 def apart(base: Page, page: Page) -> str:
     """How far the grids of two placed pages are apart, in words that follow the page; empty where they are one."""
     if said := _other_crs(base, page):

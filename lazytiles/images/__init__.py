@@ -23,4 +23,4 @@ from lazytiles.images.region import (
 )
 from lazytiles.images.remote import are_there, is_remote
 from lazytiles.images.resample import METHODS, Extent, around, resize, resize_valid
-from lazytiles.images.validity import judged, may_be_invalid, scaled
+from lazytiles.images.validity import has_invalid, judged, may_be_invalid, scaled

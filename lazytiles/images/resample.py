@@ -82,8 +82,11 @@ def resize(
         if valid is None:
             numbers = _resized(image, size, method, box)
         else:
-            weights = _resized(valid, size, method, box)
-            numbers = _resized(np.where(valid, image, image.dtype.type(0)), size, method, box) / weights
+            numbers, weights = _resized_valid(image, valid, size, method, box)
+            if method == "bicubic":  # whose weights, some of them negative, sum up to anything where pixels are missing
+                part = np.abs(weights - 1) > _LEAST
+                others, weights = _resized_valid(image, valid, size, "bilinear", box)
+                numbers = np.where(part, others, numbers)
             numbers[~(weights > _LEAST)] = empty
         if image.dtype.kind == "f":
             return numbers.astype(image.dtype)
@@ -96,6 +99,7 @@ def resize_valid(
     """Which pixels of `resize` valid ones give to, shape (*size, bands)."""
     if method == "nearest" or (box is None and valid.shape[:2] == tuple(size)):
         return resize(valid, size, "nearest", box=box)
+    method = "bilinear" if method == "bicubic" else method
     there: NDArray[np.bool_] = _resized(valid, size, method, box) > _LEAST
     return there
 
@@ -179,6 +183,14 @@ def to_integers(numbers: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     result: NDArray[Any] = np.where(top, 0, rounded).astype(dtype)
     result[top] = limits.max
     return result
+
+
+def _resized_valid(
+    image: NDArray[Any], valid: NDArray[np.bool_], size: tuple[int, int], method: str, box: Extent | None
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The same of valid pixels alone, as gdalwarp does it; and how much of the kernel's weight lies on them."""
+    weights = _resized(valid, size, method, box)
+    return _resized(np.where(valid, image, image.dtype.type(0)), size, method, box) / weights, weights
 
 
 def _resize_axis(

@@ -20,9 +20,14 @@ def valid_bands(page: Any, pixels: NDArray[Any], bands: Any, mask: Any = None) -
     return valid
 
 
+def has_invalid(page: Any) -> bool:
+    """Whether a page may have pixels that are not valid though they are numbers, by its tags."""
+    return page.nodata is not None or page.mask is not None or page.alpha is not None
+
+
 def may_be_invalid(page: Any) -> bool:
     """Whether any pixel of a page may be invalid, by its tags."""
-    return page.nodata is not None or page.mask is not None or page.alpha is not None or page.dtype.kind == "f"
+    return has_invalid(page) or page.dtype.kind in "fc"
 
 
 def judged(windows: Any, pixels: NDArray[Any]) -> NDArray[np.bool_]:

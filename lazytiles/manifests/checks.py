@@ -270,8 +270,8 @@ class _Checkup:
             if digest and name in images.names():
                 report.digests[split_name(name)[0]] = digest
             self.tell("looking at images", done + 1, len(names))
-        for part in range(images.parts):
-            own = [name for name in images.names(part) if name in self.regions]
+        for number in range(images.parts):
+            own = [name for name in images.names(number) if name in self.regions]
             bad |= self._check_alike({name: self.regions[name] for name in own}, first)
         for part, may_lack in ((images, self.asked.missing == "fill"), (masks, False)):
             for codes, paths, there in zip(part.codes, part.paths, part.there, strict=True) if part else ():

@@ -104,8 +104,9 @@ def check_windows(report: Report, min_size: int | tuple[int, int] | None) -> Non
     heights, widths = ((table[high] - table[low]).to_numpy() for low, high in (("ymin", "ymax"), ("xmin", "xmax")))
     is_box = (heights > 0) & (widths > 0)
     if heights.dtype.kind == "f":  # map units
-        pairs = pd.DataFrame({"high": heights[is_box], "wide": widths[is_box]}).round(6).value_counts()[:10]
-        report.facts["sizes"] = {f"{high:.10g} x {wide:.10g}": int(n) for (high, wide), n in pairs.items()}
+        sizes = pd.DataFrame({"high": heights[is_box], "wide": widths[is_box]}).round(6).value_counts()[:10]
+        names = (f"{high:.10g} x {wide:.10g}" for high, wide in sizes.index.to_list())
+        report.facts["sizes"] = dict(zip(names, sizes.to_list(), strict=True))
         return
     joint = pd.Series(heights[is_box].astype(np.int64) << 32 | widths[is_box]).value_counts()
     usual = zip(joint.index[:10].to_numpy(np.int64).tolist(), joint[:10].to_list(), strict=True)
