@@ -70,7 +70,9 @@ def resize(
         raise ValueError(f"{method} resampling of {image.dtype} makes no sense; pass resample='nearest'")
     if valid is not None and valid.all():
         valid = None
-    if image.dtype == np.uint8 and valid is None and (box is None or _lies_inside(box, image.shape)):
+    # Pillow takes the ends of a box as 32-bit floats, which is too little where a kernel ends abruptly.
+    by_pillow = box is None or (method != "area" and _lies_inside(box, image.shape))
+    if image.dtype == np.uint8 and valid is None and by_pillow:
         parts = [image] if image.shape[2] == 3 else [image[..., band] for band in range(image.shape[2])]
         part_box = None if box is None else (box[1], box[0], box[3], box[2])
         pixels = (

@@ -98,7 +98,7 @@ def check(
         broken = Problems(name)
         broken.add("not a table", str(error).removeprefix(f"{name}: "))
         return Report(name, broken, warnings)
-    report = Report(name, problems, warnings, table=table)
+    report = Report(name, problems, warnings, table=table, boxes_crs=asked.boxes_crs)
     report.facts = table_facts(table)
     check_windows(report, min_size)
     check_targets(report, names_of(asked.target))

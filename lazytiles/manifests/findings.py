@@ -36,6 +36,7 @@ class Report:
     paths : the image of each row, as an index into `images`
     images : the different images
     digests : SHA-256 of each image, where asked for
+    boxes_crs : of boxes in map units, where it is not that of the images
     """
 
     name: str
@@ -46,6 +47,7 @@ class Report:
     paths: Int64s | None = None
     images: list[str] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)
+    boxes_crs: str | None = None
 
     @property
     def is_sound(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -150,3 +151,122 @@ def test_opening_opens_one_image(tmp_path):
     tiles = lt.open_tiles(table, tmp_path, coordinates="map")
     assert counters()["files_opened"] - before <= 1
     assert tiles.shape == (200, 16, 16, 1)
+
+
+@pytest.mark.parametrize(("dtype", "within"), [("u2", 0), ("f4", 0), ("u1", 1)])
+def test_neighbouring_tiles_have_no_seams(dtype, within, tmp_path):
+    image = np.random.default_rng(0).integers(0, 250, (70, 70, 3)).astype(dtype)
+    other = NORTH_UP @ Affine.translation(-4.3, -3.7) @ Affine.scale(1.37)
+    write(tmp_path / "2017/r.tif", image, other)
+    write(tmp_path / "2018/r.tif", np.zeros((80, 80, 3), dtype))
+    tables = []
+    for n in (16, 80):
+        boxes = [on_ground(NORTH_UP, y, x, n, n) for y in range(0, 80, n) for x in range(0, 80, n)]
+        tables.append(pd.concat([table_of(boxes, label_id=year) for year in ("2017", "2018")], ignore_index=True))
+    for method in ("bilinear", "bicubic", "area", "nearest"):
+        options = {"frames": [2017, 2018], "coordinates": "map", "resample": method}
+        small, (whole,) = (lt.open_tiles(table, tmp_path, **options)[:, 0] for table in tables)
+        joined = small.reshape(5, 5, 16, 16, 3).swapaxes(1, 2).reshape(80, 80, 3)
+        assert abs(joined.astype(float) - whole).max() <= within
+
+
+def test_a_box_is_rounded_to_whole_pixels_once(tmp_path):
+    write(tmp_path / "r.tif", ground(NORTH_UP, (64, 64)))
+    box = (500_004, 4_599_743, 500_164, 4_599_903)  # 0.4 pixels right, 0.3 down of whole pixels
+    table = table_of([box, on_ground(NORTH_UP, 32, 32, 16, 16)])
+    tiles = lt.open_tiles(table, tmp_path, coordinates="map")
+    assert tiles.sample_windows.tolist() == [[10, 0, 26, 16], [32, 32, 48, 48]]
+    assert tiles.bounds[1].tolist() == list(on_ground(NORTH_UP, 32, 32, 16, 16))
+    report = lt.check(table, tmp_path, coordinates="map")
+    assert report.is_sound
+    assert report.warnings.counts == {"boxes between pixels": 1}
+    assert "is moved by 0.40 pixels" in str(report)
+    other = table_of([on_ground(NORTH_UP, 0, 0, 16, 16), on_ground(NORTH_UP, 0, 0, 20, 16)])
+    assert lt.open_tiles(other, tmp_path, coordinates="map", size=(8, 8)).shape == (2, 8, 8, 1)
+    uneven = lt.open_tiles(other, tmp_path, coordinates="map")
+    with pytest.raises(lt.ManifestError, match=r"is 20 x 16 pixels of .*the first is 16 x 16; pass size="):
+        uneven[1]
+    with pytest.raises(lt.ManifestError, match="whole numbers in brackets"):
+        lt.open_tiles(table_of([(0.5, 0, 8, 8)]), tmp_path)
+
+
+def test_boxes_of_another_crs(tmp_path, monkeypatch):
+    write(tmp_path / "r.tif", ground(NORTH_UP, (64, 64)))
+    pyproj = pytest.importorskip("pyproj")
+    to_degrees = pyproj.Transformer.from_crs("EPSG:32633", "EPSG:4326", always_xy=True)
+    left, bottom, right, top = on_ground(NORTH_UP, 8, 8, 16, 16)
+    (xmin, xmax), (ymin, ymax) = to_degrees.transform([left, right], [bottom, top])
+    table = table_of([(xmin, ymin, xmax, ymax)])
+    options = {"coordinates": "map", "boxes_crs": "EPSG:4326"}
+    tiles = lt.open_tiles(table, tmp_path, size=(16, 16), **options)
+    assert abs(tiles.sample_windows - [[8, 8, 24, 24]]).max() <= 1
+    monkeypatch.setitem(sys.modules, "pyproj", None)
+    with pytest.raises(lt.RegionError, match=r"is in EPSG:32633, the boxes are in EPSG:4326.*lazytiles\[geo\]"):
+        lt.open_tiles(table, tmp_path, **options)
+    same = table_of([on_ground(NORTH_UP, 0, 0, 8, 8)])
+    assert lt.open_tiles(same, tmp_path, coordinates="map", boxes_crs="EPSG:32633").shape == (1, 8, 8, 1)
+
+
+def test_images_without_a_place_are_named(tmp_path):
+    write(tmp_path / "r.tif", ground(NORTH_UP, (64, 64)), None)
+    table = table_of([on_ground(NORTH_UP, 0, 0, 8, 8)])
+    with pytest.raises(lt.RegionError, match=r"r\.tif.*says nowhere which place"):
+        lt.open_tiles(table, tmp_path, coordinates="map")
+    tiles = lt.open_tiles(table, tmp_path, coordinates="map", size=(8, 8))
+    with pytest.raises(lt.ManifestError, match=r"tile t0.*r\.tif.*says nowhere which place"):
+        tiles[0]
+    assert lt.check(table, tmp_path, coordinates="map", size=(8, 8)).problems.counts == {"other grid": 1}
+
+
+def test_upside_down(tmp_path):
+    south_up = Affine(10, 0, 500_000, 0, 10, 4_600_000 - 640)
+    write(tmp_path / "2017/r.tif", ground(south_up, (64, 64)), south_up)
+    write(tmp_path / "2018/r.tif", ground(NORTH_UP, (64, 64)))
+    box = on_ground(NORTH_UP, 10, 20, 16, 16)
+    table = pd.concat([table_of([box], label_id=year) for year in ("2017", "2018")], ignore_index=True)
+    tiles = lt.open_tiles(table, tmp_path, frames=[2017, 2018], coordinates="map")
+    assert (tiles[0, 0] == tiles[0, 1]).all()
+    turned = lt.open_tiles(table, tmp_path, frames=[2018, 2017], coordinates="map")
+    assert (turned[0, 0, ::-1] == tiles[0, 1]).all()
+
+
+def test_files_of_other_dtypes_and_missing_ones(tmp_path):
+    write(tmp_path / "a_1.tif", np.full((32, 32), 300, np.uint16))
+    write(tmp_path / "a_2.tif", np.full((16, 16), 7, np.uint8), NORTH_UP @ Affine.scale(2))
+    write(tmp_path / "b_1.tif", np.full((32, 32), 300, np.uint16))
+    table = table_of([(0, 0, 8, 8), (8, 8, 16, 16)]).assign(region_id=["a", "b"])
+    options = {"path": ["{region_id}_1.tif", "{region_id}_2.tif"], "missing": "fill"}
+    with pytest.raises(lt.ManifestError, match=r"b_2\.tif is missing"):
+        lt.open_tiles(table, tmp_path, path=options["path"])
+    with pytest.raises(lt.RegionError, match="one dtype"):
+        lt.open_tiles(table, tmp_path, **options)
+    with pytest.raises(ValueError, match="uint16, which uint8 cannot hold"):
+        lt.open_tiles(table, tmp_path, dtype="uint8", **options)
+    tiles = lt.open_tiles(table, tmp_path, dtype="float32", fill=[-1, -2], **options)
+    assert tiles.valid.tolist() == [[True], [False]]
+    assert tiles[0, 0, 0].tolist() == [300, 7]
+    assert tiles[1, 0, 0].tolist() == [-1, -2]
+    assert tiles[1, ..., 1].max() == -2
+    assert lt.check(table, tmp_path, dtype="float32", **options).is_sound
+    with pytest.raises(lt.RegionError, match="have bands 0 to 1"):
+        lt.open_tiles(table, tmp_path, dtype="float32", bands=[2], **options)
+
+
+def test_sizes_without_an_exact_ratio(tmp_path):
+    write(tmp_path / "r_1.tif", np.zeros((32, 32), np.uint8), None)
+    write(tmp_path / "r_2.tif", np.zeros((15, 16), np.uint8), None)
+    table, path = table_of([(0, 0, 8, 8)]), ["{region_id}_1.tif", "{region_id}_2.tif"]
+    with pytest.raises(lt.ManifestError, match=r"r_2\.tif.* is 15 x 16 pixels, .*whose ratio is a whole number"):
+        lt.open_tiles(table, tmp_path, path=path)[0]
+    assert lt.check(table, tmp_path, path=path).problems.counts == {"other grid": 1}
+
+
+def test_whole_images_of_several_files(tmp_path):
+    files = bands_of_a_scene(tmp_path)
+    path = [f"{{region_id}}_{metres}.tif" for metres in (10, 20)]
+    table = pd.DataFrame({"tile_id": ["a"], "region_id": "r"})
+    tiles = lt.open_tiles(table, tmp_path, path=path, resample="nearest")
+    assert (tiles[0, ..., 0] == files[1]).all()
+    assert (tiles[0, ..., 1] == files[2].repeat(2, 0).repeat(2, 1)).all()
+    small = lt.open_tiles(table, tmp_path, path=path, resample="nearest", size=(60, 60))
+    assert (small[0, ..., 1] == files[2]).all()
