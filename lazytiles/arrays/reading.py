@@ -91,7 +91,7 @@ def read_tiles(
     ((_, block),) = gather.read([shape[0]], out=out, threads=threads, readers=readers)
     if isinstance(block, LazyTilesError):
         raise block
-    return block
+    return block.reshape(shape)
 
 
 def _slices(

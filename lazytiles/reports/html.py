@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
@@ -223,8 +224,8 @@ def _worst(report: Report) -> str:
     rows = list(dict.fromkeys(row for numbers in report.problems.rows.values() for row in numbers))
     for row in [row for row in rows if report.paths[row] >= 0][:_MOST_WORST]:
         code = int(report.paths[row])
-        images, looks = (report.paths, report.images), ("target", lambda _: "#ff3333", None, report.boxes_crs)
-        frames = "".join(_frames(table, np.array([row]), *images, *looks))
+        drawn = partial(_frames, target="target", colour=lambda _: "#ff3333", bands=None, boxes_crs=report.boxes_crs)
+        frames = "".join(drawn(table, np.array([row]), report.paths, report.images))
         kinds = [kind for kind, numbers in report.problems.rows.items() if row in numbers]
         cards.append(
             f'<section class="card"><h2>{escape(report.problems.where(row))}: {escape(", ".join(kinds))}</h2>{frames}'
