@@ -306,7 +306,8 @@ class RegionTiles(LazyArray):
         beside = None
         with suppress(LazyTilesError):  # what cannot be opened says so when it is read
             beside = None if self.partner is None else self.partner.last_page()
-        frames = [one for number, one in self._there().items() if number % self.parts == 0]
+        firsts = (one for number, one in self._there().items() if number % self.parts == 0)
+        frames = [one for one in firsts if one is not page]
         is_resized = self.whole and self.form.resample is not None
         for kind, said, others in (
             ("frames differ", "the frames of a tile are cut by one box, ", [] if is_resized else frames),

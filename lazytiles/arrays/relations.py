@@ -123,8 +123,10 @@ def apart(base: Page, page: Page) -> str:
 
 def _other_crs(base: Page, page: Page) -> str:
     """What is said of a page in another CRS; empty where both are in one, or one does not say."""
-    mine, other = (None if each.georeference is None else each.georeference.crs for each in (page, base))
-    return f"is in {mine}, {base.file.path} in {other}" if mine and other and mine != other else ""
+    mine, other = page.georeference, base.georeference
+    if mine is None or other is None or not mine.crs or not other.crs or mine.shares_system(other):
+        return ""
+    return f"is in {mine.crs}, {base.file.path} in {other.crs}"
 
 
 def _by(size: tuple[int, ...]) -> str:
