@@ -50,7 +50,9 @@ class Standard:
         scaled: Array = np.subtract(images, self.mean, dtype=np.float32)
         scaled /= self.std
         if self.invalid is not None:
-            scaled[np.isnan(scaled) if self.nodata is None else np.isnan(scaled) | (images == self.nodata)] = self.invalid
+            scaled[np.isnan(scaled) if self.nodata is None else np.isnan(scaled) | (images == self.nodata)] = (
+                self.invalid
+            )
         return scaled
 
 
