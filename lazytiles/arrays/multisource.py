@@ -198,16 +198,14 @@ class MultiSourceArray(Ordered):
 
     @property
     def valid_pixels(self) -> MultiSourceArray | None:
-        """Which pixels of which samples hold something: a lazy boolean array (n, [frames,] height, width).
+        """Which pixels hold something, lazy, boolean (n, [frames,] height, width), in the current order.
 
-        In the current order, over images that are read when it is. A pixel is valid where any band is: not nodata, not
-        NaN, not masked, not transparent; what lies outside the image and missing frames are not. It may be given as
-        ``sample_weight``. None where the samples are no windows of images.
+        In any band: no nodata, NaN, mask, transparency, padding or missing frame. None where samples are no windows.
         """
         return self.validity("any")
 
     def validity(self, kind: str) -> MultiSourceArray | None:
-        """As `valid_pixels`; with the kind ``"bands"`` each value by itself, shape (n, [frames,] height, width, C)."""
+        """As `valid_pixels`; with the kind ``"bands"`` each value by itself, (n, [frames,] height, width, C)."""
         if self.form is None:
             return None
         sources = [source.of_validity(kind) for source in self.sources]
@@ -218,11 +216,8 @@ class MultiSourceArray(Ordered):
     @property
     def bounds(self) -> NDArray[np.float64] | None:
         """(left, bottom, right, top) of each sample, map units, in the current order; None where images do not say."""
-        if self.form is None:
-            return None
-        every = np.concatenate([source.bounds for source in self.sources])
-        bounds: NDArray[np.float64] = every[self._rows[self._now()]]
-        return None if np.isnan(bounds).any() else bounds
+        every = [source.bounds for source in self.sources] if self.form is not None else [np.full((1, 4), np.nan)]
+        return None if np.isnan(np.concatenate(every)).any() else np.concatenate(every)[self._rows[self._now()]]
 
     @property
     def region_ids(self) -> NDArray[np.int64]:
