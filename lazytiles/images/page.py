@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from lazytiles.aliases import Int64s
 from lazytiles.config import settings
 from lazytiles.errors import LimitError, RegionError, unreadable
-from lazytiles.images.codecs import Codec, codec_of
+from lazytiles.images.codecs import JPEG, Codec, codec_of
 from lazytiles.images.files import FileKey, pool
 
 MOST_SAMPLES = 1024
@@ -29,6 +29,7 @@ MOST_SEGMENTS = 2**26
 _INTEGER_TYPES = {1, 3, 4, 13, 16, 18}  # BYTE, SHORT, LONG, IFD, LONG8, IFD8
 _PLACE_TAGS = (33550, 33922, 34264)  # ModelPixelScale, ModelTiepoint, ModelTransformation
 _WHOLE_BYTES = {8, 16, 32, 64, 128}
+_OFFSETS, _COUNTS = (324, 273, 513), (325, 279, 514)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,6 +53,7 @@ class Page:
     samples_axis : whether users see a samples axis
     palette : whether samples are places in a table of colours
     placed : whether the file says where on the ground its pixels are
+    mpp : (y, x), micrometres from one pixel to the next, by what the file says; None where it says nothing
     origin : by what it is opened again from its file, in another process too; None where it cannot be
     """
 
@@ -70,6 +72,7 @@ class Page:
     samples_axis: bool
     palette: bool = False
     placed: bool = False
+    mpp: tuple[float, float] | None = None
     origin: Any = None
 
     @property
@@ -111,6 +114,25 @@ class Page:
         rows, columns = self.grid
         raw = int(self.raw_offsets is not None)
         return (*self.segment, rows, columns, self.planes, raw, self.shape[2], self.dtype.itemsize)
+
+    def separate(self) -> list[Page]:
+        """A page of one sample for each plane of samples, where they are stored plane by plane; else itself."""
+        if self.planes == 1:
+            return [self]
+        n = math.prod(self.grid)
+        return [
+            replace(
+                self,
+                number=f"{self.number} sample {k}",
+                shape=(*self.shape[:2], 1),
+                planes=1,
+                offsets=self.offsets[k * n : (k + 1) * n],
+                counts=self.counts[k * n : (k + 1) * n],
+                raw_offsets=None if self.raw_offsets is None else self.raw_offsets[k : k + 1],
+                samples_axis=False,
+            )
+            for k in range(self.planes)
+        ]
 
     def __str__(self) -> str:
         return f"{self.file.path} page {self.number}"
@@ -164,21 +186,6 @@ def page_at(tiff: tifffile.TiffFile, index: int) -> tifffile.TiffPage:
         raise RegionError(f"{tiff.filename}: has no page {index}; it has {len(tiff.pages)}") from None
 
 
-def levels_of(tiff: tifffile.TiffFile, index: int) -> list[tifffile.TiffPage]:
-    """The resolutions of the pyramid that a page heads, largest first (SubIFDs, or GDAL overviews)."""
-    head = page_at(tiff, index)
-    reduced = [p for p in head.pages or () if isinstance(p, tifffile.TiffPage)]
-    if not reduced:
-        for k in range(index + 1, len(tiff.pages)):
-            page = page_at(tiff, k)
-            if not page.subfiletype & 5:  # neither an overview nor a mask, which GDAL puts between them
-                break
-            if not page.subfiletype & 4:
-                reduced.append(page)
-    smaller = [p for p in reduced if p.imagewidth < head.imagewidth or p.imagelength < head.imagelength]
-    return [head, *sorted(smaller, key=lambda p: -p.imagewidth * p.imagelength)]
-
-
 def facts(key: FileKey, page: tifffile.TiffPage, number: str) -> Page:
     """Check a parsed page and take from it what reading needs.
 
@@ -189,6 +196,7 @@ def facts(key: FileKey, page: tifffile.TiffPage, number: str) -> Page:
     """
     where = f"{key.path} page {number}"
     shape = _dimensions(where, page)
+    _refuse_colours(where, page)
     dtype = _sample_type(where, page)
     planes = shape[2] if page.planarconfig == 2 else 1
     segment = (
@@ -199,7 +207,8 @@ def facts(key: FileKey, page: tifffile.TiffPage, number: str) -> Page:
     expected = planes * -(-shape[0] // segment[0]) * -(-shape[1] // segment[1])
     if expected > MOST_SEGMENTS:
         raise LimitError(f"{where}: {expected} segments; at most {MOST_SEGMENTS} are supported")
-    offsets, counts = _tables(where, page, expected, segment, shape, planes)
+    stored = None if page.jpegheader is not None else (_table(where, page, _OFFSETS), _table(where, page, _COUNTS))
+    offsets, counts = _tables(where, page, stored, expected, segment, shape, planes)
     found = Page(
         file=key,
         number=number,
@@ -217,15 +226,25 @@ def facts(key: FileKey, page: tifffile.TiffPage, number: str) -> Page:
         palette=page.photometric == 3,
         placed=any(code in page.tags for code in _PLACE_TAGS),
     )
-    raw = _raw_offsets(page, found)
-    if raw is not None:
-        return replace(found, raw_offsets=raw)
-    if found.segment_bytes > settings().max_segment_bytes:
-        raise LimitError(
-            f"{where}: one segment is {found.segment_bytes} bytes decoded, max_segment_bytes is "
-            f"{settings().max_segment_bytes}; raise it with lazytiles.configure(max_segment_bytes=...)"
-        )
-    return found
+    return _bounded(where, found, _raw_offsets(page, found))
+
+
+def twin_page(
+    page: Page, tags: tifffile.TiffPage, number: str, offsets: Sequence[int], counts: Sequence[int]
+) -> Page:
+    """A page that differs from another of its file only in where its segments lie.
+
+    Parameters
+    ----------
+    page, tags : the other, checked and as it was parsed
+    number : of this page, for messages
+    offsets, counts : its tables as they are stored
+    """
+    expected = page.planes * page.grid[0] * page.grid[1]
+    where = f"{page.file.path} page {number}"
+    tables = _tables(where, tags, (offsets, counts), expected, page.segment, page.shape, page.planes)
+    twin = replace(page, number=number, offsets=tables[0], counts=tables[1], raw_offsets=None)
+    return _bounded(where, twin, _raw_offsets(tags, twin))
 
 
 def stack_planes(page: Page, count: int) -> list[Page]:
@@ -237,6 +256,16 @@ def stack_planes(page: Page, count: int) -> list[Page]:
         raise RegionError(f"{page}: {count} images of {size} bytes do not fit the file")
     starts = [tuple(offset + k * size for offset in page.raw_offsets) for k in range(count)]
     return [replace(page, number=f"{page.number} plane {k}", raw_offsets=start) for k, start in enumerate(starts)]
+
+
+def _bounded(where: str, page: Page, raw: tuple[int, ...] | None) -> Page:
+    """The page, uncompressed where its planes begin at `raw`; else with segments that may be decoded."""
+    if raw is None and page.segment_bytes > settings().max_segment_bytes:
+        raise LimitError(
+            f"{where}: one segment is {page.segment_bytes} bytes decoded, max_segment_bytes is "
+            f"{settings().max_segment_bytes}; raise it with lazytiles.configure(max_segment_bytes=...)"
+        )
+    return page if raw is None else replace(page, raw_offsets=raw)
 
 
 def _dimensions(where: str, page: tifffile.TiffPage) -> tuple[int, int, int]:
@@ -253,6 +282,20 @@ def _dimensions(where: str, page: tifffile.TiffPage) -> tuple[int, int, int]:
     if not 1 <= page.samplesperpixel <= MOST_SAMPLES:
         raise RegionError(f"{where}: {page.samplesperpixel} samples a pixel; 1 to {MOST_SAMPLES} are supported")
     return page.imagelength, page.imagewidth, page.samplesperpixel
+
+
+def _refuse_colours(where: str, page: tifffile.TiffPage) -> None:
+    """Refuse samples that are neither gray nor red, green and blue, and that no codec converts."""
+    if page.compression == 33003 or (page.photometric == 6 and page.compression not in JPEG):
+        what = "Y, Cb and Cr, and not as JPEG"
+    elif page.photometric in (8, 9, 10):
+        what = "L, a and b"
+    else:
+        return
+    raise RegionError(
+        f"{where}: stores {what} (PhotometricInterpretation {int(page.photometric)}, compression "
+        f"{int(page.compression)}), which would pass for red, green and blue; refused: convert it to RGB"
+    )
 
 
 def _sample_type(where: str, page: tifffile.TiffPage) -> np.dtype[Any]:
@@ -275,17 +318,17 @@ def _sample_type(where: str, page: tifffile.TiffPage) -> np.dtype[Any]:
 def _tables(
     where: str,
     page: tifffile.TiffPage,
+    tables: tuple[Sequence[int], Sequence[int]] | None,
     expected: int,
     segment: tuple[int, int],
     shape: tuple[int, int, int],
     planes: int,
 ) -> tuple[Int64s, Int64s]:
-    if page.jpegheader is not None:  # NDPI: tifffile has derived tables of restart intervals
+    if tables is None:  # NDPI: tifffile has derived tables of restart intervals
         return _checked(where, "offsets", page.dataoffsets, expected), _checked(
             where, "byte counts", page.databytecounts, expected
         )
-    offsets = _checked(where, "offsets", _table(where, page, (324, 273, 513)), expected)
-    stored = _table(where, page, (325, 279, 514))
+    offsets, stored = _checked(where, "offsets", tables[0], expected), tables[1]
     if page.compression == 1 and not page.is_tiled:
         # What a writer claims for plain rows is often wrong; what they need is known.
         rows = np.minimum(segment[0], shape[0] - segment[0] * np.arange(expected // planes))

@@ -297,14 +297,15 @@ def judge(path: str, windows: Int64s, keep: str | Rule) -> NDArray[np.bool_]:
     axes = windows.shape[1] // 2
     rule = parse_rule(keep) if isinstance(keep, str) else (lambda tile, fill: bool(keep(tile)))
     region = _opened(path, axes)
-    full = np.array([*region.shape[:axes]] * 2)
+    scale = np.ones(2 * axes)
     if axes == 2 and isinstance(keep, str):
         smallest, levels = int((windows[:, 2:] - windows[:, :2]).min()), region.levels
-        enough = (k for k, shape in enumerate(levels) if smallest * shape[0] / levels[0][0] >= _FEWEST_PIXELS)
+        enough = (k for k, one in enumerate(levels) if smallest / max(one.downsample) >= _FEWEST_PIXELS)
         level = max(enough, default=0)
         region = open_region(path, level=level) if level else region
+        scale = np.array(levels[level].downsample * 2)
     limits = np.array([*region.shape[:axes]] * 2)
-    boxes = np.clip(np.round(windows * (limits / full)).astype(np.int64), 0, limits)
+    boxes = np.clip(np.round(windows / scale).astype(np.int64), 0, limits)
     boxes[:, axes:] = np.maximum(boxes[:, axes:], boxes[:, :axes] + 1)
     pixels = np.asarray(region) if region.nbytes <= _MOST_OVERVIEW_BYTES else region
     fill = region.pages[0].fill
