@@ -51,9 +51,7 @@ class RegionStack(LazyArray):
         self.pages = tuple(page for one in slices for page in one.pages)
         self.bands = first.bands
         self.dtype = first.dtype
-        self._volume = Region(
-            self.pages, axes="Z", lead=(len(slices),), bands=first.bands, gray=first.gray, reopen=()
-        )
+        self._volume = Region(self.pages, axes="Z", lead=(len(slices),), bands=first.bands, gray=first.gray, reopen=())
         shape = list(first.shape)
         shape.insert(self.axis, len(slices))
         self.shape: tuple[int, ...] = tuple(shape)

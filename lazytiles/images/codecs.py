@@ -53,7 +53,7 @@ def check_jpeg(data: bytes, needed: tuple[int, int], segment: tuple[int, int, in
 
 
 def jpeg_frame(data: bytes) -> Frame | None:
-    """(height, width, samples, component ids, their sampling factors) of a JPEG stream's frame header; None if it has none."""
+    """Height, width, samples, components' ids and sampling factors by a JPEG stream's frame header, or None."""
     at = 2
     while data[:2] == b"\xff\xd8" and at + 9 < len(data) and data[at] == 0xFF:
         marker = data[at + 1]
@@ -277,7 +277,7 @@ def codec_of(page: tifffile.TiffPage, dtype: np.dtype[Any]) -> Codec:
 
 
 def _colors(page: tifffile.TiffPage) -> tuple[int | str | None, int | str | None]:
-    """The color space of a page's JPEG streams and of its pixels; those of a plane, and bands that are no colours, stay."""
+    """The color space of a page's JPEG streams and of its pixels; planes, and bands that are no colours, stay."""
     if page.planarconfig == 2:
         return VERBATIM[1]
     if page.photometric in (0, 1) and page.samplesperpixel == 3:

@@ -96,7 +96,9 @@ def other_pages(key: FileKey, inner: str | None, page: int | str | None, axes: s
     picture = picture_format(head)
     if picture is not None:
         if axes is not None:
-            raise RegionError(f"{key.path}: axes={axes!r} are of arrays and TIFFs; a {picture} file has rows and columns")
+            raise RegionError(
+                f"{key.path}: axes={axes!r} are of arrays and TIFFs; a {picture} file has rows and columns"
+            )
         return picture_pages(key, head_of(key), picture, page)
     if head[:2] not in (b"II", b"MM"):
         begins = f"begins with {head[:8]!r}" if head else "is empty"
@@ -450,8 +452,8 @@ def _chunked(
     def page(place: tuple[int, ...], number: str) -> Page:
         slices = tuple(zip(place[: form.before], depths, strict=True))
         codec = Chunks(key, inner, slices, form.inner, segment, dtype)
-        head = {"codec": codec, "samples_axis": form.has_samples, "segment": segment, "size": 1}
-        return one_page(key, f"{name}{number}", form.inner, dtype, **head)
+        at, has_samples = f"{name}{number}", form.has_samples
+        return one_page(key, at, form.inner, dtype, codec=codec, samples_axis=has_samples, segment=segment, size=1)
 
     # Chunks that are too large with all their slices are refused as large ones of one slice are.
     deep = (segment[0] * math.prod(depths), segment[1])

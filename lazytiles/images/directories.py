@@ -55,9 +55,9 @@ class Leaf:
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """In what pages of one image agree: dtype, samples, and whether they are a table's indices."""
+        """In what pages of one image agree: dtype, samples, and whether they are colours or a table's indices."""
         page = self.model
-        return page.dtype, page.bitspersample, page.samplesperpixel, page.photometric == 3
+        return page.dtype, page.bitspersample, page.samplesperpixel, page.photometric in (2, 6), page.photometric == 3
 
     @property
     def is_reduced(self) -> bool:
@@ -164,7 +164,9 @@ class Directories:
         if model is None:
             self._parsed += 1
             if self._parsed > MOST_FORMS:
-                raise LimitError(f"{self.key.path}: has pages of more than {MOST_FORMS} forms; at most so many are read")
+                raise LimitError(
+                    f"{self.key.path}: has pages of more than {MOST_FORMS} forms; at most so many are read"
+                )
             self.tiff.filehandle.seek(offset)
             model = tifffile.TiffPage(self.tiff, index)
             if not (model.jpegheader or model.compression in {2, 3, 4, 6}):  # their tables are tifffile's to mend

@@ -67,10 +67,10 @@ def elements(where: object, text: str, names: Collection[str], texts: Collection
     parser.EntityDeclHandler = refuse
     try:
         for at in range(0, len(text), _STEP):
-            parser.Parse(text[at : at + _STEP], False)  # noqa: FBT003  # its only spelling
+            parser.Parse(text[at : at + _STEP], False)  # its only spelling
             yield from found
             found.clear()
-        parser.Parse("", True)  # noqa: FBT003
+        parser.Parse("", True)
     except expat.ExpatError as error:
         raise RegionError(f"{where}: its XML is damaged: {error}") from error
     yield from found

@@ -7,6 +7,7 @@ same image: the same dtype, samples and aspect.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -97,6 +98,8 @@ class Catalog:
 
 def pyramid_of(found: Directories, leaves: Sequence[Leaf], head: Leaf) -> list[Leaf]:
     """A page and its lower resolutions, largest first: below it, else those that follow it in the chain."""
+    if found.is_lsm:  # each plane has a thumbnail in red, green and blue behind it
+        return [head]
     candidates = found.below(head)
     if not candidates and head.number.isdecimal():
         for leaf in leaves[int(head.number) + 1 :]:
@@ -125,7 +128,7 @@ def is_level(head: Leaf, leaf: Leaf, *, padded: bool = False) -> bool:
         return False
     if padded:
         return True
-    down, across = (height / (rows + 1), height / max(rows - 1, 0.5)), (width / (columns + 1), width / max(columns - 1, 0.5))
+    down, across = ((n / (k + 1), n / (k - 1) if k > 1 else math.inf) for n, k in ((height, rows), (width, columns)))
     return down[0] * (1 - _ASPECT) <= across[1] and across[0] * (1 - _ASPECT) <= down[1]
 
 
@@ -168,7 +171,7 @@ def _other_pages(leaves: Sequence[Leaf], series: Sequence[Series]) -> dict[str, 
     for k, leaf in enumerate(leaves):
         if leaf.is_mask or leaf.number in planes:
             head = head if leaf.is_mask else leaf
-        elif not leaf.is_reduced or head is None or not is_level(head, leaf):
+        elif first.is_lsm or not leaf.is_reduced or head is None or not is_level(head, leaf):
             head = head if leaf.is_reduced else leaf
             if not first.is_lsm or not named:
                 named["thumbnail" if first.is_lsm else f"page-{k}"] = k
@@ -184,7 +187,9 @@ def _slide_catalog(
     for k, leaf in enumerate(leaves):
         if leaf.number not in held and k not in names.values() and not leaf.is_mask:
             names[f"page-{k}"] = k
-    alone = [Series(name, "", (), (leaves[k],), smaller=()) for name, k in names.items() if leaves[k].number not in held]
+    alone = [
+        Series(name, "", (), (leaves[k],), smaller=()) for name, k in names.items() if leaves[k].number not in held
+    ]
     return Catalog(found, leaves, [*series, *alone], dict(sorted(names.items(), key=lambda item: item[1])))
 
 
@@ -195,7 +200,9 @@ Layout = tuple[Series, dict[str, int], Sequence[Series]]
 def _stacked(name: str, letter: str, planes: Sequence[Leaf], sizes: Sequence[Sequence[Leaf]], **more: Any) -> Series:
     """A slide of one or several planes (focal planes, channels), with those resolutions that have all of them."""
     head = planes[0]
-    fitting = {pages[0].shape: tuple(pages) for pages in sizes if len(pages) == len(planes) and is_level(head, pages[0])}
+    fitting = {
+        pages[0].shape: tuple(pages) for pages in sizes if len(pages) == len(planes) and is_level(head, pages[0])
+    }
     smaller = tuple(sorted(fitting.values(), key=lambda pages: -pages[0].shape[0] * pages[0].shape[1]))
     return Series(name, *squeezed(letter, (len(planes),)), tuple(planes), smaller=smaller, **more)
 
@@ -367,7 +374,11 @@ def _qpi(found: Directories, leaves: list[Leaf]) -> Layout:
             reduced.append(leaf)
     planes = full or leaves[:1]
     named = tuple(channels) if all(channels) and len(channels) > 1 else ()
-    return _stacked("Baseline", "C", planes, _by_shape(reduced), channels=named, spacing=_tagged(planes[0].model)), names, ()
+    return (
+        _stacked("Baseline", "C", planes, _by_shape(reduced), channels=named, spacing=_tagged(planes[0].model)),
+        names,
+        (),
+    )
 
 
 def _qpi_words(found: Directories, leaf: Leaf) -> tuple[str, str]:

@@ -93,7 +93,9 @@ def multiscale(key: FileKey, group: Facts, number: int) -> Multiscale:
     try:
         return _read(folder, images[number], group)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise RegionError(f"{key.path}: its multiscale metadata make no sense: {type(error).__name__}: {error}") from error
+        raise RegionError(
+            f"{key.path}: its multiscale metadata make no sense: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _read(folder: str, image: Facts, group: Facts) -> Multiscale:

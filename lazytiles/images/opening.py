@@ -18,8 +18,8 @@ from lazytiles.images.files import FileKey, pool
 from lazytiles.images.levels import Catalog, Level, catalog, needs_catalog, page_spacing, scanner_of
 from lazytiles.images.multiscale import group_of, multiscale
 from lazytiles.images.page import Page, facts, page_at, parsed, stack_planes
-from lazytiles.images.scales import Mpp, Spacing, mpp_of
 from lazytiles.images.pictures import split_shape
+from lazytiles.images.scales import Mpp, Spacing, mpp_of
 from lazytiles.images.series import Series
 
 _NOTHING: Spacing = (None, None, None)
@@ -213,7 +213,9 @@ def _every(key: FileKey, known: Catalog) -> Series:
         one, other = several[0].planes[0], several[1].planes[0]
         head = f"{key.path}: its pages are"
         if one.shape != other.shape or one.kind != other.kind:
-            head = f"{key.path} page {other.number}: is {_shape(other)}, page {one.number} is {_shape(one)}; the pages are"
+            head = (
+                f"{key.path} page {other.number}: is {_shape(other)}, page {one.number} is {_shape(one)}; the pages are"
+            )
         raise RegionError(
             f"{head} {_listed(several)}; pages of one shape stack: open a series by series=k, open others by page=k"
         )
@@ -263,8 +265,8 @@ def _chosen(key: FileKey, found: Opened, asked: Asked) -> Opened:
         return found if places == list(range(count)) else replace(found, bands=tuple(places))
     order = np.arange(len(found.pages)).reshape(found.lead).take(places, axis=at)
     pages = [found.pages[k] for k in order.ravel().tolist()]
-    names = tuple(found.channels[k] for k in places) if len(found.channels) == count else ()
-    return replace(found, pages=pages, lead=order.shape, channels=names)
+    kept = tuple(found.channels[k] for k in places) if len(found.channels) == count else ()
+    return replace(found, pages=pages, lead=order.shape, channels=kept)
 
 
 def _from_group(key: FileKey, group: Any, asked: Asked) -> Opened:

@@ -168,8 +168,11 @@ class _Ranges(io.RawIOBase):
 @contextmanager
 def parsed(key: FileKey) -> Iterator[tifffile.TiffFile]:
     """The directories of a file, every failure of the parser turned into `RegionError`."""
+    name = key.path
+    if name.lower().endswith(".ndpi") and int.from_bytes(pool.read(key, 4, 8), "little") > key.size:
+        name += ".tif"  # by its name tifffile would read offsets of 64 bits, as real ones have
     try:
-        with io.BufferedReader(_Ranges(key), 16384) as file, tifffile.TiffFile(file, name=key.path) as tiff:
+        with io.BufferedReader(_Ranges(key), 16384) as file, tifffile.TiffFile(file, name=name) as tiff:
             yield tiff
     except (RegionError, LimitError, ImportError):
         raise
@@ -229,9 +232,7 @@ def facts(key: FileKey, page: tifffile.TiffPage, number: str) -> Page:
     return _bounded(where, found, _raw_offsets(page, found))
 
 
-def twin_page(
-    page: Page, tags: tifffile.TiffPage, number: str, offsets: Sequence[int], counts: Sequence[int]
-) -> Page:
+def twin_page(page: Page, tags: tifffile.TiffPage, number: str, offsets: Sequence[int], counts: Sequence[int]) -> Page:
     """A page that differs from another of its file only in where its segments lie.
 
     Parameters

@@ -45,7 +45,7 @@ class Region(LazyArray):
     chunks : the segment's shape, along the same axes
     lead : lengths of the axes before rows and columns
     levels : the resolutions of this image, each with `shape` and `downsample`, the full one first
-    associated : page numbers of the file's other images by their names, such as ``"label"``, ``"macro"``, ``"thumbnail"``
+    associated : page numbers of the file's other images by their names, such as ``"label"`` or ``"macro"``
     channels : names of the channels, where the file has names
     mpp : (y, x), micrometres from one pixel to the next, or None
     spacing : (z, y, x), micrometres from one sample to the next of a stack, or None
@@ -463,7 +463,9 @@ def thumbnail(region: Region, *, longest: int = 512, most_bytes: int | None = No
     if region.bands is None and not region.gray and not region.lead and region._reopen and not region._reopen[1].level:
         fitting = [k for k, level in enumerate(region.levels) if max(level.shape) >= longest]
         level = fitting[-1] if fitting else len(region.levels) - 1
-        source = _region(region._reopen[0], replace(region._reopen[1], level=level), None, gray=False) if level else region
+        source = (
+            _region(region._reopen[0], replace(region._reopen[1], level=level), None, gray=False) if level else region
+        )
     if most_bytes is not None and source.nbytes > most_bytes:
         return None
     first = (0,) * len(source.lead)

@@ -159,7 +159,9 @@ def _shape_told(text: str) -> dict[str, Any] | None:
 def _imagej(tiff: tifffile.TiffFile, full: Sequence[Leaf]) -> Series:
     """ImageJ's hyperstack: frames, slices, channels, unless it names another order."""
     told: dict[str, Any] = tiff.imagej_metadata or {}
-    sizes = {letter: _number(told.get(name, 1)) for letter, name in zip("TZC", ("frames", "slices", "channels"))}
+    sizes = {
+        letter: _number(told.get(name, 1)) for letter, name in (("T", "frames"), ("Z", "slices"), ("C", "channels"))
+    }
     page = full[0].model
     if page.samplesperpixel > 1 and page.samplesperpixel == sizes["C"]:
         sizes["C"] = 1  # the samples of a page
@@ -320,7 +322,7 @@ def _ome_series(found: Directories, leaves: Sequence[Leaf], image: _OmeImage, ow
         return _with_trouble(leaves, f"its OME-XML says {count} planes; at most {MOST_PAGES} are read")
     places = np.full(count, -1, np.int64)
     files = {file for _, uuid, file in image.data if file and not _is_own(found, uuid, file, own)}
-    for told, uuid, file in image.data or [({}, "", "")]:
+    for told, _, file in image.data or [({}, "", "")]:
         if file in files and not (len(files) == 1 and not own and len(leaves) >= count):  # else it was renamed
             continue
         _place(str(found.key.path), places, told, order, lead, len(leaves))
