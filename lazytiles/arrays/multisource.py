@@ -209,9 +209,9 @@ class MultiSourceArray(Ordered):
         if self.form is None:
             return None
         sources = [source.of_validity(kind) for source in self.sources]
-        array = type(self).assembled(sources, Companions(table=self.companions.table), self._rows)
-        array._order, array.seed = self._order, self.seed
-        return array
+        twin = type(self).assembled(sources, Companions(table=self.companions.table), self._rows)
+        twin._order, twin.seed = self._order, self.seed
+        return twin
 
     @property
     def bounds(self) -> NDArray[np.float64] | None:
@@ -249,9 +249,7 @@ class MultiSourceArray(Ordered):
         """The window of each sample, starts then stops, in the current order; None unless from a manifest."""
         if not all(hasattr(source, "windows") for source in self.sources):
             return None
-        every = np.concatenate([source.windows for source in self.sources])
-        windows: Int64s = every[self._rows[self._now()]]
-        return windows
+        return np.concatenate([source.windows for source in self.sources])[self._rows[self._now()]]
 
     @property
     def index_pairs(self) -> Int64s:
@@ -445,12 +443,10 @@ class MultiSourceArray(Ordered):
         ------
         ManifestError : the first 20 problems and how many there are; each names tile, file and window
         """
-        problems: list[str] = []
         sources = [self.sources[k] for k in np.unique(self.index_pairs[:, 0]).tolist()]
         open_ahead(sources)
-        for source in sources:
-            if hasattr(source, "verify"):
-                problems += source.verify() or []
+        own = (source.verify() or () for source in sources if hasattr(source, "verify"))
+        problems: list[str] = [said for several in own for said in several]
         if isinstance(self.companions.labels, MultiSourceArray):
             self.companions.labels.verify()
         if problems:

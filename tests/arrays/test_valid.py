@@ -88,6 +88,8 @@ def test_missing_frames_and_padding_are_invalid(tmp_path):
     valid = tiles.valid_pixels[0]
     assert not valid[0].any()
     assert (valid[1] == (np.arange(16) < 8)).all()
+    with lt.BatchFlow(tiles.valid_pixels, 1) as flow:
+        assert (next(iter(flow))[0] == valid).all()
 
 
 def test_statistics_of_a_half_empty_image(tmp_path):
