@@ -198,10 +198,7 @@ class MultiSourceArray(Ordered):
 
     @property
     def valid_pixels(self) -> MultiSourceArray | None:
-        """Which pixels hold something, lazy, boolean (n, [frames,] height, width), in the current order.
-
-        In any band: no nodata, NaN, mask, transparency, padding or missing frame. None where samples are no windows.
-        """
+        """Which pixels hold something: lazy, boolean (n, [frames,] H, W), in the current order; None without images."""
         return self.validity("any")
 
     def validity(self, kind: str) -> MultiSourceArray | None:
@@ -409,8 +406,8 @@ class MultiSourceArray(Ordered):
             results = read_each(batches, partial(self.take, threads=threads), stop=stop)
         else:
             places = [request(positions(batch), self.shape, row_axes=self._row_axes) for batch in batches]
-            options: dict[str, Any] = {"threads": threads, "readers": readers, "stop": stop}
-            results = read_blocks(places, self.shape[1:], self.form, self._parts, **options)
+            how: dict[str, Any] = {"threads": threads, "readers": readers, "stop": stop}
+            results = read_blocks(places, self.shape[1:], self.form, self._parts, **how)
         for k, result in results:
             done(k, result)
             del result  # a batch that its consumer dropped is not kept alive here
@@ -456,8 +453,8 @@ class MultiSourceArray(Ordered):
     def name_of(self, position: int) -> str:
         """The words for a sample, by its position in the current order."""
         source, index = self.index_pairs[position].tolist()
-        own: Callable[[int], str] | None = getattr(self.sources[source], "describe", None)
-        return own(index) if own is not None else f"sample {index} of source {source}"
+        own: Callable[[int], str] = getattr(self.sources[source], "describe", f"sample {{}} of source {source}".format)
+        return own(index)
 
     def to_dask(self, chunks: Any = None) -> Any:
         """The samples as a dask array, in the current order; no pixel is read.
