@@ -716,7 +716,7 @@ def test_resampling_leaves_a_nan_out_and_spreads_infinity_no_further_than_pillow
     for size in ((20, 21), (90, 77), (13, 60)):
         tile = lt.open_tiles(table, tmp_path, size=size, resample=method)[0, ..., 0]
         wanted = np.asarray(Image.fromarray(image.astype(np.float32)).resize(size[::-1], kernel))
-        assert (~np.isfinite(tile)).sum() < (~np.isfinite(wanted)).sum() < wanted.size / 20
+        assert (~np.isfinite(tile)).sum() <= (~np.isfinite(wanted)).sum() < wanted.size / 10
         both = np.isfinite(wanted)
         np.testing.assert_allclose(tile[both], wanted[both], rtol=1e-5, atol=1e-3)
 
