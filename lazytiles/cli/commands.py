@@ -389,7 +389,9 @@ def export(store: str, chunk: int | None, overwrite: bool, resume: bool, schedul
       lazytiles export tiles.csv --images Images -o "chips/{tile_id}.tif"
     """
     endings = (*_STORES, ".npy", ".tif", ".tiff")
-    has_ending(store.partition("::")[0], endings, "a store ends in .zarr, .h5, .b2nd, .npy or .tfrecord; a tile in .tif")
+    has_ending(
+        store.partition("::")[0], endings, "a store ends in .zarr, .h5, .b2nd, .npy or .tfrecord; a tile in .tif"
+    )
     refuse_existing(None if "::" in store or resume else store, overwrite)
     tiles = open_named(**options)
     try:

@@ -19,7 +19,17 @@ from lazytiles.errors import LazyTilesError, ManifestError, StoreError
 from lazytiles.images import open_region
 from lazytiles.manifests.paths import checked_columns, is_component
 from lazytiles.manifests.tiles import open_tiles
-from lazytiles.stores import PARTIAL, Ground, OnProgress, Pyramid, StoredCompanions, cause_of, failed, reporting
+from lazytiles.stores import (
+    PARTIAL,
+    Ground,
+    OnProgress,
+    Pyramid,
+    StoredCompanions,
+    StoredRegion,
+    cause_of,
+    failed,
+    reporting,
+)
 
 _READ_BYTES = 64 * 2**20
 _WRITERS = 8
@@ -81,7 +91,9 @@ def _named(tiles: MultiSourceArray, path: str) -> tuple[Path, list[str]]:
     fixed = next((k for k, part in enumerate(parts) if "{" in part), len(parts) - 1)
     folder, template = Path(*parts[:fixed]), "/".join(parts[fixed:])
     if tiles.table is None:
-        raise ManifestError(f"{path}: these tiles have no table whose columns could name files; write one store instead")
+        raise ManifestError(
+            f"{path}: these tiles have no table whose columns could name files; write one store instead"
+        )
     columns = checked_columns(tiles.table.columns, template)
     if not columns:
         raise ManifestError(f"{path}: each tile becomes a file; write {{tile_id}} where its name goes")
@@ -113,13 +125,13 @@ def _places(tiles: MultiSourceArray) -> Callable[[int], Ground]:
     def ground(row: int) -> Ground:
         if places is None:
             return Ground()
-        region = regions[places[row, 0]]
+        region: StoredRegion = regions[places[row, 0]]
         if region.windows is None:
             return region.ground
         window = region.windows[places[row, 1]].tolist()
         (y0, x0), (y1, x1) = window[: len(window) // 2][-2:], window[-2:]
         height, width = inner[-3:-1]
-        here: Ground = region.ground.shifted(y0, x0, ((y1 - y0) / height, (x1 - x0) / width))
+        here = region.ground.shifted(y0, x0, ((y1 - y0) / height, (x1 - x0) / width))
         is_own = here.nodata is not None and here.nodata.dtype == tiles.dtype
         return here if is_own else replace(here, nodata=None)
 
@@ -149,12 +161,14 @@ class _Files:
         """
         tiles, files = self.tiles, self.files
         step = max(1, _READ_BYTES // max(1, tiles.nbytes // max(1, len(tiles))))
-        how = {} if threads is None else {"threads": threads}
+        how: dict[str, Any] = {} if threads is None else {"threads": threads}
         with ThreadPoolExecutor(_WRITERS, thread_name_prefix="lazytiles-export") as pool:
             for start in range(0, len(tiles), step):
                 rows = np.arange(start, min(len(tiles), start + step))
                 block = tiles.take(rows, **how)
-                jobs = [pool.submit(self._put, files[row], row, block[row - start], keep, sync) for row in rows.tolist()]
+                jobs = [
+                    pool.submit(self._put, files[row], row, block[row - start], keep, sync) for row in rows.tolist()
+                ]
                 for job in jobs:
                     job.result()
                 yield len(rows)

@@ -246,10 +246,10 @@ class Assembly:
             values = np.moveaxis(values, 1, 1 + axes)  # frames behind the axes of space
         else:
             step = _steps(tile, values.shape[1 : 1 + axes])
-        if step is None:
+        if step is None or (max(step) > 1 and values.ndim < 2 + axes):  # rows of numbers, such as boxes, are no map
             raise ValueError(
-                f"the model gives {values.shape[1:]} for tiles of {self._sample}; a map has the height and "
-                "width of its tile, or a whole part of them, a class or number has shape (n, k) or (n,)"
+                f"the model gives {values.shape[1:]} for tiles of {self._sample}; a map has the height and width of "
+                "its tile, or a whole part of them and channels; a class or number has shape (n, k) or (n,)"
             )
         if self._scan.is_flat:
             values, step = values[:, np.newaxis], (1, *step)
@@ -361,8 +361,9 @@ def _coarser(windows: Int64s, step: tuple[int, ...]) -> Int64s:
     off = np.flatnonzero((windows[:, : len(step)] % step).any(axis=1))
     if off.size:
         raise ValueError(
-            f"each pixel that the model gives stands for {' x '.join(map(str, step))} pixels, but {box_words(windows[off[0]])} "
-            "does not begin at a multiple of these; make the grid with such a stride, and pad= at the edges"
+            f"each pixel that the model gives stands for {' x '.join(map(str, step))} pixels, but "
+            f"{box_words(windows[off[0]])} does not begin at a multiple of these; make the grid with such a stride, "
+            "and pad= at the edges"
         )
     return -(-windows // (*step, *step))
 

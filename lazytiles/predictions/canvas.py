@@ -11,7 +11,6 @@ from typing import Any, NoReturn, Self
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from lazytiles.images import Region
 from lazytiles.indexing import boxes_from_windows
 from lazytiles.predictions.blends import BOXES, COMBINE, Band, tile_weights, windows_of
 from lazytiles.predictions.sinks import FileSink, FramesFirst, Out, RowSink, check_out, open_sink
@@ -64,7 +63,7 @@ class Canvas:
         self,
         shape: Sequence[int] | None = None,
         *,
-        like: Region | Ground | None = None,
+        like: Any = None,
         blend: str = "mean",
         dtype: DTypeLike | None = None,
         fill: Any = None,
@@ -74,8 +73,10 @@ class Canvas:
         if blend not in COMBINE:
             raise ValueError(f"blend={blend!r} is not known; choose one of {', '.join(COMBINE)}")
         self._ground = like if isinstance(like, Ground) else Ground()
-        if isinstance(like, Region):
+        if hasattr(like, "inner_shape"):
             shape, self._ground = _laid_on(shape, like)
+        elif not isinstance(like, Ground | None):
+            raise TypeError(f"like= is a region, as open_region gives it, not a {type(like).__name__}")
         if shape is None:
             raise ValueError("a canvas needs a shape, such as (height, width), or a region: like=region")
         self.shape = tuple(int(extent) for extent in shape)
@@ -203,6 +204,8 @@ class Canvas:
         mark = (own if same else None) if given is None else given if np.ndim(given) == 0 else None
         # What nothing is marked by; None where nothing is, or where it turns out to be predicted too.
         self._mark = None if mark is None or mark != mark else cast(np.array([mark]), self._final)[0]
+        if self._mark != mark and self._final.kind in "biu":
+            self._mark = None
         self._sink = None
         if not whole:
             ground = replace(self._ground, nodata=self._mark)
@@ -220,7 +223,7 @@ class Canvas:
             if isinstance(self._sink, FileSink):
                 self._sink.ground = replace(self._ground, nodata=None)
             if self._bare is not None:
-                self._refuse_bare()
+                self._refuse_bare(*self._bare)
 
     def _put(self, window: NDArray[np.int64], tile: NDArray[Any]) -> None:
         assert self._sums is not None
@@ -268,11 +271,10 @@ class Canvas:
             first = np.argwhere(bare)[0]
             self._bare = int(first[0]) + self._top, int(first[-1])
         if self._mark is None:
-            self._refuse_bare()
+            self._refuse_bare(*self._bare)
         return self._mark
 
-    def _refuse_bare(self) -> NoReturn:
-        row, column = self._bare
+    def _refuse_bare(self, row: int, column: int) -> NoReturn:
         raise ValueError(
             f"pixels lie under no tile, the first at row {row}, column {column}; {self._final} has no NaN: pass fill= "
             "or a floating dtype="
@@ -308,15 +310,17 @@ class Canvas:
         return f"<code>{repr(self).replace('<', '&lt;').replace('>', '&gt;')}</code>"
 
 
-def _laid_on(shape: Sequence[int] | None, region: Region) -> tuple[Sequence[int], Ground]:
+def _laid_on(shape: Sequence[int] | None, region: Any) -> tuple[Sequence[int], Ground]:
     """The shape of a canvas over a region, and where it lies."""
     ground = Ground.of(region.pages[0])
     stack = region.shape[: region.axes.index("Y")]
+    stack = stack if len(stack) == 1 else ()
     space = (*stack, *region.inner_shape[:2])
     if shape is None:
         return space, ground
-    axes = slice(len(stack), len(space))
-    return shape, ground.shifted(0, 0, tuple(map(_step, space[axes], tuple(shape)[axes])))
+    k = len(stack)
+    y, x = map(_step, space[k:], tuple(shape)[k : k + 2])
+    return shape, ground.shifted(0, 0, (y, x))
 
 
 def _step(length: int, pixels: int) -> float:

@@ -255,9 +255,7 @@ class StoredCompanions:
             None if table is None else _table_in(store.path, table, rows),
             tuple(about["tabular"]) if about.get("tabular") else None,
             arrays.get("valid"),
-            _places_of(
-                about.get("regions"), arrays.get("regions"), arrays.get("windows"), about.get("systems", [])
-            ),
+            _places_of(about.get("regions"), arrays.get("regions"), arrays.get("windows"), about.get("systems", [])),
         )
         return cls(held, arrays.get("order"), about.get("seed"))
 

@@ -41,7 +41,7 @@ class Ground:
     @classmethod
     def of(cls, page: Page | None) -> Ground:
         """That of a page."""
-        return cls() if page is None else cls(getattr(page, "georeference", None), getattr(page, "mpp", None), getattr(page, "nodata", None))
+        return cls() if page is None else cls(page.georeference, getattr(page, "mpp", None), page.nodata)
 
     def shifted(self, y0: int, x0: int, scale: tuple[float, float] = (1.0, 1.0)) -> Ground:
         """That of a window from a corner on, of which each pixel is so many (y, x) of this."""
@@ -153,6 +153,7 @@ class Pyramid:
                 packed = zlib.compress(tile.data, 1)
                 self._places.append((self._spool.seek(0, 2), len(packed)))
                 self._spool.write(packed)
+                del tile, packed
                 if small is not None:
                     small[:, x // 2 : (x + width) // 2] = halved(part, nodata)
         if self._below is not None and small is not None:
@@ -160,12 +161,13 @@ class Pyramid:
 
     def finish(self, file: BinaryIO, ground: Ground) -> None:
         """Put the TIFF together from all rows, which have come."""
-        levels, level = [], self
-        while level is not None:
-            if level._count:
-                level._put(level._held[: level._count], ground.nodata)
-            levels.append(level)
-            level = level._below
+        levels = []
+        here: Pyramid | None = self
+        while here is not None:
+            if here._count:
+                here._put(here._held[: here._count], ground.nodata)
+            levels.append(here)
+            here = here._below
         size = sum(length for level in levels for _, length in level._places)
         with tifffile.TiffWriter(file, bigtiff=size > _MOST_BYTES) as tiff:
             for k, level in enumerate(levels):
@@ -220,11 +222,17 @@ def halved(image: NDArray[Any], nodata: Any = None) -> NDArray[Any]:
     if nodata is not None:
         valid &= image != nodata
     precise = np.result_type(image.dtype, np.float32)
-    count = _summed(valid.astype(np.float32))
+    if valid.all():
+        rows, columns = (np.minimum(2, n - np.arange(0, n, 2)) for n in image.shape[:2])
+        count = np.multiply.outer(rows, columns).reshape(len(rows), len(columns), *[1] * (image.ndim - 2))
+    else:
+        count = _summed(valid.astype(np.uint8))
+        image = np.where(valid, image, image.dtype.type(0))
     with np.errstate(invalid="ignore", over="ignore"):
-        mean = _summed(np.where(valid, image, image.dtype.type(0)).astype(precise)) / count
-        mean[count == 0] = np.nan if nodata is None else nodata
-        return mean.astype(image.dtype)
+        mean = _summed(image.astype(precise, copy=False)) / count.astype(precise)
+        mean[np.broadcast_to(count == 0, mean.shape)] = np.nan if nodata is None else nodata
+        found: NDArray[Any] = mean.astype(image.dtype, copy=False)
+        return found
 
 
 def _summed(values: NDArray[Any]) -> NDArray[Any]:

@@ -15,6 +15,7 @@ from lazytiles.arrays.multisource import MultiSourceArray
 from lazytiles.predictions.regions import predict
 from tests.images.test_corpus import CORPUS, rows
 
+pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
 rasterio = pytest.importorskip("rasterio")
 from rasterio.transform import Affine  # noqa: E402
 
@@ -81,7 +82,7 @@ def test_overviews_keep_classes_and_average_other_numbers(tmp_path, dtype, shape
     region = lt.open_region(tmp_path / "a.tif")
     with rasterio.open(tmp_path / "a.tif") as file:
         assert file.overviews(1) == [2**n for n in range(1, 9) if max(shape) / 2 ** (n - 1) > 256]
-        assert file.is_tiled
+        assert file.profile["tiled"] or max(shape[:2]) <= 256
     while True:
         level = lt.open_region(tmp_path / "a.tif", level=k)
         assert level.dtype == (np.uint8 if dtype == "bool" else dtype)
@@ -151,7 +152,7 @@ def test_a_map_of_a_level_and_of_a_coarser_model_has_larger_pixels(scene):
     (scan,) = predict(lambda x: x[:, ::4, ::2], tiles, out=out, blend="crop")
     np.testing.assert_array_equal(scan["y_pred"][...], image[::4, ::2])
     _, transform, _ = place_of(out)
-    assert transform == PLACE * Affine.scale(2, 4)
+    assert transform == PLACE @ Affine.scale(2, 4)
     shifted = lt.open_tiles(lt.make_grid({"a": SHAPE}, 64, edge="shift"), folder)
     with pytest.raises(ValueError, match=r"stands for 4 x 4 pixels, but box \(451, 0, 515, 64\) does not begin"):
         list(predict(lambda x: x[:, ::4, ::4], shifted, blend="crop"))
@@ -174,7 +175,7 @@ def test_a_canvas_like_a_region_takes_its_shape_and_place(scene):
     with lt.Canvas((150, 129), like=region, out=folder / "map.tif") as canvas:
         canvas.add([(0, 0, 129, 150)], np.zeros((1, 150, 129, 2), np.float32))
     crs, transform, nodata = place_of(folder / "map.tif")
-    assert (crs, transform) == ("EPSG:32633", PLACE * Affine.scale(4, 4))
+    assert (crs, transform) == ("EPSG:32633", PLACE @ Affine.scale(4, 4))
     assert np.isnan(nodata)
     with pytest.raises(ValueError, match="a canvas needs a shape"):
         lt.Canvas(out=folder / "none.tif")
@@ -221,7 +222,9 @@ def test_nodata_is_never_a_class(tmp_path, dtype, nodata, model, how, wanted):
     whole = np.asarray(scan["y_pred"])[..., 0]
     if whole.dtype.kind == "f":  # overviews are of what is there
         np.testing.assert_allclose(
-            lt.open_region(tmp_path / "map.tif", level=1)[...], means(whole, found), rtol=1e-2 if wanted != wanted else 1e-6
+            lt.open_region(tmp_path / "map.tif", level=1)[...],
+            means(whole, found),
+            rtol=1e-2 if wanted != wanted else 1e-6,
         )
 
 
@@ -259,7 +262,7 @@ def test_volumes_and_stacks_keep_their_place(tmp_path):
 
 
 def test_a_store_of_tiles_keeps_the_place(scene, tmp_path):
-    folder, image = scene
+    folder, _ = scene
     tiles = lt.open_tiles(table_of(SHAPE, 64), folder)
     stored = lt.open_store(lt.export(tiles, tmp_path / "tiles.npy").sources[0].path)
     list(predict(lambda x: x, stored, out=tmp_path / "map.tif", blend="crop"))
@@ -270,7 +273,7 @@ class TestTiles:
     """`export` to a file a tile."""
 
     def test_each_lies_where_its_window_lies(self, scene):
-        folder, image = scene
+        folder, _ = scene
         table = table_of(SHAPE, 64, 48)
         tiles = lt.open_tiles(table, folder, masks="{region_id}_mask.tif").shuffle(3)
         found = lt.export(tiles, folder / "chips" / "{region_id}" / "{tile_id}.tif")
@@ -280,7 +283,7 @@ class TestTiles:
         for row in tiles.table.iloc[:5].itertuples():
             for ending in (".tif", ".labels.tif"):
                 crs, transform, nodata = place_of(folder / "chips" / "a" / f"{row.tile_id}{ending}")
-                assert (crs, transform, nodata) == ("EPSG:32633", PLACE * Affine.translation(row.xmin, row.ymin), None)
+                assert (crs, transform, nodata) == ("EPSG:32633", PLACE @ Affine.translation(row.xmin, row.ymin), None)
         assert len(list((folder / "chips" / "a").iterdir())) == 2 * len(table)
 
     def test_resampled_ones_have_pixels_of_another_size(self, scene):
@@ -289,10 +292,10 @@ class TestTiles:
         lt.export(tiles, folder / "{tile_id}.tif")
         row = tiles.table.iloc[7]
         transform = place_of(folder / f"{row.tile_id}.tif")[1]
-        assert transform == PLACE * Affine.translation(row.xmin, row.ymin) * Affine.scale(4, 2)
+        assert transform == PLACE @ Affine.translation(row.xmin, row.ymin) @ Affine.scale(4, 2)
 
     def test_what_exists_is_replaced_only_when_asked(self, scene):
-        folder, image = scene
+        folder, _ = scene
         tiles = lt.open_tiles(table_of(SHAPE, 64), folder)
         path = folder / "chips" / "{tile_id}.tif"
         lt.export(tiles, path)
