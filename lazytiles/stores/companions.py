@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -255,13 +255,13 @@ class StoredCompanions:
             None if table is None else _table_in(store.path, table, rows),
             tuple(about["tabular"]) if about.get("tabular") else None,
             arrays.get("valid"),
-            _places_of(about.get("regions"), arrays.get("regions"), arrays.get("windows"), about.get("systems", [])),
+            _places_of(about.get("regions"), arrays.get("regions"), arrays.get("windows"), about.get("systems", ())),
         )
         return cls(held, arrays.get("order"), about.get("seed"))
 
 
 def _places_of(
-    said: list[dict[str, Any]] | None, places: Int64s | None, windows: Int64s | None, systems: list[Any]
+    said: list[dict[str, Any]] | None, places: Int64s | None, windows: Int64s | None, systems: Sequence[Any] = ()
 ) -> tuple[tuple[StoredRegion, ...], Int64s] | None:
     """The places that a store carries, if it does.
 

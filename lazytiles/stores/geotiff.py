@@ -6,14 +6,14 @@ tifffile read them as levels, which SubIFDs are not for all of these.
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import numpy as np
 import tifffile
 from affine import Affine
+from imagecodecs import deflate_encode
 from numpy.typing import NDArray
 
 from lazytiles.images import Georeference, Page
@@ -65,7 +65,7 @@ class Ground:
         return said
 
     @classmethod
-    def recorded(cls, said: dict[str, Any], systems: list[Any]) -> Ground:
+    def recorded(cls, said: dict[str, Any], systems: Sequence[Any]) -> Ground:
         """What `record` made this of."""
         place = None
         if "system" in said:
@@ -150,7 +150,7 @@ class Pyramid:
                 tile[: part.shape[0], : part.shape[1]] = part
                 if self._predicts:
                     tile[:, 1:] -= tile[:, :-1]
-                packed = zlib.compress(tile.data, 1)
+                packed = deflate_encode(tile, 1)
                 self._places.append((self._spool.seek(0, 2), len(packed)))
                 self._spool.write(packed)
                 del tile, packed

@@ -98,6 +98,16 @@ def test_overviews_keep_classes_and_average_other_numbers(tmp_path, dtype, shape
         ]
 
 
+def test_large_maps_are_bigtiffs(tmp_path, monkeypatch):
+    monkeypatch.setattr("lazytiles.stores.geotiff._MOST_BYTES", 100)
+    with lt.Canvas((300, 300), out=tmp_path / "a.tif") as canvas:
+        canvas.add([(0, 0, 300, 300)], np.ones((1, 300, 300), np.float32))
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        assert file.is_bigtiff
+    with rasterio.open(tmp_path / "a.tif", overview_level=0) as file:
+        assert (file.read(1) == 1).all()
+
+
 @pytest.mark.parametrize("row", rows())
 def test_maps_of_real_files_lie_where_these_lie(row, tmp_path):
     logging.disable(logging.CRITICAL)
