@@ -196,12 +196,18 @@ def _check_columns(source: Pieces, numbers: Sequence[str], text: Collection[str]
     missing = [name for name in wanted if name not in have]
     if missing:
         near = [name for name in have if name.strip().lower() in missing and name not in missing]
-        hint = f"; is {near[0]!r} meant? Names have no spaces and small letters" if near else ""
-        if not hint and "tile_id" in missing and not {*IDS} & {*have}:
-            hint = f'; of a table of files say which column holds them, such as path="{{{have[0]}}}"'
-        raise ManifestError(
-            f"{source.name}: line 1: the column {', '.join(missing)} is missing; there are {', '.join(have)}{hint}"
-        )
+        said = f"columns {', '.join(missing)} are" if len(missing) > 1 else f"column {missing[0]} is"
+        hint = ""
+        if near:
+            hint = f"; is {near[0]!r} meant? Names have no spaces and small letters"
+        elif "tile_id" in missing and not {*IDS} & {*have}:
+            hint = (
+                "; rename those that hold them. If each row is a whole file, say instead which column names it, "
+                f'such as path="{{{have[0]}}}"'
+            )
+        elif "tile_id" in missing:
+            hint = "; a tile_id is a name of your choice for each tile, the same in all its frames"
+        raise ManifestError(f"{source.name}: the {said} missing; there are {', '.join(have)}{hint}")
     return [name for name in have if name not in {*IDS, *BOX_3D, "region_coordinates"}]
 
 
