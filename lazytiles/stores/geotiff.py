@@ -150,7 +150,7 @@ class Pyramid:
                 tile[: part.shape[0], : part.shape[1]] = part
                 if self._predicts:
                     tile[:, 1:] -= tile[:, :-1]
-                packed = deflate_encode(tile, 1)
+                packed = deflate_encode(tile.tobytes(), 1)
                 self._places.append((self._spool.seek(0, 2), len(packed)))
                 self._spool.write(packed)
                 del tile, packed
