@@ -18,7 +18,7 @@ from lazytiles.arrays import MultiSourceArray
 from lazytiles.errors import LazyTilesError, ManifestError, StoreError
 from lazytiles.images import open_region
 from lazytiles.manifests.paths import checked_columns, is_component
-from lazytiles.manifests.tiles import open_tiles
+from lazytiles.manifests.tiles import open_tiles, open_volumes
 from lazytiles.stores import (
     PARTIAL,
     Ground,
@@ -79,7 +79,7 @@ def export_tiffs(
             for count in job.write(threads, keep=resume and not overwrite, sync=sync):
                 done += count
                 report(done, total)
-    opened = [open_tiles(pd.DataFrame({"path": job.names}), folder, target=None) for job in jobs]
+    opened = [job.opened() for job in jobs]
     held = StoredCompanions.of(tiles, np.arange(len(tiles))).held
     labels = held.labels if masks is None else opened[1]
     return MultiSourceArray.assembled(opened[0].sources, replace(held, labels=labels))
@@ -151,6 +151,11 @@ class _Files:
     def files(self) -> list[Path]:
         """Where the tiles go."""
         return [self.folder / name for name in self.names]
+
+    def opened(self) -> MultiSourceArray:
+        """The files as an array."""
+        opener: Callable[..., MultiSourceArray] = open_volumes if self.tiles.ndim == 5 else open_tiles
+        return opener(pd.DataFrame({"path": self.names}), self.folder, target=None)
 
     def write(self, threads: int | None, *, keep: bool, sync: bool) -> Iterator[int]:
         """Write all tiles; how many, block by block.

@@ -321,6 +321,31 @@ class TestTiles:
         with pytest.raises(lt.StoreError, match="holds other pixels"):
             lt.export(lt.open_tiles(table_of(SHAPE, 64), folder, bands=[2, 1, 0]), path, resume=True)
 
+    def test_a_write_that_fails_leaves_nothing_and_says_so(self, scene, monkeypatch):
+        folder, _ = scene
+        tiles = lt.open_tiles(table_of(SHAPE, 64), folder)
+
+        def full(self, file, ground):
+            file.write(b"half")
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("lazytiles.stores.geotiff.Pyramid.finish", full)
+        with pytest.raises(lt.StoreError, match=r"\.tif cannot be written: No space left on device"):
+            lt.export(tiles, folder / "chips" / "{tile_id}.tif")
+        assert list((folder / "chips").iterdir()) == []
+
+    def test_whole_images_and_volumes_are_tiles_too(self, tmp_path):
+        image = np.random.default_rng(0).integers(0, 200, (2, 40, 48), np.uint8)
+        write(tmp_path / "a.tif", image[0])
+        whole = lt.open_tiles(pd.DataFrame({"path": ["a.tif"], "tile_id": ["a"]}), tmp_path)
+        lt.export(whole, tmp_path / "whole" / "{tile_id}.tif")
+        assert place_of(tmp_path / "whole" / "a.tif") == place_of(tmp_path / "a.tif")
+        tifffile.imwrite(tmp_path / "v.tif", image, photometric="minisblack")
+        table = lt.make_grid({"v": image.shape}, (2, 20, 16))
+        volumes = lt.open_volumes(table, tmp_path)
+        found = lt.export(volumes, tmp_path / "volumes" / "{tile_id}.tif")
+        np.testing.assert_array_equal(found[:], volumes[:])
+
     def test_wrong_names_are_refused(self, scene):
         folder, _ = scene
         tiles = lt.open_tiles(table_of(SHAPE, 64), folder)
