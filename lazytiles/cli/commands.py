@@ -26,7 +26,7 @@ from lazytiles.cli.options import (
     has_ending,
     open_named,
     opening,
-    parse_list,
+    parse_channels,
     parse_size,
     refuse_existing,
     say,
@@ -254,7 +254,8 @@ def _print_report(report: Report) -> None:
 )
 @click.option("--page", type=click.IntRange(min=0), help="Which image of each file.")
 @click.option("--series", type=click.IntRange(min=0), help="Which series of each file.")
-@click.option("--channels", callback=parse_list, help="Channels to judge, by number or name.")
+@click.option("--axes", help="A letter an axis of each array, such as ZYX.")
+@click.option("--channels", callback=parse_channels, help="Channels to judge, by number or name: 0,2 or DAPI.")
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="CSV or Parquet file.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it is there.")
 def grid(images: str, output: str, overwrite: bool, **options: Any) -> None:
