@@ -63,7 +63,7 @@ def open_store(path: str | os.PathLike[str], *, check: bool = True) -> MultiSour
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What `verify_store` has found to be as it was written: so many rows in so many chunks."""
+    """The result of `verify_store`: how many rows and chunks are as they were written."""
 
     path: Path
     format: str

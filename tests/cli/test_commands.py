@@ -136,6 +136,8 @@ ERRORS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "check again": (("check", *TILES, *FRAMES, "--html", "bad.npy"), 2, "pass --overwrite"),
     "demo of both": (("demo", "--data", "photos", *TILES[1:], "--manifest", "tiles.csv"), 2, "leave it out"),
     "demo again": (("demo", "--data", "photos", "--dir", "Images"), 2, "pass --overwrite"),
+    "demo picture": (("demo",), 2, "demo.png is there already; pass --overwrite"),
+    "demo table": (("demo", "--dir", "own"), 2, "tiles.csv is there already; pass --overwrite"),
     "demo of nothing": (("demo", "--data", "songs"), 2, "'years', 'photos', 'arrays', 'slides', 'scans'"),
     "preview again": (("preview", *TILES, "-o", "bad.png"), 2, "pass --overwrite"),
     "stats again": (("stats", *TILES, *FRAMES, "-o", "bad.npy"), 2, "pass --overwrite"),
@@ -154,7 +156,8 @@ ERRORS: dict[str, tuple[tuple[str, ...], int, str]] = {
 @pytest.mark.parametrize("name", ERRORS)
 def test_errors_are_messages_with_exit_codes(name: str, desk: Path) -> None:
     (desk / "bad.csv").write_text("tile_id\n1\n")
-    for file in ("bad.tif", "bad.sha256", "bad.npy", "bad.png"):
+    (desk / "own").mkdir()
+    for file in ("bad.tif", "bad.sha256", "bad.npy", "bad.png", "demo.png", "own/tiles.csv"):
         (desk / file).write_text("nothing\n")
     words, code, message = ERRORS[name]
     done = run(*words)

@@ -123,6 +123,8 @@ DAMAGED = {
     ),
     "no name": (HEADER.replace("label_id", "") + ROW, "line 1: column 3 has no name"),
     "column missing": (HEADER.replace("region_id", "region") + ROW, "the column region_id is missing"),
+    "no ids": ("file,kind\na.png,cat\n", 'the columns tile_id, region_id are missing.*path="{file}"'),
+    "no tiles": (HEADER.replace("tile_id", "tile") + ROW, "the column tile_id is missing.*the same in all its frames"),
     "capitals": (HEADER.replace("region_id", "Region_ID") + ROW, "is 'Region_ID' meant"),
     "too many": (HEADER + ROW + "t1,r0,2018,0.5,x,y\n", "line 3: 6 fields where the header has 5"),
     "decimal comma": (HEADER + 't1,r0,2018,0,5,"(0,0,1,1)"\n', "line 2: 6 fields.*a decimal comma"),
