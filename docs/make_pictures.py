@@ -18,6 +18,7 @@ import lazytiles as lt
 from lazytiles.cli import demo, kinds
 from lazytiles.display import stretched
 from lazytiles.manifests.paths import resolve_paths
+from lazytiles.manifests.rules import Stain
 from lazytiles.reports.html import check_page, preview_page
 from lazytiles.reports.plots import plot_region, plot_tiles
 
@@ -164,6 +165,26 @@ def map_png(path: Path) -> None:
     figure.savefig(path, dpi=80)
 
 
+def tissue_png(path: Path) -> None:
+    """A slide on white glass, beside black fill, and on tinted glass, and what the rule `tissue` sees of each."""
+    from matplotlib.figure import Figure
+
+    slide = lt.open_region("slides/slides/s2.tif", level=1)[:]
+    filled, tinted = slide.copy(), (slide * np.array([0.97, 0.93, 0.82])).astype(np.uint8)
+    filled[:, :90] = filled[300:] = 0
+    figure = Figure(figsize=(10, 6.8), layout="constrained")
+    shown = {"glass": slide, "black fill": filled, "tinted glass": tinted}
+    for column, (title, image) in zip(figure.subplots(2, 3).T, shown.items(), strict=True):
+        stain = Stain.of(image)
+        column[0].imshow(image)
+        column[0].set_title(title)
+        column[1].imshow(stain(image), cmap="gray")
+        column[1].set_title(f"saturation above {stain.threshold:.2f}")
+        for axes in column:
+            axes.set_axis_off()
+    figure.savefig(path, dpi=80)
+
+
 def boxes_png(path: Path) -> None:
     """Photos with the boxes that their labels are."""
     from matplotlib.figure import Figure
@@ -244,6 +265,7 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "card-scans.png": scans_card,
     "overview.png": overview_png,
     "map.png": map_png,
+    "tissue.png": tissue_png,
     "boxes.png": boxes_png,
     "augment.png": augment_png,
     "patches.png": patches_png,

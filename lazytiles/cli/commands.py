@@ -12,7 +12,6 @@ from typing import Any
 
 import click
 import numpy as np
-import pandas as pd
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -27,6 +26,7 @@ from lazytiles.cli.options import (
     has_ending,
     open_named,
     opening,
+    parse_list,
     parse_size,
     refuse_existing,
     say,
@@ -34,17 +34,17 @@ from lazytiles.cli.options import (
 from lazytiles.display import plural
 from lazytiles.errors import ManifestError, require, visible
 from lazytiles.images import open_region
-from lazytiles.indexing import EDGES, Edge, cover
+from lazytiles.indexing import EDGES, cover
 from lazytiles.manifests import (
+    COORDINATES,
     Asked,
+    Division,
     Frames,
+    Grid,
     Images,
     Problems,
     Report,
-    Site,
     default_template,
-    find_sites,
-    make_grid,
     verify_digests,
     write_digests,
 )
@@ -241,41 +241,48 @@ def _print_report(report: Report) -> None:
 
 
 @main.command("grid")
-@click.argument("images", type=click.Path(exists=True))
+@click.argument("images")
 @click.option("--size", required=True, callback=parse_size, help="HEIGHTxWIDTH of a tile, or one number, pixels.")
 @click.option("--stride", callback=parse_size, help="From one tile to the next [default: the size].")
 @click.option("--edge", type=click.Choice(EDGES), default="shift", show_default=True, help="Tiles that end outside.")
 @click.option("--keep", help="Which tiles stay, such as 'nodata<0.5 and std>2'.")
+@click.option("--level", type=click.IntRange(min=0), default=0, help="Resolution of each pyramid; 0 is full.")
+@click.option("--mpp", type=float, help="Micrometres a pixel that the size is in; boxes are pixels of level 0.")
+@click.option("--source-mpp", type=float, help="Micrometres a pixel of the images, instead of what they say.")
+@click.option(
+    "--coordinates", type=click.Choice(COORDINATES), help="What boxes are in: pixels of the level, base, map."
+)
+@click.option("--page", type=click.IntRange(min=0), help="Which image of each file.")
+@click.option("--series", type=click.IntRange(min=0), help="Which series of each file.")
+@click.option("--channels", callback=parse_list, help="Channels to judge, by number or name.")
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="CSV or Parquet file.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it is there.")
-def grid(
-    images: str,
-    size: tuple[int, int],
-    stride: tuple[int, int] | None,
-    edge: Edge,
-    keep: str | None,
-    output: str,
-    overwrite: bool,
-) -> None:
-    """Write a manifest of regular tiles over a folder of images; yearly subfolders become frames.
+def grid(images: str, output: str, overwrite: bool, **options: Any) -> None:
+    """Write a manifest of regular tiles over a folder of images, one image, or a folder behind an address.
+
+    Images of one name in several folders, such as yearly ones, become frames.
 
     Examples:
       lazytiles grid Images --size 224 -o tiles.csv
       lazytiles grid Images --size 224 --stride 112 --edge pad -o tiles.parquet
       lazytiles grid Images --size 256 --keep "nodata<0.5" -o tiles.csv
+      lazytiles grid slides --size 256 --mpp 0.5 --keep "tissue>0.1" -o tiles.csv
     """
     has_ending(output, (".csv", ".txt", ".parquet", ".pq"), "a manifest is a .csv or a .parquet file")
     refuse_existing(output, overwrite)
     with bar("dividing images") as tell:
-        sites = find_sites(images, 2)
-        table = make_grid(sites, size, stride=stride, edge=edge, keep=keep, progress=tell)
+        found = Grid.over(images, Division(**options), tell)
+    table = found.table()
     if output.lower().endswith((".parquet", ".pq")):
         table.to_parquet(output, index=False)
     else:
         table.to_csv(output, index=False)
-    regions = table["region_id"].nunique()
-    say(f"{table['tile_id'].nunique():,} tiles of {regions:,} regions, {len(table):,} rows")
-    _say_coverage(table, sites)
+    say(f"{table['tile_id'].nunique():,} tiles of {table['region_id'].nunique():,} regions, {len(table):,} rows")
+    covers = [cover(windows, found.sites[region][-1].shape) for region, windows in found.windows.items()]
+    sizes = [math.prod(several[-1].shape) for several in found.sites.values()]
+    fraction = sum(one.fraction * size for one, size in zip(covers, sizes, strict=True)) / sum(sizes)
+    fewest, most = min(one.fewest for one in covers), max(one.most for one in covers)
+    say(f"each pixel lies in {fewest} to {most} tiles; {fraction:.1%} of the pixels are covered")
     say(f"wrote {output}")
     odd = int(table["tile_id"].drop_duplicates().str.startswith(_FORMULAS).sum())
     if odd and output.lower().endswith((".csv", ".txt")):
@@ -284,19 +291,6 @@ def grid(
             "text, or write a .parquet file",
             err=True,
         )
-
-
-def _say_coverage(table: pd.DataFrame, sites: Sequence[Site]) -> None:
-    """How often the pixels of the regions lie in tiles."""
-    shapes = {site.region_id: site.shape for site in sites}
-    tiles = table.drop_duplicates("tile_id")
-    boxes = tiles[["ymin", "xmin", "ymax", "xmax"]].to_numpy(np.int64)
-    rows = tiles.groupby("region_id", observed=True).indices
-    found = [cover(boxes[rows.get(region, [])], shape) for region, shape in shapes.items()]
-    fewest, most = min(one.fewest for one in found), max(one.most for one in found)
-    whole = sum(one.fraction * math.prod(shape) for one, shape in zip(found, shapes.values(), strict=True))
-    fraction = whole / sum(math.prod(shape) for shape in shapes.values())
-    say(f"each pixel lies in {fewest} to {most} tiles; {fraction:.1%} of the pixels are covered")
 
 
 @main.command("preview")

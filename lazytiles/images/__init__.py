@@ -1,7 +1,7 @@
 """One image file as a lazy array; the only wing that opens image files."""
 
 from lazytiles.images.cache import segment_cache
-from lazytiles.images.containers import open_zarr, refuse_bomb, unpacked
+from lazytiles.images.containers import datasets, open_zarr, refuse_bomb, unpacked
 from lazytiles.images.files import FileKey, descriptor, open_plain, pool, unlinked, write_new
 from lazytiles.images.mapped import cut_windows, slice_page
 from lazytiles.images.page import Page
@@ -21,5 +21,5 @@ from lazytiles.images.region import (
     to_gray,
     to_rgb,
 )
-from lazytiles.images.remote import are_there, is_remote
+from lazytiles.images.remote import are_there, is_remote, listed
 from lazytiles.images.resample import METHODS, resize
