@@ -166,7 +166,8 @@ class RegionTiles(LazyArray):
             return
         size = f"{page.shape[0]} x {page.shape[1]}"
         is_resized = self.whole and self.form.resample is not None
-        others = (one for one in self.opened if one.shape[:2] != page.shape[:2] and not (one.placed and page.placed))
+        others = (one for one in self.opened if one.shape[:2] != page.shape[:2])
+        others = (one for one in others if not (one.georeference and page.georeference))
         other, beside = next(others, None), None
         with suppress(LazyTilesError):  # what cannot be opened says so when it is read
             beside = None if self.partner is None else self.partner.last_page()

@@ -3,11 +3,12 @@
 from lazytiles.images.cache import segment_cache
 from lazytiles.images.containers import datasets, open_zarr, refuse_bomb, unpacked
 from lazytiles.images.files import FileKey, descriptor, open_plain, pool, unlinked, write_new
+from lazytiles.images.georeference import Georeference
 from lazytiles.images.mapped import cut_windows, slice_page
 from lazytiles.images.page import Page
 from lazytiles.images.pictures import split_name
 from lazytiles.images.plan import Plan, Targets, Windows, planned
-from lazytiles.images.reader import carry_out
+from lazytiles.images.reader import carry_out, read_windows
 from lazytiles.images.readers import is_sendable
 from lazytiles.images.region import (
     Bands,
@@ -16,10 +17,10 @@ from lazytiles.images.region import (
     bands_read,
     check_resample,
     open_region,
-    read_windows,
     thumbnail,
     to_gray,
     to_rgb,
 )
 from lazytiles.images.remote import are_there, is_remote, listed
 from lazytiles.images.resample import METHODS, resize
+from lazytiles.images.validity import mask_of, valid_bands, valid_of

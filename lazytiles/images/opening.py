@@ -56,7 +56,7 @@ def _pages_of(key: FileKey, inner: str | None, page: int | str, level: int) -> t
         levels = levels_of(tiff, int(page))
         if level >= len(levels):
             raise RegionError(f"{key.path} page {page}: has no level {level}; it has levels 0 to {len(levels) - 1}")
-        return [facts(key, levels[level], f"{page} level {level}")], False
+        return [facts(key, levels[level], f"{page} level {level}", head=levels[0])], False
 
 
 def _all_pages(key: FileKey, tiff: Any) -> list[Page]:

@@ -8,10 +8,12 @@ are numbered row-major, plane after plane (section 15), strips being tiles as wi
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,11 +25,18 @@ from lazytiles.config import settings
 from lazytiles.errors import LimitError, RegionError, unreadable
 from lazytiles.images.codecs import Codec, codec_of
 from lazytiles.images.files import FileKey, pool
+from lazytiles.images.georeference import (
+    Georeference,
+    Place,
+    georeference_of,
+    nodata_of,
+    place_of,
+    scale_offset_of,
+)
 
 MOST_SAMPLES = 1024
 MOST_SEGMENTS = 2**26
 _INTEGER_TYPES = {1, 3, 4, 13, 16, 18}  # BYTE, SHORT, LONG, IFD, LONG8, IFD8
-_PLACE_TAGS = (33550, 33922, 34264)  # ModelPixelScale, ModelTiepoint, ModelTransformation
 _WHOLE_BYTES = {8, 16, 32, 64, 128}
 
 
@@ -45,13 +54,16 @@ class Page:
     planes : 1 when the samples of a pixel lie together, else one plane per sample
     offsets, counts : int64, bytes, one per segment; a count of 0 is a missing (sparse) segment, an offset of -1
         one that is damaged
-    fill : what missing segments hold
+    fill : what missing segments hold: nodata, or 0
     codec : decodes one segment
     raw_offsets : bytes, one per plane, when the page is one uncompressed block per plane; else None
     stored_dtype : dtype with the byte order of the file
     samples_axis : whether users see a samples axis
     palette : whether samples are places in a table of colours
-    placed : whether the file says where on the ground its pixels are
+    nodata : the number that means nothing, a scalar of `dtype`; None where there is none
+    alpha : the sample that says how opaque a pixel is; None where there is none
+    place : where the tags lie that say where on the ground it is; None of a kind of file that cannot say it
+    directory : which directory of a TIFF's main chain it is; None for others
     origin : by what it is opened again from its file, in another process too; None where it cannot be
     """
 
@@ -69,8 +81,26 @@ class Page:
     stored_dtype: np.dtype[Any]
     samples_axis: bool
     palette: bool = False
-    placed: bool = False
+    nodata: Any = None
+    alpha: int | None = None
+    place: Place | None = None
+    directory: int | None = None
     origin: Any = None
+
+    @property
+    def georeference(self) -> Georeference | None:
+        """Where on the ground it is, read from its file; None where that says neither a CRS nor a transform."""
+        return None if self.place is None else georeference_of(self.file, self.place)
+
+    @property
+    def scale_offset(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Scale and offset of each sample, by which stored numbers become what they mean; None where none are told."""
+        return None if self.place is None else scale_offset_of(self.file, self.place, self.shape[2])
+
+    @property
+    def mask(self) -> Page | None:
+        """The page of its file whose pixels say which of its own are valid; None where there is none."""
+        return None if self.directory is None else _mask_at(self.file, self.directory, self.shape[:2])
 
     @property
     def key(self) -> tuple[FileKey, str]:
@@ -179,8 +209,32 @@ def levels_of(tiff: tifffile.TiffFile, index: int) -> list[tifffile.TiffPage]:
     return [head, *sorted(smaller, key=lambda p: -p.imagewidth * p.imagelength)]
 
 
-def facts(key: FileKey, page: tifffile.TiffPage, number: str) -> Page:
+@lru_cache(1024)
+def _mask_at(key: FileKey, directory: int, extent: tuple[int, int]) -> Page | None:
+    """The mask of a page: of its extent, among the masks and overviews that follow a full image."""
+    with parsed(key) as tiff:
+        head = directory
+        while head and page_at(tiff, head).subfiletype & 5:
+            head -= 1
+        for k in itertools.count(head + 1):
+            try:
+                page = page_at(tiff, k)
+            except RegionError:
+                return None
+            if not page.subfiletype & 5:
+                return None
+            if page.subfiletype & 4 and (page.imagelength, page.imagewidth) == extent:
+                return replace(facts(key, page, str(k)), origin=(None, k, 0, 0))
+    return None
+
+
+def facts(key: FileKey, page: tifffile.TiffPage, number: str, *, head: tifffile.TiffPage | None = None) -> Page:
     """Check a parsed page and take from it what reading needs.
+
+    Parameters
+    ----------
+    key, page, number : the file, its page, and the page's name
+    head : of a level, the page at full resolution: place and nodata are its
 
     Raises
     ------
@@ -200,6 +254,7 @@ def facts(key: FileKey, page: tifffile.TiffPage, number: str) -> Page:
     if expected > MOST_SEGMENTS:
         raise LimitError(f"{where}: {expected} segments; at most {MOST_SEGMENTS} are supported")
     offsets, counts = _tables(where, page, expected, segment, shape, planes)
+    nodata = nodata_of(head or page, dtype)
     found = Page(
         file=key,
         number=number,
@@ -209,13 +264,16 @@ def facts(key: FileKey, page: tifffile.TiffPage, number: str) -> Page:
         planes=planes,
         offsets=offsets,
         counts=counts,
-        fill=page.nodata,
-        codec=codec_of(page, dtype),
+        fill=0 if nodata is None else nodata,
+        codec=codec_of(page, dtype, nodata),
         raw_offsets=None,
         stored_dtype=dtype.newbyteorder(page.parent.byteorder),
         samples_axis=len(page.shape) == 3,
         palette=page.photometric == 3,
-        placed=any(code in page.tags for code in _PLACE_TAGS),
+        nodata=nodata,
+        alpha=_alpha(page, dtype),
+        place=place_of(page) if head is None else place_of(head, page),
+        directory=page.index if len(page.treeindex) == 1 else None,
     )
     raw = _raw_offsets(page, found)
     if raw is not None:
@@ -226,6 +284,13 @@ def facts(key: FileKey, page: tifffile.TiffPage, number: str) -> Page:
             f"{settings().max_segment_bytes}; raise it with lazytiles.configure(max_segment_bytes=...)"
         )
     return found
+
+
+def _alpha(page: tifffile.TiffPage, dtype: np.dtype[Any]) -> int | None:
+    """The last sample, where it is opacity in a layout in which GDAL takes it as the mask of the others."""
+    samples, extra = page.samplesperpixel, page.extrasamples
+    is_alpha = samples in (2, 4) and bool(extra) and extra[-1] in (1, 2) and dtype in (np.uint8, np.uint16)
+    return samples - 1 if is_alpha else None
 
 
 def stack_planes(page: Page, count: int) -> list[Page]:

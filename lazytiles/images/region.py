@@ -5,9 +5,11 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from affine import Affine
 from numpy.typing import NDArray
 
 from lazytiles.aliases import Int64s
@@ -16,11 +18,13 @@ from lazytiles.display import CHEAP_BYTES, stretched
 from lazytiles.errors import RegionError, shown
 from lazytiles.images.containers import identify
 from lazytiles.images.files import FileKey, pool
+from lazytiles.images.georeference import Bounds
 from lazytiles.images.opening import Where, level_shapes, open_pages
 from lazytiles.images.page import Page
 from lazytiles.images.plan import Plan, Windows, planned
-from lazytiles.images.reader import carry_out
+from lazytiles.images.reader import read_windows
 from lazytiles.images.resample import to_integers
+from lazytiles.images.validity import Valid, scaled
 from lazytiles.indexing import LazyArray, Request, by, request
 from lazytiles.verbs import verb
 
@@ -42,6 +46,7 @@ class Region(LazyArray):
     chunks : the segment's shape, along the same axes
     levels : shapes of the pyramid that the page heads, largest first
     path : the file
+    scaled : whether numbers are what they mean, not what is stored
 
     Notes
     -----
@@ -58,10 +63,12 @@ class Region(LazyArray):
         gray: bool,
         reopen: Any,
         has_samples: bool = False,
+        scaled: bool = False,
     ) -> None:
         self.pages = tuple(pages)
         self.bands = bands
         self.gray = gray
+        self.scaled = scaled
         self._stacked = stacked
         self._reopen = reopen
         self._levels: tuple[tuple[int, ...], ...] | None = None
@@ -70,7 +77,7 @@ class Region(LazyArray):
         wanted = 1 if gray else samples if bands is None else len(bands)
         self._has_samples = has_samples or ((first.samples_axis or wanted > 1) and not gray)
         self._inner = (height, width, wanted)
-        self.dtype = first.dtype
+        self.dtype = np.dtype(np.float32) if scaled else first.dtype
         pages_axis = (len(self.pages),) if stacked else ()
         self.shape: tuple[int, ...] = pages_axis + (self._inner if self._has_samples else self._inner[:2])
         self.axes = ("P" if stacked else "") + ("YXS" if self._has_samples else "YX")
@@ -90,6 +97,57 @@ class Region(LazyArray):
         return self._levels
 
     @property
+    def crs(self) -> str | None:
+        """The coordinate reference system: ``"EPSG:32633"``, the file's own words where it is another, or None."""
+        place = self.pages[0].georeference
+        return None if place is None else place.crs
+
+    @property
+    def transform(self) -> Affine | None:
+        """From (x, y) in pixels, counted from the upper left corner, to map units; None where nothing is said."""
+        place = self.pages[0].georeference
+        return None if place is None else place.transform
+
+    @property
+    def bounds(self) -> Bounds | None:
+        """(left, bottom, right, top) in map units, or None."""
+        place = self.pages[0].georeference
+        return None if place is None else place.bounds(self._inner)
+
+    def window_transform(self, box: Sequence[float]) -> Affine | None:
+        """The transform of a window of the region.
+
+        Parameters
+        ----------
+        box : (y0, x0, y1, x1), pixels
+
+        Returns
+        -------
+        from (x, y) in pixels of the window to map units, or None
+        """
+        place = self.pages[0].georeference
+        return None if place is None else place.shifted(box[0], box[1]).transform
+
+    @property
+    def nodata(self) -> Any:
+        """The number that means nothing, as a scalar of the stored dtype; None where there is none that it holds."""
+        return self.pages[0].nodata
+
+    @property
+    def scale_offset(self) -> tuple[Any, Any] | None:
+        """(scale, offset), by which stored numbers become what they mean; tuples where bands differ; None without."""
+        told = self.pages[0].scale_offset
+        if told is None:
+            return None
+        scale, offset = (tuple(each[k] for k in self.bands or range(len(each))) for each in told)
+        return (scale[0], offset[0]) if len(set(scale)) == len(set(offset)) == 1 else (scale, offset)
+
+    @property
+    def valid(self) -> Valid:
+        """Which pixels hold something, a lazy boolean array (H, W): by a mask page, nodata, or alpha; never NaN."""
+        return Valid(self)
+
+    @property
     def inner_shape(self) -> tuple[int, int, int]:
         """(height, width, samples) of one image, the samples axis always there."""
         return self._inner
@@ -97,7 +155,7 @@ class Region(LazyArray):
     def with_samples(self) -> Region:
         """The same image with its axis of samples, (H, W, S), also where there is but one sample a pixel."""
         how: Any = {"stacked": self._stacked, "bands": self.bands, "gray": self.gray, "reopen": self._reopen}
-        return Region(self.pages, **how, has_samples=True)
+        return Region(self.pages, **how, has_samples=True, scaled=self.scaled)
 
     def __getitem__(self, key: Any) -> Any:
         asked = self._request(key)
@@ -152,26 +210,39 @@ class Region(LazyArray):
 
     def __reduce__(self) -> tuple[Any, ...]:
         key = self.pages[0].file
-        return _reopened, (key, self._reopen[1:], self.bands, self.gray, self._has_samples)
+        return _reopened, (key, self._reopen[1:], self.bands, self.gray, self._has_samples, self.scaled)
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         key = self.pages[0].file
         numbers = tuple(page.number for page in self.pages)
-        return "lazytiles.Region", key.path, key.size, key.mtime_ns, numbers, self.bands, self.gray, self.shape
+        how = self.bands, self.gray, self.scaled
+        return "lazytiles.Region", key.path, key.size, key.mtime_ns, numbers, *how, self.shape
 
     def _request(self, key: Any) -> Request:
         cells = (*self.pages[0].segment, None)[: len(self.axes) - self._stacked]
         return request(key, self.shape, row_axes=int(self._stacked), cells=cells)
 
-    def _windows(self, asked: Request) -> tuple[Windows, tuple[int, int] | None]:
-        """The windows of a request, and the samples to cut from what they hold (None: they hold just those)."""
+    def windows(self, asked: Request) -> Windows:
+        """The windows of a request, of all bands."""
         n = asked.n
         page = asked.rows[0] if self._stacked else np.zeros(n, dtype=np.int64)
         (y0, y1), (x0, x1) = asked.box[:2]
         boxes = np.tile(np.array([y0, x0, y1, x1], dtype=np.int64), (n, 1))
         if asked.origins is not None:
             boxes += asked.origins[:, [0, 1, 0, 1]]
-        bands, cut = self.bands, None
+        return Windows(self.pages, page, boxes, None if self.gray else self.bands)
+
+    def read(self, windows: Windows, *, threads: int | None = None) -> NDArray[Any]:
+        """Windows of one size as one new array (n, h, w, C), gray and scaled as the region is."""
+        page, (y0, x0, y1, x1) = self.pages[0], windows.boxes[0].tolist()
+        samples = page.shape[2] if windows.bands is None else len(windows.bands)
+        block = read_windows(windows, (y1 - y0, x1 - x0, samples), page.dtype, threads=threads)
+        block = scaled(windows, block) if self.scaled else block
+        return to_gray(block) if self.gray else block
+
+    def _windows(self, asked: Request) -> tuple[Windows, tuple[int, int] | None]:
+        """The windows of a request, and the samples to cut from what they hold (None: they hold just those)."""
+        windows, bands, cut = self.windows(asked), self.bands, None
         if self._has_samples:
             low, high = asked.box[2]
             if asked.origins is not None and asked.origins[:, 2].any():
@@ -179,7 +250,7 @@ class Region(LazyArray):
                 cut = asked.box[2]
             if (low, high) != (0, self._inner[2]):
                 bands = tuple(range(self.pages[0].shape[2]) if bands is None else bands)[low:high]
-        return Windows(self.pages, page, boxes, None if self.gray else bands), cut
+        return replace(windows, bands=None if self.gray else bands), cut
 
     def _block(self, asked: Request, *, threads: int | None = None) -> NDArray[Any]:
         shape = asked.block_shape
@@ -187,26 +258,12 @@ class Region(LazyArray):
         windows, cut = self._windows(asked)
         if not all(shape):
             return np.empty(shape, self.dtype)
-        samples = self.pages[0].shape[2] if self.gray or windows.bands is None else len(windows.bands)
-        block = read_windows(windows, (shape[1], shape[2], samples), self.dtype, threads=threads)
-        if self.gray:
-            block = to_gray(block)
+        block = self.read(windows, threads=threads)
         if cut is not None:
             assert asked.origins is not None
             chosen = asked.origins[:, 2, None] + np.arange(*cut)
             block = np.take_along_axis(block, chosen[:, None, None, :], axis=3)
         return block if self._has_samples else block[..., 0]
-
-
-def read_windows(
-    windows: Windows, inner: tuple[int, int, int], dtype: np.dtype[Any], *, threads: int | None = None
-) -> NDArray[Any]:
-    """Windows of one size as one new array (n, *inner); the first that cannot be read raises its error."""
-    out = np.empty((len(windows), *inner), dtype)
-    for _, failed in carry_out(planned(windows), out, threads=threads):
-        if failed:
-            raise failed[min(failed)]
-    return out
 
 
 def to_gray(block: NDArray[Any]) -> NDArray[Any]:
@@ -286,6 +343,7 @@ def open_region(
     level: int = 0,
     bands: Bands = None,
     gray: bool = False,
+    scaled: bool = False,
 ) -> Region:
     """Open one image file as a lazy array; its tags are read and checked, no pixel is decoded.
 
@@ -297,6 +355,7 @@ def open_region(
     bands : which samples, in this order; default all; or ``"rgb"``: red, green and blue of an image of one, three or
         four samples, gray repeated and opacity left out
     gray : whether red, green and blue become one luminance band
+    scaled : whether numbers are made what they mean: float32 by the file's scale and offset, NaN where nodata
 
     Returns
     -------
@@ -311,7 +370,7 @@ def open_region(
     where = page if page == "all" else _from_zero("page", page, " or 'all'"), _from_zero("level", level, "")
     chosen = asked_bands(bands)
     key, inner = identify(name)
-    return _region(key, (inner, *where), chosen, gray)
+    return _region(key, (inner, *where), chosen, gray, scaled)
 
 
 def _from_zero(name: str, value: Any, others: str) -> int:
@@ -337,7 +396,7 @@ def asked_bands(bands: Any) -> tuple[int, ...] | str | None:
     raise ValueError(f'bands are a list of integers, such as [0, 2], not {bands!r}; or "rgb"')
 
 
-def _region(key: FileKey, where: Where, bands: tuple[int, ...] | str | None, gray: bool) -> Region:
+def _region(key: FileKey, where: Where, bands: tuple[int, ...] | str | None, gray: bool, scaled: bool) -> Region:
     pages, stacked = open_pages(key, *where)
     if bands is not None and gray:
         raise ValueError("pass bands= or gray=True, not both")
@@ -345,15 +404,17 @@ def _region(key: FileKey, where: Where, bands: tuple[int, ...] | str | None, gra
     if bands == "rgb" and pages[0].shape[2] <= 2:
         read = (0, 0, 0)
     chosen = None if bands is None else read
-    return Region(pages, stacked=stacked, bands=chosen, gray=gray, reopen=(key, *where))
+    return Region(pages, stacked=stacked, bands=chosen, gray=gray, reopen=(key, *where), scaled=scaled)
 
 
-def _reopened(key: FileKey, where: Where, bands: tuple[int, ...] | None, gray: bool, has_samples: bool) -> Region:
+def _reopened(
+    key: FileKey, where: Where, bands: tuple[int, ...] | None, gray: bool, has_samples: bool, scaled: bool
+) -> Region:
     here = pool.identify(key.path)
     # Device and inode are left out: each host numbers those of a shared file system in its own way.
     if (here.size, here.mtime_ns) != (key.size, key.mtime_ns):
         raise key.changed()
-    region = _region(here, where, bands, gray)
+    region = _region(here, where, bands, gray, scaled)
     return region.with_samples() if has_samples else region
 
 
