@@ -6,7 +6,7 @@ import json
 import math
 import os
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +162,7 @@ def _facts_of(path: str) -> dict[str, Any]:
         "dtype": str(region.dtype),
         "stored as": codec_name(region),
         "segments": int(np.prod(region.pages[0].grid)) * region.pages[0].planes,
-        "levels": [list(shape) for shape in region.levels],
+        "levels": [list(level.shape) for level in region.levels],
         "bytes in memory": region.nbytes,
         "bytes on disk": os.path.getsize(path),
     }

@@ -4,6 +4,7 @@ from lazytiles.images.cache import segment_cache
 from lazytiles.images.containers import datasets, open_zarr, refuse_bomb, unpacked
 from lazytiles.images.files import FileKey, descriptor, open_plain, pool, unlinked, write_new
 from lazytiles.images.georeference import Georeference
+from lazytiles.images.levels import Level
 from lazytiles.images.mapped import cut_windows, slice_page
 from lazytiles.images.page import Page
 from lazytiles.images.pictures import split_name
