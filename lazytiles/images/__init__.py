@@ -3,7 +3,7 @@
 from lazytiles.images.cache import segment_cache
 from lazytiles.images.containers import open_zarr, refuse_bomb, unpacked
 from lazytiles.images.files import FileKey, descriptor, open_plain, pool, unlinked, write_new
-from lazytiles.images.levels import Level
+from lazytiles.images.layouts.levels import Level
 from lazytiles.images.mapped import cut_windows, slice_page
 from lazytiles.images.page import Page
 from lazytiles.images.pictures import split_name

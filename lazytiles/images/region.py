@@ -17,8 +17,8 @@ from lazytiles.display import CHEAP_BYTES, stretched
 from lazytiles.errors import RegionError, shown
 from lazytiles.images.containers import identify
 from lazytiles.images.files import FileKey, pool
-from lazytiles.images.levels import Level, is_page_name
-from lazytiles.images.opening import Asked, levels_of, open_pages
+from lazytiles.images.layouts.levels import Level, is_page_name
+from lazytiles.images.layouts.opening import Asked, Planes, levels_of, open_pages
 from lazytiles.images.page import Page
 from lazytiles.images.plan import Plan, Windows, planned
 from lazytiles.images.reader import carry_out
@@ -70,7 +70,7 @@ class Region(LazyArray):
         depth: float | None = None,
         channels: tuple[str, ...] = (),
     ) -> None:
-        self.pages = tuple(pages)
+        self.pages = pages if isinstance(pages, Planes) else tuple(pages)
         self.bands = bands
         self.gray = gray
         self.lead = lead
@@ -186,7 +186,7 @@ class Region(LazyArray):
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         key = self.pages[0].file
-        numbers = tuple(page.number for page in self.pages)
+        numbers = repr(self._reopen[1]) if self._reopen else tuple(page.number for page in self.pages)
         return "lazytiles.Region", key.path, key.size, key.mtime_ns, numbers, self.bands, self.gray, self.shape
 
     def _request(self, key: Any) -> Request:
@@ -197,7 +197,8 @@ class Region(LazyArray):
     def _windows(self, asked: Request) -> tuple[Windows, tuple[int, int] | None]:
         """The windows of a request, and the samples to cut from what they hold (None: they hold just those)."""
         n = asked.n
-        pages, page = self.pages, np.zeros(n, dtype=np.int64)
+        pages: Sequence[Page] = self.pages
+        page = np.zeros(n, dtype=np.int64)
         if self.lead:
             used, page = np.unique(np.ravel_multi_index(asked.rows, self.lead), return_inverse=True)
             pages = tuple(self.pages[k] for k in used.tolist()) or self.pages[:1]
