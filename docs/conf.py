@@ -4,6 +4,8 @@ import re
 import sys
 from pathlib import Path
 
+from sphinx.domains.python import PyObject
+
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
@@ -47,9 +49,25 @@ html_static_path = ["static"]
 html_css_files = ["house.css"]
 
 
+# The names that have a page, with and without the module that they live in.
+KNOWN = frozenset(name for names in reference_pages.GROUPS.values() for name in names)
+
+
+def short(signature):
+    """Arrays by NumPy's own short name."""
+    plain = re.sub(r"~?\b(?:numpy|typing)\.(?=\w)", "", signature or "")
+    return re.sub(r"ndarray\[tuple\[Any, \.\.\.\], dtype\[(\w+)\]\]", r"NDArray[\1]", plain) or signature
+
+
 def setup(app):
     def read_house_style(app, what, name, obj, options, lines):
-        lines[:] = house_style.retold(lines, frozenset(lazytiles.__all__))
+        lines[:] = house_style.retold(lines, KNOWN)
+
+    def shorten(app, what, name, obj, options, signature, returned):
+        # What calls give back is not made by its class, so how it would be made is nobody's concern.
+        if what == "class" and name.removeprefix("lazytiles.") in reference_pages.GIVEN_BACK:
+            return "", None
+        return short(signature), short(returned)
 
     def end_blocks(app, name, source):
         # The blank line in front of a fence is for doctest, which would read on, and not for the eye.
@@ -58,4 +76,7 @@ def setup(app):
     app.connect("source-read", end_blocks)
     # Napoleon listens at the usual priority of 500.
     app.connect("autodoc-process-docstring", read_house_style, priority=400)
+    app.connect("autodoc-process-signature", shorten)
+    for field in PyObject.doc_field_types:
+        field.label = {"variable": "Attributes"}.get(field.name, field.label)
     app.connect("builder-inited", lambda app: reference_pages.write(HERE / "reference"))

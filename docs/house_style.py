@@ -30,16 +30,19 @@ def sections(lines: list[str]) -> list[tuple[str, list[str]]]:
     return found
 
 
-def plain(line: str, known: frozenset[str] = frozenset()) -> str:
-    """A star in front of a word is a star and not the beginning of emphasis; a known name is a link to its page."""
+def plain(text: str, known: frozenset[str] = frozenset()) -> str:
+    """A star in front of a word is a star, what stands in backticks is code, and a known name a link to its page."""
 
     def told(found: re.Match[str]) -> str:
         name = found[0].strip("`")
         if found[0] == "*":
             return r"\*"
-        return f":py:obj:`.{name}`" if name in known and found[0] == f"`{name}`" else found[0]
+        if found[0].startswith("``"):
+            return found[0]
+        name = name.removeprefix("lazytiles.")
+        return f":py:obj:`~lazytiles.{name}`" if name in known else f"``{name}``"
 
-    return re.sub(r"``.*?``|`.*?`|\*(?=\w)", told, line)
+    return re.sub(r"``[^`]+``|(?<!`)`[^`]+`(?!`)|\*(?=\w)", told, text)
 
 
 def retold(lines: list[str], known: frozenset[str] = frozenset()) -> list[str]:
@@ -51,9 +54,14 @@ def retold(lines: list[str], known: frozenset[str] = frozenset()) -> list[str]:
         if title == "Examples":
             told += body
             continue
+        text: list[str] = []
         for line in body:
             entry = ENTRY.fullmatch(line) if title else None
-            told += [plain(entry[1], known), f"    {plain(entry[2], known)}"] if entry else [plain(line, known)]
+            # Napoleon takes several names for parameters alone.
+            names = [] if entry is None else entry[1].split(", ") if title == "Attributes" else [entry[1]]
+            text += [part for name in names for part in (name, f"    {entry[2]}")] if entry else [line]
+        # What stands in backticks may go on in the next line.
+        told += plain("\n".join(text), known).split("\n") if text else []
         if title and told[-1]:
             told.append("")
     return told

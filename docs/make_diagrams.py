@@ -111,7 +111,32 @@ def orders() -> str:
     return drawing(930, 230, parts)
 
 
-DIAGRAMS = {"concepts.svg": concepts, "reading.svg": reading, "orders.svg": orders}
+def shards() -> str:
+    """The order of an epoch, cut into global batches, each of them into the batches of three ranks."""
+    parts = [text(10, 24, "the order of the epoch, one square a sample", title=True)]
+    for k in range(28):
+        x = 10 + 31 * k + 14 * (k // 12)
+        colour = COLOURS[k // 4 % 3] if k < 24 else "#d5dbe1"
+        parts += [rect(x, 36, 28, 28, colour, round_=3, stroke="none"), text(x + 14, 55, str(k), middle=True)]
+    for g, x in enumerate((10, 396)):
+        parts.append(text(x, 88, f"global batch {g}"))
+    parts.append(text(782, 88, "left out"))
+    for rank in range(3):
+        y = 112 + 42 * rank
+        parts.append(text(10, y + 20, f"rank {rank}: shard=({rank}, 3)", title=True))
+        for batch in range(2):
+            x = 180 + 190 * batch
+            for i in range(4):
+                k = 12 * batch + 4 * rank + i
+                parts += [
+                    rect(x + 31 * i, y, 28, 28, COLOURS[rank], round_=3, stroke="none"),
+                    text(x + 31 * i + 14, y + 19, str(k), middle=True),
+                ]
+        parts.append(text(570, y + 20, "two batches of four"))
+    return drawing(930, 240, parts).replace("</style>", ' text[text-anchor="middle"] { fill: #ffffff; }</style>')
+
+
+DIAGRAMS = {"concepts.svg": concepts, "reading.svg": reading, "orders.svg": orders, "shards.svg": shards}
 
 
 def write() -> None:

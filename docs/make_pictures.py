@@ -18,6 +18,7 @@ import lazytiles as lt
 from lazytiles.cli import demo, kinds
 from lazytiles.display import stretched
 from lazytiles.manifests.paths import resolve_paths
+from lazytiles.manifests.rules import Stain
 from lazytiles.reports.html import check_page, preview_page
 from lazytiles.reports.plots import plot_region, plot_tiles
 
@@ -164,6 +165,26 @@ def map_png(path: Path) -> None:
     figure.savefig(path, dpi=80)
 
 
+def tissue_png(path: Path) -> None:
+    """A slide on white glass, beside black fill, and on tinted glass, and what the rule `tissue` sees of each."""
+    from matplotlib.figure import Figure
+
+    slide = lt.open_region("slides/slides/s2.tif", level=1)[:]
+    filled, tinted = slide.copy(), (slide * np.array([0.97, 0.93, 0.82])).astype(np.uint8)
+    filled[:, :90] = filled[300:] = 0
+    figure = Figure(figsize=(10, 6.8), layout="constrained")
+    shown = {"glass": slide, "black fill": filled, "tinted glass": tinted}
+    for column, (title, image) in zip(figure.subplots(2, 3).T, shown.items(), strict=True):
+        stain = Stain.of(image)
+        column[0].imshow(image)
+        column[0].set_title(title)
+        column[1].imshow(stain(image), cmap="gray")
+        column[1].set_title(f"saturation above {stain.threshold:.2f}")
+        for axes in column:
+            axes.set_axis_off()
+    figure.savefig(path, dpi=80)
+
+
 def boxes_png(path: Path) -> None:
     """Photos with the boxes that their labels are."""
     from matplotlib.figure import Figure
@@ -182,6 +203,56 @@ def boxes_png(path: Path) -> None:
     figure.savefig(path, dpi=80)
 
 
+def augment_png(path: Path) -> None:
+    """A tile and its mask, and four draws of a random transform."""
+    from matplotlib.figure import Figure
+
+    grid = lt.make_grid("slides/slides", 128, keep="tissue>0.9")
+    tiles = lt.open_tiles(grid, "slides", path="slides/{region_id}.tif", masks="masks/{region_id}.tif")
+    k = int(np.argmin(abs(tiles.labels[:].mean((1, 2, 3)) - 0.5)))
+    draw = lt.augment.Augment(rotation=30, shift=0.1, zoom=0.2, flip=(True, True), warp=(0.04, 4), fill="reflect")
+    batch = (np.repeat(tiles[k : k + 1], 4, axis=0), np.repeat(tiles.labels[k : k + 1], 4, axis=0))
+    moved = draw(batch, np.random.default_rng(1))
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    rows = [np.concatenate([batch[n][:1], moved[n]]) for n in (0, 1)]
+    for axes, image in zip(figure.subplots(2, 5).flat, [*rows[0], *rows[1]], strict=True):
+        axes.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="viridis", vmin=0, vmax=1)
+        axes.set_axis_off()
+    for axes, title in zip(figure.axes, ["as it is", *(f"draw {n}" for n in range(1, 5))], strict=False):
+        axes.set_title(title)
+    figure.savefig(path, dpi=80)
+
+
+def patches_png(path: Path) -> None:
+    """A slide from near with some of the pixels under a mask, and the patches around them."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    grid = lt.make_grid("slides/slides", 160, edge="drop")
+    shares = lt.open_tiles(grid, "slides/masks")[:].mean((1, 2, 3))
+    row = grid.iloc[int(np.argmin(abs(shares - 0.3)))]
+    image, mask = (
+        lt.open_region(f"slides/{kind}/{row.region_id}.tif")[row.ymin : row.ymax, row.xmin : row.xmax]
+        for kind in ("slides", "masks")
+    )
+    patches = lt.PatchGenerator(image, 33, mask == 1, random=True, seed=3, max_num=8)
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subfigures(1, 2)
+    axes = left.subplots()
+    axes.imshow(image)
+    axes.contour(mask, [0.5], colors="black", linewidths=1)
+    for y, x in patches.centers(range(8)):
+        axes.add_patch(Rectangle((x - 16, y - 16), 33, 33, fill=False, edgecolor="#0b5fa5", linewidth=2))
+        axes.plot(x, y, ".", color="#0b5fa5")
+    axes.set(xlim=(-17, 177), ylim=(177, -17), title="some of the pixels under a mask")
+    axes.set_axis_off()
+    for cell, patch in zip(right.subplots(2, 4).flat, patches[:], strict=True):
+        cell.imshow(patch)
+        cell.set_axis_off()
+    right.suptitle("the patches around them, mirrored at the edges")
+    figure.savefig(path, dpi=80)
+
+
 PICTURES: dict[str, Callable[[Path], None]] = {
     "check.png": check_png,
     "preview.png": preview_png,
@@ -194,7 +265,10 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "card-scans.png": scans_card,
     "overview.png": overview_png,
     "map.png": map_png,
+    "tissue.png": tissue_png,
     "boxes.png": boxes_png,
+    "augment.png": augment_png,
+    "patches.png": patches_png,
 }
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import house_style
 
 from lazytiles.cli.commands import main
 
@@ -25,9 +26,12 @@ GROUPS: dict[str, list[str]] = {
         "Region", "MultiSourceArray", "DelayedView", "StoreArray", "arrays.volumes.RegionStack",
         "images.plan.Plan", "arrays.cost.Cost", "arrays.cost.OrderCost",
     ],
-    "Orders and splits": ["mixing", "leakage", "indexing.orders.Mixing", "indexing.splits.Leak"],
+    "Orders and splits": [
+        "mixing", "leakage", "indexing.orders.Mixing", "indexing.splits.Leak", "indexing.orders.permutation",
+        "indexing.orders.draw", "indexing.orders.balanced_weights", "indexing.seeds.stream",
+    ],
     "Training": [
-        "BatchFlow", "KerasAdapter", "indexing.seeds.BatchGenerator",
+        "BatchFlow", "KerasAdapter", "training.shards.own_shard", "indexing.seeds.BatchGenerator",
         "training.keras_callbacks.EpochCallback", "training.keras_callbacks.ResumeCallback",
     ],
     "Augmentation": [
@@ -47,6 +51,14 @@ GROUPS: dict[str, list[str]] = {
     "Settings": ["configure", "settings", "config.Settings", "counters", "clear_cache"],
     "Errors": ["LazyTilesError", "ManifestError", "RegionError", "SegmentError", "LimitError", "StoreError"],
 }  # fmt: skip
+# Classes whose values only calls give back.
+GIVEN_BACK = {
+    "Region", "StoreArray", "arrays.volumes.RegionStack", "images.plan.Plan", "arrays.cost.Cost",
+    "arrays.cost.OrderCost", "indexing.orders.Mixing", "indexing.splits.Leak", "indexing.seeds.BatchGenerator",
+    "manifests.findings.Report", "manifests.problems.Problems", "reports.statistics.Statistics",
+    "stores.saving.Verified", "config.Settings", "training.keras_callbacks.EpochCallback",
+    "training.keras_callbacks.ResumeCallback",
+}  # fmt: skip
 # The module `lazytiles.augment` is public; its page is those of its names.
 MODULES = {"augment"}
 
@@ -64,6 +76,19 @@ def members_of(cls: type) -> list[str]:
     return sorted(names - {"annotations"})
 
 
+def told_by_class(cls: type) -> set[str]:
+    """The fields that the class describes under Attributes, and that say nothing of themselves."""
+    entries = [
+        house_style.ENTRY.fullmatch(line)
+        for title, body in house_style.sections((inspect.getdoc(cls) or "").splitlines())
+        for line in body
+        if title == "Attributes"
+    ]
+    named = {name for entry in entries if entry for name in entry[1].split(", ")}
+    fields = {*getattr(cls, "__dataclass_fields__", ()), *getattr(cls, "_fields", ())}
+    return named & fields
+
+
 def slug(name: str) -> str:
     """The name of an object's page."""
     return name.rpartition(".")[2]
@@ -78,12 +103,15 @@ def first_sentence(value: Any) -> str:
 def object_page(name: str) -> str:
     """The page of one object: its signature, its docstring and all of its members."""
     value = resolve(name)
-    lines = [f"# {slug(name)}", "", "```{eval-rst}"]
+    lines = [f"# {slug(name)}", ""]
+    if "." in name and name not in GIVEN_BACK:
+        lines += [f"`from lazytiles.{name.rpartition('.')[0]} import {slug(name)}`", ""]
+    lines.append("```{eval-rst}")
     if inspect.isclass(value) and issubclass(value, BaseException):
         lines += [f".. autoexception:: lazytiles.{name}", "   :show-inheritance:"]
     elif inspect.isclass(value):
         lines += [f".. autoclass:: lazytiles.{name}"]
-        members = members_of(value)
+        members = [name for name in members_of(value) if name not in told_by_class(value)]
         lines += [f"   :members: {', '.join(members)}", "   :undoc-members:"] if members else []
     else:
         lines += [f".. autofunction:: lazytiles.{name}"]
@@ -139,8 +167,8 @@ def index_page(groups: dict[str, list[str]]) -> str:
     lines = [
         "# Reference",
         "",
-        "Every public name, one page each. Import `lazytiles as lt`: names without a dot are `lt.NAME`. Options are",
-        "given by name; sizes are `(height, width)` in pixels; boxes are `(xmin, ymin, xmax, ymax)`.",
+        "Every public name has a page. After `import lazytiles as lt` it is `lt.NAME`, unless its page says how it is",
+        "imported. Options are given by name. Sizes are `(height, width)` in pixels, boxes `(xmin, ymin, xmax, ymax)`.",
         "",
     ]
     for title, names in groups.items():

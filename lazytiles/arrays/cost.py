@@ -54,7 +54,9 @@ class OrderCost:
     ----------
     order : which order
     segments : segments decoded
-    bytes_read, bytes_decoded, bytes_delivered : of files, after decoding, in the batch
+    bytes_read : read from files
+    bytes_decoded : after decoding
+    bytes_delivered : in the batch
     """
 
     order: str

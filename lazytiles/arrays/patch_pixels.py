@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.aliases import Int64s
-from lazytiles.images import Region, Windows, read_windows, to_gray
+from lazytiles.images import Region, Windows
 from lazytiles.indexing import folded, stream
 
 Uint64s: TypeAlias = NDArray[np.uint64]
@@ -250,10 +250,5 @@ def _windows(region: Region, corners: Int64s, sizes: tuple[int, ...]) -> NDArray
     depth = sizes[0] if len(sizes) == 3 else 1
     page = (corners[:, 0, None] if len(sizes) == 3 else np.zeros((len(corners), 1), np.int64)) + np.arange(depth)
     boxes = np.concatenate([corners[:, -2:], corners[:, -2:] + (height, width)], axis=1).repeat(depth, axis=0)
-    bands = None if region.gray else region.bands
-    samples = region.pages[0].shape[2] if bands is None else len(bands)
-    windows = Windows(region.pages, page.ravel(), boxes, bands)
-    block = read_windows(windows, (height, width, samples), region.dtype)
-    if region.gray:
-        block = to_gray(block)
+    block = region.read(Windows(region.pages, page.ravel(), boxes, None if region.gray else region.bands))
     return block.reshape(len(corners), *sizes, *((-1,) if "S" in region.axes else ()))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-import pandas as pd
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -26,6 +26,7 @@ from lazytiles.cli.options import (
     has_ending,
     open_named,
     opening,
+    parse_channels,
     parse_size,
     refuse_existing,
     say,
@@ -33,17 +34,17 @@ from lazytiles.cli.options import (
 from lazytiles.display import plural
 from lazytiles.errors import ManifestError, require, visible
 from lazytiles.images import open_region
-from lazytiles.indexing import EDGES, Edge, cover
+from lazytiles.indexing import EDGES, cover
 from lazytiles.manifests import (
+    COORDINATES,
     Asked,
+    Division,
     Frames,
+    Grid,
     Images,
     Problems,
     Report,
-    Site,
     default_template,
-    find_sites,
-    make_grid,
     verify_digests,
     write_digests,
 )
@@ -70,7 +71,7 @@ def main(debug: bool) -> None:
 @main.command("demo")
 @click.option("--data", "kind", type=click.Choice(list(kinds.KINDS)), help="Only make data of this kind.")
 @click.option("--dir", "directory", type=click.Path(file_okay=False), help="Where made data and demo.png go.")
-@click.option("--overwrite", is_flag=True, help="With --data: replace files in the folder if it is there.")
+@click.option("--overwrite", is_flag=True, help="Replace what is there: demo.png, made data.")
 @click.option("--images", type=click.Path(exists=True, file_okay=False), help="Your own folder of images.")
 @click.option("--manifest", type=click.Path(exists=True, dir_okay=False), help="Your own table of tiles.")
 @click.option("--seed", default=0, show_default=True, help="Of the data, the split and the model.")
@@ -95,6 +96,8 @@ def run_demo(
     if (images is None) != (manifest is None):
         raise click.UsageError("the demo on files of your own needs both --images FOLDER and --manifest CSV")
     if kind is None:
+        refuse_existing(os.path.join(directory or "", "demo.png"), overwrite)
+        refuse_existing(os.path.join(directory, "tiles.csv") if directory and images is None else None, overwrite)
         demo.run(directory=directory, images=images, manifest=manifest, seed=seed, epochs=epochs, say=say)
         return
     if images is not None:
@@ -102,8 +105,9 @@ def run_demo(
     folder = directory or kind
     refuse_existing(folder if os.path.isdir(folder) and os.listdir(folder) else None, overwrite)
     say(f"made in {folder}: {kinds.make(kind, folder, seed=seed)}")
-    say(f"open them: {kinds.OPENED[kind].format(folder)}")
-    say(f"more: docs/start/{kind}.md")
+    say("open them in Python:\n")
+    say(textwrap.indent(kinds.OPENED[kind].format(folder), "    "))
+    say(f"\nmore: python -m pydoc lazytiles.{kinds.VERBS[kind]}, and the page start/{kind} of the documentation")
 
 
 @main.command("info")
@@ -237,41 +241,49 @@ def _print_report(report: Report) -> None:
 
 
 @main.command("grid")
-@click.argument("images", type=click.Path(exists=True))
+@click.argument("images")
 @click.option("--size", required=True, callback=parse_size, help="HEIGHTxWIDTH of a tile, or one number, pixels.")
 @click.option("--stride", callback=parse_size, help="From one tile to the next [default: the size].")
 @click.option("--edge", type=click.Choice(EDGES), default="shift", show_default=True, help="Tiles that end outside.")
 @click.option("--keep", help="Which tiles stay, such as 'nodata<0.5 and std>2'.")
+@click.option("--level", type=click.IntRange(min=0), default=0, help="Resolution of each pyramid; 0 is full.")
+@click.option("--mpp", type=float, help="Micrometres a pixel that the size is in; boxes are pixels of level 0.")
+@click.option("--source-mpp", type=float, help="Micrometres a pixel of the images, instead of what they say.")
+@click.option(
+    "--coordinates", type=click.Choice(COORDINATES), help="What boxes are in: pixels of the level, base, map."
+)
+@click.option("--page", type=click.IntRange(min=0), help="Which image of each file.")
+@click.option("--series", type=click.IntRange(min=0), help="Which series of each file.")
+@click.option("--axes", help="A letter an axis of each array, such as ZYX.")
+@click.option("--channels", callback=parse_channels, help="Channels to judge, by number or name: 0,2 or DAPI.")
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="CSV or Parquet file.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it is there.")
-def grid(
-    images: str,
-    size: tuple[int, int],
-    stride: tuple[int, int] | None,
-    edge: Edge,
-    keep: str | None,
-    output: str,
-    overwrite: bool,
-) -> None:
-    """Write a manifest of regular tiles over a folder of images; yearly subfolders become frames.
+def grid(images: str, output: str, overwrite: bool, **options: Any) -> None:
+    """Write a manifest of regular tiles over a folder of images, one image, or a folder behind an address.
+
+    Images of one name in several folders, such as yearly ones, become frames.
 
     Examples:
       lazytiles grid Images --size 224 -o tiles.csv
       lazytiles grid Images --size 224 --stride 112 --edge pad -o tiles.parquet
       lazytiles grid Images --size 256 --keep "nodata<0.5" -o tiles.csv
+      lazytiles grid slides --size 256 --mpp 0.5 --keep "tissue>0.1" -o tiles.csv
     """
     has_ending(output, (".csv", ".txt", ".parquet", ".pq"), "a manifest is a .csv or a .parquet file")
     refuse_existing(output, overwrite)
     with bar("dividing images") as tell:
-        sites = find_sites(images, 2)
-        table = make_grid(sites, size, stride=stride, edge=edge, keep=keep, progress=tell)
+        found = Grid.over(images, Division(**options), tell)
+    table = found.table()
     if output.lower().endswith((".parquet", ".pq")):
         table.to_parquet(output, index=False)
     else:
         table.to_csv(output, index=False)
-    regions = table["region_id"].nunique()
-    say(f"{table['tile_id'].nunique():,} tiles of {regions:,} regions, {len(table):,} rows")
-    _say_coverage(table, sites)
+    say(f"{table['tile_id'].nunique():,} tiles of {table['region_id'].nunique():,} regions, {len(table):,} rows")
+    covers = [cover(windows, found.sites[region][-1].shape) for region, windows in found.windows.items()]
+    sizes = [math.prod(several[-1].shape) for several in found.sites.values()]
+    fraction = sum(one.fraction * size for one, size in zip(covers, sizes, strict=True)) / sum(sizes)
+    fewest, most = min(one.fewest for one in covers), max(one.most for one in covers)
+    say(f"each pixel lies in {fewest} to {most} tiles; {fraction:.1%} of the pixels are covered")
     say(f"wrote {output}")
     odd = int(table["tile_id"].drop_duplicates().str.startswith(_FORMULAS).sum())
     if odd and output.lower().endswith((".csv", ".txt")):
@@ -280,19 +292,6 @@ def grid(
             "text, or write a .parquet file",
             err=True,
         )
-
-
-def _say_coverage(table: pd.DataFrame, sites: Sequence[Site]) -> None:
-    """How often the pixels of the regions lie in tiles."""
-    shapes = {site.region_id: site.shape for site in sites}
-    tiles = table.drop_duplicates("tile_id")
-    boxes = tiles[["ymin", "xmin", "ymax", "xmax"]].to_numpy(np.int64)
-    rows = tiles.groupby("region_id", observed=True).indices
-    found = [cover(boxes[rows.get(region, [])], shape) for region, shape in shapes.items()]
-    fewest, most = min(one.fewest for one in found), max(one.most for one in found)
-    whole = sum(one.fraction * math.prod(shape) for one, shape in zip(found, shapes.values(), strict=True))
-    fraction = whole / sum(math.prod(shape) for shape in shapes.values())
-    say(f"each pixel lies in {fewest} to {most} tiles; {fraction:.1%} of the pixels are covered")
 
 
 @main.command("preview")
@@ -334,7 +333,8 @@ def preview(
 
 def _preview_html(manifest: str, images: str | None, options: dict[str, Any], progress: Callable[..., None]) -> str:
     path, frames, target, bands = (options[name] for name in ("path", "frames", "target", "bands"))
-    table = Asked(path=path, pad=options["pad"], target=None).read(manifest)
+    where = {name: options[name] for name in ("coordinates", "boxes_crs")}
+    table = Asked(path=path, pad=options["pad"], target=None, **where).read(manifest)
     wanted, folder = Frames.of("each" if frames is None else frames), images or os.path.dirname(manifest) or "."
     rows = wanted.samples(table, options["where"])
     template, problems = path or default_template(table), Problems(manifest)  # noted, so that each row has its own
@@ -346,7 +346,8 @@ def _preview_html(manifest: str, images: str | None, options: dict[str, Any], pr
     table, codes = table.iloc[shown].reset_index(drop=True), codes[shown]
     title, column = os.path.basename(manifest), target[0] if target else "target"
     shown_bands = None if isinstance(bands, str) else bands
-    return preview_page(table, codes, names, title=title, target=column, bands=shown_bands, progress=progress)
+    how = {"bands": shown_bands, "boxes_crs": options["boxes_crs"], "progress": progress}
+    return preview_page(table, codes, names, title=title, target=column, **how)
 
 
 @main.command("stats")
@@ -381,13 +382,17 @@ def stats(output: str | None, overwrite: bool, scheduler: str | None, as_json: b
 @click.option("--resume", is_flag=True, help="Go on where an export of the same tiles stopped.")
 @click.option("--scheduler", help="Address of a dask scheduler whose workers write the chunks of a .zarr store.")
 def export(store: str, chunk: int | None, overwrite: bool, resume: bool, scheduler: str | None, **options: Any) -> None:
-    """Write the tiles with their labels and table to a store: .zarr, .h5, .b2nd, .npy or .tfrecord.
+    """Write the tiles with their labels and table to a store: .zarr, .h5, .b2nd, .npy or .tfrecord; or a GeoTIFF each.
 
     Examples:
       lazytiles export tiles.csv --images Images -o tiles.zarr
       lazytiles export tiles.csv --images Images --frames 2016,2017 --size 128 -o tiles.h5
+      lazytiles export tiles.csv --images Images -o "chips/{tile_id}.tif"
     """
-    has_ending(store.partition("::")[0], (*_STORES, ".npy"), "a store ends in .zarr, .h5, .b2nd, .npy or .tfrecord")
+    endings = (*_STORES, ".npy", ".tif", ".tiff")
+    has_ending(
+        store.partition("::")[0], endings, "a store ends in .zarr, .h5, .b2nd, .npy or .tfrecord; a tile in .tif"
+    )
     refuse_existing(None if "::" in store or resume else store, overwrite)
     tiles = open_named(**options)
     try:

@@ -132,16 +132,40 @@ def make_scans(folder: Path, seed: int) -> str:
     return "images/<patient>/slice_<z>.tif of six patients, and masks/<patient>/ with their lesions"
 
 
-# How each kind is opened, with the folder as ``{0}``; the pages under docs/start go on from there.
+# What is printed to be copied, with the folder as ``{0}``; the pages under docs/start go on from there.
 OPENED = {
-    "years": 'lt.open_tiles("{0}/tiles.csv", "{0}/Images", frames=[2016, 2017, 2018])',
-    "photos": 'lt.open_tiles("{0}/photos.csv", "{0}/images", path="{{file}}", target="shape", size=(64, 64))',
-    "arrays": 'lt.MultiSourceArray([lt.open_region("{0}/images.npy")], labels=[np.load("{0}/labels.npy")])',
-    "slides": (
-        'lt.open_tiles(lt.make_grid("{0}/slides", 64), "{0}", path="slides/{{region_id}}.tif", '
-        'masks="masks/{{region_id}}.tif")'
-    ),
-    "scans": 'lt.stack_regions("{0}/images/patient-0")',
+    "years": """\
+import lazytiles as lt
+tiles = lt.open_tiles("{0}/tiles.csv", "{0}/Images", frames=[2016, 2017, 2018])
+images, shares = lt.KerasAdapter(tiles, batch_size=32, normalize=True)[0]""",
+    "photos": """\
+import lazytiles as lt
+photos = lt.open_tiles("{0}/photos.csv", "{0}/images", path="{{file}}", target="shape", size=(64, 64))
+images, classes = lt.KerasAdapter(photos, batch_size=32, normalize=True)[0]""",
+    "arrays": """\
+import numpy as np
+import lazytiles as lt
+samples = lt.MultiSourceArray([lt.open_region("{0}/images.npy")], labels=[np.load("{0}/labels.npy")])
+images, classes = lt.KerasAdapter(samples, batch_size=32, normalize=True)[0]""",
+    "slides": """\
+import lazytiles as lt
+grid = lt.make_grid("{0}/slides", 64)
+tiles = lt.open_tiles(grid, "{0}", path="slides/{{region_id}}.tif", masks="masks/{{region_id}}.tif")
+images, masks = lt.KerasAdapter(tiles, batch_size=32, normalize=True)[0]""",
+    "scans": """\
+import lazytiles as lt
+names = [f"patient-{{k}}" for k in range(6)]
+volumes, masks = ({{n: lt.stack_regions(f"{0}/{{kind}}/{{n}}") for n in names}} for kind in ("images", "masks"))
+patches = lt.open_volumes(lt.make_grid(volumes, (8, 32, 32)), volumes, masks=masks)
+images, lesions = lt.KerasAdapter(patches, batch_size=8)[0]""",
+}
+# The public name that opens each kind.
+VERBS = {
+    "years": "open_tiles",
+    "photos": "open_tiles",
+    "arrays": "MultiSourceArray",
+    "slides": "make_grid",
+    "scans": "open_volumes",
 }
 
 # What --data takes; each makes its files in a folder from a seed, and says what they are.

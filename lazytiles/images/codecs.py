@@ -103,6 +103,7 @@ JPEG = frozenset({6, 7, 34892, 33007})
 CCITT = frozenset({2, 3, 4})
 DEFLATE = frozenset({8, 32946})
 LZW = 5
+LERC = 34887
 _MOST_CODECS = 256
 # What imagecodecs imports at its first use, beside what tifffile's decoder of a page asks for when it is made.
 _LATE = {LZW: ("tiff_decode", "bitorder_decode"), **dict.fromkeys(JPEG, ("jpeg8_decode", "ljpeg_decode"))}
@@ -126,6 +127,7 @@ class Codec:
     colors : color space of a JPEG stream and of its pixels
     lzw : predictor and byte order for libtiff's LZW decoder, or None
     stored_row : bytes of a row as it is stored, and the fill order, for LZW streams that libtiff cannot decode alone
+    nodata : what pixels become that a LERC stream calls invalid; None of whole numbers where there is none
     """
 
     compression: int
@@ -139,6 +141,7 @@ class Codec:
     colors: tuple[int | str | None, int | str | None]
     lzw: tuple[int, str] | None
     stored_row: tuple[int, int]
+    nodata: Any
 
     def __call__(self, data: bytes | memoryview, index: int, row: int, column: int) -> NDArray[Any]:
         """One segment as an array (height, width, samples) that covers its part of the page; not for `lzw`.
@@ -168,7 +171,7 @@ class Codec:
         return array
 
     def _decoded(self, data: bytes, index: int, needed: tuple[int, int]) -> NDArray[Any]:
-        if self.compression in tifffile.TIFF.IMAGE_COMPRESSIONS and self.compression not in JPEG:
+        if self.compression == LERC or self.compression in tifffile.TIFF.IMAGE_COMPRESSIONS - JPEG:
             return self._image(data, needed)
         if self.compression == LZW:
             data = self._sound_lzw(data, needed)
@@ -210,17 +213,26 @@ class Codec:
         """An image codec, held to the extent that the tags give: it refuses before it allocates."""
         decompress = tifffile.TIFF.DECOMPRESSORS[self.compression]
         options = {"hasalpha": True} if self.compression == 50001 and self.segment[2] == 4 else {}
+        options = {"masks": True} if self.compression == LERC else options
         extents = {self.segment[:2], needed, (needed[0], self.segment[1])}
         reason: Exception = ValueError("no extent fits")
         for height, width in sorted(extents, reverse=True):
             out = np.empty((height, width, self.segment[2]), self.dtype)
             try:
-                decompress(data, out=out if self.segment[2] > 1 else out[..., 0], **options)
+                given = decompress(data, out=out if self.segment[2] > 1 else out[..., 0], **options)
             except ValueError as error:
                 reason = error
             else:
-                return out
+                return self._masked(out, given[1]) if self.compression == LERC else out
         raise reason
+
+    def _masked(self, array: NDArray[Any], mask: NDArray[np.bool_] | None) -> NDArray[Any]:
+        """Pixels of a LERC stream, those that it calls invalid as NaN or the page's nodata."""
+        if mask is not None and not mask.all():
+            if self.nodata is None:
+                raise ValueError(f"its LERC mask calls pixels invalid, and no nodata value says so of {self.dtype}")
+            array[~mask] = self.nodata
+        return array
 
     def decode_run(
         self, datas: Sequence[bytes | memoryview], sizes: Sequence[int], row: int, rows: int
@@ -248,7 +260,7 @@ class Codec:
         return array.reshape(rows, width, samples)
 
 
-def codec_of(page: tifffile.TiffPage, dtype: np.dtype[Any]) -> Codec:
+def codec_of(page: tifffile.TiffPage, dtype: np.dtype[Any], nodata: Any = None) -> Codec:
     """The codec of a parsed page; pages of one layout share tifffile's decoder.
 
     All that will decode it is imported now: an import that failed in a read would look like damage.
@@ -274,6 +286,7 @@ def codec_of(page: tifffile.TiffPage, dtype: np.dtype[Any]) -> Codec:
         colors=_colors(page),
         lzw=(int(page.predictor), page.parent.byteorder) if page.compression == LZW and is_whole and is_plain else None,
         stored_row=(-(-segment[1] * samples * bits // 8), int(page.fillorder)),
+        nodata=np.nan if dtype.kind == "f" else nodata,
     )
 
 

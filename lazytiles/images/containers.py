@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import os
 import zlib
@@ -402,6 +403,41 @@ def _dataset(h5py: Any, key: FileKey, file: Any, inner: str | None) -> Any:
     if at.is_virtual or at.external:
         raise RegionError(f"{key.path}: dataset {inner!r} lies in other files; refused")
     return at
+
+
+def datasets(path: str) -> list[str]:
+    """The arrays of two axes or more in an HDF5 file or a Zarr store, by name; of those that lazytiles wrote, none.
+
+    A Zarr store that opens as a whole, an array or the levels of one image (NGFF), is the empty name.
+    """
+    if os.path.isdir(path):
+        return sorted(_zarr_arrays(path))
+    h5py, found = require("h5py", extra="hdf5"), list[str]()
+
+    def look(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.ndim > 1 and item.dtype.kind in "biufc":
+            found.append(name)
+
+    key = pool.identify(path)
+    with _readable(key, "HDF5 file"), h5py.File(path, "r") as file:
+        if "lazytiles" not in file:
+            file.visititems(look)  # which follows no links
+    return sorted(found)
+
+
+def _zarr_arrays(store: str) -> Iterator[str]:
+    for at, folders, files in os.walk(store):
+        facts: dict[str, Any] = {}
+        for name in {*_ZARR, ".zattrs"}.intersection(files):
+            key = pool.identify(os.path.join(at, name))
+            with _readable(key, "Zarr store"):
+                facts |= json.loads(pool.read(key, 0, min(key.size, MOST_FACTS)))
+        attributes = facts.get("attributes", {})
+        is_image = "multiscales" in facts or "multiscales" in attributes.get("ome", attributes)
+        if (is_image or len(facts.get("shape", ())) > 1) and "lazytiles" not in folders:
+            yield "" if at == store else os.path.relpath(at, store).replace(os.sep, "/")
+        if is_image or "shape" in facts:
+            folders.clear()
 
 
 def npy_pages(key: FileKey, axes: str | None = None) -> Pages:

@@ -8,10 +8,12 @@ are numbered row-major, plane after plane (section 15), strips being tiles as wi
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,13 +25,50 @@ from lazytiles.config import settings
 from lazytiles.errors import LimitError, RegionError, unreadable
 from lazytiles.images.codecs import JPEG, Codec, codec_of
 from lazytiles.images.files import FileKey, pool
+from lazytiles.images.georeference import (
+    Georeference,
+    Place,
+    georeference_of,
+    nodata_of,
+    place_of,
+    scale_offset_of,
+)
+from lazytiles.images.layouts.scales import Mpp
 
 MOST_SAMPLES = 1024
 MOST_SEGMENTS = 2**26
 _INTEGER_TYPES = {1, 3, 4, 13, 16, 18}  # BYTE, SHORT, LONG, IFD, LONG8, IFD8
-_PLACE_TAGS = (33550, 33922, 34264)  # ModelPixelScale, ModelTiepoint, ModelTransformation
 _WHOLE_BYTES = {8, 16, 32, 64, 128}
 _OFFSETS, _COUNTS = (324, 273, 513), (325, 279, 514)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What of a file is opened.
+
+    Parameters
+    ----------
+    inner : the dataset in it, as `identify` gave it
+    page : its number, ``"all"``, the name of an associated image, or None: the slide, else the first
+    series : its number, or None
+    axes : letters of an array's axes, or None
+    channels : numbers and names, or None: all
+    level : which resolution
+    mpp : (y, x) of full resolution, by hand
+    """
+
+    inner: str | None = None
+    page: int | str | None = None
+    series: int | None = None
+    axes: str | None = None
+    channels: tuple[int | str, ...] | None = None
+    level: int = 0
+    mpp: Mpp | None = None
+
+    @property
+    def is_array(self) -> bool:
+        """Whether an array with axes is asked for, not an image."""
+        return self.series is not None or self.axes is not None or self.channels is not None or self.page == "all"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,13 +85,16 @@ class Page:
     planes : 1 when the samples of a pixel lie together, else one plane per sample
     offsets, counts : int64, bytes, one per segment; a count of 0 is a missing (sparse) segment, an offset of -1
         one that is damaged
-    fill : what missing segments hold
+    fill : what missing segments hold: nodata, or 0
     codec : decodes one segment
     raw_offsets : bytes, one per plane, when the page is one uncompressed block per plane; else None
     stored_dtype : dtype with the byte order of the file
     samples_axis : whether users see a samples axis
     palette : whether samples are places in a table of colours
-    placed : whether the file says where on the ground its pixels are
+    nodata : the number that means nothing, a scalar of `dtype`; None where there is none
+    alpha : the sample that says how opaque a pixel is; None where there is none
+    place : where the tags lie that say where on the ground it is; None of a kind of file that cannot say it
+    directory : which directory of a TIFF's main chain it is; None for others
     mpp : (y, x), micrometres from one pixel to the next, by what the file says; None where it says nothing
     origin : by what it is opened again from its file, in another process too; None where it cannot be
     """
@@ -71,9 +113,27 @@ class Page:
     stored_dtype: np.dtype[Any]
     samples_axis: bool
     palette: bool = False
-    placed: bool = False
+    nodata: Any = None
+    alpha: int | None = None
+    place: Place | None = None
+    directory: int | None = None
     mpp: tuple[float, float] | None = None
     origin: Any = None
+
+    @property
+    def georeference(self) -> Georeference | None:
+        """Where on the ground it is, read from its file; None where that says neither a CRS nor a transform."""
+        return None if self.place is None else georeference_of(self.file, self.place)
+
+    @property
+    def scale_offset(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Scale and offset of each sample, by which stored numbers become what they mean; None where none are told."""
+        return None if self.place is None else scale_offset_of(self.file, self.place, self.shape[2])
+
+    @property
+    def mask(self) -> Page | None:
+        """The page of its file whose pixels say which of its own are valid; None where there is none."""
+        return None if self.directory is None else _mask_at(self.file, self.directory, self.shape[:2])
 
     @property
     def key(self) -> tuple[FileKey, str]:
@@ -184,8 +244,32 @@ def page_at(tiff: tifffile.TiffFile, index: int) -> tifffile.TiffPage:
         raise RegionError(f"{tiff.filename}: has no page {index}; it has {len(tiff.pages)}") from None
 
 
-def facts(key: FileKey, page: tifffile.TiffPage, number: str) -> Page:
+@lru_cache(1024)
+def _mask_at(key: FileKey, directory: int, extent: tuple[int, int]) -> Page | None:
+    """The mask of a page: of its extent, among the masks and overviews that follow a full image."""
+    with parsed(key) as tiff:
+        head = directory
+        while head and page_at(tiff, head).subfiletype & 5:
+            head -= 1
+        for k in itertools.count(head + 1):
+            try:
+                page = page_at(tiff, k)
+            except RegionError:
+                return None
+            if not page.subfiletype & 5:
+                return None
+            if page.subfiletype & 4 and (page.imagelength, page.imagewidth) == extent:
+                return replace(facts(key, page, str(k)), origin=(Asked(page=k), 0))
+    return None
+
+
+def facts(key: FileKey, page: tifffile.TiffPage, number: str, *, head: tifffile.TiffPage | None = None) -> Page:
     """Check a parsed page and take from it what reading needs.
+
+    Parameters
+    ----------
+    key, page, number : the file, its page, and the page's name
+    head : of a level, the page at full resolution: place and nodata are its
 
     Raises
     ------
@@ -207,6 +291,7 @@ def facts(key: FileKey, page: tifffile.TiffPage, number: str) -> Page:
         raise LimitError(f"{where}: {expected} segments; at most {MOST_SEGMENTS} are supported")
     stored = None if page.jpegheader is not None else (_table(where, page, _OFFSETS), _table(where, page, _COUNTS))
     offsets, counts = _tables(where, page, stored, expected, segment, shape, planes)
+    nodata = nodata_of(head or page, dtype)
     found = Page(
         file=key,
         number=number,
@@ -216,13 +301,16 @@ def facts(key: FileKey, page: tifffile.TiffPage, number: str) -> Page:
         planes=planes,
         offsets=offsets,
         counts=counts,
-        fill=page.nodata,
-        codec=codec_of(page, dtype),
+        fill=0 if nodata is None else nodata,
+        codec=codec_of(page, dtype, nodata),
         raw_offsets=None,
         stored_dtype=dtype.newbyteorder(page.parent.byteorder),
         samples_axis=len(page.shape) == 3,
         palette=page.photometric == 3,
-        placed=any(code in page.tags for code in _PLACE_TAGS),
+        nodata=nodata,
+        alpha=_alpha(page, dtype),
+        place=place_of(page) if head is None else place_of(head, page),
+        directory=page.index if len(page.treeindex) == 1 else None,
     )
     return _bounded(where, found, _raw_offsets(page, found))
 
@@ -241,6 +329,13 @@ def twin_page(page: Page, tags: tifffile.TiffPage, number: str, offsets: Sequenc
     tables = _tables(where, tags, (offsets, counts), expected, page.segment, page.shape, page.planes)
     twin = replace(page, number=number, offsets=tables[0], counts=tables[1], raw_offsets=None)
     return _bounded(where, twin, _raw_offsets(tags, twin))
+
+
+def _alpha(page: tifffile.TiffPage, dtype: np.dtype[Any]) -> int | None:
+    """The last sample, where it is opacity in a layout in which GDAL takes it as the mask of the others."""
+    samples, extra = page.samplesperpixel, page.extrasamples
+    is_alpha = samples in (2, 4) and bool(extra) and extra[-1] in (1, 2) and dtype in (np.uint8, np.uint16)
+    return samples - 1 if is_alpha else None
 
 
 def stacked_plane(page: Page, k: int, count: int) -> Page:

@@ -19,6 +19,7 @@ from lazytiles.config import settings
 from lazytiles.errors import LazyTilesError, LimitError, RegionError, unreadable
 from lazytiles.images.codecs import Codec
 from lazytiles.images.files import FileKey, pool
+from lazytiles.images.georeference import Place
 from lazytiles.images.page import MOST_SAMPLES, Page
 from lazytiles.images.page import _Ranges as Ranges
 
@@ -359,7 +360,8 @@ def _picture(key: FileKey, data: bytes, image: Image.Image, format: str, frame: 
     shape = (image.height, image.width, samples)
     codec = Picture(format, frame, shape, dtype, deep)
     page = one_page(key, str(frame), shape, dtype, codec=codec, samples_axis=samples > 1)
-    return replace(page, palette=image.mode in ("P", "PA"))
+    alpha = samples - 1 if image.mode in ("LA", "RGBA") else None
+    return replace(page, palette=image.mode in ("P", "PA"), alpha=alpha, place=Place())
 
 
 def opened_picture(file: Any, format: str) -> Image.Image:  # noqa: A002

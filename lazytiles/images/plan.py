@@ -68,7 +68,9 @@ class Plan:
         in the window (y, x), and for a plane the band that it fills, plus one (0: whole pixels)
     ranges : int64, shape (j, 3): first byte, bytes, whether the run's segments lie side by side
     segments : number of segments to decode
-    bytes_read, bytes_decoded, bytes_delivered : bytes taken from files, decoded from them, asked for
+    bytes_read : bytes taken from files
+    bytes_decoded : bytes decoded from them
+    bytes_delivered : bytes asked for
     """
 
     windows: Windows

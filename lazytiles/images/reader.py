@@ -11,9 +11,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lazytiles.buffers import Placed
 from lazytiles.config import count, settings
@@ -22,7 +23,7 @@ from lazytiles.images.cache import segment_cache
 from lazytiles.images.files import FileKey, pool
 from lazytiles.images.jobs import COUNTED, Counts, Jobs
 from lazytiles.images.mapped import row_ranges, slice_windows
-from lazytiles.images.plan import Plan, Targets
+from lazytiles.images.plan import Plan, Targets, Windows, planned
 from lazytiles.images.readers import Parts
 from lazytiles.images.remote import portions, remote
 from lazytiles.threads import Crew
@@ -263,3 +264,14 @@ def _advise(plan: Plan) -> None:
     for key, spans in ranges.items():
         with suppress(LazyTilesError):  # the read itself will say it, with the window's name
             pool.advise(key, spans)
+
+
+def read_windows(
+    windows: Windows, inner: tuple[int, int, int], dtype: np.dtype[Any], *, threads: int | None = None
+) -> NDArray[Any]:
+    """Windows of one size as one new array (n, *inner); the first that cannot be read raises its error."""
+    out = np.empty((len(windows), *inner), dtype)
+    for _, failed in carry_out(planned(windows), out, threads=threads):
+        if failed:
+            raise failed[min(failed)]
+    return out

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from affine import Affine
 from numpy.typing import NDArray
 
 from lazytiles.aliases import Int64s
@@ -17,12 +18,14 @@ from lazytiles.display import CHEAP_BYTES, stretched
 from lazytiles.errors import RegionError, shown
 from lazytiles.images.containers import identify
 from lazytiles.images.files import FileKey, pool
+from lazytiles.images.georeference import Bounds
 from lazytiles.images.layouts.levels import Level, is_page_name
-from lazytiles.images.layouts.opening import Asked, Planes, levels_of, open_pages
-from lazytiles.images.page import Page
+from lazytiles.images.layouts.opening import Planes, levels_of, open_pages
+from lazytiles.images.page import Asked, Page
 from lazytiles.images.plan import Plan, Windows, planned
-from lazytiles.images.reader import carry_out
+from lazytiles.images.reader import read_windows
 from lazytiles.images.resample import to_integers
+from lazytiles.images.validity import Valid, scaled
 from lazytiles.indexing import LazyArray, Request, by, request
 from lazytiles.verbs import verb
 
@@ -50,6 +53,7 @@ class Region(LazyArray):
     mpp : (y, x), micrometres from one pixel to the next, or None
     spacing : (z, y, x), micrometres from one sample to the next of a stack, or None
     path : the file
+    scaled : whether numbers are what they mean, not what is stored
 
     Notes
     -----
@@ -67,12 +71,14 @@ class Region(LazyArray):
         gray: bool,
         reopen: Any,
         has_samples: bool = False,
+        scaled: bool = False,
         depth: float | None = None,
         channels: tuple[str, ...] = (),
     ) -> None:
         self.pages = pages if isinstance(pages, Planes) else tuple(pages)
         self.bands = bands
         self.gray = gray
+        self.scaled = scaled
         self.lead = lead
         self.channels = channels
         self._letters, self._depth = axes, depth
@@ -83,7 +89,7 @@ class Region(LazyArray):
         wanted = 1 if gray else samples if bands is None else len(bands)
         self._has_samples = has_samples or ((first.samples_axis or wanted > 1) and not gray)
         self._inner = (height, width, wanted)
-        self.dtype = first.dtype
+        self.dtype = np.dtype(np.float32) if scaled else first.dtype
         self.shape: tuple[int, ...] = lead + (self._inner if self._has_samples else self._inner[:2])
         self.axes = axes + ("YXS" if self._has_samples else "YX")
         segment = (*first.segment, 1 if first.planes > 1 else wanted)
@@ -110,6 +116,57 @@ class Region(LazyArray):
         return self._levels
 
     @property
+    def crs(self) -> str | None:
+        """The coordinate reference system: ``"EPSG:32633"``, the file's own words where it is another, or None."""
+        place = self.pages[0].georeference
+        return None if place is None else place.crs
+
+    @property
+    def transform(self) -> Affine | None:
+        """From (x, y) in pixels, counted from the upper left corner, to map units; None where nothing is said."""
+        place = self.pages[0].georeference
+        return None if place is None else place.transform
+
+    @property
+    def bounds(self) -> Bounds | None:
+        """(left, bottom, right, top) in map units, or None."""
+        place = self.pages[0].georeference
+        return None if place is None else place.bounds(self._inner)
+
+    def window_transform(self, box: Sequence[float]) -> Affine | None:
+        """The transform of a window of the region.
+
+        Parameters
+        ----------
+        box : (y0, x0, y1, x1), pixels
+
+        Returns
+        -------
+        from (x, y) in pixels of the window to map units, or None
+        """
+        place = self.pages[0].georeference
+        return None if place is None else place.shifted(box[0], box[1]).transform
+
+    @property
+    def nodata(self) -> Any:
+        """The number that means nothing, as a scalar of the stored dtype; None where there is none that it holds."""
+        return self.pages[0].nodata
+
+    @property
+    def scale_offset(self) -> tuple[Any, Any] | None:
+        """(scale, offset), by which stored numbers become what they mean; tuples where bands differ; None without."""
+        told = self.pages[0].scale_offset
+        if told is None:
+            return None
+        scale, offset = (tuple(each[k] for k in self.bands or range(len(each))) for each in told)
+        return (scale[0], offset[0]) if len(set(scale)) == len(set(offset)) == 1 else (scale, offset)
+
+    @property
+    def valid(self) -> Valid:
+        """Which pixels hold something, a lazy boolean array (H, W): by a mask page, nodata, or alpha; never NaN."""
+        return Valid(self)
+
+    @property
     def mpp(self) -> tuple[float, float] | None:
         """(y, x), micrometres from one pixel to the next, by the file or by hand; None where neither says it."""
         return self.pages[0].mpp
@@ -128,7 +185,7 @@ class Region(LazyArray):
         """The same image with its axis of samples, (H, W, S), also where there is but one sample a pixel."""
         how: Any = {"bands": self.bands, "gray": self.gray, "reopen": self._reopen, "depth": self._depth}
         how |= {"axes": self._letters, "lead": self.lead, "channels": self.channels}
-        return Region(self.pages, **how, has_samples=True)
+        return Region(self.pages, **how, has_samples=True, scaled=self.scaled)
 
     def __getitem__(self, key: Any) -> Any:
         asked = self._request(key)
@@ -182,20 +239,21 @@ class Region(LazyArray):
         return f"<Region {shown(self.path)!r}: {self.shape} {self.dtype}, segments of {first.segment}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (*self._reopen, self.bands, self.gray, self._has_samples)
+        return _reopened, (*self._reopen, self.bands, self.gray, self._has_samples, self.scaled)
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         key = self.pages[0].file
         numbers = repr(self._reopen[1]) if self._reopen else tuple(page.number for page in self.pages)
-        return "lazytiles.Region", key.path, key.size, key.mtime_ns, numbers, self.bands, self.gray, self.shape
+        how = self.bands, self.gray, self.scaled
+        return "lazytiles.Region", key.path, key.size, key.mtime_ns, numbers, *how, self.shape
 
     def _request(self, key: Any) -> Request:
         rows = len(self.lead)
         cells = (*self.pages[0].segment, None)[: len(self.axes) - rows]
         return request(key, self.shape, row_axes=rows, cells=cells)
 
-    def _windows(self, asked: Request) -> tuple[Windows, tuple[int, int] | None]:
-        """The windows of a request, and the samples to cut from what they hold (None: they hold just those)."""
+    def windows(self, asked: Request) -> Windows:
+        """The windows of a request, of all bands."""
         n = asked.n
         pages: Sequence[Page] = self.pages
         page = np.zeros(n, dtype=np.int64)
@@ -206,7 +264,19 @@ class Region(LazyArray):
         boxes = np.tile(np.array([y0, x0, y1, x1], dtype=np.int64), (n, 1))
         if asked.origins is not None:
             boxes += asked.origins[:, [0, 1, 0, 1]]
-        bands, cut = self.bands, None
+        return Windows(pages, page, boxes, None if self.gray else self.bands)
+
+    def read(self, windows: Windows, *, threads: int | None = None) -> NDArray[Any]:
+        """Windows of one size as one new array (n, h, w, C), gray and scaled as the region is."""
+        page, (y0, x0, y1, x1) = self.pages[0], windows.boxes[0].tolist()
+        samples = page.shape[2] if windows.bands is None else len(windows.bands)
+        block = read_windows(windows, (y1 - y0, x1 - x0, samples), page.dtype, threads=threads)
+        block = scaled(windows, block) if self.scaled else block
+        return to_gray(block) if self.gray else block
+
+    def _windows(self, asked: Request) -> tuple[Windows, tuple[int, int] | None]:
+        """The windows of a request, and the samples to cut from what they hold (None: they hold just those)."""
+        windows, bands, cut = self.windows(asked), self.bands, None
         if self._has_samples:
             low, high = asked.box[2]
             if asked.origins is not None and asked.origins[:, 2].any():
@@ -214,7 +284,7 @@ class Region(LazyArray):
                 cut = asked.box[2]
             if (low, high) != (0, self._inner[2]):
                 bands = tuple(range(self.pages[0].shape[2]) if bands is None else bands)[low:high]
-        return Windows(pages, page, boxes, None if self.gray else bands), cut
+        return replace(windows, bands=None if self.gray else bands), cut
 
     def _block(self, asked: Request, *, threads: int | None = None) -> NDArray[Any]:
         shape = asked.block_shape
@@ -222,26 +292,12 @@ class Region(LazyArray):
         windows, cut = self._windows(asked)
         if not all(shape):
             return np.empty(shape, self.dtype)
-        samples = self.pages[0].shape[2] if self.gray or windows.bands is None else len(windows.bands)
-        block = read_windows(windows, (shape[1], shape[2], samples), self.dtype, threads=threads)
-        if self.gray:
-            block = to_gray(block)
+        block = self.read(windows, threads=threads)
         if cut is not None:
             assert asked.origins is not None
             chosen = asked.origins[:, 2, None] + np.arange(*cut)
             block = np.take_along_axis(block, chosen[:, None, None, :], axis=3)
         return block if self._has_samples else block[..., 0]
-
-
-def read_windows(
-    windows: Windows, inner: tuple[int, int, int], dtype: np.dtype[Any], *, threads: int | None = None
-) -> NDArray[Any]:
-    """Windows of one size as one new array (n, *inner); the first that cannot be read raises its error."""
-    out = np.empty((len(windows), *inner), dtype)
-    for _, failed in carry_out(planned(windows), out, threads=threads):
-        if failed:
-            raise failed[min(failed)]
-    return out
 
 
 def to_gray(block: NDArray[Any]) -> NDArray[Any]:
@@ -324,6 +380,7 @@ def open_region(
     channels: Sequence[int | str] | None = None,
     bands: Bands = None,
     gray: bool = False,
+    scaled: bool = False,
     mpp: float | tuple[float, float] | None = None,
 ) -> Region:
     """Open one image file as a lazy array; its tags are read and checked, no pixel is decoded.
@@ -344,6 +401,7 @@ def open_region(
     bands : which samples, in this order; default all; or ``"rgb"``: red, green and blue of an image of one, three or
         four samples, gray repeated and opacity left out
     gray : whether red, green and blue become one luminance band
+    scaled : whether numbers are made what they mean: float32 by the file's scale and offset, NaN where nodata
     mpp : micrometres from one pixel to the next at full resolution, where the file says nothing or something wrong:
         a number, or (y, x)
 
@@ -373,7 +431,7 @@ def open_region(
     if chosen is not None and asked.channels is not None:
         raise ValueError("pass bands= or channels=, not both")
     key, inner = identify(name)
-    return _region(key, replace(asked, inner=inner), chosen, gray)
+    return _region(key, replace(asked, inner=inner), chosen, gray, scaled)
 
 
 def _from_zero(name: str, value: Any, others: str) -> int:
@@ -424,7 +482,7 @@ def asked_bands(bands: Any) -> tuple[int, ...] | str | None:
     raise ValueError(f'bands are a list of integers, such as [0, 2], not {bands!r}; or "rgb"')
 
 
-def _region(key: FileKey, asked: Asked, bands: tuple[int, ...] | str | None, gray: bool) -> Region:
+def _region(key: FileKey, asked: Asked, bands: tuple[int, ...] | str | None, gray: bool, scaled: bool) -> Region:
     found = open_pages(key, asked)
     bands = found.bands if found.bands is not None else bands
     if bands is not None and gray:
@@ -435,15 +493,17 @@ def _region(key: FileKey, asked: Asked, bands: tuple[int, ...] | str | None, gra
         read = (0, 0, 0)
     chosen = None if bands is None else read
     how: Any = {"axes": found.axes, "lead": found.lead, "depth": found.spacing[0], "channels": found.channels}
-    return Region(found.pages, bands=chosen, gray=gray, reopen=(key, asked), **how)
+    return Region(found.pages, bands=chosen, gray=gray, reopen=(key, asked), scaled=scaled, **how)
 
 
-def _reopened(key: FileKey, asked: Asked, bands: tuple[int, ...] | None, gray: bool, has_samples: bool) -> Region:
+def _reopened(
+    key: FileKey, asked: Asked, bands: tuple[int, ...] | None, gray: bool, has_samples: bool, scaled: bool
+) -> Region:
     here = pool.identify(key.path)
     # Device and inode are left out: each host numbers those of a shared file system in its own way.
     if (here.size, here.mtime_ns) != (key.size, key.mtime_ns):
         raise key.changed()
-    region = _region(here, asked, None if asked.channels is not None else bands, gray)
+    region = _region(here, asked, None if asked.channels is not None else bands, gray, scaled)
     return region.with_samples() if has_samples else region
 
 
@@ -465,7 +525,9 @@ def thumbnail(region: Region, *, longest: int = 512, most_bytes: int | None = No
         fitting = [k for k, level in enumerate(region.levels) if max(level.shape) >= longest]
         level = fitting[-1] if fitting else len(region.levels) - 1
         source = (
-            _region(region._reopen[0], replace(region._reopen[1], level=level), None, gray=False) if level else region
+            _region(region._reopen[0], replace(region._reopen[1], level=level), None, gray=False, scaled=False)
+            if level
+            else region
         )
     if most_bytes is not None and source.nbytes > most_bytes:
         return None

@@ -456,3 +456,18 @@ def are_there(urls: Sequence[str]) -> list[bool]:
     """
     remote.refresh(urls)
     return [not remote.is_missing(url) for url in urls]
+
+
+def listed(url: str) -> list[str]:
+    """The files in a folder behind an address and in all folders in it, relative to it.
+
+    Raises
+    ------
+    RegionError : a server that does not say it
+    """
+    system, path = remote._system(url)
+    names = _result(system.find, path)
+    if isinstance(names, Exception):
+        raise _clear(url, names)
+    root = path.rstrip("/") + "/"
+    return [name[len(root) :] for name in names if name.startswith(root)]

@@ -2,57 +2,131 @@
 
 from __future__ import annotations
 
-import operator
+import math
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from lazytiles.aliases import Int64s
-from lazytiles.errors import ManifestError, shown
-from lazytiles.images import Region, is_remote, open_region
+from lazytiles.errors import ManifestError
+from lazytiles.images import Region, open_region
 from lazytiles.indexing import Edge, tiling
-from lazytiles.manifests.paths import is_component
+from lazytiles.manifests.folders import Found, find_images, name_images
+from lazytiles.manifests.paths import default_template, is_component
 from lazytiles.manifests.problems import BOX_2D, BOX_3D, Problems
+from lazytiles.manifests.rules import Floats, Rule, judge, parse_rule
 
-SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".npy")
-_MOST_OVERVIEW_BYTES = 256 * 2**20
-_FEWEST_PIXELS = 8  # of a tile on the overview that judges it
+COORDINATES = ("pixels", "base", "map")
+_NEAR = 1e-6  # pixels by which a place may miss an edge and still be on it
 
-Rule = Callable[[NDArray[Any]], bool]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Division:
+    """How images are divided: what `make_grid` is asked for, by its keywords.
+
+    Raises
+    ------
+    ValueError : a value by which no image could be divided
+    """
+
+    size: Any
+    stride: Any = None
+    edge: Edge | Sequence[Edge] = "shift"
+    keep: str | Rule | None = None
+    coordinates: str | None = None
+    page: int | str | None = None
+    series: int | None = None
+    axes: str | None = None
+    channels: Sequence[int | str] | None = None
+    level: int = 0
+    mpp: float | None = None
+    source_mpp: float | tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        sizes = self.sizes
+        if len(sizes) not in (2, 3) or any(type(length) is bool for length in sizes):
+            raise ValueError(f"size {tuple(sizes)}: (height, width) or (depth, height, width)")
+        if self.coordinates not in (None, *COORDINATES):
+            raise ValueError(f"coordinates must be one of {', '.join(COORDINATES)}, not {self.coordinates!r}")
+        if len(sizes) == 3 and (self.place != "pixels" or self.level):
+            raise ValueError("tiles of volumes are boxes in their own pixels, without coordinates=, level= and mpp=")
+        if self.mpp is not None and (self.level or self.place != "base" or not self.mpp > 0):
+            raise ValueError("mpp= is micrometres a pixel, above 0, and its boxes are in pixels of level 0")
+        if isinstance(self.keep, str):
+            parse_rule(self.keep)
+
+    @property
+    def sizes(self) -> list[int | None]:
+        """Of a tile along each axis."""
+        return [self.size, self.size] if isinstance(self.size, int | np.integer) else list(self.size)
+
+    @property
+    def place(self) -> str:
+        """What the boxes are in."""
+        return self.coordinates or ("pixels" if self.mpp is None else "base")
+
+    def open(self, path: str) -> Region:
+        """An image, at the level that is divided."""
+        chosen = {"page": self.page, "series": self.series, "axes": self.axes, "channels": self.channels}
+        if len(self.sizes) == 3 and all(value is None for value in chosen.values()):
+            chosen["page"] = "all"
+        return open_region(path, level=self.level, mpp=self.source_mpp, **chosen)
+
+    def tiles(self, shape: Sequence[int], mpp: tuple[float, float] | None) -> Int64s:
+        """The windows of an image, pixels; of so many micrometres where these are asked for."""
+        size, stride = self.sizes, self.stride
+        if self.mpp is not None and mpp is not None:
+            pixels = [self.mpp / each for each in mpp]
+            # Whole pixels that a tile touches.
+            size = [n and max(1, math.ceil(n * each - _NEAR)) for n, each in zip(size, pixels, strict=True)]
+            if stride is not None:
+                strides = [stride] * 2 if isinstance(stride, int | np.integer) else stride
+                stride = [n and max(1, round(n * each)) for n, each in zip(strides, pixels, strict=True)]
+        return tiling(shape, size, stride=stride, edge=self.edge)
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One image to be divided: its ids, its shape along the axes that are cut, and its file, if any."""
+    """One image to be divided.
 
-    region_id: str
-    label_id: str | None
-    shape: tuple[int, ...]
-    path: str | None = None
-
-
-def find_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """The images of a folder and of the folders directly in it, by name.
-
-    Raises
-    ------
-    ManifestError : there is no such folder, or no image in it
+    Parameters
+    ----------
+    found : its ids and where it lies
+    shape : of the axes that are cut, pixels of the level that is divided
+    region : the image where it was given open
+    downsample : (y, x) pixels of level 0 a pixel
+    mpp : (y, x) micrometres a pixel, where they are asked for
+    ground : its georeference, where it is asked for
     """
-    root = Path(folder)
-    if not root.is_dir():
-        raise ManifestError(f"{root}: there is no such image folder")
-    found = [path for pattern in ("*", "*/*") for path in root.glob(pattern) if path.suffix.lower() in SUFFIXES]
-    found = [path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts)]
-    if not found:
-        raise ManifestError(f"{root}: there are no images ({', '.join(SUFFIXES)}) in it or in its folders")
-    return sorted(found)
+
+    found: Found
+    shape: tuple[int, ...]
+    region: Region | None = None
+    downsample: tuple[float, float] = (1.0, 1.0)
+    mpp: tuple[float, float] | None = None
+    ground: Any = None
+
+    def to_map(self, boxes: Any) -> Floats:
+        """Boxes (y0, x0, y1, x1) in pixels as boxes (ymin, xmin, ymax, xmax) in map units."""
+        (a, _, c, _, e, f), boxes = self.ground.transform[:6], np.asarray(boxes, np.float64)
+        return _upright(boxes * [e, a, e, a] + [f, c, f, c])
+
+    def to_pixels(self, boxes: Floats) -> Floats:
+        """Boxes in map units as boxes in pixels."""
+        a, _, c, _, e, f = self.ground.transform[:6]
+        return _upright((boxes - [f, c, f, c]) / [e, a, e, a])
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(str(length) for length in shape)
+
+
+def _upright(boxes: Floats) -> Floats:
+    return np.concatenate([np.minimum(boxes[..., :2], boxes[..., 2:]), np.maximum(boxes[..., :2], boxes[..., 2:])], -1)
 
 
 def make_grid(
@@ -62,33 +136,52 @@ def make_grid(
     stride: int | Sequence[int | None] | None = None,
     edge: Edge | Sequence[Edge] = "shift",
     keep: str | Rule | None = None,
+    coordinates: str | None = None,
+    page: int | str | None = None,
+    series: int | None = None,
+    axes: str | None = None,
+    channels: Sequence[int | str] | None = None,
+    level: int = 0,
+    mpp: float | None = None,
+    source_mpp: float | tuple[float, float] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
     """Make a manifest of regular tiles over some images.
 
-    A tile is named after its region and where it begins. With yearly folders of images, each tile has one row
-    per folder, which is its `label_id`.
+    A tile is named after its region and the pixel where it begins. Where several images have one name, the folder
+    above each is its `label_id`, and each tile has one row in each. `open_tiles` opens the table with the same folder,
+    and with the same `level`, `mpp`, `coordinates` and pages.
 
     Parameters
     ----------
-    regions : a folder of images, or of folders of images (each one `label_id`); paths of images; regions;
-        or a mapping of region ids to shapes or arrays
+    regions : a folder of images and of folders of images, here or behind an address; paths or addresses of images,
+        whose folder is the one that holds them all; regions; or a mapping of region ids to shapes or arrays
     size : (height, width) or (depth, height, width) of a tile, pixels; None is the whole axis; one number is
         a square
     stride : from one tile to the next, pixels; None is `size`, so that tiles do not overlap
     edge : what becomes of tiles that end outside: ``"shift"`` moves them inside, ``"pad"`` lets them (open
         them with ``pad=``), ``"drop"`` leaves them out, ``"partial"`` cuts them; one word, or one an axis
     keep : which tiles stay: a function of a tile's pixels, or text such as ``"nodata<0.5"``, ``"std>4"``,
-        ``"tissue>0.1"``, judged on an overview where the image has one; parts are joined by ``and``
+        ``"tissue>0.1"``; parts are joined by ``and``. Pixels are counted at the resolution that is divided; tissue is
+        looked for on the smallest level that shows it
+    coordinates : what the boxes are in: ``"pixels"`` of the level that is divided (the default); ``"base"``, pixels of
+        level 0 (the default with `mpp`); or ``"map"``, the units of each image's own map. Sizes stay in pixels. With
+        ``"map"`` the grid of a region is that of its last image, over the ground that all its images share
+    page, series, axes, channels : what of each file is divided, as for `open_region`; volumes are all pages of a file
+    level : which resolution of each pyramid is divided; sizes are in its pixels
+    mpp : micrometres a pixel: sizes are in pixels of that scale, on each slide by its own
+    source_mpp : micrometres a pixel of the images, or (y, x), instead of what they say themselves
     progress : called with images done and images in all
 
     Returns
     -------
-    DataFrame with `tile_id`, `region_id`, `label_id` (where there are several folders) and the box columns
+    DataFrame with `tile_id`, `region_id`, `label_id` (where images have one), `path` (where the default path of
+    `open_tiles` would not find the images) and the box columns
 
     Raises
     ------
-    ManifestError : no images, images of one region that differ in shape, a tile larger than its image
+    ManifestError : no images, images of one region that differ in shape, a tile larger than its image, an image
+        without the place or the micrometres that are asked for
     RegionError : an image cannot be opened
 
     Examples
@@ -96,217 +189,182 @@ def make_grid(
     >>> make_grid({"a": (64, 96)}, (64, 64), edge="shift")[["tile_id", "xmin", "xmax"]].to_numpy().tolist()
     [['a_0_0', 0, 64], ['a_0_32', 32, 96]]
     """
-    sizes = [size, size] if isinstance(size, int | np.integer) else list(size)
-    if len(sizes) not in (2, 3) or any(type(length) is bool for length in sizes):
-        raise ValueError(f"size {tuple(sizes)}: (height, width) or (depth, height, width)")
-    sites = find_sites(regions, len(sizes))
-    windows = _windows(sites, sizes, stride, edge)
-    kept = {region: np.ones(len(boxes), bool) for region, boxes in windows.items()}
-    for done, site in enumerate(sites):
-        if keep is not None:
-            if site.path is None:
-                raise ManifestError(f"region {site.region_id}: a rule to keep tiles needs its image")
-            kept[site.region_id] &= judge(site.path, windows[site.region_id], keep)
-        if progress:
-            progress(done + 1, len(sites))
-    return _manifest(sites, {region: boxes[kept[region]] for region, boxes in windows.items()})
+    division = Division(
+        size=size,
+        stride=stride,
+        edge=edge,
+        keep=keep,
+        coordinates=coordinates,
+        page=page,
+        series=series,
+        axes=axes,
+        channels=channels,
+        level=level,
+        mpp=mpp,
+        source_mpp=source_mpp,
+    )
+    return Grid.over(regions, division, progress).table()
 
 
-def _windows(
-    sites: Sequence[Site], sizes: Sequence[int | None], stride: Any, edge: Edge | Sequence[Edge]
-) -> dict[str, Int64s]:
-    """The tiles of each region, once for all its frames."""
-    found: dict[str, Int64s] = {}
-    first: dict[str, Site] = {}
-    problems = Problems("the images")
-    for site in sites:
-        known = first.setdefault(site.region_id, site)
-        if known.shape != site.shape:
-            problems.add(
-                "shapes differ",
-                f"region {site.region_id}: {site.path} is {_by(site.shape)}, {known.path} is {_by(known.shape)}",
-            )
-        if known.label_id == site.label_id and known is not site:
-            problems.add("region twice", f"region {site.region_id}: both {known.path} and {site.path}")
-        if known is site:
+@dataclass(frozen=True, slots=True, eq=False)
+class Grid:
+    """The tiles of some images.
+
+    Parameters
+    ----------
+    place : what boxes in the table are in
+    sites : the images, by region; of a region, the last one's pixels count
+    windows : of each region, int64, shape (n, 4) or (n, 6), pixels
+    """
+
+    place: str
+    sites: dict[str, list[Site]]
+    windows: dict[str, Int64s]
+
+    @classmethod
+    def over(cls, regions: object, division: Division, progress: Callable[[int, int], None] | None = None) -> Grid:
+        """Divide images, and leave out the tiles that the rule does not keep in all images of their region."""
+        problems = Problems("the images")
+        sites: dict[str, list[Site]] = {}
+        for site in find_sites(regions, division, problems):
+            sites.setdefault(site.found.region_id, []).append(site)
+        problems.raise_any()
+        windows = {}
+        for region, several in sites.items():
+            first, shape = _common(several, division.place, problems)
             try:
-                found[site.region_id] = tiling(site.shape, sizes, stride=stride, edge=edge)
+                windows[region] = division.tiles(shape, several[-1].mpp) + first
             except ValueError as error:
                 if "shifted" not in str(error):
                     raise
-                problems.add("too small", f"region {site.region_id} ({_by(site.shape)}): {error}")
-    problems.raise_any()
-    return found
+                problems.add("too small", f"region {region} ({_by(shape)}): {error}")
+        problems.raise_any()
+        every = [(site, several[-1]) for several in sites.values() for site in several]
+        for done, (site, last) in enumerate(every):
+            if division.keep is not None:
+                region = site.found.region_id
+                windows[region] = windows[region][_kept(site, last, windows[region], division, division.keep)]
+            if progress:
+                progress(done + 1, len(every))
+        return cls(division.place, sites, windows)
+
+    def table(self) -> pd.DataFrame:
+        """The tiles as a manifest, one row in each image."""
+        tiles, boxes = [], []
+        sites = [site for several in self.sites.values() for site in several]
+        counts = [len(self.windows[site.found.region_id]) for site in sites]
+        for region, several in self.sites.items():
+            window, last = self.windows[region], several[-1]
+            axes = window.shape[1] // 2
+            names = ["_".join([region, *map(str, start)]) for start in window[:, :axes].tolist()]
+            box = last.to_map(window) if self.place == "map" else window
+            if self.place == "base":
+                box = np.round(window * (last.downsample * 2)).astype(np.int64)
+            tiles += names * len(several)
+            # Rows before columns inside, x before y in a manifest.
+            boxes += [np.concatenate([box[:, axes - 1 :: -1], box[:, : axes - 1 : -1]], axis=1)] * len(several)
+        block = np.concatenate(boxes) if boxes else np.zeros((0, 4), np.int64)
+
+        def column(values: Iterable[Any]) -> pd.Categorical:
+            return pd.Categorical(np.repeat(np.array(list(values), object), counts))
+
+        table = pd.DataFrame({"tile_id": tiles, "region_id": column(site.found.region_id for site in sites)})
+        if any(site.found.label_id is not None for site in sites):
+            table["label_id"] = column(site.found.label_id for site in sites)
+        usual, places = default_template(table), [site.found.place for site in sites]
+        names = [usual.format(region_id=site.found.region_id, label_id=site.found.label_id) for site in sites]
+        if places != names and None not in places:
+            table["path"] = column(places)
+        for k, name in enumerate(BOX_2D if block.shape[1] == 4 else BOX_3D):
+            table[name] = block[:, k] if self.place == "map" else block[:, k].astype(np.int32)
+        return table
 
 
-def _by(shape: Sequence[int]) -> str:
-    return " x ".join(str(length) for length in shape)
-
-
-def find_sites(regions: object, axes: int) -> list[Site]:
-    """The images to be divided, with their ids and shapes; their tags are read.
-
-    Parameters
-    ----------
-    regions : as for `make_grid`
-    axes : 2 for images, 3 for volumes
-    """
+def find_sites(regions: object, division: Division, problems: Problems) -> list[Site]:
+    """The images to be divided; their tags are read."""
+    given: Sequence[Any]
     if isinstance(regions, str | os.PathLike):
-        if is_remote(os.fspath(regions)):
-            raise ManifestError(f"{os.fspath(regions)}: a folder behind an address is not listed; pass its images' own")
-        root = Path(regions)
-        return _sites_of_paths(find_images(root) if not root.is_file() else [root], axes, root)
-    if isinstance(regions, Mapping):
+        found = find_images(regions)
+        given = [None] * len(found)
+    elif isinstance(regions, Mapping):
         if wrong := [name for name in regions if not is_component(str(name))]:
             raise ManifestError(f"region {wrong[0]!r}: an id is one name, without / or \\ or ..")
-        named = [(str(name), value) for name, value in regions.items()]
+        given = list(regions.values())
+        paths = [one.path if isinstance(one, Region) else "" for one in given]
+        places = [one.place for one in name_images(paths)] if all(paths) else [None] * len(paths)
+        found = [Found(*one) for one in zip(paths, places, map(str, regions), strict=True)]
     elif isinstance(regions, Iterable):
         items: list[Any] = list(regions)
-        if all(isinstance(item, Site) for item in items):
-            return items
-        if any(isinstance(item, str) and is_remote(item) for item in items):
-            items = [_opened(item, axes) for item in items]
-        if all(isinstance(item, str | os.PathLike) for item in items):
-            return _sites_of_paths([Path(item) for item in items], axes, None)
-        named = [(Path(shown(item.path)).stem, item) for item in items]
+        given = [None if isinstance(item, str | os.PathLike) else item for item in items]
+        found = name_images(
+            [os.fspath(item) if one is None else item.path for item, one in zip(items, given, strict=True)]
+        )
     else:
         raise TypeError(f"regions is a folder, paths, regions or a mapping, not {type(regions).__name__}")
-    return [Site(name, None, _cut_axes(name, one, axes), getattr(one, "path", None)) for name, one in named]
+    return [_site(one, region, division, problems) for one, region in zip(found, given, strict=True)]
 
 
-def _sites_of_paths(paths: Sequence[Path], axes: int, root: Path | None) -> list[Site]:
-    """A folder above several images of one name is a frame."""
-    stems = [path.stem for path in paths]
-    framed = len(set(stems)) < len(stems) or (root is not None and all(path.parent != root for path in paths))
-    framed = framed and (root is None or not root.is_file())
-    found = []
-    for path in paths:
-        label = path.parent.name if framed and path.parent != root else None
-        found.append(Site(path.stem, label, _cut_axes(path.stem, _opened(path, axes), axes), str(path)))
-    return found
-
-
-def _opened(path: str | Path, axes: int) -> Region:
-    return open_region(path) if axes == 2 else open_region(path, page="all")
-
-
-def _cut_axes(name: str, region: Any, axes: int) -> tuple[int, ...]:
-    """The axes that tiles are cut along: rows and columns, and before them the pages of a volume."""
-    shape = tuple(getattr(region, "shape", None) or region)
+def _site(found: Found, given: Any, division: Division, problems: Problems) -> Site:
+    """An image with what its division needs to know."""
+    region = division.open(found.path) if given is None else given
+    shape, axes = tuple(getattr(region, "shape", None) or region), len(division.sizes)
     if isinstance(region, Region):
-        shape = shape[: region.axes.index("X") + 1]
-        cut = shape[-axes:]
+        cut = shape[: region.axes.index("X") + 1][-axes:]
     else:
         cut = shape[:axes]
     if len(cut) < axes:
-        raise ManifestError(f"region {name}: its shape {shape} has fewer than the {axes} axes of the tiles")
-    return tuple(int(length) for length in cut)
+        raise ManifestError(f"region {found.region_id}: its shape {shape} has fewer than the {axes} axes of the tiles")
+    site = Site(found, tuple(int(length) for length in cut), given if isinstance(given, Region) else None)
+    name = found.path or f"region {found.region_id}"
+    if division.place == "map":
+        ground = region.pages[0].georeference if isinstance(region, Region) else None
+        if ground is None or ground.transform is None:
+            problems.add("no place", f"{name}: does not say where on the map it lies; leave out coordinates='map'")
+        elif ground.transform.b or ground.transform.d:
+            problems.add("rotated", f"{name}: is rotated on its map, where boxes are not; leave out coordinates='map'")
+        site = replace(site, ground=ground)
+    if division.mpp is not None:
+        each = division.source_mpp or getattr(region, "mpp", None)
+        if each is None:
+            problems.add("no micrometres", f"{name}: does not say how many micrometres a pixel is; pass source_mpp=")
+        site = replace(site, mpp=(each, each) if isinstance(each, float | int) else each)
+    if division.place == "base" and isinstance(region, Region) and region.level:
+        site = replace(site, downsample=region.levels[region.level].downsample)
+    return site
 
 
-def _manifest(sites: Sequence[Site], windows: dict[str, Int64s]) -> pd.DataFrame:
-    labels: dict[str, list[str | None]] = {}
+def _common(sites: Sequence[Site], place: str, problems: Problems) -> tuple[Int64s, tuple[int, ...]]:
+    """What is divided of the last image of a region: its beginning, twice, and its extent.
+
+    On the map it is what all images of the region share, elsewhere all of it.
+    """
+    last, region = sites[-1], sites[-1].found.region_id
+    low, high = np.zeros(len(last.shape), np.int64), np.array(last.shape)
+    labels: dict[str | None, Site] = {}
     for site in sites:
-        labels.setdefault(site.region_id, []).append(site.label_id)
-    tiles, regions, label_ids, boxes = [], [], [], []
-    for region, box in windows.items():
-        axes = box.shape[1] // 2
-        starts = box[:, :axes].tolist()
-        names = ["_".join([region, *map(str, start)]) for start in starts]
-        for label in labels[region]:
-            tiles += names
-            regions += [region] * len(box)
-            label_ids += [label] * len(box)
-            # Rows before columns inside, x before y in a manifest.
-            boxes.append(np.concatenate([box[:, axes - 1 :: -1], box[:, : axes - 1 : -1]], axis=1))
-    columns = BOX_2D if not boxes or boxes[0].shape[1] == 4 else BOX_3D
-    block = np.concatenate(boxes) if boxes else np.zeros((0, len(columns)), np.int64)
-    table = pd.DataFrame({"tile_id": tiles, "region_id": pd.Categorical(regions)})
-    if any(label is not None for label in label_ids):
-        table["label_id"] = pd.Categorical(label_ids)
-    for k, name in enumerate(columns):
-        table[name] = block[:, k].astype(np.int32)
-    return table
+        if (other := labels.setdefault(site.found.label_id, site)) is not site:
+            problems.add("region twice", f"region {region}: both {other.found.path} and {site.found.path}")
+        names = [f"region {region}: {site.found.path}", last.found.path]
+        if place != "map":
+            if site.shape != last.shape:
+                problems.add("shapes differ", f"{names[0]} is {_by(site.shape)}, {names[1]} is {_by(last.shape)}")
+        elif not last.ground.shares_system(site.ground):
+            problems.add("maps differ", f"{names[0]} lies on {site.ground.crs}, {names[1]} on {last.ground.crs}")
+        else:
+            box = last.to_pixels(site.to_map([0, 0, *site.shape]))
+            low = np.maximum(low, np.ceil(box[:2] - _NEAR).astype(np.int64))
+            high = np.minimum(high, np.floor(box[2:] + _NEAR).astype(np.int64))
+            if (high <= low).any():
+                problems.add("no common ground", f"{names[0]} and {names[1]} share no ground")
+                return np.zeros(4, np.int64), last.shape
+    return np.tile(low, 2), tuple((high - low).tolist())
 
 
-_MEASURES: dict[str, Callable[[NDArray[Any], float], float]] = {
-    "nodata": lambda tile, fill: float(((tile != tile) | (tile == fill)).mean()),  # NaN is not itself
-    "tissue": lambda tile, fill: float(_is_tissue(tile).mean()),
-    "std": lambda tile, fill: float(tile.std(dtype=np.float64)),
-    "mean": lambda tile, fill: float(tile.mean(dtype=np.float64)),
-    "min": lambda tile, fill: float(tile.min()),
-    "max": lambda tile, fill: float(tile.max()),
-}
-_COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
-_PART = re.compile(r"\s*([a-z]+)\s*(<=|>=|<|>)\s*(-?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))\s*")
-
-
-def parse_rule(text: str) -> Callable[[NDArray[Any], float], bool]:
-    """A rule to keep tiles, from text; nothing is evaluated.
-
-    Parameters
-    ----------
-    text : comparisons joined by ``and``: `nodata` and `tissue` (fractions of the pixels), `std`, `mean`,
-        `min`, `max` (of the pixel values), ``<``, ``<=``, ``>``, ``>=``, and a number
-
-    Returns
-    -------
-    function of a tile's pixels and the value that means no data
-
-    Raises
-    ------
-    ValueError : the text is no rule
-
-    Examples
-    --------
-    >>> parse_rule("nodata<0.5 and std>=1")(np.array([[0, 7], [3, 9]]), 0)
-    True
-    """
-    parts = [_PART.fullmatch(part) for part in re.split(r"\band\b", text)]
-    if not all(part and part[1] in _MEASURES for part in parts):
-        raise ValueError(
-            f"keep rule {text!r}: comparisons such as 'nodata<0.5', joined by 'and', of {', '.join(_MEASURES)}"
-        )
-    rules = [(_MEASURES[part[1]], _COMPARISONS[part[2]], float(part[3])) for part in parts if part]
-    return lambda tile, fill: all(compare(measure(tile, fill), limit) for measure, compare, limit in rules)
-
-
-def _is_tissue(tile: NDArray[Any]) -> NDArray[np.bool_]:
-    """Pixels whose colours differ by more than a twentieth of the brightest: stained, not glass."""
-    if tile.ndim < 3 or tile.shape[-1] < 3:
-        raise ValueError("the rule 'tissue' needs images of red, green and blue; use 'std' or 'mean'")
-    colours = tile[..., :3].astype(np.float64)
-    high = colours.max(axis=-1)
-    return np.asarray(high - colours.min(axis=-1) > 0.05 * np.maximum(high, 1e-12))
-
-
-def judge(path: str, windows: Int64s, keep: str | Rule) -> NDArray[np.bool_]:
-    """Which windows of an image a rule keeps, judged on its smallest overview of enough pixels.
-
-    Parameters
-    ----------
-    path : the image
-    windows : int64, shape (n, 4) or (n, 6), full-resolution pixels; parts outside are not judged
-    keep : text as in `parse_rule`, or a function of a tile's pixels (at full resolution)
-
-    Returns
-    -------
-    bool array, shape (n,)
-    """
-    if not len(windows):
-        return np.ones(0, bool)
-    axes = windows.shape[1] // 2
-    rule = parse_rule(keep) if isinstance(keep, str) else (lambda tile, fill: bool(keep(tile)))
-    region = _opened(path, axes)
-    scale = np.ones(2 * axes)
-    if axes == 2 and isinstance(keep, str):
-        smallest, levels = int((windows[:, 2:] - windows[:, :2]).min()), region.levels
-        enough = (k for k, one in enumerate(levels) if smallest / max(one.downsample) >= _FEWEST_PIXELS)
-        level = max(enough, default=0)
-        region = open_region(path, level=level) if level else region
-        scale = np.array(levels[level].downsample * 2)
-    limits = np.array([*region.shape[:axes]] * 2)
-    boxes = np.clip(np.round(windows / scale).astype(np.int64), 0, limits)
-    boxes[:, axes:] = np.maximum(boxes[:, axes:], boxes[:, :axes] + 1)
-    pixels = np.asarray(region) if region.nbytes <= _MOST_OVERVIEW_BYTES else region
-    fill = region.pages[0].fill
-    return np.array([rule(pixels[tuple(map(slice, box[:axes], box[axes:]))], fill) for box in boxes.tolist()], bool)
+def _kept(site: Site, last: Site, windows: Int64s, division: Division, keep: str | Rule) -> Any:
+    """Which tiles of a region, in pixels of its last image, a rule keeps in one of its images."""
+    if site.region is None and not site.found.path:
+        raise ManifestError(f"region {site.found.region_id}: a rule to keep tiles needs its image")
+    if division.place == "map":
+        windows = np.round(site.to_pixels(last.to_map(windows))).astype(np.int64)
+    region = division.open(site.found.path) if site.region is None else site.region
+    return judge(region, windows, keep)

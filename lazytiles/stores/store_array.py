@@ -127,7 +127,7 @@ class StoreArray(LazyArray):
         return segment_cache.once((self._key, f"store {self._uid}", number), lambda: self._checked(number))
 
     def afresh(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows as they are in the store now: of one whose chunks are files, the cache does not know a changed one."""
+        """Read rows from the store anew, past the cache, which does not notice that a chunk's file has changed."""
         first, last = start // self._layout.chunk, -(-stop // self._layout.chunk)
         chunks = np.concatenate([self._checked(number) for number in range(first, last)])
         return chunks[start - first * self._layout.chunk :][: stop - start]

@@ -188,7 +188,7 @@ class BufferedWriter:
         return rows
 
     def flush(self) -> None:
-        """Make what has been written survive the death of this process, in a sink that can; else hand all on.
+        """Hand the rows that wait to the sink; one that can keeps them safe from the death of this process.
 
         A chunk that is not full stays in the buffer as well, so that the sink gets whole chunks.
         """

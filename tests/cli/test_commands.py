@@ -104,6 +104,18 @@ RUNS: dict[str, tuple[tuple[str, ...], Callable[[Path, str], bool]]] = {
     "check": (("check", *TILES, *FRAMES, "--read", "--digest", "--html", "r.html"), has_digests),
     "export": (("export", "tiles.csv", "-o", "tiles.npy", "--images", "Images", *FRAMES), is_store),
     "grid": (("grid", "Images", "--size", "32", "--edge", "partial", "-o", "grid.csv"), is_grid),
+    "grid in micrometres": (
+        (
+            "grid",
+            "Images",
+            "--size",
+            "16",
+            *("--mpp", "0.5", "--source-mpp", "0.25", "--edge", "partial"),
+            "-o",
+            "grid.csv",
+        ),
+        is_grid,
+    ),
     "info": (("info", *TILES, *FRAMES, "--batch-size", "4"), has_costs),
     "info of an image": (("info", "Images/2017/a.tif"), lambda _, said: "LZW, strips of 96 x 64" in said),
     "preview page": (("preview", *TILES, "-o", "p.html"), is_page),
@@ -136,10 +148,13 @@ ERRORS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "check again": (("check", *TILES, *FRAMES, "--html", "bad.npy"), 2, "pass --overwrite"),
     "demo of both": (("demo", "--data", "photos", *TILES[1:], "--manifest", "tiles.csv"), 2, "leave it out"),
     "demo again": (("demo", "--data", "photos", "--dir", "Images"), 2, "pass --overwrite"),
+    "demo picture": (("demo",), 2, "demo.png is there already; pass --overwrite"),
+    "demo table": (("demo", "--dir", "own"), 2, "tiles.csv is there already; pass --overwrite"),
     "demo of nothing": (("demo", "--data", "songs"), 2, "'years', 'photos', 'arrays', 'slides', 'scans'"),
     "preview again": (("preview", *TILES, "-o", "bad.png"), 2, "pass --overwrite"),
     "stats again": (("stats", *TILES, *FRAMES, "-o", "bad.npy"), 2, "pass --overwrite"),
     "advice": (("export", *TILES, "-o", "t.npy"), 1, "--frames"),
+    "export frames": (("export", *TILES, *FRAMES, "-o", "{tile_id}.tif"), 1, "a TIFF holds no frames"),
     "preview": (("preview", *TILES, "-o", "p.doc"), 2, "an .html page or a .png picture"),
     "preview images": (("preview", "tiles.csv", "--images", "none"), 1, "there is no such image folder"),
     "stats": (("stats", *TILES, *FRAMES, "--path", "{region_id}.tif"), 1, "is missing"),
@@ -154,7 +169,8 @@ ERRORS: dict[str, tuple[tuple[str, ...], int, str]] = {
 @pytest.mark.parametrize("name", ERRORS)
 def test_errors_are_messages_with_exit_codes(name: str, desk: Path) -> None:
     (desk / "bad.csv").write_text("tile_id\n1\n")
-    for file in ("bad.tif", "bad.sha256", "bad.npy", "bad.png"):
+    (desk / "own").mkdir()
+    for file in ("bad.tif", "bad.sha256", "bad.npy", "bad.png", "demo.png", "own/tiles.csv"):
         (desk / file).write_text("nothing\n")
     words, code, message = ERRORS[name]
     done = run(*words)
@@ -205,6 +221,7 @@ def test_verify_tells_what_changed(desk: Path) -> None:
     assert run("export", "tiles.csv", "-o", "t.npy", "--images", "Images", "--frames", "2018").exit_code == 0
     assert run("verify", "t.npy").exit_code == 0
     pytest.importorskip("h5py")
+    assert run("export", "tiles.csv", "-o", "c/{tile_id}.tif", "--images", "Images", "--frames", "2018").exit_code == 0
     assert run("export", "tiles.csv", "-o", "t.h5", "--images", "Images", "--frames", "2018").exit_code == 0
     facts = json.loads(run("info", "t.h5", "--json").output)
     assert facts["shape"] == [12, 32, 32, 3]

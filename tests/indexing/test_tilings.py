@@ -12,12 +12,12 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazytiles.config import counters
 from lazytiles.errors import ManifestError
 from lazytiles.images.region import open_region
 from lazytiles.indexing.tilings import EDGES, Edge, cover, coverage, cuts, tiling
-from lazytiles.manifests.grids import make_grid, parse_rule
+from lazytiles.manifests.grids import make_grid
 from lazytiles.manifests.manifest import read_manifest
+from lazytiles.manifests.rules import parse_rule
 
 edges = st.sampled_from(EDGES)
 shapes = st.lists(st.integers(1, 12), min_size=1, max_size=3)
@@ -206,18 +206,6 @@ def test_a_rule_keeps_what_it_says(tmp_path: Path) -> None:
     assert make_grid(tissue, 32, keep="tissue>0.5").tile_id.to_list() == ["b_0_32"]
     with pytest.raises(ValueError, match="needs images of red, green and blue"):
         make_grid(folder, 32, keep="tissue>0.5")
-
-
-def test_a_rule_is_judged_on_an_overview(tmp_path: Path) -> None:
-    image = np.zeros((256, 256), np.uint8)
-    image[:64] = 7
-    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
-        writer.write(image, tile=(16, 16), compression="deflate", subifds=1)
-        writer.write(image[::4, ::4], tile=(16, 16), compression="deflate", subfiletype=1)
-    before = counters()["segments_decoded"]
-    table = make_grid(tmp_path, 64, keep="nodata<0.5")
-    assert counters()["segments_decoded"] - before <= 16
-    assert table.ymin.unique().tolist() == [0]
 
 
 @pytest.mark.parametrize(

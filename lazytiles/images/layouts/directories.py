@@ -125,7 +125,7 @@ class Directories:
         self._block = (0, b"")
         self._models: dict[bytes, tifffile.TiffPage] = {}
         self._parsed = 0
-        self._facts: dict[int, Page] = {}
+        self._facts: dict[tuple[int, int], Page] = {}
         self.is_lsm = bool(page_at(tiff, 0).is_lsm)
 
     def chain(self) -> list[Leaf]:
@@ -168,22 +168,30 @@ class Directories:
         _, count, field = leaf.entries.get(_TEXT, (2, 0, b""))
         return self._content(1, count, field).rstrip(b"\0").decode("utf-8", "replace")
 
-    def page(self, leaf: Leaf, number: str | None = None) -> Page:
+    def page(self, leaf: Leaf, number: str | None = None, head: Leaf | None = None) -> Page:
         """What reading a page needs, checked; see `lazytiles.images.page.facts`.
 
         Of a page like another one that was asked for before, nothing is parsed any more: the file may be closed.
+
+        Parameters
+        ----------
+        leaf, number : the page, and the name that messages give it
+        head : of a level, its page at full resolution
         """
         number = number or leaf.number
-        model = self._facts.get(id(leaf.model))
+        above = None if head is None or head is leaf else head.model
+        name = id(leaf.model), id(above)
+        model = self._facts.get(name)
         if model is None:
-            model = self._facts[id(leaf.model)] = facts(self.key, leaf.model, number)
+            model = self._facts[name] = facts(self.key, leaf.model, number, head=above)
         if leaf.entries is None:
             return model if model.number == number else replace(model, number=number)
         stored = [
             next((self._values(leaf.entries[code]) for code in codes if code in leaf.entries), ())
             for codes in (_OFFSETS, _COUNTS)
         ]
-        return twin_page(model, leaf.model, number, *stored)
+        own = replace(model, directory=int(leaf.number) if leaf.number.isdecimal() else None)
+        return twin_page(own, leaf.model, number, *stored)
 
     def _leaf(self, offset: int, number: str, index: tuple[int, ...]) -> tuple[Leaf, int]:
         """The page at an offset, and the offset of the next."""

@@ -17,43 +17,14 @@ from lazytiles.images.files import FileKey, pool
 from lazytiles.images.layouts.directories import Directories, Leaf
 from lazytiles.images.layouts.levels import Catalog, Level, catalog, needs_catalog, page_spacing, scanner_of
 from lazytiles.images.layouts.multiscale import group_of, multiscale
-from lazytiles.images.layouts.scales import Mpp, Spacing, mpp_of
+from lazytiles.images.layouts.scales import Spacing, mpp_of
 from lazytiles.images.layouts.series import Series
-from lazytiles.images.page import Page, facts, page_at, parsed, stacked_plane
+from lazytiles.images.page import Asked, Page, facts, page_at, parsed, stacked_plane
 from lazytiles.images.pictures import split_shape
 
 _NOTHING: Spacing = (None, None, None)
 _MANY = 1024
 _KEPT = 4  # stacks whose pages a worker process keeps, by one of which another is found
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What of a file is opened.
-
-    Parameters
-    ----------
-    inner : the dataset in it, as `identify` gave it
-    page : its number, ``"all"``, the name of an associated image, or None: the slide, else the first
-    series : its number, or None
-    axes : letters of an array's axes, or None
-    channels : numbers and names, or None: all
-    level : which resolution
-    mpp : (y, x) of full resolution, by hand
-    """
-
-    inner: str | None = None
-    page: int | str | None = None
-    series: int | None = None
-    axes: str | None = None
-    channels: tuple[int | str, ...] | None = None
-    level: int = 0
-    mpp: Mpp | None = None
-
-    @property
-    def is_array(self) -> bool:
-        """Whether an array with axes is asked for, not an image."""
-        return self.series is not None or self.axes is not None or self.channels is not None or self.page == "all"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -198,7 +169,8 @@ def _image(key: FileKey, tiff: tifffile.TiffFile, asked: Asked) -> Opened:
         where = f"{key.path} page {number}"
         raise RegionError(f"{where}: has no level {asked.level}; it has levels 0 to {len(levels) - 1}")
     leaf = known.pyramid(series, plane)[asked.level]
-    page = known.directories.page(leaf, f"{number} level {asked.level}" if asked.level else str(number))
+    head = known.pyramid(series, plane)[0]
+    page = known.directories.page(leaf, f"{number} level {asked.level}" if asked.level else str(number), head)
     told = series.spacing if any(series.spacing) else page_spacing(tiff, number)
     return Opened([page], spacing=_by_hand(told, asked, levels[asked.level].downsample))
 
@@ -220,9 +192,10 @@ def _array(key: FileKey, tiff: tifffile.TiffFile, asked: Asked) -> Opened:
     planes = known.at_level(series, asked.level)
     suffix = f" level {asked.level}" if asked.level else ""
     head = series.planes[0]
-    for leaf in {id(leaf.model): leaf for leaf in planes}.values():
-        other = known.directories.page(leaf)
-        first = known.directories.page(planes[0])
+    forms = {(id(own.model), id(leaf.model)): (own, leaf) for own, leaf in zip(series.planes, planes, strict=True)}
+    first = known.directories.page(planes[0], head=head)
+    for own, leaf in forms.values():
+        other = known.directories.page(leaf, head=own)
         if (other.shape, other.dtype) != (first.shape, first.dtype):
             raise RegionError(
                 f"{other}: is {other.shape} {other.dtype}, page {first.number} is {first.shape} {first.dtype}; "
@@ -233,7 +206,7 @@ def _array(key: FileKey, tiff: tifffile.TiffFile, asked: Asked) -> Opened:
     def page(k: int) -> Page:
         at, sample = divmod(k, samples)
         at, image = divmod(at, images)
-        found = known.directories.page(planes[at], f"{series.planes[at].number}{suffix}")
+        found = known.directories.page(planes[at], f"{series.planes[at].number}{suffix}", series.planes[at])
         found = found if images == 1 else stacked_plane(found, image, images)
         return found if samples == 1 else found.separate(sample)
 
