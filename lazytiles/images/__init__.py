@@ -23,5 +23,5 @@ from lazytiles.images.region import (
     to_rgb,
 )
 from lazytiles.images.remote import are_there, is_remote, listed
-from lazytiles.images.resample import METHODS, resize
-from lazytiles.images.validity import mask_of, valid_bands, valid_of
+from lazytiles.images.resample import METHODS, Extent, around, resize, resize_valid
+from lazytiles.images.validity import has_invalid, judged, mask_of, may_be_invalid, scaled, valid_bands, valid_of
