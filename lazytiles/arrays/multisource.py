@@ -18,8 +18,9 @@ from lazytiles.aliases import Box, Int64s
 from lazytiles.arrays.companions import Companions, joint_places
 from lazytiles.arrays.cost import Cost, reading_cost
 from lazytiles.arrays.facts import facts_of, glimpse, in_a_line
-from lazytiles.arrays.gather import TileForm
-from lazytiles.arrays.region_tiles import RegionTiles, gathered, open_ahead, read_tiles
+from lazytiles.arrays.form import TileForm
+from lazytiles.arrays.reading import gathered, open_ahead, read_tiles
+from lazytiles.arrays.region_tiles import RegionTiles
 from lazytiles.arrays.sources import (
     agreement,
     by_source,
@@ -196,6 +197,26 @@ class MultiSourceArray(Ordered):
         return None if self.companions.valid is None else self._ordered(self.companions.valid)
 
     @property
+    def valid_pixels(self) -> MultiSourceArray | None:
+        """Which pixels hold something: lazy, boolean (n, [frames,] H, W), in the current order; None without images."""
+        return self.validity("any")
+
+    def validity(self, kind: str) -> MultiSourceArray | None:
+        """As `valid_pixels`; with the kind ``"bands"`` each value by itself, (n, [frames,] height, width, C)."""
+        if self.form is None:
+            return None
+        sources = [source.of_validity(kind) for source in self.sources]
+        twin = type(self).assembled(sources, Companions(table=self.companions.table), self._rows)
+        twin._order, twin.seed = self._order, self.seed
+        return twin
+
+    @property
+    def bounds(self) -> NDArray[np.float64] | None:
+        """(left, bottom, right, top) of each sample, map units, in the current order; None where images do not say."""
+        every = [source.bounds for source in self.sources] if self.form is not None else [np.full((1, 4), np.nan)]
+        return None if np.isnan(np.concatenate(every)).any() else np.concatenate(every)[self._rows[self._now()]]
+
+    @property
     def region_ids(self) -> NDArray[np.int64]:
         """The number of the source of each sample, in the current order; of written tiles that they came from."""
         return self._ordered(self._groups())
@@ -225,9 +246,7 @@ class MultiSourceArray(Ordered):
         """The window of each sample, starts then stops, in the current order; None unless from a manifest."""
         if not all(hasattr(source, "windows") for source in self.sources):
             return None
-        every = np.concatenate([source.windows for source in self.sources])
-        windows: Int64s = every[self._rows[self._now()]]
-        return windows
+        return np.concatenate([source.windows for source in self.sources])[self._rows[self._now()]]
 
     @property
     def index_pairs(self) -> Int64s:
@@ -305,7 +324,7 @@ class MultiSourceArray(Ordered):
     def __getitem__(self, key: Any) -> Any:
         cells = None
         if self.form is not None and self.form.resample is None:
-            cells = (*(self.form.segment or self.form.size), None)
+            cells = (*(self.form.segment or self.form.size), None)[: len(self.form.inner_shape)]
         asked = request(key, self.shape, row_axes=self._row_axes, cells=cells)
         return asked.finish(self._block(asked))
 
@@ -387,8 +406,8 @@ class MultiSourceArray(Ordered):
             results = read_each(batches, partial(self.take, threads=threads), stop=stop)
         else:
             places = [request(positions(batch), self.shape, row_axes=self._row_axes) for batch in batches]
-            options: dict[str, Any] = {"threads": threads, "readers": readers, "stop": stop}
-            results = read_blocks(places, self.shape[1:], self.form, self._parts, **options)
+            how: dict[str, Any] = {"threads": threads, "readers": readers, "stop": stop}
+            results = read_blocks(places, self.shape[1:], self.form, self._parts, **how)
         for k, result in results:
             done(k, result)
             del result  # a batch that its consumer dropped is not kept alive here
@@ -421,12 +440,10 @@ class MultiSourceArray(Ordered):
         ------
         ManifestError : the first 20 problems and how many there are; each names tile, file and window
         """
-        problems: list[str] = []
         sources = [self.sources[k] for k in np.unique(self.index_pairs[:, 0]).tolist()]
         open_ahead(sources)
-        for source in sources:
-            if hasattr(source, "verify"):
-                problems += source.verify() or []
+        own = (source.verify() or () for source in sources if hasattr(source, "verify"))
+        problems: list[str] = [said for several in own for said in several]
         if isinstance(self.companions.labels, MultiSourceArray):
             self.companions.labels.verify()
         if problems:
@@ -436,8 +453,8 @@ class MultiSourceArray(Ordered):
     def name_of(self, position: int) -> str:
         """The words for a sample, by its position in the current order."""
         source, index = self.index_pairs[position].tolist()
-        own: Callable[[int], str] | None = getattr(self.sources[source], "describe", None)
-        return own(index) if own is not None else f"sample {index} of source {source}"
+        own: Callable[[int], str] = getattr(self.sources[source], "describe", f"sample {{}} of source {source}".format)
+        return own(index)
 
     def to_dask(self, chunks: Any = None) -> Any:
         """The samples as a dask array, in the current order; no pixel is read.

@@ -15,8 +15,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lazytiles.aliases import Int64s
-from lazytiles.arrays.gather import TileForm
-from lazytiles.arrays.region_tiles import RegionTiles, gathered
+from lazytiles.arrays.form import TileForm
+from lazytiles.arrays.reading import gathered
+from lazytiles.arrays.region_tiles import RegionTiles
 from lazytiles.arrays.view import read_box
 from lazytiles.config import check_limit
 from lazytiles.errors import LazyTilesError, LimitError
@@ -77,7 +78,7 @@ def read_blocks(
     """
     box = places[0].box
     lengths = [place.n for place in places]
-    frames = math.prod(inner[:-3])
+    frames = math.prod(inner[: -len(form.inner_shape)])
     shape = (max(lengths) // max(frames, 1), *inner)
     try:
         check_limit(math.prod(shape) * form.dtype.itemsize, "a batch of {}", shape)

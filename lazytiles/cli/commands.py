@@ -162,7 +162,7 @@ def _facts_of(path: str) -> dict[str, Any]:
         "dtype": str(region.dtype),
         "stored as": codec_name(region),
         "segments": int(np.prod(region.pages[0].grid)) * region.pages[0].planes,
-        "levels": [list(shape) for shape in region.levels],
+        "levels": [list(level.shape) for level in region.levels],
         "bytes in memory": region.nbytes,
         "bytes on disk": os.path.getsize(path),
     }
@@ -333,7 +333,8 @@ def preview(
 
 def _preview_html(manifest: str, images: str | None, options: dict[str, Any], progress: Callable[..., None]) -> str:
     path, frames, target, bands = (options[name] for name in ("path", "frames", "target", "bands"))
-    table = Asked(path=path, pad=options["pad"], target=None).read(manifest)
+    where = {name: options[name] for name in ("coordinates", "boxes_crs")}
+    table = Asked(path=path, pad=options["pad"], target=None, **where).read(manifest)
     wanted, folder = Frames.of("each" if frames is None else frames), images or os.path.dirname(manifest) or "."
     rows = wanted.samples(table, options["where"])
     template, problems = path or default_template(table), Problems(manifest)  # noted, so that each row has its own
@@ -345,7 +346,8 @@ def _preview_html(manifest: str, images: str | None, options: dict[str, Any], pr
     table, codes = table.iloc[shown].reset_index(drop=True), codes[shown]
     title, column = os.path.basename(manifest), target[0] if target else "target"
     shown_bands = None if isinstance(bands, str) else bands
-    return preview_page(table, codes, names, title=title, target=column, bands=shown_bands, progress=progress)
+    how = {"bands": shown_bands, "boxes_crs": options["boxes_crs"], "progress": progress}
+    return preview_page(table, codes, names, title=title, target=column, **how)
 
 
 @main.command("stats")
@@ -380,13 +382,17 @@ def stats(output: str | None, overwrite: bool, scheduler: str | None, as_json: b
 @click.option("--resume", is_flag=True, help="Go on where an export of the same tiles stopped.")
 @click.option("--scheduler", help="Address of a dask scheduler whose workers write the chunks of a .zarr store.")
 def export(store: str, chunk: int | None, overwrite: bool, resume: bool, scheduler: str | None, **options: Any) -> None:
-    """Write the tiles with their labels and table to a store: .zarr, .h5, .b2nd, .npy or .tfrecord.
+    """Write the tiles with their labels and table to a store: .zarr, .h5, .b2nd, .npy or .tfrecord; or a GeoTIFF each.
 
     Examples:
       lazytiles export tiles.csv --images Images -o tiles.zarr
       lazytiles export tiles.csv --images Images --frames 2016,2017 --size 128 -o tiles.h5
+      lazytiles export tiles.csv --images Images -o "chips/{tile_id}.tif"
     """
-    has_ending(store.partition("::")[0], (*_STORES, ".npy"), "a store ends in .zarr, .h5, .b2nd, .npy or .tfrecord")
+    endings = (*_STORES, ".npy", ".tif", ".tiff")
+    has_ending(
+        store.partition("::")[0], endings, "a store ends in .zarr, .h5, .b2nd, .npy or .tfrecord; a tile in .tif"
+    )
     refuse_existing(None if "::" in store or resume else store, overwrite)
     tiles = open_named(**options)
     try:

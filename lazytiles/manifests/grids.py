@@ -71,13 +71,10 @@ class Division:
 
     def open(self, path: str) -> Region:
         """An image, at the level that is divided."""
-        asked = {"page": self.page, "series": self.series, "axes": self.axes, "channels": self.channels}
-        chosen: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-        if len(self.sizes) == 3 and not chosen:
+        chosen = {"page": self.page, "series": self.series, "axes": self.axes, "channels": self.channels}
+        if len(self.sizes) == 3 and all(value is None for value in chosen.values()):
             chosen["page"] = "all"
-        if self.source_mpp is not None:
-            chosen["mpp"] = self.source_mpp
-        return open_region(path, level=self.level, **chosen)
+        return open_region(path, level=self.level, mpp=self.source_mpp, **chosen)  # type: ignore[arg-type]
 
     def tiles(self, shape: Sequence[int], mpp: tuple[float, float] | None) -> Int64s:
         """The windows of an image, pixels; of so many micrometres where these are asked for."""

@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -158,13 +157,14 @@ def _sums(marks: NDArray[Any], first: Int64s, boxes: NDArray[Any]) -> Floats:
 
     y0, x0 = (boxes[:, axes - 2 : axes] - first[-2:]).T
     y1, x1 = (boxes[:, -2:] - first[-2:]).T
-    total: Any = corner(y1, x1) - corner(y0, x1) - corner(y1, x0) + corner(y0, x0)
+    total: Floats = corner(y1, x1) - corner(y0, x1) - corner(y1, x0) + corner(y0, x0)
     return total
 
 
 def _areas(boxes: NDArray[Any]) -> Floats:
     axes = boxes.shape[1] // 2
-    return np.maximum((boxes[:, axes:] - boxes[:, :axes]).prod(axis=1), 1e-9).astype(np.float64)
+    areas: Floats = np.maximum((boxes[:, axes:] - boxes[:, :axes]).prod(axis=1), 1e-9).astype(np.float64)
+    return areas
 
 
 def _measured(region: Region, boxes: Int64s, wanted: set[str]) -> dict[str, Floats]:
@@ -296,12 +296,11 @@ def _has_tissue(base: Region, boxes: Int64s, asked: Comparison) -> Bools:
     """
     if not base.axes.endswith("S") or base.inner_shape[2] < 3:
         raise ValueError("the rule 'tissue' needs images of red, green and blue; use 'std' or 'mean'")
-    levels = _levels(base)[base.level :]
+    levels = base.levels[base.level :]
     scales = [np.divide(one.downsample, levels[0].downsample) for one in levels]
     sides = (boxes[:, 2:] - boxes[:, :2]).min()
     first = max((k for k, scale in enumerate(scales) if sides >= _FEWEST_PIXELS * scale.max()), default=0)
-    wide = max((k for k, one in enumerate(levels) if max(one.shape) >= _WIDE), default=0)
-    small = thumbnail(base.at_level(base.level + wide), longest=_WIDE)
+    small = thumbnail(base, longest=_WIDE)
     assert small is not None
     stain, kept, pending = Stain.of(small), np.zeros(len(boxes), bool), np.arange(len(boxes))
     for k in range(first, -1, -1):
@@ -318,16 +317,6 @@ def _has_tissue(base: Region, boxes: Int64s, asked: Comparison) -> Bools:
         if not len(pending):
             break
     return kept
-
-
-def _levels(region: Region) -> list[Any]:  # until levels know their scale
-    full = region.levels[0]
-    return [
-        one
-        if hasattr(one, "downsample")
-        else SimpleNamespace(shape=one, downsample=(full[0] / one[0], full[1] / one[1]))
-        for one in region.levels
-    ]
 
 
 def _borders(mask: Bools) -> Bools:
