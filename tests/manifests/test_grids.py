@@ -432,6 +432,10 @@ def test_a_grid_on_the_map_is_one_place_in_all_frames(step: float, tmp_path: Pat
             tile = file.read(1)[y : y + height, x : x + width]
         corner = affine.Affine(10, 0, row.xmin, 0, -step, row.ymax if step > 0 else row.ymin)
         np.testing.assert_array_equal(tile, ground(corner, 32, 24))
+    tiles = lt.open_tiles(grid, tmp_path, frames=["2018", "2019"], coordinates="map")
+    for k, row in enumerate(tiles.table.itertuples()):
+        corner = affine.Affine(10, 0, row.xmin, 0, -step, row.ymax if step > 0 else row.ymin)
+        np.testing.assert_array_equal(tiles[k, ..., 0], [ground(corner, 32, 24)] * 2)
     first = {str(year): rows[BOX].reset_index(drop=True) for year, rows in grid.groupby("label_id", observed=True)}
     assert first["2018"].equals(first["2019"])
 
