@@ -21,6 +21,7 @@ from lazytiles.arrays.facts import facts_of, glimpse, in_a_line
 from lazytiles.arrays.form import TileForm
 from lazytiles.arrays.reading import gathered, open_ahead, read_tiles
 from lazytiles.arrays.region_tiles import RegionTiles
+from lazytiles.arrays.relations import ground_of
 from lazytiles.arrays.sources import (
     agreement,
     by_source,
@@ -37,6 +38,7 @@ from lazytiles.augment import Boxes
 from lazytiles.errors import LazyTilesError, ManifestError
 from lazytiles.images import Plan
 from lazytiles.indexing import (
+    Ground,
     Request,
     Seed,
     fits,
@@ -217,12 +219,20 @@ class MultiSourceArray(Ordered):
 
     @property
     def bounds(self) -> NDArray[np.float64] | None:
-        """(left, bottom, right, top) of each sample, map units, in the current order; None where images do not say."""
+        """(left, bottom, right, top) of each sample, map units, in the current order; None where an image does not say.
+
+        Every image is opened that was not yet.
+        """
+        ground = self.ground
+        return None if ground is None or np.isnan(ground.boxes).any() else ground.boxes
+
+    @property
+    def ground(self) -> Ground | None:
+        """Where the samples lie on the ground, as `leakage` asks for it; None where the sources are no images."""
         if self.form is None:
             return None
-        every = np.concatenate([source.bounds for source in self.sources])
-        bounds: NDArray[np.float64] = every[self._rows[self._now()]]
-        return None if np.isnan(bounds).any() else bounds
+        open_ahead(self.sources)
+        return ground_of(self.sources).at(self._rows[self._now()])
 
     @property
     def region_ids(self) -> NDArray[np.int64]:
@@ -316,7 +326,8 @@ class MultiSourceArray(Ordered):
         Parameters
         ----------
         fraction : share of the samples in the first part, between 0 and 1
-        by : a table column, or ``"source"``; no group of equal values is on both sides
+        by : a table column, or ``"source"``; no group of equal values is on both sides. ``"ground"``: no two windows
+            that overlap, in one region or on the ground
         stratify : a table column, or ``"labels"``, whose shares both sides keep
         seed : of the draw, as for `shuffle`
         """
