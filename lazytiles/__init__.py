@@ -32,6 +32,7 @@ __all__ = sorted(_PUBLIC)
 # What arrays can do beside reading, by the rooms that do it.
 offer(
     {
+        "export_tiffs": "lazytiles.manifests.tile_files",
         "persist": "lazytiles.stores.saving",
         "plot_region": "lazytiles.reports.plots",
         "plot_tiles": "lazytiles.reports.plots",

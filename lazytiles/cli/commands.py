@@ -26,7 +26,7 @@ from lazytiles.cli.options import (
     has_ending,
     open_named,
     opening,
-    parse_list,
+    parse_channels,
     parse_size,
     refuse_existing,
     say,
@@ -162,7 +162,7 @@ def _facts_of(path: str) -> dict[str, Any]:
         "dtype": str(region.dtype),
         "stored as": codec_name(region),
         "segments": int(np.prod(region.pages[0].grid)) * region.pages[0].planes,
-        "levels": [list(shape) for shape in region.levels],
+        "levels": [list(level.shape) for level in region.levels],
         "bytes in memory": region.nbytes,
         "bytes on disk": os.path.getsize(path),
     }
@@ -254,7 +254,8 @@ def _print_report(report: Report) -> None:
 )
 @click.option("--page", type=click.IntRange(min=0), help="Which image of each file.")
 @click.option("--series", type=click.IntRange(min=0), help="Which series of each file.")
-@click.option("--channels", callback=parse_list, help="Channels to judge, by number or name.")
+@click.option("--axes", help="A letter an axis of each array, such as ZYX.")
+@click.option("--channels", callback=parse_channels, help="Channels to judge, by number or name: 0,2 or DAPI.")
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="CSV or Parquet file.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it is there.")
 def grid(images: str, output: str, overwrite: bool, **options: Any) -> None:
@@ -381,13 +382,17 @@ def stats(output: str | None, overwrite: bool, scheduler: str | None, as_json: b
 @click.option("--resume", is_flag=True, help="Go on where an export of the same tiles stopped.")
 @click.option("--scheduler", help="Address of a dask scheduler whose workers write the chunks of a .zarr store.")
 def export(store: str, chunk: int | None, overwrite: bool, resume: bool, scheduler: str | None, **options: Any) -> None:
-    """Write the tiles with their labels and table to a store: .zarr, .h5, .b2nd, .npy or .tfrecord.
+    """Write the tiles with their labels and table to a store: .zarr, .h5, .b2nd, .npy or .tfrecord; or a GeoTIFF each.
 
     Examples:
       lazytiles export tiles.csv --images Images -o tiles.zarr
       lazytiles export tiles.csv --images Images --frames 2016,2017 --size 128 -o tiles.h5
+      lazytiles export tiles.csv --images Images -o "chips/{tile_id}.tif"
     """
-    has_ending(store.partition("::")[0], (*_STORES, ".npy"), "a store ends in .zarr, .h5, .b2nd, .npy or .tfrecord")
+    endings = (*_STORES, ".npy", ".tif", ".tiff")
+    has_ending(
+        store.partition("::")[0], endings, "a store ends in .zarr, .h5, .b2nd, .npy or .tfrecord; a tile in .tif"
+    )
     refuse_existing(None if "::" in store or resume else store, overwrite)
     tiles = open_named(**options)
     try:

@@ -142,6 +142,12 @@ def parse_list(ctx: click.Context, parameter: click.Parameter, value: str | None
     return None if value is None else [part.strip() for part in value.split(",") if part.strip()]
 
 
+def parse_channels(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[int | str] | None:
+    """``"0,DAPI"`` as numbers and names."""
+    parts = parse_list(ctx, parameter, value)
+    return None if parts is None else [int(part) if part.isdecimal() else part for part in parts]
+
+
 def parse_bands(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[int] | str | None:
     """``"3,2,1"`` as numbers, ``"rgb"`` as it is."""
     if value == "rgb":

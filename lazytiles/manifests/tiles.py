@@ -257,7 +257,7 @@ def tiles_of(table: pd.DataFrame, image_dir: Any, asked: Asked, opener: Any = op
     found = images(asked.path or default_template(table), frames=wanted, missing=asked.missing)
     found.verify(asked.verify, image_dir)
     firsts = found.first()
-    if "xmin" not in table and firsts[0].axes.startswith("P"):
+    if "xmin" not in table and firsts[0].lead:
         _refuse_for_volumes(asked, f"{firsts[0].path} is a volume")
         return _volumes_of(table, image_dir, asked)
     table = table if len(rows) == len(table) else table.iloc[rows].reset_index(drop=True)

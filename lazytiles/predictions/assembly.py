@@ -15,10 +15,10 @@ from numpy.typing import DTypeLike, NDArray
 from lazytiles.aliases import Int64s
 from lazytiles.config import settings
 from lazytiles.images import Page, pool, resize, segment_cache
-from lazytiles.indexing import boxes_from_windows
+from lazytiles.indexing import box_words, boxes_from_windows
 from lazytiles.predictions.canvas import Canvas
 from lazytiles.predictions.sinks import FramesFirst, RowSink, open_sink
-from lazytiles.stores import cast, region_name, windows_in
+from lazytiles.stores import Ground, cast, ground_of, region_name, windows_in
 
 Array = NDArray[Any]
 
@@ -186,8 +186,10 @@ class Assembly:
         self._ids = None if tiles.table is None else tiles.table.get("tile_id")
         self._sample = tuple(tiles.shape[1:])
         self._place = scan.place()
+        self._ground = Ground() if self._place is None else ground_of(scan.parts[0][0])
         self._rows: list[Array] = []
         self._canvases: dict[str, Canvas] = {}
+        self._windows: dict[str, Int64s] = {}  # in pixels of each map
         self._sinks: dict[str, RowSink] = {}
         self._dtypes: dict[str, np.dtype[Any]] = {}
         self._moved: set[str] = set()
@@ -208,14 +210,15 @@ class Assembly:
         batch : ``"x"``, ``"y"`` and maybe ``"masks"``, arrays in step
         """
         count = min(self.missing, len(batch["y"]) - start)
+        here = {name: np.asarray(values)[start : start + count] for name, values in batch.items()}
         for name in ("y", "masks", "x"):
             if name in batch and (name != "x" or self._options.with_x):
-                self._put(name, np.asarray(batch[name])[start : start + count])
+                self._put(name, here[name], here["x"])
         self._added += count
         self._passed.move_to(self._place, self._added)
         return count
 
-    def _put(self, name: str, values: Array) -> None:
+    def _put(self, name: str, values: Array, x: Array) -> None:
         if values.ndim <= 2:
             if name == "y" and self._goal is not None and (self._place is None or not self._options.paint):
                 raise ValueError(
@@ -231,39 +234,52 @@ class Assembly:
                 self._sinks[name], self._dtypes[name] = sink, dtype
             self._sinks[name].append(cast(values, self._dtypes[name]))
         else:
-            self._stitch(name, values, *self._place)
+            self._stitch(name, values, x, *self._place)
 
-    def _stitch(self, name: str, values: Array, space: tuple[int, ...], windows: Int64s) -> None:
+    def _stitch(self, name: str, values: Array, x: Array, space: tuple[int, ...], windows: Int64s) -> None:
         axes = len(space) - self._scan.is_flat
         tile = self._sample[-1 - axes : -1]
         timed = len(self._sample) > axes + 1
+        step: tuple[int, ...] | None = (1,) * axes
         if timed and values.shape[1] == self._sample[0] and values.shape[2 : 2 + axes] == tile:
             self._moved.add(name)
             values = np.moveaxis(values, 1, 1 + axes)  # frames behind the axes of space
-        elif values.shape[1 : 1 + axes] != tile:
+        else:
+            step = _steps(tile, values.shape[1 : 1 + axes])
+        if step is None or (max(step) > 1 and values.ndim < 2 + axes):  # rows of numbers, such as boxes, are no map
             raise ValueError(
-                f"the model gives {values.shape[1:]} for tiles of {self._sample}; a map has the height and "
-                "width of its tile, a class or number has shape (n, k) or (n,)"
+                f"the model gives {values.shape[1:]} for tiles of {self._sample}; a map has the height and width of "
+                "its tile, or a whole part of them and channels; a class or number has shape (n, k) or (n,)"
             )
-        if name not in self._canvases:
-            self._canvases[name] = self._canvas(name, space, windows, values.dtype)
-        here = windows[self._added : self._added + len(values)]
-        axes = len(space)
-        extents = here[:, axes:] - here[:, :axes]
         if self._scan.is_flat:
-            values = values[:, np.newaxis]
+            values, step = values[:, np.newaxis], (1, *step)
+        if name not in self._canvases:
+            self._windows[name] = _coarser(windows, step)
+            small = tuple(-(-n // k) for n, k in zip(space, step, strict=True))
+            self._canvases[name] = self._canvas(name, small, self._windows[name], values.dtype, step)
+        here, axes = self._windows[name][self._added : self._added + len(values)], len(space)
+        extents = here[:, axes:] - here[:, :axes]
+        source = None if self._ground.nodata is None else x[:, -1] if timed else x
+        if source is not None and self._scan.is_flat:
+            source = source[:, np.newaxis]
         if (extents == values.shape[1 : 1 + axes]).all():
-            self._canvases[name].add(boxes_from_windows(here), values)
+            same = source is not None and source.shape[1 : 1 + axes] == values.shape[1 : 1 + axes]
+            self._canvases[name].add(boxes_from_windows(here), values, source=source if same else None)
             return
-        for window, extent, value in zip(here, extents.tolist(), values, strict=True):
-            back = _resized(value, extent, nearest=name == "masks" or value.dtype.kind != "f")
-            self._canvases[name].add(boxes_from_windows(window[np.newaxis]), back[np.newaxis])
+        for k, (window, extent) in enumerate(zip(here, extents.tolist(), strict=True)):
+            back = _resized(values[k], extent, nearest=name == "masks" or values.dtype.kind != "f")[np.newaxis]
+            seen = None if source is None else _resized(source[k], extent, nearest=True)[np.newaxis]
+            self._canvases[name].add(boxes_from_windows(window[np.newaxis]), back, source=seen)
 
-    def _canvas(self, name: str, space: tuple[int, ...], windows: Int64s, dtype: np.dtype[Any]) -> Canvas:
+    def _canvas(
+        self, name: str, space: tuple[int, ...], windows: Int64s, dtype: np.dtype[Any], step: tuple[int, ...]
+    ) -> Canvas:
         if name in ("y", "map"):
             o = self._options
             goal = FramesFirst(self._goal) if name in self._moved and self._goal is not None else self._goal
-            return Canvas(space, blend=o.blend, dtype=o.dtype, fill=o.fill, out=goal, boxes=boxes_from_windows(windows))
+            how: dict[str, Any] = {"blend": o.blend, "dtype": o.dtype, "fill": o.fill, "out": goal}
+            ground = self._ground.shifted(0, 0, (float(step[-2]), float(step[-1])))
+            return Canvas(space, like=ground, boxes=boxes_from_windows(windows), **how)
         return Canvas(space, blend="crop", fill=None if dtype.kind in "fc" else 0, boxes=boxes_from_windows(windows))
 
     def finish(self, seconds: float) -> dict[str, Any]:
@@ -309,7 +325,7 @@ class Assembly:
     def _painted(self, values: Array, space: tuple[int, ...], windows: Int64s) -> Any:
         """A map on which every tile has the class or number that was given to it."""
         axes = len(space)
-        canvas = self._canvases["map"] = self._canvas("map", space, windows, values.dtype)
+        canvas = self._canvases["map"] = self._canvas("map", space, windows, values.dtype, (1,) * len(space))
         for window, value in zip(windows, values, strict=True):
             extents = tuple((window[axes:] - window[:axes]).tolist())
             one = value if value.ndim and value.size > 1 else value.reshape(())
@@ -322,6 +338,34 @@ class Assembly:
             canvas.close()
         for sink in self._sinks.values():
             sink.abort()
+
+
+def _steps(tile: Sequence[int], given: Sequence[int]) -> tuple[int, ...] | None:
+    """How many pixels of a tile each pixel of its map stands for; None where that is no whole number along each axis.
+
+    >>> _steps((256, 256), (64, 128)), _steps((256, 256), (200, 200))
+    ((4, 2), None)
+    """
+    if len(given) < len(tile) or any(not n or m % n for m, n in zip(tile, given, strict=True)):
+        return None
+    return tuple(m // n for m, n in zip(tile, given, strict=True))
+
+
+def _coarser(windows: Int64s, step: tuple[int, ...]) -> Int64s:
+    """Windows in pixels of a map each pixel of which stands for several.
+
+    Raises
+    ------
+    ValueError : one that begins within a pixel of the map
+    """
+    off = np.flatnonzero((windows[:, : len(step)] % step).any(axis=1))
+    if off.size:
+        raise ValueError(
+            f"each pixel that the model gives stands for {' x '.join(map(str, step))} pixels, but "
+            f"{box_words(windows[off[0]])} does not begin at a multiple of these; make the grid with such a stride, "
+            "and pad= at the edges"
+        )
+    return -(-windows // (*step, *step))
 
 
 def _resized(value: Array, extents: Sequence[int], *, nearest: bool) -> Array:

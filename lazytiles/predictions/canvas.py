@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from lazytiles.indexing import boxes_from_windows
 from lazytiles.predictions.blends import BOXES, COMBINE, Band, tile_weights, windows_of
-from lazytiles.predictions.sinks import FramesFirst, Out, RowSink, check_out, open_sink
-from lazytiles.stores import cast
+from lazytiles.predictions.sinks import FileSink, FramesFirst, Out, RowSink, check_out, open_sink
+from lazytiles.stores import Ground, cast
 
 
 class Canvas:
@@ -22,7 +23,9 @@ class Canvas:
     Parameters
     ----------
     shape : the region's extent in pixels, `(height, width)` or `(depth, height, width)`; the shape of the
-        values of one pixel may follow, such as `(height, width, classes)`, and is then checked
+        values of one pixel may follow, such as `(height, width, classes)`, and is then checked; None is that of `like`
+    like : the region, whose place on the ground, micrometres a pixel and nodata a TIFF then says; with a smaller
+        `shape`, each pixel stands for several of the region
     blend : what a pixel under several tiles becomes: ``"mean"`` of all; ``"hann"`` or ``"gaussian"``, a mean
         weighted by closeness to the tile's centre (sine squared over the tile; a sigma of an eighth of it);
         ``"crop"``, the value of the tile whose centre is nearest, the first added of equals; ``"max"``, the
@@ -30,7 +33,8 @@ class Canvas:
     dtype : of the result; by default that of an `out` that has one; else that of the values for ``"crop"`` and
         ``"max"``, and float32 for the others, or float64 where float32 does not hold the values. Integers are
         rounded and clipped; they hold no NaN, which is refused
-    fill : value of pixels under no tile; by default NaN in a floating-point result and an error in others
+    fill : value of pixels under no tile; by default NaN in a floating-point result, the nodata value of `like` in
+        a result of its dtype, and an error in others
     out : where finished rows go: nothing (a fresh array), an array (`memmap`, Zarr, HDF5 dataset), a path
         that ends in ``.tif``, ``.npy`` or ``.zarr`` and does not exist, or an object with `append(rows)` and `close()`
     boxes : all boxes that will be added, in the order in which they will be. With them the canvas keeps only
@@ -42,6 +46,9 @@ class Canvas:
     lies, and within rounding elsewhere. Tiles may leave the region, as padded ones do; what is outside is
     cut off.
     `add` may be called from several threads; the order of adding decides only ties and rounding.
+    A TIFF has overviews: of integers, which may be classes, the first of four pixels, else the mean of those that
+    are no nodata. Its nodata value is `fill`, else that of `like` in its dtype, else NaN; a value that was also
+    predicted, where the region is not nodata itself, is none.
 
     Examples
     --------
@@ -54,8 +61,9 @@ class Canvas:
 
     def __init__(
         self,
-        shape: Sequence[int],
+        shape: Sequence[int] | None = None,
         *,
+        like: Any = None,
         blend: str = "mean",
         dtype: DTypeLike | None = None,
         fill: Any = None,
@@ -64,6 +72,13 @@ class Canvas:
     ) -> None:
         if blend not in COMBINE:
             raise ValueError(f"blend={blend!r} is not known; choose one of {', '.join(COMBINE)}")
+        self._ground = like if isinstance(like, Ground) else Ground()
+        if hasattr(like, "inner_shape"):
+            shape, self._ground = _laid_on(shape, like)
+        elif not isinstance(like, Ground | None):
+            raise TypeError(f"like= is a region, as open_region gives it, not a {type(like).__name__}")
+        if shape is None:
+            raise ValueError("a canvas needs a shape, such as (height, width), or a region: like=region")
         self.shape = tuple(int(extent) for extent in shape)
         if len(self.shape) < 2 or min(self.shape) < 1:
             raise ValueError(f"shape={self.shape} is no region: two or three positive extents in pixels are needed")
@@ -81,10 +96,12 @@ class Canvas:
         self._weights: NDArray[Any] = np.zeros(0, np.float32)
         self._sink: RowSink | None = None
         self._result: Any = None
+        self._mark: Any = None
+        self._bare: tuple[int, int] | None = None  # the first pixel under no tile that is marked as nodata
         self._finished = False
         self._lock = threading.RLock()
 
-    def add(self, boxes: Any, values: ArrayLike) -> None:
+    def add(self, boxes: Any, values: ArrayLike, *, source: ArrayLike | None = None) -> None:
         """Put tiles on the canvas.
 
         Parameters
@@ -92,6 +109,8 @@ class Canvas:
         boxes : `(n, 4)` integers `(xmin, ymin, xmax, ymax)` in pixels, half-open, or `(n, 6)` integers
             `(xmin, ymin, zmin, xmax, ymax, zmax)`; or a table with these columns
         values : `(n, height, width, ...)` or `(n, depth, height, width, ...)`, what lies in each box
+        source : `(n, height, width, bands)` or with the depth, what the region of `like` has there: nodata that is
+            predicted where the region is nodata is no class
 
         Raises
         ------
@@ -105,6 +124,7 @@ class Canvas:
             if self._sums is None:
                 self._begin(windows.shape[1] // 2, block)
             assert self._sums is not None
+            self._look(block, source, windows.shape[1] // 2)
             for window, tile in zip(windows, block, strict=True):
                 if self._plan is not None:
                     self._release(int(self._plan.frontier[self._added]))
@@ -179,7 +199,31 @@ class Canvas:
         self._weights = np.zeros((rows, *space[1:]), precise)
         whole = self._out is None and rows == space[0] and final == self._kind
         self._final = np.dtype(final)
-        self._sink = None if whole else open_sink(self._out, (*space, *pixel), self._final, axes=axes)
+        own, given = self._ground.nodata, self.fill
+        same = own is not None and own.dtype == self._final
+        mark = (own if same else None) if given is None else given if np.ndim(given) == 0 else None
+        # What nothing is marked by; None where nothing is, or where it turns out to be predicted too.
+        self._mark = None if mark is None or mark != mark else cast(np.array([mark]), self._final)[0]
+        if self._mark != mark and self._final.kind in "biu":
+            self._mark = None
+        self._sink = None
+        if not whole:
+            ground = replace(self._ground, nodata=self._mark)
+            self._sink = open_sink(self._out, (*space, *pixel), self._final, axes=axes, ground=ground)
+
+    def _look(self, block: NDArray[Any], source: ArrayLike | None, axes: int) -> None:
+        """Mark nothing by a value that is predicted for pixels of which the region itself says something."""
+        if self._mark is None:
+            return
+        said = (cast(block, self._final) == self._mark).any(axis=tuple(range(1 + axes, block.ndim)))
+        if said.any() and source is not None and self._ground.nodata is not None:
+            said &= ~(np.asarray(source) == self._ground.nodata).any(axis=-1)
+        if said.any():
+            self._mark = None
+            if isinstance(self._sink, FileSink):
+                self._sink.ground = replace(self._ground, nodata=None)
+            if self._bare is not None:
+                self._refuse_bare(*self._bare)
 
     def _put(self, window: NDArray[np.int64], tile: NDArray[Any]) -> None:
         assert self._sums is not None
@@ -223,10 +267,17 @@ class Canvas:
             return self.fill
         if self._final.kind in "fc":
             return np.nan
-        first = np.argwhere(bare)[0]
+        if self._bare is None:
+            first = np.argwhere(bare)[0]
+            self._bare = int(first[0]) + self._top, int(first[-1])
+        if self._mark is None:
+            self._refuse_bare(*self._bare)
+        return self._mark
+
+    def _refuse_bare(self, row: int, column: int) -> NoReturn:
         raise ValueError(
-            f"pixels lie under no tile, the first at row {first[0] + self._top}, column {first[-1]}; "
-            f"{self._final} has no NaN: pass fill= or a floating dtype="
+            f"pixels lie under no tile, the first at row {row}, column {column}; {self._final} has no NaN: pass fill= "
+            "or a floating dtype="
         )
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
@@ -257,3 +308,22 @@ class Canvas:
 
     def _repr_html_(self) -> str:
         return f"<code>{repr(self).replace('<', '&lt;').replace('>', '&gt;')}</code>"
+
+
+def _laid_on(shape: Sequence[int] | None, region: Any) -> tuple[Sequence[int], Ground]:
+    """The shape of a canvas over a region, and where it lies."""
+    ground = Ground.of(region.pages[0])
+    stack = region.shape[: region.axes.index("Y")]
+    stack = stack if len(stack) == 1 else ()
+    space = (*stack, *region.inner_shape[:2])
+    if shape is None:
+        return space, ground
+    k = len(stack)
+    y, x = map(_step, space[k:], tuple(shape)[k : k + 2])
+    return shape, ground.shifted(0, 0, (y, x))
+
+
+def _step(length: int, pixels: int) -> float:
+    """How many pixels each of so many stands for: a whole number where the last one may be cut off by the edge."""
+    whole = max(1, round(length / max(1, pixels)))
+    return float(whole) if -(-length // whole) == pixels else length / max(1, pixels)

@@ -7,25 +7,34 @@ import glob
 import math
 import os
 import uuid
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 
 from lazytiles.errors import LazyTilesError, StoreError, require
 from lazytiles.images import descriptor, open_region
-from lazytiles.stores import OLD, PARTIAL, ArraySink, cause_of, failed, publish, recover, remove
+from lazytiles.stores import (
+    OLD,
+    PARTIAL,
+    TILE,
+    ArraySink,
+    Ground,
+    Pyramid,
+    cause_of,
+    failed,
+    publish,
+    recover,
+    remove,
+)
 
 Out: TypeAlias = Any
 """Nothing, an array, a path, or an object with `append(rows)` and `close()`."""
 
-TILE = 256
 _LETTERS = 12  # behind the mark of what is not complete: other than those of a store
 
 
@@ -63,7 +72,9 @@ class FramesFirst:
     out: Out
 
 
-def open_sink(out: Out, shape: Sequence[int], dtype: np.dtype[Any], *, axes: int = 2) -> RowSink:
+def open_sink(
+    out: Out, shape: Sequence[int], dtype: np.dtype[Any], *, axes: int = 2, ground: Ground | None = None
+) -> RowSink:
     """The sink for an `out` argument.
 
     Parameters
@@ -73,6 +84,7 @@ def open_sink(out: Out, shape: Sequence[int], dtype: np.dtype[Any], *, axes: int
     shape : of all rows together
     dtype : of the rows; what goes into an array is cast to its dtype, see `cast`
     axes : how many of the first axes are space: 2 for `(height, width, ...)`, 3 for `(depth, height, ...)`
+    ground : where a TIFF says that it lies
 
     Raises
     ------
@@ -92,7 +104,7 @@ def open_sink(out: Out, shape: Sequence[int], dtype: np.dtype[Any], *, axes: int
     check_out(out)
     if isinstance(out, (str, os.PathLike)):
         path = Path(out)
-        return FILES[path.suffix.lower()](path, shape, dtype, axes, frames)
+        return FILES[path.suffix.lower()](path, shape, dtype, axes, frames, ground or Ground())
     if hasattr(out, "__setitem__"):
         given, needed = tuple(out.shape), _laid_out(shape, frames)
         # A single channel needs no axis in an array of NumPy's: a view of it has one.
@@ -178,13 +190,14 @@ class FileSink:
     path : the file
     shape, dtype, axes : of all rows, as for `open_sink`
     frames : the axis of the rows that is the first of the file, if one is
+    ground : where it lies, which may be set until it is closed
     """
 
     def __init__(
-        self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], axes: int, frames: int | None = None
+        self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], axes: int, frames: int | None, ground: Ground
     ) -> None:
         self.path, self.partial = path, _partial_of(path)
-        self.frames, self.row = frames, 0
+        self.frames, self.ground, self.row = frames, ground, 0
         self._closing = ExitStack()
         with self._clean("starting"):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -285,10 +298,9 @@ class NpySink(FileSink):
 
 
 class TiffSink(FileSink):
-    """Rows into one tiled TIFF, deflated: `(H, W)`, `(H, W, C)` or, with one page a slice, `(Z, H, W[, C])`.
+    """Rows into one tiled TIFF with overviews: `(H, W)`, `(H, W, C)` or, with one page a slice, `(Z, H, W[, C])`.
 
-    Tiles are deflated into a file beside the final one as soon as their rows are complete; the TIFF, whose
-    tables need all lengths first, is put together from them at the end. At most one row of tiles is held.
+    It says where it lies, see `Pyramid`, which packs its rows in the place of the file.
     """
 
     def start(self, shape: tuple[int, ...], dtype: np.dtype[Any], axes: int) -> None:
@@ -298,63 +310,22 @@ class TiffSink(FileSink):
                 f"{self.path}: a TIFF holds one row of channels a pixel, not values of shape {shape[axes:]}; "
                 "choose .npy or .zarr"
             )
-        self._volume, self._has_axis = axes == 3, len(shape) > axes
-        self._shape = shape[:axes] if shape[axes:] == (1,) else shape
-        self._dtype = np.dtype(np.uint8) if dtype.kind == "b" else dtype
-        self._spool = self.new_file(self.partial)
-        self._lengths: list[int] = []
-        self._held = np.empty((0 if self._volume else TILE, *self._shape[1:]), self._dtype)
-        self._count = 0
+        self._volume, self._has_axis, self._dtype = axes == 3, len(shape) > axes, dtype
+        stored = shape[:axes] if shape[axes:] == (1,) else shape
+        self._pyramid = Pyramid(self.new_file(self.partial), stored, dtype, is_volume=self._volume)
 
     def write(self, rows: NDArray[Any]) -> None:
-        """Deflate the tiles of the rows (slices, of a volume) that are complete."""
-        rows = np.ascontiguousarray(rows, self._dtype).reshape(len(rows), *self._shape[1:])
-        if self._volume:
-            for page in rows:
-                self._deflate(page)
-            return
-        at = 0
-        while at < len(rows):
-            if not self._count and len(rows) - at >= TILE:
-                self._deflate(rows[at : at + TILE])
-                at += TILE
-                continue
-            step = min(TILE - self._count, len(rows) - at)
-            self._held[self._count : self._count + step] = rows[at : at + step]
-            self._count, at = (self._count + step) % TILE, at + step
-            if not self._count:
-                self._deflate(self._held)
-
-    def _deflate(self, page: NDArray[Any]) -> None:
-        pixel = page.shape[2:]
-        for y in range(0, page.shape[0], TILE):
-            for x in range(0, page.shape[1], TILE):
-                part = page[y : y + TILE, x : x + TILE]
-                tile = np.zeros((TILE, TILE, *pixel), self._dtype)
-                tile[: part.shape[0], : part.shape[1]] = part
-                packed = zlib.compress(tile.data, 1)
-                self._lengths.append(len(packed))
-                self._spool.write(packed)
+        """Pack them."""
+        self._pyramid.append(rows, self.ground.nodata)
 
     def complete(self) -> None:
         """Put the TIFF together, in the place of its tiles."""
-        if self._count:
-            self._deflate(self._held[: self._count])
-        self._spool.seek(0)
         final = _partial_of(self.path)
+        ground = self.ground
+        if ground.nodata is None and self._dtype.kind == "f":
+            ground = replace(ground, nodata=np.nan)
         try:
-            tifffile.imwrite(
-                self.new_file(final),
-                (self._spool.read(length) for length in self._lengths),
-                shape=self._shape,
-                dtype=self._dtype,
-                tile=(TILE, TILE),
-                photometric="minisblack",
-                planarconfig="contig" if len(self._shape) > 2 + self._volume else None,
-                compression="zlib",
-                metadata=None,
-                bigtiff=sum(self._lengths) > 3 * 2**30,
-            )
+            self._pyramid.finish(self.new_file(final), ground)
             os.replace(final, self.partial)
         finally:
             remove(final)

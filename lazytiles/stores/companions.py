@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from lazytiles.aliases import Int64s
-from lazytiles.arrays import Companions, MultiSourceArray, RegionTiles, open_ahead
+from lazytiles.arrays import Companions, MultiSourceArray, RegionTiles, VolumeTiles, open_ahead
 from lazytiles.augment import Boxes
 from lazytiles.errors import LazyTilesError, LimitError, StoreError
 from lazytiles.stores.formats.base import array_in
+from lazytiles.stores.geotiff import Ground
 from lazytiles.stores.journal import labels_path
 from lazytiles.stores.store_array import StoreArray
 
@@ -37,12 +38,14 @@ class StoredRegion:
     windows : int64, shape (n, 4) or (n, 6), starts then stops; None where samples are no windows
     space : extents of the region, pixels
     flat : whether its tiles lack the axis of slices that the region has
+    ground : where it lies
     """
 
     name: Any
     windows: Int64s | None
     space: tuple[int, ...]
     flat: bool
+    ground: Ground = field(default_factory=Ground)
 
     def __repr__(self) -> str:
         return f"<StoredRegion {self.name!r} of {' x '.join(map(str, self.space)) or 'samples'}>"
@@ -71,6 +74,15 @@ def windows_in(source: Any, indices: Int64s) -> tuple[tuple[int, ...], Int64s] |
     return tuple(space), windows[indices]
 
 
+def ground_of(source: Any) -> Ground:
+    """Where the region that a source is lies, which `windows_in` has opened; nowhere where it is no region."""
+    if isinstance(source, StoredRegion):
+        return source.ground
+    if isinstance(source, VolumeTiles):
+        return Ground.of(next(iter(getattr(source.volume(), "pages", ())), None))
+    return Ground.of(source.last_page() if isinstance(source, RegionTiles) else None)
+
+
 def region_name(source: Any, number: int) -> Any:
     """The name of a region, or its number where it has none."""
     return getattr(source, "name", "") or number
@@ -95,7 +107,8 @@ def _regions_of(
         found = windows_in(source, pairs[rows, 1])
         space, windows = found or ((), None)
         flat = found is not None and getattr(source, "flat", False)
-        regions.append(StoredRegion(region_name(source, number), windows, space, flat))
+        ground = ground_of(source) if found is not None else Ground()
+        regions.append(StoredRegion(region_name(source, number), windows, space, flat, ground))
         tile[rows] = np.arange(len(rows))
     return tuple(regions), np.stack([codes.astype(np.int64), tile, numbers], axis=1)
 
@@ -173,8 +186,12 @@ class StoredCompanions:
     def about(self) -> dict[str, Any]:
         """What a store's record says of it, as JSON takes it."""
         regions = [] if self.held.places is None else self.held.places[0]
-        said = [{"name": region.name, "space": region.space, "flat": region.flat} for region in regions]
-        return {"tabular": self.held.tabular, "seed": self.seed, "regions": said}
+        systems: dict[Any, int] = {}
+        said = [
+            {"name": region.name, "space": region.space, "flat": region.flat, **region.ground.record(systems)}
+            for region in regions
+        ]
+        return {"tabular": self.held.tabular, "seed": self.seed, "regions": said, "systems": list(systems)}
 
     def difference(self, other: StoredCompanions) -> str | None:
         """What of another is not the same, such as ``"label of row 3"``; None where all is. Mask labels are not read.
@@ -237,13 +254,13 @@ class StoredCompanions:
             None if table is None else _table_in(store.path, table, rows),
             tuple(about["tabular"]) if about.get("tabular") else None,
             arrays.get("valid"),
-            _places_of(about.get("regions"), arrays.get("regions"), arrays.get("windows")),
+            _places_of(about.get("regions"), arrays.get("regions"), arrays.get("windows"), about.get("systems", ())),
         )
         return cls(held, arrays.get("order"), about.get("seed"))
 
 
 def _places_of(
-    said: list[dict[str, Any]] | None, places: Int64s | None, windows: Int64s | None
+    said: list[dict[str, Any]] | None, places: Int64s | None, windows: Int64s | None, systems: Sequence[Any] = ()
 ) -> tuple[tuple[StoredRegion, ...], Int64s] | None:
     """The places that a store carries, if it does.
 
@@ -268,7 +285,7 @@ def _places_of(
         space = tuple(int(extent) for extent in one["space"])
         if min(space, default=1) < 1 or (part is not None and 2 * len(space) != part.shape[1]):
             raise ValueError(f"region {one['name']!r} has the extents {space}")
-        regions.append(StoredRegion(one["name"], part, space, bool(one["flat"])))
+        regions.append(StoredRegion(one["name"], part, space, bool(one["flat"]), Ground.recorded(one, systems)))
     return tuple(regions), places
 
 

@@ -24,6 +24,7 @@ from lazytiles.stores.formats.base import Layout, crc_of, first_difference
 from lazytiles.stores.journal import StoreLock, is_interrupted, labels_path, sweep
 from lazytiles.stores.sink import StoreSink
 from lazytiles.stores.store_array import StoreArray
+from lazytiles.verbs import verb
 
 OnProgress: TypeAlias = Callable[[int, int], object]
 
@@ -132,7 +133,9 @@ def export(
     Parameters
     ----------
     tiles : a `MultiSourceArray`, or any source
-    path : the store; its ending says the format: ``.zarr``, ``.h5``, ``.b2nd``, ``.npy`` or ``.tfrecord``
+    path : the store; its ending says the format: ``.zarr``, ``.h5``, ``.b2nd``, ``.npy`` or ``.tfrecord``. Or a GeoTIFF
+        for each tile, named by columns of the table, such as ``"chips/{tile_id}.tif"``: it lies where its window
+        lies, and mask tiles become ``"chips/{tile_id}.labels.tif"``
     chunk : samples of one chunk; by default 32, or fewer that have some 4 MiB
     progress : whether to draw a bar, or a function that is called with (samples written, all samples)
     threads : threads that decode
@@ -144,7 +147,7 @@ def export(
 
     Returns
     -------
-    the store, as `open_store` opens it: sample i is ``tiles[i]``
+    the store, as `open_store` opens it, or the files: sample i is ``tiles[i]``
 
     Raises
     ------
@@ -157,6 +160,12 @@ def export(
     are not shuffled are exported fastest.
     """
     array = tiles if isinstance(tiles, MultiSourceArray) else MultiSourceArray([tiles])
+    if Path(path).suffix.lower() in (".tif", ".tiff"):
+        if client is not None or chunk is not None or options:
+            raise ValueError(f"{path}: a TIFF a tile takes no client=, chunk= or options of a format")
+        how: dict[str, Any] = {"overwrite": overwrite, "resume": resume, "sync": sync}
+        files: MultiSourceArray = verb("export_tiffs")(array, path, progress=progress, threads=threads, **how)
+        return files
     every = np.arange(len(array), dtype=np.int64)
     beside = StoredCompanions.of(array, every, keep_open=client is None)
     job = Job(array, every, _state_of(array, every), beside, threads, overwrite, resume, sync, options)

@@ -104,6 +104,18 @@ RUNS: dict[str, tuple[tuple[str, ...], Callable[[Path, str], bool]]] = {
     "check": (("check", *TILES, *FRAMES, "--read", "--digest", "--html", "r.html"), has_digests),
     "export": (("export", "tiles.csv", "-o", "tiles.npy", "--images", "Images", *FRAMES), is_store),
     "grid": (("grid", "Images", "--size", "32", "--edge", "partial", "-o", "grid.csv"), is_grid),
+    "grid in micrometres": (
+        (
+            "grid",
+            "Images",
+            "--size",
+            "16",
+            *("--mpp", "0.5", "--source-mpp", "0.25", "--edge", "partial"),
+            "-o",
+            "grid.csv",
+        ),
+        is_grid,
+    ),
     "info": (("info", *TILES, *FRAMES, "--batch-size", "4"), has_costs),
     "info of an image": (("info", "Images/2017/a.tif"), lambda _, said: "LZW, strips of 96 x 64" in said),
     "preview page": (("preview", *TILES, "-o", "p.html"), is_page),
@@ -142,6 +154,7 @@ ERRORS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "preview again": (("preview", *TILES, "-o", "bad.png"), 2, "pass --overwrite"),
     "stats again": (("stats", *TILES, *FRAMES, "-o", "bad.npy"), 2, "pass --overwrite"),
     "advice": (("export", *TILES, "-o", "t.npy"), 1, "--frames"),
+    "export frames": (("export", *TILES, *FRAMES, "-o", "{tile_id}.tif"), 1, "a TIFF holds no frames"),
     "preview": (("preview", *TILES, "-o", "p.doc"), 2, "an .html page or a .png picture"),
     "preview images": (("preview", "tiles.csv", "--images", "none"), 1, "there is no such image folder"),
     "stats": (("stats", *TILES, *FRAMES, "--path", "{region_id}.tif"), 1, "is missing"),
@@ -208,6 +221,7 @@ def test_verify_tells_what_changed(desk: Path) -> None:
     assert run("export", "tiles.csv", "-o", "t.npy", "--images", "Images", "--frames", "2018").exit_code == 0
     assert run("verify", "t.npy").exit_code == 0
     pytest.importorskip("h5py")
+    assert run("export", "tiles.csv", "-o", "c/{tile_id}.tif", "--images", "Images", "--frames", "2018").exit_code == 0
     assert run("export", "tiles.csv", "-o", "t.h5", "--images", "Images", "--frames", "2018").exit_code == 0
     facts = json.loads(run("info", "t.h5", "--json").output)
     assert facts["shape"] == [12, 32, 32, 3]

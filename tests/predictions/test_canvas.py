@@ -291,7 +291,7 @@ def test_files_hold_what_was_stitched(tmp_path, ending, shape, dtype):
     if ending == ".tif":
         with tifffile.TiffFile(out) as file:
             assert file.pages[0].is_tiled
-            assert len(file.pages) == (shape[0] if axes == 3 else 1)
+            assert sum(not page.is_reduced for page in file.pages) == (shape[0] if axes == 3 else 1)
         np.testing.assert_array_equal(tifffile.imread(out).reshape(shape), image)
     else:
         np.testing.assert_array_equal(np.asarray(result[:]), image)

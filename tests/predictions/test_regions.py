@@ -442,8 +442,8 @@ def test_memory_is_bounded_by_rows_in_flight(tmp_path):
     finally:
         tracemalloc.stop()
     assert canvas.rows_held == 64
-    # 64 rows on the canvas, 256 of the TIFF's tiles, out of 4096.
-    assert peak < shape[0] * shape[1] * 16 / 6
+    # Out of 4096: 64 rows on the canvas, 256 of the TIFF's tiles, and as much again for all its overviews.
+    assert peak < shape[0] * shape[1] * 16 / 4
 
 
 def levels(batch):
