@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from lazytiles.aliases import Box, Int64s
 from lazytiles.arrays.companions import Companions, joint_places
 from lazytiles.arrays.cost import Cost, reading_cost
-from lazytiles.arrays.facts import facts_of, glimpse, in_a_line
+from lazytiles.arrays.facts import bounds, facts_of, glimpse, ground, in_a_line
 from lazytiles.arrays.form import TileForm
 from lazytiles.arrays.reading import gathered, open_ahead, read_tiles
 from lazytiles.arrays.region_tiles import RegionTiles
-from lazytiles.arrays.relations import ground_of
 from lazytiles.arrays.sources import (
     agreement,
     by_source,
@@ -38,7 +37,6 @@ from lazytiles.augment import Boxes
 from lazytiles.errors import LazyTilesError, ManifestError
 from lazytiles.images import Plan
 from lazytiles.indexing import (
-    Ground,
     Request,
     Seed,
     fits,
@@ -211,23 +209,6 @@ class MultiSourceArray(Ordered):
         twin = type(self).assembled(sources, Companions(table=self.companions.table), self._rows)
         twin._order, twin.seed = self._order, self.seed
         return twin
-
-    @property
-    def bounds(self) -> NDArray[np.float64] | None:
-        """(left, bottom, right, top) of each sample, map units, in the current order; None where an image does not say.
-
-        Every image is opened that was not yet.
-        """
-        ground = self.ground
-        return None if ground is None or np.isnan(ground.boxes).any() else ground.boxes
-
-    @property
-    def ground(self) -> Ground | None:
-        """Where the samples lie on the ground, as `leakage` asks for it; None where the sources are no images."""
-        if self.form is None:
-            return None
-        open_ahead(self.sources)
-        return ground_of(self.sources).at(self._rows[self._now()])
 
     @property
     def region_ids(self) -> NDArray[np.int64]:
@@ -504,6 +485,7 @@ class MultiSourceArray(Ordered):
         return stored
 
     __repr__, _glimpse = in_a_line, glimpse
+    ground, bounds = property(ground), property(bounds)
 
     def _facts(self) -> dict[str, str]:
         return super()._facts() | facts_of(self)
