@@ -64,7 +64,7 @@ def _listed(names: list[str], most: int = _NAMED) -> str:
 def glimpse(array: Any, rows: NDArray[np.int64] | None = None) -> NDArray[np.uint8] | None:
     """Some samples side by side, uint8 (h, w, 3); None where they are no images or reading them would cost much."""
     few = np.arange(min(_FEW, len(array))) if rows is None else rows
-    is_image = array.form is not None or (array.ndim == 4 and array.shape[-1] in (1, 3, 4))
+    is_image = (array.form is not None and not array.form.valid) or (array.ndim == 4 and array.shape[-1] in (1, 3, 4))
     if not is_image or not len(few) or array.nbytes // len(array) * len(few) > CHEAP_BYTES:
         return None
     if array.form is not None and getattr(array.plan(few), "bytes_decoded", 0) > CHEAP_BYTES:

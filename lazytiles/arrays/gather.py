@@ -9,65 +9,22 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.aliases import Box, Int64s
+from lazytiles.arrays.form import TileForm
+from lazytiles.arrays.making import Whole, made, on_another_grid, on_its_own_grid
 from lazytiles.buffers import Memory, Placed, shared_shelf, shelf
-from lazytiles.config import check_limit, settings
+from lazytiles.config import settings
 from lazytiles.errors import LazyTilesError
-from lazytiles.images import Page, Plan, Targets, Windows, carry_out, is_sendable, planned, resize, to_gray, to_rgb
-from lazytiles.indexing import LINE_MODES, needed, padded
+from lazytiles.images import Page, Plan, Targets, Windows, carry_out, is_sendable, may_be_invalid, planned
 from lazytiles.threads import do_all
 
 _ARENA_BYTES = 16 * 2**20
 _ARENAS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class TileForm:
-    """What every tile of an array looks like.
-
-    Parameters
-    ----------
-    size : (height, width), pixels, of a tile
-    samples : bands of a tile
-    asked : which bands were asked for, as `bands_read` takes them
-    dtype : of a tile
-    bands : which samples of the images are read; None for all
-    gray : whether they become one luminance band
-    pad : a NumPy pad mode for windows that leave their region, or None to refuse them
-    resample : how windows of another size are brought to `size`; None where none has one
-    segment : (height, width) of the segments of the images, as far as is known
-    """
-
-    size: tuple[int, int]
-    samples: int
-    asked: tuple[int, ...] | str | None
-    dtype: np.dtype[Any]
-    bands: tuple[int, ...] | None = None
-    gray: bool = False
-    pad: str | None = None
-    resample: str | None = None
-    segment: tuple[int, int] | None = None
-
-    @property
-    def is_mixed(self) -> bool:
-        """Whether bands are made of all samples of an image, which images may have in different numbers."""
-        return self.gray or self.asked == "rgb"
-
-
-@dataclass(slots=True, eq=False)
-class _Whole:
-    """A window that cannot be read straight into its place: the box of its pixels first, then what is made of them."""
-
-    box: Int64s
-    page: Page
-    places: tuple[Int64s, ...] = ()
-    pixels: NDArray[Any] | None = None
 
 
 class Gather:
@@ -82,16 +39,17 @@ class Gather:
     """
 
     def __init__(self, form: TileForm, box: Box, origins: Int64s | None, name: Callable[[int], str]) -> None:
+        bandless = form.valid == "any"
         self.form = form
-        self.box = box
-        self.origins = origins
+        self.box = (*box, (0, 1)) if bandless else box
+        self.origins = np.column_stack([origins, 0 * origins[:, 0]]) if bandless and origins is not None else origins
         self.name = name
         self.pages: list[Page] = []
         self._numbers: dict[int, int] = {}
         self._page: list[int] = []
         self._windows: list[Int64s] = []
         self._slots: list[Int64s] = []
-        self._whole: dict[int, _Whole] = {}
+        self._whole: dict[int, Whole] = {}
         self._absent: list[Int64s] = []
         self._failed: list[tuple[Int64s, Int64s, Callable[[int], LazyTilesError]]] = []
         self._count = 0
@@ -99,8 +57,10 @@ class Gather:
     @property
     def bands(self) -> tuple[int, ...] | None:
         """Which samples of the images are read."""
-        if self.form.is_mixed:
+        if self.form.reads_all:
             return None
+        if self.form.valid == "any":
+            return self.form.bands
         low, high = (0, self.form.samples) if self._band_origins() else self.box[2]
         if (low, high) == (0, self.form.samples):
             return self.form.bands
@@ -110,24 +70,38 @@ class Gather:
     def _band_origins(self) -> bool:
         return self.origins is not None and bool(self.origins[:, 2].any())
 
-    def add(self, page: Page, windows: Int64s, slots: Int64s, *, straight: bool = False) -> None:
+    def add(self, page: Page, windows: NDArray[Any], slots: Int64s, *, straight: bool = False, part: int = 0) -> None:
         """Windows (y0, x0, y1, x1) of a page, any size, maybe leaving it, and the rows of the blocks they fill.
 
-        With `straight` all have a tile's size and lie inside the page.
+        With `straight` all have a tile's size and lie inside the page. Windows of floats lie on another grid than the
+        pixels, and are resampled to a tile's size.
         """
         number = self._numbers.setdefault(id(page), len(self.pages))
         if number == len(self.pages):
             self.pages.append(page)
-        if not straight or self.form.is_mixed or self._band_origins():
-            for k in np.flatnonzero(~self._straight(page, windows)).tolist():
-                self._whole[self._count + k] = _needed(page, windows[k], self.form.pad)
+        made = self.form.is_made or self._band_origins() or page.dtype != self.form.dtype
+        if windows.dtype.kind == "f":
+            found = [on_another_grid(page, box, self.form) for box in windows.tolist()]
+            windows = np.array([whole.window for whole in found], np.int64).reshape(-1, 4)
+            wholes = dict(enumerate(found))
+        elif made or not straight:
+            left = np.ones(len(windows), np.bool_) if made else ~is_straight(windows, self.form.size, page.shape[:2])
+            numbers = np.flatnonzero(left).tolist()
+            wholes = {k: on_its_own_grid(page, windows[k].tolist(), self.form) for k in numbers}
+        else:
+            wholes = {}
+        for k, whole in wholes.items():
+            whole.part = part
+            if self.form.valid and not may_be_invalid(page):  # then nothing is read
+                whole.box = np.zeros(4, np.int64)
+            self._whole[self._count + k] = whole
         self._page.append(number)
         self._windows.append(windows)
         self._slots.append(slots)
         self._count += len(slots)
 
     def leave_out(self, slots: Int64s) -> None:
-        """Rows of the blocks whose image is missing; they hold zeros."""
+        """Rows of the blocks whose image is missing; they hold the fill."""
         self._absent.append(slots)
 
     def fail(self, slots: Int64s, rows: Int64s, error_of: Callable[[int], LazyTilesError]) -> None:
@@ -148,11 +122,6 @@ class Gather:
         """Raise the first error, if anything cannot be read."""
         for error in self.failures([np.iinfo(np.int64).max]).values():
             raise error
-
-    def _straight(self, page: Page, windows: Int64s) -> NDArray[np.bool_]:
-        if self.form.is_mixed or self._band_origins():
-            return np.zeros(len(windows), dtype=np.bool_)
-        return is_straight(windows, self.form.size, page.shape[:2])
 
     def windows(self) -> Windows:
         """What has been collected."""
@@ -201,12 +170,16 @@ class Gather:
         windows = self.windows()
         plan = planned(windows, number if len(lengths) > 1 else None)
         readers = settings().readers if readers is None else readers
-        is_sent = out is None and bool(readers) and is_sendable(plan)
+        alike = len({page.dtype for page in self.pages}) == 1
+        is_sent = out is None and bool(readers) and alike and is_sendable(plan)
         blocks: list[Any] = self._blocks(lengths, out, is_sent=is_sent, is_kept=aside)
         own = [row for block in blocks for row in block]
+        if self.form.parts and self.form.valid == "any":
+            for block in blocks:
+                block[...] = False
         for absent in self._absent:
             for slot in absent.tolist():
-                own[slot][...] = 0
+                own[slot][...] = self._fill(slot)
         own = [own[slot] for slot in slots.tolist()]
         placed = self._placed(blocks, slots, windows) if is_sent else None
         targets = own if not self._whole else _Scratch(own, self._whole, windows)
@@ -273,12 +246,13 @@ class Gather:
             y0, x0, y1, x1 = windows.boxes[number].T
             samples = [self._whole[k].page.shape[2] if windows.bands is None else len(windows.bands) for k in number]
             shapes = np.column_stack([y1 - y0, x1 - x0, samples])
-            sizes = shapes.prod(axis=1) * self.form.dtype.itemsize
+            dtype = self.pages[0].dtype  # of all of them
+            sizes = shapes.prod(axis=1) * dtype.itemsize
             begins = np.cumsum(sizes) - sizes
             scratch = shared_shelf.empty((max(1, int(sizes.sum())),), np.dtype(np.uint8))
             place = shared_shelf.place(scratch)
             for k, begin, shape in zip(number.tolist(), begins.tolist(), shapes.tolist(), strict=True):
-                self._whole[k].pixels = np.ndarray(shape, self.form.dtype, scratch, begin)
+                self._whole[k].pixels = np.ndarray(shape, dtype, scratch, begin)
             where[number] = np.column_stack([np.full(len(number), len(memories)), begins + place.offset, shapes])
             memories.append(place.memory)
         return Placed(tuple(memories), where)
@@ -288,33 +262,48 @@ class Gather:
     ) -> None:
         """Make tiles of the windows that were not read straight into their places."""
         whole = [window for window in windows if window in self._whole]
+        bands, lock = self.bands, threading.Lock()
 
         def finish(k: int) -> None:
             window = whole[k]
-            origin = None if self.origins is None else self.origins[slots[window]]
             try:
-                pixels = targets[window]
-                made = self._made(self._whole.pop(window), pixels, origin)
+                one = self._whole[window]
+                tile = made(self.form, one, targets[window], bands, self._fill(int(slots[window]), one))
             except LazyTilesError as error:
                 raise self._named(window, slots, error) from error
-            own[window][...] = made
+            del self._whole[window]
+            self._put(own[window], tile, int(slots[window]), one.part, lock)
 
         do_all(finish, len(whole), threads)
 
-    def _made(self, whole: _Whole, pixels: NDArray[Any], origin: Int64s | None) -> NDArray[Any]:
-        """The part that is wanted of one tile, from the pixels of its window."""
+    def _put(self, row: NDArray[Any], tile: NDArray[Any], slot: int, part: int, lock: threading.Lock) -> None:
+        """Write what is wanted of a tile, or of the part of it that is made, into its row."""
         form = self.form
-        if whole.places:
-            pixels = padded(pixels, whole.places, form.pad)
-        if form.is_mixed:
-            pixels = to_gray(pixels) if form.gray else to_rgb(pixels)
-        if pixels.shape[:2] != form.size:
-            pixels = resize(pixels, form.size, form.resample or "nearest")
         starts = [start for start, _ in self.box]
-        if origin is not None:
-            starts = (origin + starts).tolist()
+        if self.origins is not None:
+            starts = (self.origins[slot] + starts).tolist()
         cut = tuple(slice(s, s + b - a) for s, (a, b) in zip(starts, self.box, strict=True))
-        return pixels[cut if form.is_mixed or self._band_origins() else cut[:2]]
+        if not form.parts:
+            row[...] = tile[cut if form.reads_all or self._band_origins() else cut[:2]]
+        elif form.valid == "any":
+            with lock:  # another part of the tile may be written by another thread
+                row |= tile[cut]
+        else:
+            at = np.array(form.parts[part][1]) - starts[2]
+            there = (at >= 0) & (at < row.shape[2])
+            row[..., at[there]] = tile[cut[:2]][..., there]
+
+    def _fill(self, slot: int, whole: Whole | None = None) -> Any:
+        """What a row holds where no image says it: one value, or one for each of its bands or those of a window."""
+        fill = self.form.fill
+        if len(fill) == 1:
+            return fill[0]
+        if whole is not None and self.form.parts:
+            return np.array(fill)[list(self.form.parts[whole.part][1])]
+        if whole is not None and (self.form.reads_all or self._band_origins()):
+            return np.array(fill)
+        start = 0 if self.origins is None else int(self.origins[slot, 2])
+        return np.array(fill)[slice(*(start + end for end in self.box[2]))]
 
     def _named(self, window: int, slots: Int64s, error: LazyTilesError) -> LazyTilesError:
         named = type(error)(f"{self.name(int(slots[window]))}: {error}")
@@ -325,7 +314,7 @@ class Gather:
 class _Scratch:
     """Where windows are read to: into their rows, or into memory of their own where more is to be done with them."""
 
-    def __init__(self, own: Sequence[NDArray[Any]], whole: Mapping[int, _Whole], windows: Windows) -> None:
+    def __init__(self, own: Sequence[NDArray[Any]], whole: Mapping[int, Whole], windows: Windows) -> None:
         self._own, self._whole, self._windows = own, whole, windows
         self._lock = threading.Lock()
 
@@ -366,17 +355,3 @@ def is_straight(windows: Int64s, size: tuple[int, int], shape: Sequence[int]) ->
     inside = (windows[:, :2] >= 0).all(axis=1) & (windows[:, 2:] <= shape).all(axis=1)
     straight: NDArray[np.bool_] = sized & inside
     return straight
-
-
-def _needed(page: Page, window: Int64s, pad: str | None) -> _Whole:
-    """The box inside the page that a window needs, and how its pixels are spread over the window."""
-    y0, x0, y1, x1 = window.tolist()
-    height, width, _ = page.shape
-    if y0 >= 0 and x0 >= 0 and y1 <= height and x1 <= width:
-        return _Whole(window, page)
-    mode = pad or "constant"
-    top, bottom, rows = needed(y0, y1, height, mode)
-    left, right, columns = needed(x0, x1, width, mode)
-    if mode in LINE_MODES:
-        check_limit((bottom - top) * (right - left) * page.shape[2] * page.dtype.itemsize, "pad={!r} of {}", pad, page)
-    return _Whole(np.array([top, left, bottom, right], dtype=np.int64), page, (rows, columns))

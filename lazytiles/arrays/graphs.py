@@ -113,7 +113,7 @@ def _whole_segments(region: Any) -> tuple[int, ...]:
     if page is not None and page.raw_offsets is not None:
         steps[region.axes.index("Y")] = 1  # uncompressed rows are read one by one
     room = CHUNK_BYTES // max(1, math.prod(steps) * region.dtype.itemsize)
-    for axis in sorted(range(len(steps)), key=lambda k: "SXYP".index(region.axes[k])):
+    for axis in sorted(range(len(steps)), key=lambda k: "SXY".find(region.axes[k]) % (len(steps) + 9 - k)):
         times = max(1, min(room, -(-region.shape[axis] // steps[axis])))
         steps[axis] = min(region.shape[axis], steps[axis] * times)
         room //= times

@@ -18,8 +18,9 @@ from lazytiles.aliases import Box, Int64s
 from lazytiles.arrays.companions import Companions, joint_places
 from lazytiles.arrays.cost import Cost, reading_cost
 from lazytiles.arrays.facts import facts_of, glimpse, in_a_line
-from lazytiles.arrays.gather import TileForm
-from lazytiles.arrays.region_tiles import RegionTiles, gathered, open_ahead, read_tiles
+from lazytiles.arrays.form import TileForm
+from lazytiles.arrays.reading import gathered, open_ahead, read_tiles
+from lazytiles.arrays.region_tiles import RegionTiles
 from lazytiles.arrays.sources import (
     agreement,
     by_source,
@@ -196,6 +197,34 @@ class MultiSourceArray(Ordered):
         return None if self.companions.valid is None else self._ordered(self.companions.valid)
 
     @property
+    def valid_pixels(self) -> MultiSourceArray | None:
+        """Which pixels of which samples hold something: a lazy boolean array (n, [frames,] height, width).
+
+        In the current order, over images that are read when it is. A pixel is valid where any band is: not nodata, not
+        NaN, not masked, not transparent; what lies outside the image and missing frames are not. It may be given as
+        ``sample_weight``. None where the samples are no windows of images.
+        """
+        return self.validity("any")
+
+    def validity(self, kind: str) -> MultiSourceArray | None:
+        """As `valid_pixels`; with the kind ``"bands"`` each value by itself, shape (n, [frames,] height, width, C)."""
+        if self.form is None:
+            return None
+        sources = [source.of_validity(kind) for source in self.sources]
+        array = type(self).assembled(sources, Companions(table=self.companions.table), self._rows)
+        array._order, array.seed = self._order, self.seed
+        return array
+
+    @property
+    def bounds(self) -> NDArray[np.float64] | None:
+        """(left, bottom, right, top) of each sample, map units, in the current order; None where images do not say."""
+        if self.form is None:
+            return None
+        every = np.concatenate([source.bounds for source in self.sources])
+        bounds: NDArray[np.float64] = every[self._rows[self._now()]]
+        return None if np.isnan(bounds).any() else bounds
+
+    @property
     def region_ids(self) -> NDArray[np.int64]:
         """The number of the source of each sample, in the current order; of written tiles that they came from."""
         return self._ordered(self._groups())
@@ -305,7 +334,7 @@ class MultiSourceArray(Ordered):
     def __getitem__(self, key: Any) -> Any:
         cells = None
         if self.form is not None and self.form.resample is None:
-            cells = (*(self.form.segment or self.form.size), None)
+            cells = (*(self.form.segment or self.form.size), None)[: len(self.form.inner_shape)]
         asked = request(key, self.shape, row_axes=self._row_axes, cells=cells)
         return asked.finish(self._block(asked))
 

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import astuple
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.aliases import Box, Fault, Int64s
-from lazytiles.arrays.gather import Gather, TileForm, is_straight
-from lazytiles.config import check_limit, count
+from lazytiles.arrays.form import TileForm
+from lazytiles.arrays.gather import Gather, is_straight
+from lazytiles.arrays.reading import read_tiles
+from lazytiles.arrays.relations import MapBoxes, Relation, apart, are_placed, bounds_of, by_place, by_size
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError
-from lazytiles.images import Page, Region, bands_read, check_resample, cut_windows, is_remote, slice_page
-from lazytiles.indexing import LazyArray, Request, box_words, request, token
+from lazytiles.images import Page, Region, bands_read, check_resample, cut_windows, has_invalid, slice_page
+from lazytiles.indexing import LazyArray, box_words, request, token
+
+_EXACT = 1e-6  # pixels by which a box may leave its image and still lie in it
 
 
 class RegionTiles(LazyArray):
@@ -29,71 +31,163 @@ class RegionTiles(LazyArray):
 
     Parameters
     ----------
-    regions : for each frame the function that opens its region (called when a tile of it is first read), or None
-        for a frame that is missing and filled with zeros
-    windows : int64, shape (n, 4), (y0, x0, y1, x1), pixels
+    regions : for each frame, and of it for each part of the form, the function that opens its region (called when a
+        tile of it is first read), or None for what is missing and filled
+    windows : int64, shape (n, 4), (y0, x0, y1, x1), pixels of the base, the image of the last frame's first part; or
+        where they lie on the ground, which says so when the base is opened
     form : what every tile looks like
     timed : whether the frames are an axis of the samples
     name : of the region, for messages
     tile_name : the words for one of its windows, by its number
     whole : whether each window is the whole image, whatever its size; `windows` are then set when it is opened
+    on_ground : whether all images are brought to the grid of the base by their georeference
     """
 
     def __init__(
         self,
         regions: Sequence[Callable[[], Region] | None],
-        windows: Int64s,
+        windows: Int64s | MapBoxes,
         form: TileForm,
         *,
         timed: bool,
         name: str,
         tile_name: Callable[[int], str],
         whole: bool = False,
+        on_ground: bool = False,
     ) -> None:
         self.regions = tuple(regions)
-        self.windows = windows
+        self.boxes = windows if isinstance(windows, MapBoxes) else None
+        self._windows = None if isinstance(windows, MapBoxes) else windows
         self.form = form
         self.timed = timed
         self.whole = whole
+        self.on_ground = on_ground
         self.name = name
         self.tile_name = tile_name
         self.partner: RegionTiles | None = None  # the masks of these tiles, or the tiles of these masks
+        self.follows = False  # whether these are masks, whose base is that of their partner
         self._pages: list[Page | None] = [None] * len(self.regions)
+        self._relations: dict[int, Relation | None] = {}
         self.is_sound = False  # whether every frame has been opened and no window leaves its region
         self.is_sliced = False  # whether every tile is nothing but a slice of an uncompressed page on this machine
         self._straight = False
         self._lock = threading.RLock()
-        frames = (len(self.regions),) if timed else ()
-        self.shape: tuple[int, ...] = (len(windows), *frames, *form.size, form.samples)
+        rows = len(windows.values) if isinstance(windows, MapBoxes) else len(windows)
+        frames = (len(self.regions) // self.parts,) if timed else ()
+        self.shape: tuple[int, ...] = (rows, *frames, *form.inner_shape)
         self.dtype = form.dtype
+
+    @property
+    def parts(self) -> int:
+        """How many files or pages a frame is made of."""
+        return len(self.form.parts) or 1
+
+    @property
+    def windows(self) -> Int64s:
+        """(y0, x0, y1, x1) of each tile, pixels of the base, which is opened where only it can say them.
+
+        Raises
+        ------
+        RegionError : it cannot be opened, or does not say where on the ground it lies
+        """
+        windows = self._windows
+        if windows is None or (self.whole and self.on_ground):
+            base = self.base()
+            if base is None:
+                raise RegionError(f"region {self.name}: no image of it is there that says where its boxes lie")
+            if self.boxes is None:
+                return np.broadcast_to(np.array([0, 0, *base.shape[:2]], np.int64), (len(self), 4))
+            windows = self._windows = self.boxes.windows(base)
+        return windows
 
     def __getitem__(self, key: Any) -> Any:
         asked = request(key, self.shape, row_axes=1 + self.timed)
         return asked.finish(read_tiles([(self, np.arange(asked.n), asked.rows)], asked, self.form))
 
-    def page(self, frame: int) -> Page | None:
-        """The page of a frame, opened now if it was not yet; None for a missing frame."""
-        page = self._pages[frame]
-        opener = self.regions[frame]
+    def page(self, number: int) -> Page | None:
+        """The page of a frame, or of a part of it, opened now if it was not yet; None for a missing one."""
+        page = self._pages[number]
+        opener = self.regions[number]
         if page is None and opener is not None:
             with self._lock:
-                page = self._pages[frame]
+                page = self._pages[number]
                 if page is None:
-                    page = self._pages[frame] = self._open(opener)
+                    page = self._pages[number] = self._open(opener, number)
             # Outside the lock: a mask looks at its image, and the image at its mask.
-            opened, form = self.opened, self.form
-            sound = len(opened) + self.regions.count(None) == len(self.regions)
-            sound = sound and not any(True for one in opened for _ in self._faults_of(one))
-            self._straight = sound and all(is_straight(self.windows, form.size, p.shape[:2]).all() for p in opened)
-            local = all(p is not None and p.raw_offsets is not None and not p.file.is_remote for p in self._pages)
-            self.is_sliced = local and self._straight and not form.is_mixed
-            self.is_sound = sound
+            self._look()
         return page
+
+    def _look(self) -> None:
+        """See, with one more page open, whether all is sound and what may be read straight."""
+        with suppress(LazyTilesError):  # who reads a tile is told
+            for number in self._there():
+                self._relation(number)  # which may open the base
+        there = self._there()
+        sound = len(there) + self.regions.count(None) == len(self.regions)
+        sound = sound and not any(True for number in there for _ in self._faults_of(number))
+        straight = sliced = sound
+        for number, page in there.items() if sound else ():
+            windows = self._shown(number, slice(None))
+            is_whole = windows.dtype.kind != "f" and bool(is_straight(windows, self.form.size, page.shape[:2]).all())
+            straight = straight and is_whole
+            sliced = sliced and page.raw_offsets is not None and not page.file.is_remote
+            sliced = sliced and page.dtype == self.form.dtype and self._relation(number) is None
+        self._straight = straight
+        self.is_sliced = straight and sliced and not self.form.is_made and None not in self.regions
+        self.is_sound = sound
+
+    def _there(self) -> dict[int, Page]:
+        """The pages that have been opened, by their number."""
+        return {number: page for number, page in enumerate(self._pages) if page is not None}
+
+    def base(self) -> Page | None:
+        """The page whose whole pixels the windows count: the last frame's that is there, of masks their image's."""
+        owner = self.partner if self.follows and self.partner is not None else self
+        return owner.last_page()
+
+    def _relation(self, number: int) -> Relation | None:
+        """How a page lies on the base; None where its pixels are those of the base.
+
+        Raises
+        ------
+        RegionError : their grids cannot be brought together
+        """
+        if number not in self._relations:
+            self._relations[number] = self._find_relation(number)
+        return self._relations[number]
+
+    def _find_relation(self, number: int) -> Relation | None:
+        page, base = self._pages[number], self._base_of(number)
+        assert page is not None
+        if base is None or base is page:
+            return None
+        found = by_place(base, page) if self.on_ground or are_placed(base, page) else by_size(base, page)
+        shift = found.shift(page.shape)
+        if shift is None or self.whole:
+            check_resample(page, self.form.method)
+        return None if shift is not None and not shift.any() and page.shape[:2] == base.shape[:2] else found
+
+    def _base_of(self, number: int) -> Page | None:
+        """The page on whose grid a page is brought: that of its frame's first part unless all lie on the ground."""
+        return self.base() if self.on_ground else self.page(number - number % self.parts)
+
+    def _shown(self, number: int, rows: Int64s | slice) -> NDArray[Any]:
+        """Windows as (y0, x0, y1, x1) of a page: whole pixels where its grid is that of the base, else floats."""
+        page, relation = self._pages[number], self._relation(number)
+        assert page is not None
+        windows = self.windows[rows]
+        if self.whole:
+            base = self._base_of(number) or page
+            windows = np.broadcast_to(np.array([0, 0, *base.shape[:2]], np.int64), windows.shape)
+        if relation is None:
+            return windows
+        shift = relation.shift(page.shape)
+        return relation.boxes(windows) if shift is None else windows + shift
 
     @property
     def opened(self) -> list[Page]:
         """The pages of the frames that have been opened."""
-        return [page for page in self._pages if page is not None]
+        return list(self._there().values())
 
     @property
     def scratch_bytes(self) -> int:
@@ -102,10 +196,10 @@ class RegionTiles(LazyArray):
         Those of whole images are not known before they are opened, and are not counted.
         """
         form = self.form
-        if self.whole or not (form.resample or form.is_mixed or form.pad):
+        if self.whole or self._windows is None or not (form.resample or form.is_made or form.pad):
             return 0
-        area = int((self.windows[:, 2:] - self.windows[:, :2]).prod(axis=1).max(initial=0))
-        frames = len(self.regions) if self.timed else 1
+        area = int((self._windows[:, 2:] - self._windows[:, :2]).prod(axis=1).max(initial=0))
+        frames = len(self.regions) // self.parts if self.timed else 1
         return area * max(form.samples, 4 if form.is_mixed else 1) * form.dtype.itemsize * frames
 
     def sliced(self, box: Box, places: tuple[Int64s, ...]) -> NDArray[Any] | None:
@@ -125,18 +219,23 @@ class RegionTiles(LazyArray):
             targets = (block[slot] for slot in slots[chosen].tolist())
             slice_page(page, boxes[chosen], self.form.bands, targets)
 
-    def _open(self, opener: Callable[[], Region]) -> Page:
+    def _open(self, opener: Callable[[], Region], number: int) -> Page:
         region = opener()
         page = region.pages[0]
         if len(region.pages) > 1:
             raise RegionError(f"{region.path}: is a volume of {len(region.pages)} slices; use open_volumes")
         form = self.form
-        read = bands_read(page, form.asked, form.gray)
-        if page.dtype != form.dtype or (form.asked is None and not form.gray and len(read) != form.samples):
+        read = bands_read(page, form.asked, form.gray) if not form.parts else tuple(range(page.shape[2]))
+        wanted = form.pixels or form.dtype
+        samples = form.counts[number % self.parts] if form.parts else form.samples
+        alike = page.dtype == wanted or (form.casts and (wanted.kind == "f" or np.can_cast(page.dtype, wanted)))
+        counted = bool(form.parts) or (form.asked is None and not form.gray)
+        if not alike or (counted and len(read) != samples):
             raise RegionError(
-                f"{page}: holds {page.shape[2]} bands of {page.dtype}, the other regions hold {form.samples} of "
-                f"{form.dtype}; regions of one array must agree: convert it, or choose bands=[...]"
-                + (', bands="rgb" or gray=True' if page.shape[2] in (1, 3, 4) and form.samples in (1, 3, 4) else "")
+                f"{page}: holds {page.shape[2]} bands of {page.dtype}, the other regions hold {samples} of "
+                f"{wanted}; regions of one array must agree: convert it, or choose bands=[...]"
+                + (', bands="rgb" or gray=True' if page.shape[2] in (1, 3, 4) and samples in (1, 3, 4) else "")
+                + ("; or say dtype=" if page.dtype != wanted and not form.casts else "")
             )
         if form.bands is not None and read != form.bands:
             raise RegionError(
@@ -144,48 +243,57 @@ class RegionTiles(LazyArray):
                 f"{list(form.bands)} of the other regions; count the bands from the first, 0"
             )
         check_resample(page, form.resample)
-        if self.whole:
-            self.windows = np.broadcast_to(np.array([0, 0, *page.shape[:2]], dtype=np.int64), self.windows.shape)
+        if self.whole and number % self.parts == 0:
+            self._windows = np.broadcast_to(np.array([0, 0, *page.shape[:2]], dtype=np.int64), (len(self), 4))
         return page
 
     def describe(self, row: int) -> str:
         """The words for one of its windows, with its box as users write it."""
         if self.whole:
             return f"{self.tile_name(row)}, the whole of region {self.name}"
-        return f"{self.tile_name(row)} with {box_words(self.windows[row])} of region {self.name}"
+        return f"{self.tile_name(row)} with {self._box(row)} of region {self.name}"
+
+    def _box(self, row: int) -> str:
+        return box_words(self.windows[row]) if self.boxes is None else self.boxes.words(row)
 
     def _words(self, row: int, cause: str) -> str:
-        box = "" if self.whole else f": {box_words(self.windows[row])}"
+        box = "" if self.whole else f": {self._box(row)}"
         return f"{self.tile_name(row)}{box}{cause}"
 
-    def _faults_of(self, page: Page, rows: Int64s | None = None) -> Iterator[Fault]:
-        """What is wrong with all or some windows of a page that is open, by its tags."""
-        windows = self.windows if rows is None else self.windows[rows]
-        every = np.ones(len(windows), np.bool_)
-        if not len(windows):
+    def _faults_of(self, number: int, rows: Int64s | slice = slice(None)) -> Iterator[Fault]:
+        """What is wrong with all or some windows on a page that is open, by its tags."""
+        page = self._pages[number]
+        assert page is not None
+        try:
+            shown = self._shown(number, rows)
+        except LazyTilesError as error:
+            yield "other grid", np.ones(len(np.arange(len(self))[rows]), np.bool_), f": {error}"
             return
+        every = np.ones(len(shown), np.bool_)
+        if not len(shown):
+            return
+        if not self.on_ground and number % self.parts == 0:
+            yield from ((kind, every, cause) for kind, cause in self._disagreements(page))
+        form, windows = self.form, self.windows[rows]
         size = f"{page.shape[0]} x {page.shape[1]}"
-        is_resized = self.whole and self.form.resample is not None
-        others = (one for one in self.opened if one.shape[:2] != page.shape[:2])
-        others = (one for one in others if not (one.georeference and page.georeference))
-        other, beside = next(others, None), None
-        with suppress(LazyTilesError):  # what cannot be opened says so when it is read
-            beside = None if self.partner is None else self.partner.last_page()
-        if other is not None and not is_resized:
-            cause = f": {page.file.path} is {size} pixels, {_sized(other)}; the frames of a tile are cut by one box, "
-            yield "frames differ", every, cause + "so they have one extent: bring them to one size and place"
-        if beside is not None and beside.shape[:2] != page.shape[:2]:
-            cause = f": {page.file.path} is {size} pixels, {_sized(beside)}; an image and its mask are cut by one box, "
-            yield "mask differs", every, cause + "so they have one extent"
-        if self.whole:
-            if not is_resized and page.shape[:2] != self.form.size:
-                height, width = self.form.size
-                cause = f": {page} is {size} pixels, the first image is {height} x {width}; pass size=(height, width) "
-                yield "mixed size", every, cause + "to resample them to one size"
+        extents = windows[:, 2:] - windows[:, :2]
+        if form.resample is None and number % self.parts == 0 and (self.whole or self.boxes is not None):
+            other = (extents != form.size).any(axis=1)
+            high, wide = extents[np.argmax(other)].tolist()
+            height, width = form.size
+            cause = f": {page} is {size} pixels, the first image is {height} x {width}"
+            if not self.whole:
+                cause = f" is {high} x {wide} pixels of {page}, the first is {height} x {width}"
+            if other.any():
+                yield "mixed size", other, f"{cause}; pass size=(height, width) to resample them to one size"
+        if self.whole and not self.on_ground:
             return
-        low, high = windows[:, :2], windows[:, 2:]
-        if self.form.pad is None:
-            outside = np.asarray(((low < 0) | (high > page.shape[:2])).any(axis=1))
+        low, high = shown[:, :2], shown[:, 2:]
+        if shown.dtype.kind == "f":  # the centres of the outer pixels
+            half = (high - low) / (2 * np.array(form.size))
+            low, high = np.minimum(low, high) + abs(half), np.maximum(low, high) - abs(half)
+        if form.pad is None:
+            outside = np.asarray(((low < -_EXACT) | (high > np.array(page.shape[:2]) + _EXACT)).any(axis=1))
             cause = f' leaves region {self.name} ({page.file.path}, {size}); pass pad="reflect" or correct the box'
         else:
             outside = np.asarray(((high <= 0) | (low >= page.shape[:2])).any(axis=1))
@@ -193,14 +301,38 @@ class RegionTiles(LazyArray):
         if outside.any():
             yield "window outside", outside, cause
 
+    def _disagreements(self, page: Page) -> Iterator[tuple[str, str]]:
+        """What forbids to cut a page by the same boxes of pixels as the other frames, and as its mask or image."""
+        beside = None
+        with suppress(LazyTilesError):  # what cannot be opened says so when it is read
+            beside = None if self.partner is None else self.partner.last_page()
+        firsts = (one for number, one in self._there().items() if number % self.parts == 0)
+        frames = [one for one in firsts if one is not page]
+        is_resized = self.whole and self.form.resample is not None
+        for kind, said, others in (
+            ("frames differ", "the frames of a tile are cut by one box, ", [] if is_resized else frames),
+            ("mask differs", "an image and its mask are cut by one box, ", [] if beside is None else [beside]),
+        ):
+            for other in others:
+                if are_placed(page, other) and (far := apart(other, page)):
+                    cure = "so they lie on one grid: bring them to one, or give boxes in map units with coordinates="
+                    yield "other grid", f': {page.file.path} {far}; {said}{cure}"map"'
+                    break
+                if other.shape[:2] != page.shape[:2] and not are_placed(page, other):
+                    cure = "so they have one extent" + (": bring them to one size and place" if other in frames else "")
+                    sizes = f"{page.file.path} is {page.shape[0]} x {page.shape[1]} pixels, {_sized(other)}"
+                    yield kind, f": {sizes}; {said}{cure}"
+                    break
+
     def pair(self, masks: RegionTiles) -> None:
         """Let tiles and the masks of the same windows see that they have one extent."""
         self.partner, masks.partner = masks, self
+        masks.follows = True
 
     def last_page(self) -> Page | None:
         """The page of the last frame that is there."""
-        frames = reversed(range(len(self.regions)))
-        return next((page for page in map(self.page, frames) if page is not None), None)
+        firsts = reversed(range(0, len(self.regions), self.parts))
+        return next((page for page in map(self.page, firsts) if page is not None), None)
 
     def faults(self) -> Iterator[Fault]:
         """Everything that would fail when tiles of this region are read, by its tags; opens every frame.
@@ -210,13 +342,13 @@ class RegionTiles(LazyArray):
         the kind of fault, the mask of the tiles that have it, and the cause, to stand behind the words for a tile
         """
         said: dict[str, NDArray[np.bool_]] = {}
-        for frame in range(len(self.regions)):
+        for number in range(len(self.regions)):
             try:
-                page = self.page(frame)
+                page = self.page(number)
             except LazyTilesError as error:
                 yield "unreadable image", np.arange(len(self)) == 0, f": {error}"
                 continue
-            for kind, bad, cause in self._faults_of(page) if page is not None else ():
+            for kind, bad, cause in self._faults_of(number) if page is not None else ():
                 new = bad & ~said.get(kind, np.zeros(len(self), np.bool_))
                 said[kind] = bad | said.get(kind, bad)
                 if new.any():
@@ -232,27 +364,36 @@ class RegionTiles(LazyArray):
 
     def add_to(self, gather: Gather, rows: Int64s, frames: Int64s, slots: Int64s) -> None:
         """Put some of its tiles on the way, or say why they cannot be read."""
-        single = len(self.regions) == 1
-        for frame in range(len(self.regions)) if not single else (0,):
-            chosen = slice(None) if single else np.flatnonzero(frames == frame)
-            wanted, places = rows[chosen], slots[chosen]
-            if not len(wanted):
+        parts = self.parts
+        is_single = len(self.regions) == parts
+        for frame in range(len(self.regions) // parts):
+            chosen = slice(None) if is_single else np.flatnonzero(frames == frame)
+            if not len(rows[chosen]):
                 continue
-            try:
-                page = self.page(frame)
-            except LazyTilesError as error:
-                gather.fail(places, wanted, partial(self._unopened, error))
+            if self.regions[frame * parts] is None:
+                gather.leave_out(slots[chosen])
                 continue
-            if page is None:
-                gather.leave_out(places)
-                continue
+            for part in range(parts):
+                if self.form.parts and not self.form.parts[part][0]:
+                    continue
+                self._add_page(gather, frame * parts + part, rows[chosen], slots[chosen])
+
+    def _add_page(self, gather: Gather, number: int, rows: Int64s, slots: Int64s) -> None:
+        """Put what one page gives to some tiles on the way."""
+        try:
+            page = self.page(number)
+            assert page is not None
             if not self.is_sound:
-                good = np.ones(len(wanted), np.bool_)
-                for _, bad, cause in self._faults_of(page, wanted):
-                    gather.fail(places[bad], wanted[bad], partial(self._refusal, cause))
+                good = np.ones(len(rows), np.bool_)
+                for _, bad, cause in self._faults_of(number, rows):
+                    gather.fail(slots[bad], rows[bad], partial(self._refusal, cause))
                     good &= ~bad
-                wanted, places = wanted[good], places[good]
-            gather.add(page, self.windows[wanted], places, straight=self._straight)
+                rows, slots = rows[good], slots[good]
+            if len(rows):
+                part = number % self.parts
+                gather.add(page, self._shown(number, rows), slots, straight=self._straight, part=part)
+        except LazyTilesError as error:
+            gather.fail(slots, rows, partial(self._unopened, error))
 
     def _unopened(self, error: LazyTilesError, row: int) -> LazyTilesError:
         named = type(error)(f"{self.describe(row)}: {error}")
@@ -265,19 +406,49 @@ class RegionTiles(LazyArray):
     def part(self, rows: Int64s | slice, tile_name: Callable[[int], str]) -> RegionTiles:
         """Some of its windows as a source of their own, to be opened anew."""
         twin = copy.copy(self)
-        twin.windows = self.windows[rows]
-        twin.shape = (len(twin.windows), *self.shape[1:])
+        twin._windows = None if self._windows is None else self._windows[rows]
+        twin.boxes = None if self.boxes is None else self.boxes.part(rows)
+        twin.shape = (len(np.arange(len(self))[rows]), *self.shape[1:])
         twin.tile_name = tile_name
+        twin._relations = {}
+        return twin
+
+    @property
+    def is_all_valid(self) -> bool:
+        """Whether all is open, and no pixel of a tile can be invalid but by being NaN."""
+        pages = self._there().items()
+        if not self.is_sound or None in self.regions or any(has_invalid(page) for _, page in pages):
+            return False
+        shown = ((self._shown(number, slice(None)), page.shape[:2]) for number, page in pages)
+        return all((windows[:, :2] >= 0).all() and (windows[:, 2:] <= shape).all() for windows, shape in shown)
+
+    @property
+    def bounds(self) -> NDArray[np.float64]:
+        """(left, bottom, right, top) of each tile, map units, (n, 4); NaN where the base does not say it."""
+        base = self.base()
+        if base is None or not are_placed(base):
+            return np.full((len(self), 4), np.nan)
+        return bounds_of(base, self.windows)
+
+    def of_validity(self, kind: str) -> RegionTiles:
+        """The same tiles, saying which of their pixels are valid, by ``"any"`` band or by ``"bands"``."""
+        twin = copy.copy(self)
+        twin.form = self.form.of_validity(kind)
+        twin.dtype, twin.shape = twin.form.dtype, (*self.shape[: 1 + self.timed], *twin.form.inner_shape)
+        twin.is_sliced = False
+        twin._pages, twin._relations, twin._lock = list(self._pages), dict(self._relations), threading.RLock()
         return twin
 
     def __dask_tokenize__(self) -> Any:
         paths = [o.args[0] if isinstance(o, partial) else None for o in self.regions]
         openers = [(o, stamp(p) if isinstance(p, str) else None) for o, p in zip(self.regions, paths, strict=True)]
-        return token("lazytiles.RegionTiles", openers, self.windows, astuple(self.form), self.timed)
+        boxes = self._windows if self.boxes is None else (self.boxes.values, self.boxes.crs)
+        return token("lazytiles.RegionTiles", openers, boxes, astuple(self.form), self.timed, self.on_ground)
 
     def __getstate__(self) -> dict[str, Any]:
         closed = dict.fromkeys(("is_sound", "is_sliced", "_straight"), False)
-        return {**self.__dict__, **closed, "_pages": [None] * len(self.regions), "_lock": None}
+        found: dict[str, Any] = {"_windows": self._windows if self.boxes is None else None, "_relations": {}}
+        return {**self.__dict__, **closed, **found, "_pages": [None] * len(self.regions), "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.RLock())
@@ -297,98 +468,3 @@ def stamp(path: str) -> tuple[int, int]:
     except (OSError, ValueError):
         return 0, 0
     return status.st_size, status.st_mtime_ns
-
-
-Parts: TypeAlias = "Sequence[tuple[RegionTiles, Int64s, tuple[Int64s, ...]]]"
-
-
-def gathered(parts: Parts, box: Box, origins: Int64s | None, form: TileForm) -> Gather:
-    """Tiles of some regions on their way into blocks.
-
-    Parameters
-    ----------
-    parts : for each region its tiles, the slots that they fill, and their rows (and frames) in the region
-    box, origins : what is wanted of each tile, as in `Request`
-    """
-    where: list[tuple[RegionTiles, Int64s, Int64s]] = []
-
-    def name(slot: int) -> str:
-        for tiles, slots, rows in where:
-            hit = np.flatnonzero(slots == slot)
-            if len(hit):
-                return tiles.describe(int(rows[hit[0]]))
-        return "tile"
-
-    open_ahead(tiles for tiles, _, _ in parts)
-    gather = Gather(form, box, origins, name)
-    for tiles, slots, places in parts:
-        frames = places[1] if tiles.timed else np.zeros(len(slots), dtype=np.int64)
-        where.append((tiles, slots, places[0]))
-        tiles.add_to(gather, places[0], frames, slots)
-    return gather
-
-
-def open_ahead(sources: Iterable[Any]) -> None:
-    """Open together the regions behind addresses among some sources; what fails says so when it is read."""
-    waiting = [
-        (tiles, frame)
-        for tiles in sources
-        if isinstance(tiles, RegionTiles) and not tiles.is_sound
-        for frame, opener in enumerate(tiles.regions)
-        if isinstance(opener, partial) and opener.args and is_remote(str(opener.args[0]))
-    ]
-    if len(waiting) > 1:
-        with ThreadPoolExecutor(min(32, len(waiting)), thread_name_prefix="lazytiles-open") as threads:
-            for opened in [threads.submit(tiles.page, frame) for tiles, frame in waiting]:
-                with suppress(LazyTilesError):
-                    opened.result()
-
-
-def read_tiles(
-    parts: Parts,
-    asked: Request,
-    form: TileForm,
-    *,
-    out: NDArray[Any] | None = None,
-    threads: int | None = None,
-    readers: int | None = None,
-) -> NDArray[Any]:
-    """The block of a request over the tiles of some regions; the first error met is raised."""
-    shape = asked.block_shape
-    check_limit(math.prod(shape) * form.dtype.itemsize, "a read of {}", shape)
-    if all(shape):
-        short = _slices(parts, asked, form, shape, out)
-        if short is not None:
-            return short
-    gather = gathered(parts, asked.box, asked.origins, form)
-    gather.raise_any()
-    if not all(shape):
-        return np.empty(shape, form.dtype) if out is None else out.reshape(shape)
-    ((_, block),) = gather.read([shape[0]], out=out, threads=threads, readers=readers)
-    if isinstance(block, LazyTilesError):
-        raise block
-    return block
-
-
-def _slices(
-    parts: Parts, asked: Request, form: TileForm, shape: tuple[int, ...], out: NDArray[Any] | None
-) -> NDArray[Any] | None:
-    """The block by the short way of uncompressed pages, where there is nothing to plan; None: take the long one.
-
-    The long way is also for what fails here: it says which tile it was.
-    """
-    if asked.origins is not None or asked.box[2] != (0, form.samples):
-        return None
-    for tiles, _, _ in parts:
-        if not tiles.is_sliced:
-            return None
-    try:
-        block = parts[0][0].sliced(asked.box[:2], parts[0][2]) if len(parts) == 1 and out is None else None
-        if block is None:
-            block = np.empty(shape, form.dtype) if out is None else out.reshape(shape)
-            for tiles, slots, places in parts:
-                tiles.slice_into(block, asked.box[:2], slots, places)
-    except LazyTilesError:
-        return None
-    count("bytes_read", block.nbytes)
-    return block

@@ -15,8 +15,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lazytiles.aliases import Int64s
-from lazytiles.arrays.gather import TileForm
-from lazytiles.arrays.region_tiles import RegionTiles, gathered
+from lazytiles.arrays.form import TileForm
+from lazytiles.arrays.reading import gathered
+from lazytiles.arrays.region_tiles import RegionTiles
 from lazytiles.arrays.view import read_box
 from lazytiles.config import check_limit
 from lazytiles.errors import LazyTilesError, LimitError

@@ -51,7 +51,7 @@ class RegionStack(LazyArray):
         self.pages = tuple(page for one in slices for page in one.pages)
         self.bands = first.bands
         self.dtype = first.dtype
-        self._volume = Region(self.pages, stacked=True, bands=first.bands, gray=first.gray, reopen=())
+        self._volume = Region(self.pages, axes="Z", lead=(len(slices),), bands=first.bands, gray=first.gray, reopen=())
         shape = list(first.shape)
         shape.insert(self.axis, len(slices))
         self.shape: tuple[int, ...] = tuple(shape)
@@ -123,7 +123,7 @@ def stack_regions(paths: str | os.PathLike[str] | Iterable[Any], *, axis: int = 
     slices = [p if isinstance(p, Region) else open_region(p, **options) for p in paths]
     if not slices:
         raise RegionError("a volume needs at least one slice")
-    stacked = next((one for one in slices if one.axes.startswith("P")), None)
+    stacked = next((one for one in slices if one.lead), None)
     if stacked is not None:
         raise RegionError(f"{stacked.path} holds several slices itself; stack images of one page")
     return RegionStack(slices, axis)

@@ -26,7 +26,7 @@ from lazytiles.cli.options import (
     has_ending,
     open_named,
     opening,
-    parse_list,
+    parse_channels,
     parse_size,
     refuse_existing,
     say,
@@ -162,7 +162,7 @@ def _facts_of(path: str) -> dict[str, Any]:
         "dtype": str(region.dtype),
         "stored as": codec_name(region),
         "segments": int(np.prod(region.pages[0].grid)) * region.pages[0].planes,
-        "levels": [list(shape) for shape in region.levels],
+        "levels": [list(level.shape) for level in region.levels],
         "bytes in memory": region.nbytes,
         "bytes on disk": os.path.getsize(path),
     }
@@ -254,7 +254,8 @@ def _print_report(report: Report) -> None:
 )
 @click.option("--page", type=click.IntRange(min=0), help="Which image of each file.")
 @click.option("--series", type=click.IntRange(min=0), help="Which series of each file.")
-@click.option("--channels", callback=parse_list, help="Channels to judge, by number or name.")
+@click.option("--axes", help="A letter an axis of each array, such as ZYX.")
+@click.option("--channels", callback=parse_channels, help="Channels to judge, by number or name: 0,2 or DAPI.")
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="CSV or Parquet file.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it is there.")
 def grid(images: str, output: str, overwrite: bool, **options: Any) -> None:
@@ -332,7 +333,8 @@ def preview(
 
 def _preview_html(manifest: str, images: str | None, options: dict[str, Any], progress: Callable[..., None]) -> str:
     path, frames, target, bands = (options[name] for name in ("path", "frames", "target", "bands"))
-    table = Asked(path=path, pad=options["pad"], target=None).read(manifest)
+    where = {name: options[name] for name in ("coordinates", "boxes_crs")}
+    table = Asked(path=path, pad=options["pad"], target=None, **where).read(manifest)
     wanted, folder = Frames.of("each" if frames is None else frames), images or os.path.dirname(manifest) or "."
     rows = wanted.samples(table, options["where"])
     template, problems = path or default_template(table), Problems(manifest)  # noted, so that each row has its own
@@ -344,7 +346,8 @@ def _preview_html(manifest: str, images: str | None, options: dict[str, Any], pr
     table, codes = table.iloc[shown].reset_index(drop=True), codes[shown]
     title, column = os.path.basename(manifest), target[0] if target else "target"
     shown_bands = None if isinstance(bands, str) else bands
-    return preview_page(table, codes, names, title=title, target=column, bands=shown_bands, progress=progress)
+    how = {"bands": shown_bands, "boxes_crs": options["boxes_crs"], "progress": progress}
+    return preview_page(table, codes, names, title=title, target=column, **how)
 
 
 @main.command("stats")

@@ -142,6 +142,12 @@ def parse_list(ctx: click.Context, parameter: click.Parameter, value: str | None
     return None if value is None else [part.strip() for part in value.split(",") if part.strip()]
 
 
+def parse_channels(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[int | str] | None:
+    """``"0,DAPI"`` as numbers and names."""
+    parts = parse_list(ctx, parameter, value)
+    return None if parts is None else [int(part) if part.isdecimal() else part for part in parts]
+
+
 def parse_bands(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[int] | str | None:
     """``"3,2,1"`` as numbers, ``"rgb"`` as it is."""
     if value == "rgb":
@@ -153,6 +159,21 @@ def parse_bands(ctx: click.Context, parameter: click.Parameter, value: str | Non
         return [int(part) for part in parts]
     except ValueError:
         raise click.BadParameter(f"{value!r} is not a list of bands such as 3,2,1") from None
+
+
+def parse_numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> float | list[float]:
+    """``"0"`` as a number, ``"0,255"`` as several."""
+    parts = parse_list(ctx, parameter, value) or []
+    try:
+        numbers = [float(part) for part in parts]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a number, or numbers such as 0,255") from None
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def parse_paths(ctx: click.Context, parameter: click.Parameter, values: Sequence[str]) -> str | list[str] | None:
+    """No path, one, or several, whose files are bands."""
+    return None if not values else values[0] if len(values) == 1 else list(values)
 
 
 def parse_where(ctx: click.Context, parameter: click.Parameter, values: Sequence[str]) -> dict[str, Any] | None:
@@ -191,6 +212,10 @@ def opening(function: Any) -> Any:
         click.option("--level", type=click.IntRange(min=0), default=0, help="Resolution of each pyramid; 0 is full."),
         click.option("--gray", is_flag=True, help="Colours as one luminance band."),
         click.option("--bands", callback=parse_bands, help="Bands to read, such as 3,2,1, or rgb."),
+        click.option("--scaled", is_flag=True, help="What values mean by their file's scale and offset, as floats."),
+        click.option("--dtype", help="What values are cast to, such as float32."),
+        click.option("--mask-fill", type=float, default=0, help="What masks hold outside their image, such as 255."),
+        click.option("--fill", callback=parse_numbers, default="0", help="What padding and missing frames hold."),
         click.option("--pad", help="What windows get that leave their image: reflect, edge, constant, ..."),
         click.option("--size", callback=parse_size, help="Resample every tile to HEIGHTxWIDTH pixels."),
         click.option("--masks", help="Where a tile's mask lies in the folder, such as 'masks/{region_id}.tif'."),
@@ -198,7 +223,14 @@ def opening(function: Any) -> Any:
         click.option("--target", callback=parse_list, help="Columns of the targets [default: target, if there]."),
         click.option("--classes", callback=parse_list, help="Names in a target column, in the order of their numbers."),
         click.option("--frames", callback=parse_frames, help="Label ids of the time steps, in order: 2016,2017,2018."),
-        click.option("--path", help="Where an image lies in the folder, such as '{label_id}/{region_id}.tif'."),
+        click.option("--boxes-crs", help="CRS of boxes in map units, if it is not the images': EPSG:4326."),
+        click.option("--coordinates", type=click.Choice(["pixels", "map"]), default="pixels", help="What boxes count."),
+        click.option(
+            "--path",
+            multiple=True,
+            callback=parse_paths,
+            help="Where an image lies in the folder, such as '{label_id}/{region_id}.tif'; of several, bands in order.",
+        ),
         click.option("--images", help="Folder or address of the images [default: the manifest's folder]."),
         click.argument("manifest", type=click.Path(exists=True)),
     ):

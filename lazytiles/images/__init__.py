@@ -4,6 +4,7 @@ from lazytiles.images.cache import segment_cache
 from lazytiles.images.containers import datasets, open_zarr, refuse_bomb, unpacked
 from lazytiles.images.files import FileKey, descriptor, open_plain, pool, unlinked, write_new
 from lazytiles.images.georeference import Georeference
+from lazytiles.images.levels import Level
 from lazytiles.images.mapped import cut_windows, slice_page
 from lazytiles.images.page import Page
 from lazytiles.images.pictures import split_name
@@ -22,5 +23,5 @@ from lazytiles.images.region import (
     to_rgb,
 )
 from lazytiles.images.remote import are_there, is_remote, listed
-from lazytiles.images.resample import METHODS, resize
-from lazytiles.images.validity import mask_of, valid_bands, valid_of
+from lazytiles.images.resample import METHODS, Extent, around, resize, resize_valid
+from lazytiles.images.validity import has_invalid, judged, mask_of, may_be_invalid, scaled, valid_bands, valid_of

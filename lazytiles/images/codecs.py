@@ -22,7 +22,7 @@ import tifffile
 from numpy.typing import NDArray
 from tifffile.tifffile import jpeg_decode_colorspace
 
-Frame = tuple[int, int, int, bytes]
+Frame = tuple[int, int, int, bytes, bytes]
 
 _LINE = 32  # bytes of the widest store of libjpeg-turbo
 
@@ -43,7 +43,7 @@ def check_jpeg(data: bytes, needed: tuple[int, int], segment: tuple[int, int, in
     frame = jpeg_frame(data)
     if frame is None:
         return None
-    height, width, samples, _ = frame
+    height, width, samples = frame[:3]
     most = (segment[0] + 15, segment[1] + 15)
     if not (needed[0] <= height <= most[0] and needed[1] <= width <= most[1]):
         raise ValueError(f"the JPEG frame is {height} x {width}, the tags say {segment[0]} x {segment[1]}")
@@ -53,7 +53,7 @@ def check_jpeg(data: bytes, needed: tuple[int, int], segment: tuple[int, int, in
 
 
 def jpeg_frame(data: bytes) -> Frame | None:
-    """(height, width, samples, component ids) of a JPEG stream's frame header; None if it has none."""
+    """Height, width, samples, components' ids and sampling factors by a JPEG stream's frame header, or None."""
     at = 2
     while data[:2] == b"\xff\xd8" and at + 9 < len(data) and data[at] == 0xFF:
         marker = data[at + 1]
@@ -62,7 +62,8 @@ def jpeg_frame(data: bytes) -> Frame | None:
             continue
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width, samples = struct.unpack_from(">HHB", data, at + 5)
-            return height, width, samples, data[at + 10 : at + 10 + 3 * samples : 3]
+            end = at + 10 + 3 * samples
+            return height, width, samples, data[at + 10 : end : 3], data[at + 11 : end : 3]
         if marker == 0xDA:
             return None
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
@@ -97,6 +98,7 @@ def decode_jpeg(
     return out
 
 
+VERBATIM = {1: ("gray", "gray"), 3: ("rgb", "rgb")}  # by samples: color spaces that libjpeg does not convert
 JPEG = frozenset({6, 7, 34892, 33007})
 CCITT = frozenset({2, 3, 4})
 DEFLATE = frozenset({8, 32946})
@@ -197,7 +199,10 @@ class Codec:
         frame = check_jpeg(data, needed, self.segment)
         if frame is not None and frame[3] == b"RGB":  # the stream itself says so, whatever the page's tags say
             return decode_jpeg(data, frame[:3], self.dtype, self.tables, ("rgb", "rgb"))
-        if frame is not None and frame[:3] == self.segment and self.header is None:
+        # Bands that are no colours: tifffile would convert them; but what is subsampled is Y, Cb and Cr all the same.
+        is_own = frame is not None and self.colors in VERBATIM.values() and len(set(frame[4])) == 1
+        fits = frame is not None and self.header is None and frame[:3] == self.segment
+        if frame is not None and (is_own or (fits and self.colors not in VERBATIM.values())):
             with suppress(Exception):  # tifffile, below, knows other kinds of streams, or says what is wrong
                 return decode_jpeg(data, frame[:3], self.dtype, self.tables, self.colors)
         decoded: NDArray[Any] = self.decode(data, index, jpegtables=self.tables, jpegheader=self.header)[0][0]
@@ -277,11 +282,23 @@ def codec_of(page: tifffile.TiffPage, dtype: np.dtype[Any], nodata: Any = None) 
         decode=_shared_decoder(page),
         tables=page.jpegtables,
         header=page.jpegheader,
-        colors=jpeg_decode_colorspace(page.photometric, page.planarconfig, page.extrasamples, page.is_jfif),
+        colors=_colors(page),
         lzw=(int(page.predictor), page.parent.byteorder) if page.compression == LZW and is_whole and is_plain else None,
         stored_row=(-(-segment[1] * samples * bits // 8), int(page.fillorder)),
         nodata=np.nan if dtype.kind == "f" else nodata,
     )
+
+
+def _colors(page: tifffile.TiffPage) -> tuple[int | str | None, int | str | None]:
+    """The color space of a page's JPEG streams and of its pixels; planes, and bands that are no colours, stay."""
+    if page.planarconfig == 2:
+        return VERBATIM[1]
+    if page.photometric in (0, 1) and page.samplesperpixel == 3:
+        return VERBATIM[3]
+    found: tuple[int | str | None, int | str | None] = jpeg_decode_colorspace(
+        page.photometric, page.planarconfig, page.extrasamples, page.is_jfif
+    )
+    return found
 
 
 _decoders: OrderedDict[tuple[Any, ...], Decoder] = OrderedDict()

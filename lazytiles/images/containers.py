@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -24,7 +25,6 @@ from lazytiles.images.pictures import (
     PICTURES,
     Pages,
     head_of,
-    is_stack,
     npy_header,
     one_page,
     pages_of_array,
@@ -36,6 +36,7 @@ from lazytiles.images.pictures import (
 )
 
 _ZARR = ("zarr.json", ".zarray")
+GROUPS = ("zarr.json", ".zattrs", ".zgroup")
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _NPY = b"\x93NUMPY"
 _WHOLE = 512  # segments of an array without chunks, pixels
@@ -43,7 +44,7 @@ _BLOSC = (b"\x01", b"\x02", b"\x03", b"\x04", b"\x05")  # versions of its format
 _DEFLATE = 1032  # the most bytes that one of a deflate stream unpacks to
 _SOUND: set[tuple[Any, ...]] = set()  # chunks of HDF5 files that are known to be no bombs
 _MOST_SOUND = 2**16
-_MOST_FACTS = 4 * 2**20  # bytes of a file of metadata
+MOST_FACTS = 4 * 2**20  # bytes of a file of metadata
 _SLACK = 4  # times a chunk's own bytes, by which codecs in a row may make them more
 
 
@@ -62,19 +63,20 @@ def identify(name: str) -> tuple[FileKey, str | None]:
         return pool.identify(path), inner
     if inner is not None and not os.path.realpath(folder).startswith(os.path.realpath(path) + os.sep):
         raise RegionError(f"{name}: the array does not lie in {path}")
-    for metadata in _ZARR:
+    for metadata in dict.fromkeys(_ZARR + GROUPS):
         if os.path.isfile(os.path.join(folder, metadata)):
             return pool.identify(os.path.join(folder, metadata)), inner
     return pool.identify(folder), inner
 
 
-def other_pages(key: FileKey, inner: str | None, page: int | str) -> Pages | None:
-    """The pages of a file that is not a TIFF, and whether they are stacked; None for a TIFF.
+def other_pages(key: FileKey, inner: str | None, page: int | str | None, axes: str | None = None) -> Pages | None:
+    """The pages of a file that is not a TIFF, and its leading axes; None for a TIFF.
 
     Parameters
     ----------
     key, inner : what `identify` gave
     page : which picture of the file, or ``"all"``; arrays have one, whose slices are always stacked
+    axes : what an array's axes are, as `split_shape` takes them
 
     Raises
     ------
@@ -85,15 +87,19 @@ def other_pages(key: FileKey, inner: str | None, page: int | str) -> Pages | Non
         array = _open_zarr(key)
         with _readable(key, "Zarr array"):
             shape, chunks = tuple(array.shape), tuple(array.chunks)
-            return _only(_chunked(key, None, shape, plain_dtype(key.path, array.dtype), chunks), key, page)
+            return _only(_chunked(key, None, shape, plain_dtype(key.path, array.dtype), chunks, axes), key, page)
     if head.startswith(_HDF5):
-        return _only(hdf5_pages(key, inner), key, page)
+        return _only(hdf5_pages(key, inner, axes), key, page)
     if inner is not None:
         raise RegionError(f"{key.path}: is no HDF5 file, so there is no dataset {inner!r} in it")
     if head.startswith(_NPY):
-        return _only(npy_pages(key), key, page)
+        return _only(npy_pages(key, axes), key, page)
     picture = picture_format(head)
     if picture is not None:
+        if axes is not None:
+            raise RegionError(
+                f"{key.path}: axes={axes!r} are of arrays and TIFFs; a {picture} file has rows and columns"
+            )
         return picture_pages(key, head_of(key), picture, page)
     if head[:2] not in (b"II", b"MM"):
         begins = f"begins with {head[:8]!r}" if head else "is empty"
@@ -101,8 +107,8 @@ def other_pages(key: FileKey, inner: str | None, page: int | str) -> Pages | Non
     return None
 
 
-def _only(pages: Pages, key: FileKey, page: int | str) -> Pages:
-    if page not in (0, "all"):
+def _only(pages: Pages, key: FileKey, page: int | str | None) -> Pages:
+    if page not in (None, 0, "all"):
         raise RegionError(f"{key.path}: holds one array, no page {page}; slices are taken by an index")
     return pages
 
@@ -115,7 +121,7 @@ class Chunks:
     ----------
     key : the file
     inner : the dataset in it
-    slices : the slice that the page is, and how many slices lie in one chunk; None where all is one image
+    slices : along each axis before the rows, which slice the page is, and how many lie in one chunk
     shape : (height, width, samples) of the page
     segment : (height, width), pixels
     dtype : native
@@ -123,7 +129,7 @@ class Chunks:
 
     key: FileKey
     inner: str | None
-    slices: tuple[int, int] | None
+    slices: tuple[tuple[int, int], ...]
     shape: tuple[int, int, int]
     segment: tuple[int, int]
     dtype: np.dtype[Any]
@@ -131,22 +137,22 @@ class Chunks:
 
     def __call__(self, data: bytes | memoryview, index: int, row: int, column: int) -> NDArray[Any]:
         """The segment as an array (height, width, samples)."""
-        if self.slices is None:
-            return self._read((), row, column)
-        at, depth = self.slices
-        first = at // depth * depth
+        first = tuple(at // depth * depth for at, depth in self.slices)
+        lead = tuple(slice(start, start + depth) for start, (_, depth) in zip(first, self.slices, strict=True))
 
         def decoded() -> NDArray[Any]:
-            return self._read((slice(first, first + depth),), row, column)
+            return self._read(lead, row, column)
 
-        name = (self.key, f"{self.inner} chunk {at // depth}", index)
-        chunk = decoded() if depth == 1 else segment_cache.once(name, decoded)
-        slab: NDArray[Any] = chunk[at - first if len(chunk) > 1 else 0]
+        name = (self.key, f"{self.inner} chunk {first}", index)
+        is_shared = any(depth > 1 for _, depth in self.slices)
+        chunk = segment_cache.once(name, decoded) if is_shared else decoded()
+        slab: NDArray[Any] = chunk[tuple(at - start for start, (at, _) in zip(first, self.slices, strict=True))]
         return slab
 
     def _refuse_bombs(self, array: Any, place: tuple[int, ...]) -> None:
         """Look once at each chunk of a segment, of which there are several where its samples are in several."""
-        for more in [(k,) for k in range(0, array.shape[-1], array.chunks[-1])] if array.ndim > len(place) else [()]:
+        behind = zip(array.shape[len(place) :], array.chunks[len(place) :], strict=True)
+        for more in itertools.product(*(range(0, n, step) for n, step in behind)):
             chunk = (self.key, self.inner, *place, *more)
             if chunk not in _SOUND:
                 refuse_bomb(self.key.path, array, (*place, *more))
@@ -335,7 +341,7 @@ def _inside() -> Any:
             path, packed = os.path.join(self.root, key), self.packed
             is_facts = os.path.basename(path).startswith((".z", "zarr.json"))
             if os.path.lexists(path) and not os.path.isdir(path):
-                most = _MOST_FACTS if is_facts else packed.count * packed.limit if packed is not None else None
+                most = MOST_FACTS if is_facts else packed.count * packed.limit if packed is not None else None
                 _check_member(path, os.fspath(self.root), most)
             held = await super().get(key, prototype, byte_range)
             if held is not None and packed is not None and not is_facts:
@@ -425,7 +431,7 @@ def _zarr_arrays(store: str) -> Iterator[str]:
         for name in {*_ZARR, ".zattrs"}.intersection(files):
             key = pool.identify(os.path.join(at, name))
             with _readable(key, "Zarr store"):
-                facts |= json.loads(pool.read(key, 0, min(key.size, _MOST_FACTS)))
+                facts |= json.loads(pool.read(key, 0, min(key.size, MOST_FACTS)))
         attributes = facts.get("attributes", {})
         is_image = "multiscales" in facts or "multiscales" in attributes.get("ome", attributes)
         if (is_image or len(facts.get("shape", ())) > 1) and "lazytiles" not in folders:
@@ -434,7 +440,7 @@ def _zarr_arrays(store: str) -> Iterator[str]:
             folders.clear()
 
 
-def npy_pages(key: FileKey) -> Pages:
+def npy_pages(key: FileKey, axes: str | None = None) -> Pages:
     """The slices of a `.npy` file, mapped; where it is stored column by column, gathered block by block.
 
     Raises
@@ -444,52 +450,49 @@ def npy_pages(key: FileKey) -> Pages:
     shape, fortran, stored, offset = npy_header(key, head_of(key))
     dtype = stored.newbyteorder("=")
     if not fortran:
-        return pages_of_array(key, "", shape, dtype, offset, stored=stored)
+        return pages_of_array(key, "", shape, dtype, offset, stored=stored, axes=axes)
     if key.is_remote:
         raise RegionError(
             f"{key.path}: is stored column by column (Fortran order), which is read from local files only; save "
             "np.ascontiguousarray of it instead"
         )
-    return _chunked(key, None, shape, dtype, _one_chunk(shape))
+    return _chunked(key, None, shape, dtype, None, axes)
 
 
-def hdf5_pages(key: FileKey, inner: str | None) -> Pages:
+def hdf5_pages(key: FileKey, inner: str | None, axes: str | None = None) -> Pages:
     """The slices of an HDF5 dataset; one that is stored in one piece is mapped."""
     with opened(key, inner) as array, _readable(key, "HDF5 file"):
         where = f"{key.path}::{inner}"
         dtype, shape, offset = plain_dtype(where, array.dtype), array.shape, array.id.get_offset()
         if array.chunks is None and offset is not None and dtype.kind != "b":
-            return pages_of_array(key, f"::{inner}", shape, dtype, offset, stored=array.dtype)
-        return _chunked(key, inner, shape, dtype, array.chunks or _one_chunk(shape))
-
-
-def _one_chunk(shape: tuple[int, ...]) -> tuple[int, ...]:
-    lead = int(is_stack(shape))
-    return (1,) * lead + tuple(min(n, _WHOLE) for n in shape[lead : lead + 2]) + shape[lead + 2 :]
+            return pages_of_array(key, f"::{inner}", shape, dtype, offset, stored=array.dtype, axes=axes)
+        return _chunked(key, inner, shape, dtype, array.chunks, axes)
 
 
 def _chunked(
-    key: FileKey, inner: str | None, shape: tuple[int, ...], dtype: np.dtype[Any], chunks: tuple[int, ...]
+    key: FileKey,
+    inner: str | None,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    chunks: tuple[int, ...] | None,
+    axes: str | None,
 ) -> Pages:
     name = "" if inner is None else f"::{inner}"
-    lead, page_shape = split_shape(f"{key.path}{name}", shape)
-    stacked = is_stack(shape)
-    depth = chunks[0] if stacked else 1
-    segment = (min(chunks[stacked], page_shape[0]), min(chunks[stacked + 1], page_shape[1]))
+    form = split_shape(f"{key.path}{name}", shape, axes)
+    height, width, _ = form.inner
+    if chunks is None:
+        chunks = (1,) * form.before + (_WHOLE,) * 2
+    segment = (min(chunks[form.before], height), min(chunks[form.before + 1], width))
+    depths = chunks[: form.before]
 
-    def page(k: int) -> Page:
-        return one_page(
-            key,
-            f"{name}[{k}]" if stacked else name,
-            page_shape,
-            dtype,
-            codec=Chunks(key, inner, (k, depth) if stacked else None, page_shape, segment, dtype),
-            samples_axis=len(shape) - stacked == 3,
-            segment=segment,
-            size=1,
-        )
+    def page(place: tuple[int, ...], number: str) -> Page:
+        slices = tuple(zip(place[: form.before], depths, strict=True))
+        codec = Chunks(key, inner, slices, form.inner, segment, dtype)
+        at, has_samples = f"{name}{number}", form.has_samples
+        return one_page(key, at, form.inner, dtype, codec=codec, samples_axis=has_samples, segment=segment, size=1)
 
     # Chunks that are too large with all their slices are refused as large ones of one slice are.
-    deep = (segment[0] * depth, segment[1])
-    one_page(key, f"{key.path}{name}", page_shape, dtype, codec=None, samples_axis=False, segment=deep, size=1)
-    return [page(k) for k in range(lead)], stacked
+    deep = (segment[0] * math.prod(depths), segment[1])
+    one_page(key, f"{key.path}{name}", form.inner, dtype, codec=None, samples_axis=False, segment=deep, size=1)
+    pages = [page(place, number) for place, number in zip(np.ndindex(*form.lead), form.places(), strict=True)]
+    return pages, form.axes, form.lead

@@ -24,6 +24,7 @@ Bounds = tuple[float, float, float, float]
 _SCALE, _TIES, _MATRIX = 33550, 33922, 34264  # ModelPixelScale, ModelTiepoint, ModelTransformation
 _KEYS, _DOUBLES, _TEXTS = 34735, 34736, 34737  # GeoKeyDirectory and what its keys refer to
 _METADATA, _NODATA = 42112, 42113
+_PLACE = (_SCALE, _TIES, _MATRIX, _KEYS, _DOUBLES, _TEXTS, _METADATA)
 _TYPES = {2: "S1", 3: "u2", 4: "u4", 11: "f4", 12: "f8"}
 _MOST_BYTES = 2**24  # of a tag
 _MODEL, _RASTER, _GEOGRAPHIC, _PROJECTED = 1024, 1025, 2048, 3072
@@ -111,10 +112,15 @@ class Place:
     scale: tuple[float, float] = (1.0, 1.0)
 
 
+_NOWHERE = {byteorder: Place(byteorder) for byteorder in "<>"}  # of most images
+
+
 def place_of(page: tifffile.TiffPage, level: tifffile.TiffPage | None = None) -> Place:
     """The place of a page, or of a level of the pyramid that it heads."""
-    found = [page.tags.get(code) for code in (_SCALE, _TIES, _MATRIX, _KEYS, _DOUBLES, _TEXTS, _METADATA)]
-    tags = tuple((tag.code, int(tag.dtype), tag.count, tag.valueoffset) for tag in found if tag is not None)
+    found = [page.tags[code] for code in _PLACE if code in page.tags]
+    if not found and level is None:
+        return _NOWHERE[page.parent.byteorder]
+    tags = tuple((tag.code, int(tag.dtype), tag.count, tag.valueoffset) for tag in found)
     scale = (1.0, 1.0)
     if level is not None:
         scale = page.imagelength / level.imagelength, page.imagewidth / level.imagewidth
@@ -127,7 +133,8 @@ def georeference_of(key: FileKey, place: Place) -> Georeference | None:
     transform = told.transform or _world(key)
     if transform is None and (told.crs is None or any(tag[0] == _TIES for tag in place.tags)):
         return None  # of control points alone the system is theirs, not the pixels'
-    return replace(told, transform=transform).shifted(0, 0, place.scale)
+    found = told if told.transform is transform else replace(told, transform=transform)
+    return found if place.scale == (1.0, 1.0) else found.shifted(0, 0, place.scale)
 
 
 @lru_cache(1024)
@@ -251,11 +258,12 @@ def nodata_of(page: tifffile.TiffPage, dtype: np.dtype[Any]) -> Any:
     return parse_nodata(page.tags.valueof(_NODATA), dtype) if _NODATA in page.tags else None
 
 
+@lru_cache(256)
 def parse_nodata(text: Any, dtype: np.dtype[Any]) -> Any:
     """A number in words as a scalar of a dtype, 64-bit integers exactly; None where it cannot be one.
 
-    >>> parse_nodata("-3.40282346638529e+38", np.dtype(np.float32)) == np.finfo(np.float32).min
-    True
+    >>> parse_nodata("-3.40282346638529e+38", np.dtype(np.float32)), parse_nodata("some", np.dtype(np.float32))
+    (np.float32(-3.4028235e+38), None)
     >>> parse_nodata("18446744073709551615", np.dtype(np.uint64)), parse_nodata("-1", np.dtype(np.uint8))
     (np.uint64(18446744073709551615), None)
     """

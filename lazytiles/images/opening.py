@@ -1,33 +1,67 @@
-"""Which pages of a file a region is made of: one page, a level of its pyramid, or a stack."""
+"""What a region is made of: a page, a level of its pyramid, a series with named axes, or an array of another format."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
+
+import numpy as np
+import tifffile
 
 from lazytiles.errors import RegionError
 from lazytiles.images.containers import other_pages
+from lazytiles.images.directories import Directories, Leaf
 from lazytiles.images.files import FileKey, pool
-from lazytiles.images.page import Page, facts, levels_of, page_at, parsed, stack_planes
+from lazytiles.images.levels import Catalog, Level, catalog, needs_catalog, page_spacing, scanner_of
+from lazytiles.images.multiscale import group_of, multiscale
+from lazytiles.images.page import Asked, Page, facts, page_at, parsed, stack_planes
+from lazytiles.images.pictures import split_shape
+from lazytiles.images.scales import Spacing, mpp_of
+from lazytiles.images.series import Series
 
-Where = tuple[str | None, int | str, int]  # dataset, page, level
+_NOTHING: Spacing = (None, None, None)
+_KEPT = 4  # stacks whose pages a worker process keeps, by one of which another is found
 
 
-def open_pages(key: FileKey, inner: str | None, page: int | str, level: int) -> tuple[list[Page], bool]:
-    """The pages that a region is made of, and whether they are a stack.
+@dataclass(frozen=True, slots=True, eq=False)
+class Opened:
+    """What a region is made of.
 
     Parameters
     ----------
-    key, inner : the file and the dataset in it, as `identify` gave them
-    page : which one, or ``"all"``
-    level : of the pyramid that the page heads
+    pages : in C order over `lead`
+    axes, lead : letters and lengths of the axes before rows and columns
+    spacing : (z, y, x), micrometres
+    bands : the samples that were asked for as channels, or None
+    channels : names of the channels, where they have names
     """
-    pages, stacked = _pages_of(key, inner, page, level)
-    return [replace(each, origin=(inner, page, level, k)) for k, each in enumerate(pages)], stacked
+
+    pages: Sequence[Page]
+    axes: str = ""
+    lead: tuple[int, ...] = ()
+    spacing: Spacing = _NOTHING
+    bands: tuple[int, ...] | None = None
+    channels: tuple[str, ...] = ()
 
 
-def reopened(key: FileKey, origin: tuple[str | None, int | str, int, int]) -> Page:
+def open_pages(key: FileKey, asked: Asked) -> Opened:
+    """The pages that a region is made of.
+
+    Parameters
+    ----------
+    key : the file, as `identify` gave it
+    asked : what of it
+    """
+    found = _chosen(key, _opened(key, asked), asked)
+    mpp = mpp_of(found.spacing)
+    pages = [replace(page, mpp=mpp, origin=page.origin or (asked, k)) for k, page in enumerate(found.pages)]
+    return replace(found, pages=pages)
+
+
+def reopened(key: FileKey, origin: tuple[Asked, int]) -> Page:
     """A page of a file that was opened before, maybe in another process, opened again by its `origin`.
 
     Raises
@@ -36,60 +70,205 @@ def reopened(key: FileKey, origin: tuple[str | None, int | str, int, int]) -> Pa
     """
     pool.check(key)
     pool.identify(key.path)
-    pages, _ = _pages_of(key, *origin[:3])
-    return pages[origin[3]]
+    asked, k = origin
+    return (_kept(key, asked) if asked.is_array else open_pages(key, asked).pages)[k]
 
 
-def _pages_of(key: FileKey, inner: str | None, page: int | str, level: int) -> tuple[list[Page], bool]:
-    other = other_pages(key, inner, page)
+@lru_cache(_KEPT)
+def _kept(key: FileKey, asked: Asked) -> Sequence[Page]:
+    return open_pages(key, asked).pages
+
+
+def _opened(key: FileKey, asked: Asked) -> Opened:
+    group = group_of(key)
+    if group is not None:
+        return _from_group(key, group, asked)
+    other = other_pages(key, asked.inner, asked.page, asked.axes)
     if other is not None:
-        if level:
-            raise RegionError(f"{key.path}: has no level {level}; it has levels 0 to 0")
-        return other
+        if asked.level or asked.series:
+            what = f"level {asked.level}" if asked.level else f"series {asked.series}"
+            raise RegionError(f"{key.path}: has no {what}; it holds one array at one resolution")
+        pages, axes, lead = other
+        return Opened(pages, axes, lead, _by_hand(_NOTHING, asked))
     with parsed(key) as tiff:
-        if page == "all":
-            if level:
-                raise RegionError(f"{key.path}: level={level} together with page='all' is not supported")
-            return _all_pages(key, tiff), True
-        if not level:
-            return [facts(key, page_at(tiff, int(page)), str(page))], False
-        levels = levels_of(tiff, int(page))
-        if level >= len(levels):
-            raise RegionError(f"{key.path} page {page}: has no level {level}; it has levels 0 to {len(levels) - 1}")
-        return [facts(key, levels[level], f"{page} level {level}", head=levels[0])], False
+        if asked.is_array:
+            return _array(key, tiff, asked)
+        return _image(key, tiff, asked)
 
 
-def _all_pages(key: FileKey, tiff: Any) -> list[Page]:
-    images = _images_in_one_page(tiff) if len(tiff.pages) == 1 else 1
-    if images > 1:
-        return stack_planes(facts(key, page_at(tiff, 0), "0"), images)
-    pages = [(k, page_at(tiff, k)) for k in range(len(tiff.pages))]
-    chosen = [facts(key, p, str(k)) for k, p in pages if not p.subfiletype & 5]  # neither overviews nor masks
-    if not chosen:
-        raise RegionError(f"{key.path}: has no full-resolution page")
-    for other in chosen[1:]:
-        if (other.shape, other.dtype) != (chosen[0].shape, chosen[0].dtype):
+def _by_hand(spacing: Spacing, asked: Asked, downsample: tuple[float, float] = (1.0, 1.0)) -> Spacing:
+    """A spacing of full resolution, or that given by hand, at some level."""
+    z, y, x = spacing if asked.mpp is None else (spacing[0], *asked.mpp)
+    return z, y and y * downsample[0], x and x * downsample[1]
+
+
+def _number_of(key: FileKey, tiff: tifffile.TiffFile, page: int | str | None, known: Catalog | None) -> int:
+    """The number of the page that is meant."""
+    if isinstance(page, int):
+        return page
+    if known is None or (page is None and scanner_of(tiff) is None):
+        return 0
+    if page is None:
+        return int(known.series[0].planes[0].number)
+    if page not in known.associated:
+        there = ", ".join(map(repr, known.associated)) or "no other images"
+        raise RegionError(f"{key.path}: has no page {page!r}; beside its image it has {there}")
+    return known.associated[page]
+
+
+def _image(key: FileKey, tiff: tifffile.TiffFile, asked: Asked) -> Opened:
+    """One page, or a lower resolution of it."""
+    is_first = asked.page in (None, 0)
+    known = None
+    if asked.level or isinstance(asked.page, str) or (is_first and needs_catalog(tiff)):
+        known = catalog(Directories(key, tiff))
+    number = _number_of(key, tiff, asked.page, known)
+    if known is None:
+        page = facts(key, page_at(tiff, number), str(number))
+        return Opened([page], spacing=_by_hand(page_spacing(tiff, number), asked))
+    if number >= len(known.leaves):
+        raise RegionError(f"{key.path}: has no page {number}; it has {len(known.leaves)}")
+    series, plane = known.holder(number)
+    levels = known.levels(series, plane)
+    if asked.level >= len(levels):
+        where = f"{key.path} page {number}"
+        raise RegionError(f"{where}: has no level {asked.level}; it has levels 0 to {len(levels) - 1}")
+    leaf = known.pyramid(series, plane)[asked.level]
+    head = known.pyramid(series, plane)[0]
+    page = known.directories.page(leaf, f"{number} level {asked.level}" if asked.level else str(number), head)
+    told = series.spacing if any(series.spacing) else page_spacing(tiff, number)
+    return Opened([page], spacing=_by_hand(told, asked, levels[asked.level].downsample))
+
+
+def _array(key: FileKey, tiff: tifffile.TiffFile, asked: Asked) -> Opened:
+    """A series of pages, or all of them."""
+    known = catalog(Directories(key, tiff))
+    if asked.page == "all":
+        series = _every(key, known)
+    elif asked.page is not None:
+        raise ValueError("pass page= or series=, axes= and channels=, not both")
+    else:
+        number = asked.series or 0
+        if number >= len(known.series):
+            raise RegionError(f"{key.path}: has no series {number}; it has {_listed(known.series)}")
+        series = known.series[number]
+        if series.trouble:
+            raise RegionError(f"{key.path} series {number}: {series.trouble}")
+    planes = known.at_level(series, asked.level)
+    suffix = f" level {asked.level}" if asked.level else ""
+    head = series.planes[0]
+    pages = [
+        known.directories.page(leaf, f"{own.number}{suffix}", own)
+        for own, leaf in zip(series.planes, planes, strict=True)
+    ]
+    for other in pages[1:]:
+        if (other.shape, other.dtype) != (pages[0].shape, pages[0].dtype):
             raise RegionError(
-                f"{other}: is {other.shape} {other.dtype}, page {chosen[0].number} is {chosen[0].shape} "
-                f"{chosen[0].dtype}; pages of one shape stack, open others by page=k"
+                f"{other}: is {other.shape} {other.dtype}, page {pages[0].number} is {pages[0].shape} "
+                f"{pages[0].dtype}; pages of one shape stack, open others by page=k"
             )
-    return chosen
+    if series.images > 1:
+        pages = stack_planes(pages[0], series.images)
+    if series.is_split:
+        pages = [plane for page in pages for plane in page.separate()]
+    told = series.spacing if any(series.spacing) else page_spacing(tiff, int(head.number))
+    level = known.levels(series)[asked.level]
+    axes, lead = _named(key, series, asked.axes, pages[0])
+    if math.prod(lead) != len(pages):
+        raise RegionError(f"{key.path}: {series} has {len(pages)} planes")
+    return Opened(pages, axes, lead, _by_hand(told, asked, level.downsample), channels=series.channels)
 
 
-def _images_in_one_page(tiff: Any) -> int:
-    """How many images the only directory of a file stands for, as ImageJ and tifffile may write a stack."""
-    if tiff.is_imagej and tiff.imagej_metadata:
-        return int(tiff.imagej_metadata.get("images", 1))
-    shaped = tiff.shaped_metadata
-    if shaped and shaped[0].get("truncated"):
-        return int(math.prod(shaped[0]["shape"])) // math.prod(page_at(tiff, 0).shape)
-    return 1
+def _every(key: FileKey, known: Catalog) -> Series:
+    """All pages that are images of their own as one stack; those of several series are refused."""
+    several = [one for one in known.series if not one.trouble]
+    if len(several) > 1:
+        one, other = several[0].planes[0], several[1].planes[0]
+        head = f"{key.path}: its pages are"
+        if one.shape != other.shape or one.kind != other.kind:
+            head = (
+                f"{key.path} page {other.number}: is {_shape(other)}, page {one.number} is {_shape(one)}; the pages are"
+            )
+        raise RegionError(
+            f"{head} {_listed(several)}; pages of one shape stack: open a series by series=k, open others by page=k"
+        )
+    if several and several[0].images > 1:
+        count = math.prod(several[0].lead)
+        return replace(several[0], axes="P", lead=(count,), channels=())
+    planes = tuple(leaf for leaf in known.leaves if not (leaf.is_reduced or leaf.is_mask))
+    if not planes:
+        raise RegionError(f"{key.path}: has no full-resolution page")
+    known_smaller = several[0].smaller if several and set(several[0].planes) == set(planes) else None
+    return Series("", "P", (len(planes),), planes, smaller=known_smaller)
 
 
-def level_shapes(key: FileKey, inner: str | None, page: int | str, level: int) -> tuple[tuple[int, ...], ...]:
-    """(height, width) of each level of the pyramid that a page heads, largest first."""
-    other = other_pages(key, inner, page)
-    if page == "all" or other is not None:
-        return () if other is None or other[1] else (other[0][0].shape[:2],)
+def _shape(leaf: Leaf) -> str:
+    return f"{(*leaf.shape, leaf.model.samplesperpixel)} {leaf.model.dtype}"
+
+
+def _listed(series: Sequence[Series]) -> str:
+    said = ", ".join(f"{k}: {one}" for k, one in enumerate(series[:6]))
+    return f"{len(series)} series ({said}{', ...' if len(series) > 6 else ''})"
+
+
+def _named(key: FileKey, series: Series, axes: str | None, page: Page) -> tuple[str, tuple[int, ...]]:
+    """The leading axes of a series, renamed where they are given; those of length 1 may be named too."""
+    if axes is None:
+        return series.axes, series.lead
+    shape = (*series.lead, *page.shape[: 2 + page.samples_axis])
+    form = split_shape(f"{key.path} ({series.axes}YX{'S' * page.samples_axis})", shape, axes)
+    return form.axes, form.lead
+
+
+def _chosen(key: FileKey, found: Opened, asked: Asked) -> Opened:
+    """The channels that were asked for, along the axis C, else the samples of a page."""
+    if asked.channels is None:
+        return found
+    at = found.axes.find("C")
+    samples = found.pages[0].shape[2]
+    count = found.lead[at] if at >= 0 else samples
+    places = []
+    for channel in asked.channels:
+        place = found.channels.index(channel) if channel in found.channels else channel
+        if not isinstance(place, int) or not -count <= place < count:
+            names = f", named {', '.join(map(repr, found.channels))}" if found.channels else ""
+            raise RegionError(f"{key.path}: has no channel {channel!r}; it has channels 0 to {count - 1}{names}")
+        places.append(place % count)
+    if at < 0:
+        return found if places == list(range(count)) else replace(found, bands=tuple(places))
+    order = np.arange(len(found.pages)).reshape(found.lead).take(places, axis=at)
+    pages = [found.pages[k] for k in order.ravel().tolist()]
+    kept = tuple(found.channels[k] for k in places) if len(found.channels) == count else ()
+    return replace(found, pages=pages, lead=order.shape, channels=kept)
+
+
+def _from_group(key: FileKey, group: Any, asked: Asked) -> Opened:
+    """One resolution of a multiscale image (NGFF)."""
+    image = multiscale(key, group, asked.series or 0)
+    if asked.page not in (None, 0, "all"):
+        raise RegionError(f"{key.path}: holds one array, no page {asked.page}; slices are taken by an index")
+    if asked.level >= len(image.levels):
+        raise RegionError(f"{key.path}: has no level {asked.level}; it has levels 0 to {len(image.levels) - 1}")
+    below = Asked(axes=asked.axes or image.axes)
+    array = image.arrays[asked.level]
+    pages, axes, lead = other_pages(array, None, None, below.axes) or ([], "", ())
+    pages = [replace(page, origin=(below, k)) for k, page in enumerate(pages)]
+    spacing = _by_hand(image.spacing, asked, image.levels[asked.level].downsample)
+    return Opened(pages, axes, lead, spacing, channels=image.channels)
+
+
+def levels_of(key: FileKey, asked: Asked) -> tuple[tuple[Level, ...], dict[str, int]]:
+    """The resolutions of what was asked for, and the numbers of the file's other images by their names."""
+    group = group_of(key)
+    if group is not None:
+        return multiscale(key, group, asked.series or 0).levels, {}
+    other = other_pages(key, asked.inner, asked.page, asked.axes)
+    if other is not None:
+        return (Level((other[0][0].shape[0], other[0][0].shape[1])),), {}
     with parsed(key) as tiff:
-        return tuple((p.imagelength, p.imagewidth) for p in levels_of(tiff, int(page)))
+        known = catalog(Directories(key, tiff))
+        if asked.is_array:
+            series = _every(key, known) if asked.page == "all" else known.series[asked.series or 0]
+            return known.levels(series), known.associated
+        number = _number_of(key, tiff, asked.page, known)
+        return known.levels(*known.holder(number)), known.associated

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from lazytiles.aliases import Int64s
 from lazytiles.config import settings
 from lazytiles.errors import LimitError, RegionError, unreadable
-from lazytiles.images.codecs import Codec, codec_of
+from lazytiles.images.codecs import JPEG, Codec, codec_of
 from lazytiles.images.files import FileKey, pool
 from lazytiles.images.georeference import (
     Georeference,
@@ -33,11 +33,42 @@ from lazytiles.images.georeference import (
     place_of,
     scale_offset_of,
 )
+from lazytiles.images.scales import Mpp
 
 MOST_SAMPLES = 1024
 MOST_SEGMENTS = 2**26
 _INTEGER_TYPES = {1, 3, 4, 13, 16, 18}  # BYTE, SHORT, LONG, IFD, LONG8, IFD8
 _WHOLE_BYTES = {8, 16, 32, 64, 128}
+_OFFSETS, _COUNTS = (324, 273, 513), (325, 279, 514)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What of a file is opened.
+
+    Parameters
+    ----------
+    inner : the dataset in it, as `identify` gave it
+    page : its number, ``"all"``, the name of an associated image, or None: the slide, else the first
+    series : its number, or None
+    axes : letters of an array's axes, or None
+    channels : numbers and names, or None: all
+    level : which resolution
+    mpp : (y, x) of full resolution, by hand
+    """
+
+    inner: str | None = None
+    page: int | str | None = None
+    series: int | None = None
+    axes: str | None = None
+    channels: tuple[int | str, ...] | None = None
+    level: int = 0
+    mpp: Mpp | None = None
+
+    @property
+    def is_array(self) -> bool:
+        """Whether an array with axes is asked for, not an image."""
+        return self.series is not None or self.axes is not None or self.channels is not None or self.page == "all"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +95,7 @@ class Page:
     alpha : the sample that says how opaque a pixel is; None where there is none
     place : where the tags lie that say where on the ground it is; None of a kind of file that cannot say it
     directory : which directory of a TIFF's main chain it is; None for others
+    mpp : (y, x), micrometres from one pixel to the next, by what the file says; None where it says nothing
     origin : by what it is opened again from its file, in another process too; None where it cannot be
     """
 
@@ -85,6 +117,7 @@ class Page:
     alpha: int | None = None
     place: Place | None = None
     directory: int | None = None
+    mpp: tuple[float, float] | None = None
     origin: Any = None
 
     @property
@@ -142,6 +175,25 @@ class Page:
         raw = int(self.raw_offsets is not None)
         return (*self.segment, rows, columns, self.planes, raw, self.shape[2], self.dtype.itemsize)
 
+    def separate(self) -> list[Page]:
+        """A page of one sample for each plane of samples, where they are stored plane by plane; else itself."""
+        if self.planes == 1:
+            return [self]
+        n = math.prod(self.grid)
+        return [
+            replace(
+                self,
+                number=f"{self.number} sample {k}",
+                shape=(*self.shape[:2], 1),
+                planes=1,
+                offsets=self.offsets[k * n : (k + 1) * n],
+                counts=self.counts[k * n : (k + 1) * n],
+                raw_offsets=None if self.raw_offsets is None else self.raw_offsets[k : k + 1],
+                samples_axis=False,
+            )
+            for k in range(self.planes)
+        ]
+
     def __str__(self) -> str:
         return f"{self.file.path} page {self.number}"
 
@@ -176,8 +228,11 @@ class _Ranges(io.RawIOBase):
 @contextmanager
 def parsed(key: FileKey) -> Iterator[tifffile.TiffFile]:
     """The directories of a file, every failure of the parser turned into `RegionError`."""
+    name = key.path
+    if name.lower().endswith(".ndpi") and int.from_bytes(pool.read(key, 4, 8), "little") > key.size:
+        name += ".tif"  # by its name tifffile would read offsets of 64 bits, as real ones have
     try:
-        with io.BufferedReader(_Ranges(key), 16384) as file, tifffile.TiffFile(file, name=key.path) as tiff:
+        with io.BufferedReader(_Ranges(key), 16384) as file, tifffile.TiffFile(file, name=name) as tiff:
             yield tiff
     except (RegionError, LimitError, ImportError):
         raise
@@ -192,21 +247,6 @@ def page_at(tiff: tifffile.TiffFile, index: int) -> tifffile.TiffPage:
         return page if isinstance(page, tifffile.TiffPage) else page.aspage()
     except IndexError:
         raise RegionError(f"{tiff.filename}: has no page {index}; it has {len(tiff.pages)}") from None
-
-
-def levels_of(tiff: tifffile.TiffFile, index: int) -> list[tifffile.TiffPage]:
-    """The resolutions of the pyramid that a page heads, largest first (SubIFDs, or GDAL overviews)."""
-    head = page_at(tiff, index)
-    reduced = [p for p in head.pages or () if isinstance(p, tifffile.TiffPage)]
-    if not reduced:
-        for k in range(index + 1, len(tiff.pages)):
-            page = page_at(tiff, k)
-            if not page.subfiletype & 5:  # neither an overview nor a mask, which GDAL puts between them
-                break
-            if not page.subfiletype & 4:
-                reduced.append(page)
-    smaller = [p for p in reduced if p.imagewidth < head.imagewidth or p.imagelength < head.imagelength]
-    return [head, *sorted(smaller, key=lambda p: -p.imagewidth * p.imagelength)]
 
 
 @lru_cache(1024)
@@ -224,7 +264,7 @@ def _mask_at(key: FileKey, directory: int, extent: tuple[int, int]) -> Page | No
             if not page.subfiletype & 5:
                 return None
             if page.subfiletype & 4 and (page.imagelength, page.imagewidth) == extent:
-                return replace(facts(key, page, str(k)), origin=(None, k, 0, 0))
+                return replace(facts(key, page, str(k)), origin=(Asked(page=k), 0))
     return None
 
 
@@ -243,6 +283,7 @@ def facts(key: FileKey, page: tifffile.TiffPage, number: str, *, head: tifffile.
     """
     where = f"{key.path} page {number}"
     shape = _dimensions(where, page)
+    _refuse_colours(where, page)
     dtype = _sample_type(where, page)
     planes = shape[2] if page.planarconfig == 2 else 1
     segment = (
@@ -253,7 +294,8 @@ def facts(key: FileKey, page: tifffile.TiffPage, number: str, *, head: tifffile.
     expected = planes * -(-shape[0] // segment[0]) * -(-shape[1] // segment[1])
     if expected > MOST_SEGMENTS:
         raise LimitError(f"{where}: {expected} segments; at most {MOST_SEGMENTS} are supported")
-    offsets, counts = _tables(where, page, expected, segment, shape, planes)
+    stored = None if page.jpegheader is not None else (_table(where, page, _OFFSETS), _table(where, page, _COUNTS))
+    offsets, counts = _tables(where, page, stored, expected, segment, shape, planes)
     nodata = nodata_of(head or page, dtype)
     found = Page(
         file=key,
@@ -275,15 +317,23 @@ def facts(key: FileKey, page: tifffile.TiffPage, number: str, *, head: tifffile.
         place=place_of(page) if head is None else place_of(head, page),
         directory=page.index if len(page.treeindex) == 1 else None,
     )
-    raw = _raw_offsets(page, found)
-    if raw is not None:
-        return replace(found, raw_offsets=raw)
-    if found.segment_bytes > settings().max_segment_bytes:
-        raise LimitError(
-            f"{where}: one segment is {found.segment_bytes} bytes decoded, max_segment_bytes is "
-            f"{settings().max_segment_bytes}; raise it with lazytiles.configure(max_segment_bytes=...)"
-        )
-    return found
+    return _bounded(where, found, _raw_offsets(page, found))
+
+
+def twin_page(page: Page, tags: tifffile.TiffPage, number: str, offsets: Sequence[int], counts: Sequence[int]) -> Page:
+    """A page that differs from another of its file only in where its segments lie.
+
+    Parameters
+    ----------
+    page, tags : the other, checked and as it was parsed
+    number : of this page, for messages
+    offsets, counts : its tables as they are stored
+    """
+    expected = page.planes * page.grid[0] * page.grid[1]
+    where = f"{page.file.path} page {number}"
+    tables = _tables(where, tags, (offsets, counts), expected, page.segment, page.shape, page.planes)
+    twin = replace(page, number=number, offsets=tables[0], counts=tables[1], raw_offsets=None)
+    return _bounded(where, twin, _raw_offsets(tags, twin))
 
 
 def _alpha(page: tifffile.TiffPage, dtype: np.dtype[Any]) -> int | None:
@@ -304,6 +354,16 @@ def stack_planes(page: Page, count: int) -> list[Page]:
     return [replace(page, number=f"{page.number} plane {k}", raw_offsets=start) for k, start in enumerate(starts)]
 
 
+def _bounded(where: str, page: Page, raw: tuple[int, ...] | None) -> Page:
+    """The page, uncompressed where its planes begin at `raw`; else with segments that may be decoded."""
+    if raw is None and page.segment_bytes > settings().max_segment_bytes:
+        raise LimitError(
+            f"{where}: one segment is {page.segment_bytes} bytes decoded, max_segment_bytes is "
+            f"{settings().max_segment_bytes}; raise it with lazytiles.configure(max_segment_bytes=...)"
+        )
+    return page if raw is None else replace(page, raw_offsets=raw)
+
+
 def _dimensions(where: str, page: tifffile.TiffPage) -> tuple[int, int, int]:
     for code, name in ((256, "ImageWidth"), (257, "ImageLength")):
         tag = page.tags.get(code)
@@ -318,6 +378,20 @@ def _dimensions(where: str, page: tifffile.TiffPage) -> tuple[int, int, int]:
     if not 1 <= page.samplesperpixel <= MOST_SAMPLES:
         raise RegionError(f"{where}: {page.samplesperpixel} samples a pixel; 1 to {MOST_SAMPLES} are supported")
     return page.imagelength, page.imagewidth, page.samplesperpixel
+
+
+def _refuse_colours(where: str, page: tifffile.TiffPage) -> None:
+    """Refuse samples that are neither gray nor red, green and blue, and that no codec converts."""
+    if page.compression == 33003 or (page.photometric == 6 and page.compression not in JPEG):
+        what = "Y, Cb and Cr, and not as JPEG"
+    elif page.photometric in (8, 9, 10):
+        what = "L, a and b"
+    else:
+        return
+    raise RegionError(
+        f"{where}: stores {what} (PhotometricInterpretation {int(page.photometric)}, compression "
+        f"{int(page.compression)}), which would pass for red, green and blue; refused: convert it to RGB"
+    )
 
 
 def _sample_type(where: str, page: tifffile.TiffPage) -> np.dtype[Any]:
@@ -340,17 +414,17 @@ def _sample_type(where: str, page: tifffile.TiffPage) -> np.dtype[Any]:
 def _tables(
     where: str,
     page: tifffile.TiffPage,
+    tables: tuple[Sequence[int], Sequence[int]] | None,
     expected: int,
     segment: tuple[int, int],
     shape: tuple[int, int, int],
     planes: int,
 ) -> tuple[Int64s, Int64s]:
-    if page.jpegheader is not None:  # NDPI: tifffile has derived tables of restart intervals
+    if tables is None:  # NDPI: tifffile has derived tables of restart intervals
         return _checked(where, "offsets", page.dataoffsets, expected), _checked(
             where, "byte counts", page.databytecounts, expected
         )
-    offsets = _checked(where, "offsets", _table(where, page, (324, 273, 513)), expected)
-    stored = _table(where, page, (325, 279, 514))
+    offsets, stored = _checked(where, "offsets", tables[0], expected), tables[1]
     if page.compression == 1 and not page.is_tiled:
         # What a writer claims for plain rows is often wrong; what they need is known.
         rows = np.minimum(segment[0], shape[0] - segment[0] * np.arange(expected // planes))

@@ -36,10 +36,11 @@ _MARKS = (
 )
 PICTURES = (*dict.fromkeys(name for _, name in _MARKS), "WEBP")
 _HEAD = 65536
+MOST_IMAGES = 2**20
 _LAST_AXIS = 16  # a last axis of at most this is samples, a longer one is columns
 
-Pages = tuple[list[Page], bool]
-"""The pages of a region, and whether they are stacked along a leading axis."""
+Pages = tuple[list[Page], str, tuple[int, ...]]
+"""The pages of a region in C order over its leading axes, the letters of these axes, and their lengths."""
 
 
 def picture_format(head: bytes) -> str | None:
@@ -59,7 +60,14 @@ def head_of(key: FileKey) -> bytes:
 
 
 def pages_of_array(
-    key: FileKey, number: str, shape: Sequence[int], dtype: np.dtype[Any], offset: int, *, stored: np.dtype[Any]
+    key: FileKey,
+    number: str,
+    shape: Sequence[int],
+    dtype: np.dtype[Any],
+    offset: int,
+    *,
+    stored: np.dtype[Any],
+    axes: str | None = None,
 ) -> Pages:
     """Pages over plain samples that lie one after the other in a file, C order, from a byte offset on.
 
@@ -67,7 +75,7 @@ def pages_of_array(
     ----------
     key : the file
     number : name of the array, for messages
-    shape : `(H, W)`, `(H, W, S)` (S at most 16), `(Z, H, W)` or `(Z, H, W, S)`
+    shape, axes : as `split_shape` takes them
     dtype, stored : in native byte order, and as it is in the file
     offset : of the first sample, bytes
 
@@ -75,24 +83,23 @@ def pages_of_array(
     ------
     RegionError : another number of axes, an empty array, or more bytes than the file has
     """
-    lead, inner = split_shape(f"{key.path} {number}".rstrip(), shape)
-    page_bytes = math.prod(inner) * dtype.itemsize
-    check_room(key, lead * page_bytes, offset)
-    stacked = is_stack(shape)
+    form = split_shape(f"{key.path} {number}".rstrip(), shape, axes)
+    page_bytes = math.prod(form.inner) * dtype.itemsize
+    check_room(key, form.count * page_bytes, offset)
     pages = [
         one_page(
             key,
-            f"{number}[{k}]" if stacked else number,
-            inner,
+            f"{number}{place}",
+            form.inner,
             dtype,
             codec=_Plain(),
-            samples_axis=len(shape) - stacked == 3,
+            samples_axis=form.has_samples,
             raw=offset + k * page_bytes,
             stored=stored,
         )
-        for k in range(lead)
+        for k, place in enumerate(form.places())
     ]
-    return pages, stacked
+    return pages, form.axes, form.lead
 
 
 def is_stack(shape: Sequence[int]) -> bool:
@@ -104,23 +111,80 @@ def is_stack(shape: Sequence[int]) -> bool:
     return len(shape) == 4 or (len(shape) == 3 and shape[2] > _LAST_AXIS)
 
 
-def split_shape(where: str, shape: Sequence[int]) -> tuple[int, tuple[int, int, int]]:
-    """Number of slices, and (height, width, samples) of one, of an array of 2 to 4 axes.
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What the axes of an array are.
 
-    >>> split_shape("a.npy", (64, 32)), split_shape("a.npy", (5, 64, 32))
-    ((1, (64, 32, 1)), (5, (64, 32, 1)))
+    Parameters
+    ----------
+    axes, lead : letters and lengths of the axes before rows and columns
+    inner : (height, width, samples)
+    has_samples : whether an axis of samples comes last
+    before : how many axes of the array come before its rows
     """
-    if not 2 <= len(shape) <= 4 or min(shape) < 1:
+
+    axes: str
+    lead: tuple[int, ...]
+    inner: tuple[int, int, int]
+    has_samples: bool
+    before: int
+
+    @property
+    def count(self) -> int:
+        """Images in the array."""
+        return math.prod(self.lead)
+
+    def places(self) -> list[str]:
+        """For messages, the index of each image."""
+        return [f"[{', '.join(map(str, place))}]" if place else "" for place in np.ndindex(*self.lead)]
+
+
+def split_shape(where: str, shape: Sequence[int], axes: str | None = None) -> Form:
+    """Which axes of an array are rows, columns and samples.
+
+    Parameters
+    ----------
+    where : for messages
+    shape : of the array
+    axes : a letter an axis, such as ``"TCZYX"``: rows and columns as ``YX``, then at most one axis longer than 1, the
+        samples. By default arrays of 2 to 4 axes are `(H, W)`, `(H, W, S)` (S at most 16), `(P, H, W)` or
+        `(P, H, W, S)`
+
+    Raises
+    ------
+    RegionError : axes that do not fit, an empty array, too many samples or images
+
+    >>> split_shape("a.npy", (5, 64, 32)).lead, split_shape("a.npy", (64, 32, 1, 6), "YXZC").inner
+    ((5,), (64, 32, 6))
+    """
+    shape = tuple(shape)
+    if axes is None:
+        if not 2 <= len(shape) <= 4 or min(shape) < 1:
+            raise RegionError(
+                f"{where}: is an array of shape {shape}; without axes= a region has 2 to 4 axes, (H, W), (H, W, S), "
+                '(Z, H, W) or (Z, H, W, S), and pixels; say what its axes are, such as axes="TCZYX"'
+            )
+        axes = "P" * is_stack(shape) + "YX"
+        axes += "S" * (len(shape) - len(axes))
+    at = axes.find("YX")
+    before, after = axes[:at], axes[at + 2 :]
+    sizes = dict(zip(axes, shape, strict=False))
+    long = [letter for letter in after if sizes.get(letter, 1) > 1] or list(after[-1:])
+    wrong = at < 0 or len(axes) != len(shape) or len(set(axes)) < len(axes) or min(shape, default=0) < 1
+    if wrong or len(long) > 1 or "S" in before or not axes.isalpha():
         raise RegionError(
-            f"{where}: is an array of shape {tuple(shape)}; a region has 2 to 4 axes, (H, W), (H, W, S), "
-            "(Z, H, W) or (Z, H, W, S), and pixels"
+            f"{where}: axes={axes!r} for an array of shape {shape}; name one letter an axis, rows and columns as YX, "
+            "and behind them at most one axis longer than 1, the samples: transpose the array where it is stored "
+            "otherwise"
         )
-    lead = shape[0] if is_stack(shape) else 1
-    inner = tuple(shape[1:] if is_stack(shape) else shape)
-    height, width, samples = (*inner, 1)[:3]
+    samples = sizes[long[0]] if long else 1
     if samples > MOST_SAMPLES:
         raise RegionError(f"{where}: {samples} samples a pixel; 1 to {MOST_SAMPLES} are supported")
-    return lead, (height, width, samples)
+    letters = before + "".join(letter for letter in after if letter not in long)
+    lead = tuple(sizes[letter] for letter in letters)
+    if math.prod(lead) > MOST_IMAGES:
+        raise RegionError(f"{where}: an array of {math.prod(lead)} images; at most {MOST_IMAGES} are supported")
+    return Form(letters, lead, (sizes["Y"], sizes["X"], samples), bool(long), len(before))
 
 
 def one_page(
@@ -249,7 +313,7 @@ class Picture:
         return array.astype(self.dtype, copy=False)
 
 
-def picture_pages(key: FileKey, head: bytes, format: str, page: int | str) -> Pages:  # noqa: A002
+def picture_pages(key: FileKey, head: bytes, format: str, page: int | str | None) -> Pages:  # noqa: A002
     """The pictures of a PNG, JPEG, GIF, BMP, PPM, WebP, JPEG 2000 or QOI file; only headers are read.
 
     Samples are what Pillow gives: palettes stay indices, an orientation in EXIF is not applied. PNG files of
@@ -264,7 +328,9 @@ def picture_pages(key: FileKey, head: bytes, format: str, page: int | str) -> Pa
         file = io.BufferedReader(Ranges(key))
         with file, opened_picture(file, format) as image:
             frames = int(getattr(image, "n_frames", 1))
-            numbers = range(frames) if page == "all" else [int(page)]
+            if isinstance(page, str) and page != "all":
+                raise RegionError(f"{key.path}: has no page {page!r}; it has {frames}, by number")
+            numbers = range(frames) if page == "all" else [int(page or 0)]
             if numbers[-1] >= frames:
                 raise RegionError(f"{key.path}: has no page {page}; it has {frames}")
             pages = [_picture(key, head, image, format, number) for number in numbers]
@@ -275,7 +341,7 @@ def picture_pages(key: FileKey, head: bytes, format: str, page: int | str) -> Pa
     for other in pages[1:]:
         if (other.shape, other.dtype) != (pages[0].shape, pages[0].dtype):
             raise RegionError(f"{other}: is {other.shape} {other.dtype}, page 0 is {pages[0].shape} {pages[0].dtype}")
-    return pages, page == "all"
+    return (pages, "P", (len(pages),)) if page == "all" else (pages, "", ())
 
 
 def _picture(key: FileKey, data: bytes, image: Image.Image, format: str, frame: int) -> Page:  # noqa: A002

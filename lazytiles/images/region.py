@@ -19,8 +19,9 @@ from lazytiles.errors import RegionError, shown
 from lazytiles.images.containers import identify
 from lazytiles.images.files import FileKey, pool
 from lazytiles.images.georeference import Bounds
-from lazytiles.images.opening import Where, level_shapes, open_pages
-from lazytiles.images.page import Page
+from lazytiles.images.levels import Level, is_page_name
+from lazytiles.images.opening import levels_of, open_pages
+from lazytiles.images.page import Asked, Page
 from lazytiles.images.plan import Plan, Windows, planned
 from lazytiles.images.reader import read_windows
 from lazytiles.images.resample import to_integers
@@ -42,9 +43,15 @@ class Region(LazyArray):
     ----------
     shape : (height, width), pixels, with samples behind and the number of pages before where there are any
     dtype : of a sample, native byte order
-    axes : a letter an axis: ``P`` pages, ``Y`` rows, ``X`` columns, ``S`` samples
+    axes : a letter an axis: ``Y`` rows, ``X`` columns, ``S`` samples, before them ``T``, ``C``, ``Z`` as a series has
+        them, or ``P`` pages
     chunks : the segment's shape, along the same axes
-    levels : shapes of the pyramid that the page heads, largest first
+    lead : lengths of the axes before rows and columns
+    levels : the resolutions of this image, each with `shape` and `downsample`, the full one first
+    associated : page numbers of the file's other images by their names, such as ``"label"`` or ``"macro"``
+    channels : names of the channels, where the file has names
+    mpp : (y, x), micrometres from one pixel to the next, or None
+    spacing : (z, y, x), micrometres from one sample to the next of a stack, or None
     path : the file
     scaled : whether numbers are what they mean, not what is stored
 
@@ -58,42 +65,54 @@ class Region(LazyArray):
         self,
         pages: Sequence[Page],
         *,
-        stacked: bool,
+        axes: str = "",
+        lead: tuple[int, ...] = (),
         bands: tuple[int, ...] | None,
         gray: bool,
         reopen: Any,
         has_samples: bool = False,
         scaled: bool = False,
+        depth: float | None = None,
+        channels: tuple[str, ...] = (),
     ) -> None:
         self.pages = tuple(pages)
         self.bands = bands
         self.gray = gray
         self.scaled = scaled
-        self._stacked = stacked
+        self.lead = lead
+        self.channels = channels
+        self._letters, self._depth = axes, depth
         self._reopen = reopen
-        self._levels: tuple[tuple[int, ...], ...] | None = None
+        self._levels: tuple[tuple[Level, ...], dict[str, int]] | None = None
         first = self.pages[0]
         height, width, samples = first.shape
         wanted = 1 if gray else samples if bands is None else len(bands)
         self._has_samples = has_samples or ((first.samples_axis or wanted > 1) and not gray)
         self._inner = (height, width, wanted)
         self.dtype = np.dtype(np.float32) if scaled else first.dtype
-        pages_axis = (len(self.pages),) if stacked else ()
-        self.shape: tuple[int, ...] = pages_axis + (self._inner if self._has_samples else self._inner[:2])
-        self.axes = ("P" if stacked else "") + ("YXS" if self._has_samples else "YX")
+        self.shape: tuple[int, ...] = lead + (self._inner if self._has_samples else self._inner[:2])
+        self.axes = axes + ("YXS" if self._has_samples else "YX")
         segment = (*first.segment, 1 if first.planes > 1 else wanted)
-        self.chunks: tuple[int, ...] = ((1,) if stacked else ()) + segment[: 3 if self._has_samples else 2]
+        self.chunks: tuple[int, ...] = (1,) * len(lead) + segment[: 3 if self._has_samples else 2]
 
     @property
     def path(self) -> str:
         """The file."""
-        return self.pages[0].file.path
+        return (self._reopen[0] if self._reopen else self.pages[0].file).path
 
     @property
-    def levels(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes (height, width) of the pyramid that the page heads, largest first."""
+    def levels(self) -> tuple[Level, ...]:
+        """The resolutions of this image, each with `shape` and `downsample` (y, x), the full one first."""
+        return self._catalog()[0]
+
+    @property
+    def associated(self) -> dict[str, int]:
+        """Page numbers of the other images of the file by their names, which `open_region(path, page=name)` opens."""
+        return dict(self._catalog()[1])
+
+    def _catalog(self) -> tuple[tuple[Level, ...], dict[str, int]]:
         if self._levels is None:
-            self._levels = level_shapes(*self._reopen)
+            self._levels = levels_of(*self._reopen) if self._reopen else ((Level(self._inner[:2]),), {})
         return self._levels
 
     @property
@@ -148,13 +167,24 @@ class Region(LazyArray):
         return Valid(self)
 
     @property
+    def mpp(self) -> tuple[float, float] | None:
+        """(y, x), micrometres from one pixel to the next, by the file or by hand; None where neither says it."""
+        return self.pages[0].mpp
+
+    @property
+    def spacing(self) -> tuple[float, float, float] | None:
+        """(z, y, x), micrometres from one sample of a stack to the next; None where not all three are known."""
+        return None if self._depth is None or self.mpp is None else (self._depth, *self.mpp)
+
+    @property
     def inner_shape(self) -> tuple[int, int, int]:
         """(height, width, samples) of one image, the samples axis always there."""
         return self._inner
 
     def with_samples(self) -> Region:
         """The same image with its axis of samples, (H, W, S), also where there is but one sample a pixel."""
-        how: Any = {"stacked": self._stacked, "bands": self.bands, "gray": self.gray, "reopen": self._reopen}
+        how: Any = {"bands": self.bands, "gray": self.gray, "reopen": self._reopen, "depth": self._depth}
+        how |= {"axes": self._letters, "lead": self.lead, "channels": self.channels}
         return Region(self.pages, **how, has_samples=True, scaled=self.scaled)
 
     def __getitem__(self, key: Any) -> Any:
@@ -196,7 +226,7 @@ class Region(LazyArray):
 
     def _facts(self) -> dict[str, str]:
         own = {"file": self.path, "axes": self.axes, "segments": by(self.chunks)}
-        return super()._facts() | own | {"levels": ", ".join(by(shape) for shape in self.levels)}
+        return super()._facts() | own | {"levels": ", ".join(by(level.shape) for level in self.levels)}
 
     def _glimpse(self, rows: Int64s | None = None) -> NDArray[np.uint8] | None:
         if rows is not None:
@@ -209,8 +239,7 @@ class Region(LazyArray):
         return f"<Region {shown(self.path)!r}: {self.shape} {self.dtype}, segments of {first.segment}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        key = self.pages[0].file
-        return _reopened, (key, self._reopen[1:], self.bands, self.gray, self._has_samples, self.scaled)
+        return _reopened, (*self._reopen, self.bands, self.gray, self._has_samples, self.scaled)
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         key = self.pages[0].file
@@ -219,18 +248,22 @@ class Region(LazyArray):
         return "lazytiles.Region", key.path, key.size, key.mtime_ns, numbers, *how, self.shape
 
     def _request(self, key: Any) -> Request:
-        cells = (*self.pages[0].segment, None)[: len(self.axes) - self._stacked]
-        return request(key, self.shape, row_axes=int(self._stacked), cells=cells)
+        rows = len(self.lead)
+        cells = (*self.pages[0].segment, None)[: len(self.axes) - rows]
+        return request(key, self.shape, row_axes=rows, cells=cells)
 
     def windows(self, asked: Request) -> Windows:
         """The windows of a request, of all bands."""
         n = asked.n
-        page = asked.rows[0] if self._stacked else np.zeros(n, dtype=np.int64)
+        pages, page = self.pages, np.zeros(n, dtype=np.int64)
+        if self.lead:
+            used, page = np.unique(np.ravel_multi_index(asked.rows, self.lead), return_inverse=True)
+            pages = tuple(self.pages[k] for k in used.tolist()) or self.pages[:1]
         (y0, y1), (x0, x1) = asked.box[:2]
         boxes = np.tile(np.array([y0, x0, y1, x1], dtype=np.int64), (n, 1))
         if asked.origins is not None:
             boxes += asked.origins[:, [0, 1, 0, 1]]
-        return Windows(self.pages, page, boxes, None if self.gray else self.bands)
+        return Windows(pages, page, boxes, None if self.gray else self.bands)
 
     def read(self, windows: Windows, *, threads: int | None = None) -> NDArray[Any]:
         """Windows of one size as one new array (n, h, w, C), gray and scaled as the region is."""
@@ -339,27 +372,41 @@ def to_rgb(block: NDArray[Any]) -> NDArray[Any]:
 def open_region(
     path: str | os.PathLike[str],
     *,
-    page: int | str = 0,
+    page: int | str | None = None,
+    series: int | None = None,
     level: int = 0,
+    axes: str | None = None,
+    channels: Sequence[int | str] | None = None,
     bands: Bands = None,
     gray: bool = False,
     scaled: bool = False,
+    mpp: float | tuple[float, float] | None = None,
 ) -> Region:
     """Open one image file as a lazy array; its tags are read and checked, no pixel is decoded.
 
     Parameters
     ----------
-    path : the file: a TIFF, PNG, JPEG and the like, ``.npy``, a Zarr array, or ``file.h5::dataset``
-    page : which image of the file, or ``"all"`` to stack images of one shape along a leading axis
-    level : which resolution of the pyramid that the page heads; 0 is full resolution
+    path : the file: a TIFF, PNG, JPEG and the like, ``.npy``, a Zarr array or a multiscale group of them (OME-Zarr),
+        or ``file.h5::dataset``
+    page : which image of the file: its number; the name of an associated image, such as ``"macro"``; ``"all"`` to
+        stack images of one shape along a leading axis. By default the slide where a scanner's format says which page
+        that is, else the first page
+    series : which series of pages, as an array with `axes`
+    level : which resolution; 0 is full resolution
+    axes : a letter an axis of an array or a series, such as ``"TCZYX"``: rows and columns are ``YX``, behind them come
+        samples at most
+    channels : which channels, in this order, by number or by the file's name for them; a TIFF is then read as its
+        first series
     bands : which samples, in this order; default all; or ``"rgb"``: red, green and blue of an image of one, three or
         four samples, gray repeated and opacity left out
     gray : whether red, green and blue become one luminance band
     scaled : whether numbers are made what they mean: float32 by the file's scale and offset, NaN where nodata
+    mpp : micrometres from one pixel to the next at full resolution, where the file says nothing or something wrong:
+        a number, or (y, x)
 
     Returns
     -------
-    Region of shape (H, W) or (H, W, S), samples last however the file stores them
+    Region of shape (H, W) or (H, W, S), samples last however the file stores them, the axes of a series before them
 
     Raises
     ------
@@ -367,16 +414,54 @@ def open_region(
     LimitError : its segments are larger than `max_segment_bytes`
     """
     name = os.fspath(path)
-    where = page if page == "all" else _from_zero("page", page, " or 'all'"), _from_zero("level", level, "")
+    if not (page is None or page == "all" or (isinstance(page, str) and is_page_name(page))):
+        page = _from_zero("page", page, " or 'all', or the name of an associated image such as 'macro'")
+    asked = Asked(
+        page=page,
+        series=None if series is None else _from_zero("series", series, ""),
+        axes=None if axes is None else _letters(axes),
+        channels=None if channels is None else _channels(channels),
+        level=_from_zero("level", level, ""),
+        mpp=None if mpp is None else _micrometres(mpp),
+    )
+    if asked.page is not None and asked.series is not None:
+        raise ValueError(f"pass page={page!r} or series={series}, not both")
     chosen = asked_bands(bands)
+    if chosen is not None and asked.channels is not None:
+        raise ValueError("pass bands= or channels=, not both")
     key, inner = identify(name)
-    return _region(key, (inner, *where), chosen, gray, scaled)
+    return _region(key, replace(asked, inner=inner), chosen, gray, scaled)
 
 
 def _from_zero(name: str, value: Any, others: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
         raise ValueError(f"{name} must be an index from 0{others}, not {value!r}")
     return int(value)
+
+
+def _letters(axes: Any) -> str:
+    if not isinstance(axes, str) or not axes.isalpha():
+        raise ValueError(f'axes are a letter an axis, such as "CZYX", not {axes!r}')
+    return axes.upper()
+
+
+def _channels(channels: Any) -> tuple[int | str, ...]:
+    one = isinstance(channels, str) or not isinstance(channels, Sequence | np.ndarray)
+    found = () if one else tuple(k if isinstance(k, str) else operator.index(k) for k in channels)
+    if not found or any(isinstance(k, bool | np.bool_) for k in channels):
+        raise ValueError(f'channels are a list of numbers and names, such as [0, "DAPI"], not {channels!r}')
+    return found
+
+
+def _micrometres(mpp: Any) -> tuple[float, float]:
+    pair = mpp if isinstance(mpp, Sequence) and not isinstance(mpp, str) else (mpp, mpp)
+    try:
+        y, x = (float(each) for each in pair)
+    except (TypeError, ValueError):
+        y = x = 0.0
+    if not (0 < y < np.inf and 0 < x < np.inf):
+        raise ValueError(f"mpp is a number of micrometres above 0, or a pair (y, x), not {mpp!r}")
+    return y, x
 
 
 def asked_bands(bands: Any) -> tuple[int, ...] | str | None:
@@ -396,25 +481,28 @@ def asked_bands(bands: Any) -> tuple[int, ...] | str | None:
     raise ValueError(f'bands are a list of integers, such as [0, 2], not {bands!r}; or "rgb"')
 
 
-def _region(key: FileKey, where: Where, bands: tuple[int, ...] | str | None, gray: bool, scaled: bool) -> Region:
-    pages, stacked = open_pages(key, *where)
+def _region(key: FileKey, asked: Asked, bands: tuple[int, ...] | str | None, gray: bool, scaled: bool) -> Region:
+    found = open_pages(key, asked)
+    bands = found.bands if found.bands is not None else bands
     if bands is not None and gray:
         raise ValueError("pass bands= or gray=True, not both")
-    read = bands_read(pages[0], bands, gray)
-    if bands == "rgb" and pages[0].shape[2] <= 2:
+    first = found.pages[0]
+    read = bands_read(first, bands, gray)
+    if bands == "rgb" and first.shape[2] <= 2:
         read = (0, 0, 0)
     chosen = None if bands is None else read
-    return Region(pages, stacked=stacked, bands=chosen, gray=gray, reopen=(key, *where), scaled=scaled)
+    how: Any = {"axes": found.axes, "lead": found.lead, "depth": found.spacing[0], "channels": found.channels}
+    return Region(found.pages, bands=chosen, gray=gray, reopen=(key, asked), scaled=scaled, **how)
 
 
 def _reopened(
-    key: FileKey, where: Where, bands: tuple[int, ...] | None, gray: bool, has_samples: bool, scaled: bool
+    key: FileKey, asked: Asked, bands: tuple[int, ...] | None, gray: bool, has_samples: bool, scaled: bool
 ) -> Region:
     here = pool.identify(key.path)
     # Device and inode are left out: each host numbers those of a shared file system in its own way.
     if (here.size, here.mtime_ns) != (key.size, key.mtime_ns):
         raise key.changed()
-    region = _region(here, where, bands, gray, scaled)
+    region = _region(here, asked, None if asked.channels is not None else bands, gray, scaled)
     return region.with_samples() if has_samples else region
 
 
@@ -432,15 +520,17 @@ def thumbnail(region: Region, *, longest: int = 512, most_bytes: int | None = No
     array, shape (h, w, C)
     """
     source = region
-    if region.axes.startswith("YX"):
-        levels = region.levels
-        fitting = [k for k, shape in enumerate(levels) if max(shape[:2]) >= longest]
-        level = fitting[-1] if fitting else len(levels) - 1
-        if level > 0 and region.bands is None and not region.gray and region.pages[0].number == "0":
-            source = open_region(region.path, level=level)
+    if region.bands is None and not region.gray and not region.lead and region._reopen and not region._reopen[1].level:
+        fitting = [k for k, level in enumerate(region.levels) if max(level.shape) >= longest]
+        level = fitting[-1] if fitting else len(region.levels) - 1
+        source = (
+            _region(region._reopen[0], replace(region._reopen[1], level=level), None, gray=False, scaled=False)
+            if level
+            else region
+        )
     if most_bytes is not None and source.nbytes > most_bytes:
         return None
-    first: tuple[int, ...] = () if source.axes.startswith("YX") else (0,)
+    first = (0,) * len(source.lead)
     height, width = source.inner_shape[:2]
     step = max(1, -(-max(height, width) // longest))
     rows = max(step, (8 * 2**20 // max(1, source.nbytes // max(1, height))) // step * step)

@@ -48,6 +48,16 @@ def valid_of(page: Page, pixels: NDArray[Any], bands: tuple[int, ...] | None, ma
     return np.asarray(valid_bands(page, pixels, bands, mask).any(axis=-1))
 
 
+def has_invalid(page: Page) -> bool:
+    """Whether a page may have pixels that are not valid though they are numbers, by its tags."""
+    return page.nodata is not None or page.mask is not None or page.alpha is not None
+
+
+def may_be_invalid(page: Page) -> bool:
+    """Whether any pixel of a page may be invalid, by its tags."""
+    return page.dtype.kind in "fc" or has_invalid(page)
+
+
 def mask_of(page: Page) -> tuple[Page, int] | None:
     """The page and its sample that say which pixels are valid: a mask page, or alpha; None where numbers say it."""
     if page.mask is not None:

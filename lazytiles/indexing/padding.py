@@ -44,13 +44,14 @@ def needed(start: int, stop: int, length: int, mode: str) -> tuple[int, int, Int
     return first, int(there.max()) + 1, np.where(shown < 0, -1, shown - first)
 
 
-def padded(pixels: NDArray[Any], places: Sequence[Int64s], mode: str | None) -> NDArray[Any]:
-    """The pixels that windows need where their places want them; zero where a place wants none.
+def padded(pixels: NDArray[Any], places: Sequence[Int64s], mode: str | None, fill: Any = 0) -> NDArray[Any]:
+    """The pixels that windows need where their places want them; the fill where a place wants none.
 
     Parameters
     ----------
     pixels : what `needed` told of its first axes
     places : of each of these axes
+    fill : one value, or one for each of the last axis
 
     >>> first, last, shown = needed(-2, 5, 4, "reflect")
     >>> padded(np.arange(10, 14)[first:last], [shown], "reflect")
@@ -66,7 +67,8 @@ def padded(pixels: NDArray[Any], places: Sequence[Int64s], mode: str | None) -> 
         starts = [int(line[0]) + before for line, (before, _) in zip(places, beyond, strict=True)]
         cut: NDArray[Any] = wide[tuple(slice(a, a + len(line)) for a, line in zip(starts, places, strict=True))]
         return cut
-    out = np.zeros((*map(len, places), *pixels.shape[axes:]), pixels.dtype)
+    out = np.empty((*map(len, places), *pixels.shape[axes:]), pixels.dtype)
+    out[...] = fill
     if pixels.size:
         there = [np.flatnonzero(line >= 0) for line in places]
         out[np.ix_(*there)] = pixels[np.ix_(*(line[at] for line, at in zip(places, there, strict=True)))]

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from lazytiles.arrays import MultiSourceArray, codec_name, results
 from lazytiles.config import usable_cpus
 from lazytiles.errors import LazyTilesError, ManifestError
 from lazytiles.images import Region, is_remote, open_region, split_name
+from lazytiles.manifests.asked import Asked
 from lazytiles.manifests.columns import names_of
 from lazytiles.manifests.findings import (
     Report,
@@ -33,11 +35,12 @@ from lazytiles.manifests.manifest import inspect_manifest
 from lazytiles.manifests.paths import default_template, sha256, verify_digests
 from lazytiles.manifests.problems import Problems
 from lazytiles.manifests.samples import SIZE_CURES, Frames, Images, several_rows, windows_of
-from lazytiles.manifests.tiles import Asked, tiles_of
+from lazytiles.manifests.tiles import tiles_of
 
 Progress = Callable[[str, int, int], None]
 Seen = tuple[Region | None, str, str]
 _READ_BYTES = 32 * 2**20
+_MOVED = 0.01  # pixels by which a box on the ground may miss whole pixels unsaid
 
 
 def check(
@@ -81,6 +84,8 @@ def check(
     """
     tell = progress or (lambda stage, done, total: None)
     asked = Asked(**options)
+    if min_size is not None and asked.coordinates == "map":
+        raise ValueError("min_size= counts pixels, and the boxes are in map units")
     wanted = Frames.of(asked.frames)
     name = "the DataFrame" if isinstance(manifest, pd.DataFrame) else os.fspath(manifest)
     warnings = Problems(name, shown=1)
@@ -93,7 +98,7 @@ def check(
         broken = Problems(name)
         broken.add("not a table", str(error).removeprefix(f"{name}: "))
         return Report(name, broken, warnings)
-    report = Report(name, problems, warnings, table=table)
+    report = Report(name, problems, warnings, table=table, boxes_crs=asked.boxes_crs)
     report.facts = table_facts(table)
     check_windows(report, min_size)
     check_targets(report, names_of(asked.target))
@@ -193,7 +198,7 @@ class _Checkup:
             problems.extend("several rows", [said] * bool(said))
             wanted = each  # to look at them all the same
         good = np.ones(len(rows), np.bool_)
-        if self.asked.size is None and windows is not None and len(rows):
+        if self.asked.size is None and windows is not None and len(rows) and self.asked.coordinates == "pixels":
             good = self._usual(rows, (high - low)[rows])
         if self.folder is None:
             return
@@ -265,8 +270,9 @@ class _Checkup:
             if digest and name in images.names():
                 report.digests[split_name(name)[0]] = digest
             self.tell("looking at images", done + 1, len(names))
-        own = [name for name in images.names() if name in self.regions]
-        bad |= self._check_alike({name: self.regions[name] for name in own}, first)
+        for number in range(images.parts):
+            own = [name for name in images.names(number) if name in self.regions]
+            bad |= self._check_alike({name: self.regions[name] for name in own}, first)
         for part, may_lack in ((images, self.asked.missing == "fill"), (masks, False)):
             for codes, paths, there in zip(part.codes, part.paths, part.there, strict=True) if part else ():
                 fine = np.array([name not in bad for name in paths], np.bool_) & (there | may_lack)
@@ -295,8 +301,9 @@ class _Checkup:
         report, odd = self.report, set()
         chosen = self.asked.bands is not None or self.asked.gray
         fact: Callable[[Region], str]
+        casts = self.asked.dtype is not None
         for name, sink, fact in (
-            ("dtype", report.problems, lambda r: str(r.dtype)),
+            ("dtype", None if casts else report.problems, lambda r: str(r.dtype)),
             ("bands", report.problems, lambda r: str(r.inner_shape[2])),
             ("codec", report.warnings, codec_name),
             ("size", None, lambda r: f"{r.inner_shape[0]} x {r.inner_shape[1]}"),
@@ -305,7 +312,8 @@ class _Checkup:
             counts = Counter(facts.values())
             if not counts:
                 break
-            report.facts[name] = dict(counts.most_common(10))
+            known = Counter(report.facts.get(name, {}))  # of other files of the same tiles
+            report.facts[name] = dict((known + counts).most_common(10))
             if name == "codec":  # how long strips are follows from how large images are
                 facts = {path: found.partition(",")[0] for path, found in facts.items()}
                 counts = Counter(facts.values())
@@ -342,6 +350,7 @@ class _Checkup:
             if isinstance(array, MultiSourceArray):
                 for source, mine in _by_source(array, rows):
                     self._note_faults(source, mine, said)
+                    self._note_rounding(source, mine)
                     self._note_damage(source, untested)
         for name in untested:
             self.report.problems.add("unreadable image", self.damaged[name])
@@ -362,6 +371,20 @@ class _Checkup:
                 new = new[:1]
             self.report.problems.add_rows(kind, new, lambda row, said=cause: f"{tile_at(self.report, row)}{said}")  # type: ignore[misc]
 
+    def _note_rounding(self, source: Any, rows: Int64s) -> None:
+        """Boxes on the ground are moved to whole pixels."""
+        if getattr(source, "boxes", None) is None or source.follows:
+            return
+        with suppress(LazyTilesError):  # which is noted
+            base = source.base()
+            exact = source.boxes.exactly(base)
+            moved = abs(source.windows - exact).max(axis=1)
+            self.report.warnings.add_rows(
+                "boxes between pixels",
+                rows[moved > _MOVED],
+                lambda row: f"{tile_at(self.report, row)} is moved by {moved[rows == row][0]:.2f} pixels of {base}",
+            )
+
     def _note_damage(self, source: Any, untested: set[str]) -> None:
         """Damaged segments matter where a window needs them."""
         openers = getattr(source, "regions", None) or (source.opener,)
@@ -371,6 +394,7 @@ class _Checkup:
                 continue
             untested.discard(name)
             timed = getattr(source, "timed", False)
+            frame //= getattr(source, "parts", 1)
             try:
                 for k in range(len(source)):
                     source[(k, frame) if timed else k]

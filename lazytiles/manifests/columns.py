@@ -16,7 +16,8 @@ from lazytiles.aliases import Fault, Int64s
 from lazytiles.arrays import class_name, is_numeric
 
 _HASHED_ROWS = 2**16
-_NUMBER = r"[ \t]*(?P<n{}>-?[0-9]{{1,10}})[ \t]*"
+_WHOLE = "-?[0-9]{1,10}"
+_DECIMAL = r"-?[0-9]{1,15}(?:\.[0-9]{1,15})?(?:[eE][-+]?[0-9]{1,2})?"
 _PLAIN_NUMBER = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]{1,3})?$"
 _INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 
@@ -89,20 +90,23 @@ def first_rows(values: NDArray[Any]) -> NDArray[np.int32]:
     return first
 
 
-def parse_boxes(text: pa.ChunkedArray | pa.Array, count: int | None = None) -> tuple[Int64s, NDArray[np.bool_]]:
+def parse_boxes(
+    text: pa.ChunkedArray | pa.Array, count: int | None = None, kind: Any = np.int64
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Boxes written as text, by a strict grammar over the whole column; nothing is evaluated.
 
     Four (or six) decimal integers of at most ten ASCII digits, between commas, in round or square brackets;
-    spaces are allowed, and nothing else.
+    spaces are allowed, and nothing else. Of floats each number may have a fraction behind a point, and an exponent.
 
     Parameters
     ----------
     text : n cells of text
     count : 4 or 6 numbers in each box; None takes 6 where no cell has 4
+    kind : of the numbers: int64 or float64
 
     Returns
     -------
-    int64 array, shape (n, 4) or (n, 6), 0 where a cell is not a box; and the mask, shape (n,), of those
+    array, shape (n, 4) or (n, 6), 0 where a cell is not a box; and the mask, shape (n,), of those
 
     Examples
     --------
@@ -110,27 +114,28 @@ def parse_boxes(text: pa.ChunkedArray | pa.Array, count: int | None = None) -> t
     >>> boxes.tolist(), bad.tolist()
     ([[0, 0, 32, 32], [-1, 0, 8, 8], [0, 0, 0, 0]], [False, False, True])
     """
-    boxes, bad = _match_boxes(text, count or 4)
+    boxes, bad = _match_boxes(text, count or 4, kind)
     if count is None and len(bad) and bad.all():
-        solid, wrong = _match_boxes(text, 6)
+        solid, wrong = _match_boxes(text, 6, kind)
         if not wrong.all():
             return solid, wrong
     return boxes, bad
 
 
-def _match_boxes(text: pa.ChunkedArray | pa.Array, count: int) -> tuple[Int64s, NDArray[np.bool_]]:
-    numbers = ",".join(_NUMBER.format(k) for k in range(count))
+def _match_boxes(text: pa.ChunkedArray | pa.Array, count: int, kind: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    number = _WHOLE if kind is np.int64 else _DECIMAL
+    numbers = ",".join(rf"[ \t]*(?P<n{k}>{number})[ \t]*" for k in range(count))
     found = pc.extract_regex(text, rf"^[ \t]*(?P<open>[\[(]){numbers}(?P<close>[\])])[ \t]*$")
     found = found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
     round_ = pc.equal(found.field("open"), "(")
     matched = pc.equal(round_, pc.equal(found.field("close"), ")"))
     bad = ~mask(pc.and_(found.is_valid(), pc.fill_null(matched, False)))
-    boxes = np.zeros((len(bad), count), np.int64)
+    boxes = np.zeros((len(bad), count), kind)
     for k in range(count):
         digits = found.field(f"n{k}")
         # Cells that did not match are null or empty here.
         digits = pc.if_else(pa.array(~bad), digits, "0") if bad.any() else digits
-        boxes[:, k] = digits.cast(pa.int64()).to_numpy(zero_copy_only=False)
+        boxes[:, k] = digits.cast(pa.from_numpy_dtype(kind)).to_numpy(zero_copy_only=False)
     return boxes, bad
 
 
@@ -154,6 +159,21 @@ def integers(column: pa.ChunkedArray) -> tuple[Int64s, NDArray[np.bool_]]:
     else:
         return np.zeros(len(column), np.int64), np.ones(len(column), bool)
     return column.to_numpy(), bad
+
+
+def floats(column: pa.ChunkedArray) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """A column of finite numbers as float64, 0 where a cell is none; and a mask of those."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    column = column.cast(kind) if pa.types.is_dictionary(column.type) else column
+    if is_text(kind):
+        column = pc.utf8_trim(column, " ")
+        good = pa.array(mask(pc.match_substring_regex(column, f"^{_DECIMAL}$")))
+        column = pc.if_else(good, column, None).cast(pa.float64())
+    elif not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        return np.zeros(len(column)), np.ones(len(column), bool)
+    values = pc.fill_null(column.cast(pa.float64()), np.nan).to_numpy()
+    bad = ~np.isfinite(values)
+    return np.where(bad, 0.0, values), bad
 
 
 def plain_numbers(column: pa.ChunkedArray, empty_too: bool) -> pa.ChunkedArray:

@@ -20,6 +20,7 @@ from lazytiles.manifests.samples import Frames
 
 _FEW_CLASSES = 50
 _LOOKED_AT = 100_000
+_PARTS = 1024  # of a box's side, to which boxes in map units are rounded where they are compared
 
 
 @dataclass(slots=True, repr=False)
@@ -35,6 +36,7 @@ class Report:
     paths : the image of each row, as an index into `images`
     images : the different images
     digests : SHA-256 of each image, where asked for
+    boxes_crs : of boxes in map units, where it is not that of the images
     """
 
     name: str
@@ -45,6 +47,7 @@ class Report:
     paths: Int64s | None = None
     images: list[str] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)
+    boxes_crs: str | None = None
 
     @property
     def is_sound(self) -> bool:
@@ -102,6 +105,11 @@ def check_windows(report: Report, min_size: int | tuple[int, int] | None) -> Non
         return
     heights, widths = ((table[high] - table[low]).to_numpy() for low, high in (("ymin", "ymax"), ("xmin", "xmax")))
     is_box = (heights > 0) & (widths > 0)
+    if heights.dtype.kind == "f":  # map units
+        sizes = pd.DataFrame({"high": heights[is_box], "wide": widths[is_box]}).round(6).value_counts()[:10]
+        names = (f"{high:.10g} x {wide:.10g}" for high, wide in sizes.index.to_list())
+        report.facts["sizes"] = dict(zip(names, sizes.to_list(), strict=True))
+        return
     joint = pd.Series(heights[is_box].astype(np.int64) << 32 | widths[is_box]).value_counts()
     usual = zip(joint.index[:10].to_numpy(np.int64).tolist(), joint[:10].to_list(), strict=True)
     report.facts["sizes"] = {f"{code >> 32} x {code & 0xFFFFFFFF}": count for code, count in usual}
@@ -173,7 +181,11 @@ def check_leaks(report: Report, split: str) -> None:
         return
     sides = pd.factorize(table[split])[0]
     columns = list(BOX_3D if "zmin" in table else BOX_2D)
-    boxes, regions = table[columns].to_numpy(np.int64), region_names(table).cat.codes.to_numpy()
+    boxes, regions = table[columns].to_numpy(), region_names(table).cat.codes.to_numpy()
+    if boxes.dtype.kind == "f":  # map units, in parts of the smallest side
+        sides = boxes[:, 2:] - boxes[:, :2]
+        boxes = np.round(boxes / (sides[sides > 0].min(initial=np.inf) / _PARTS))
+    boxes = boxes.astype(np.int64)
     others: dict[int, int] = {}
     for side in range(int(sides.max(initial=0))):
         one, rest = np.flatnonzero(sides == side), np.flatnonzero(sides > side)

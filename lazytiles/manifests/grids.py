@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,10 +40,11 @@ class Division:
     coordinates: str | None = None
     page: int | str | None = None
     series: int | None = None
-    channels: Sequence[Any] | None = None
+    axes: str | None = None
+    channels: Sequence[int | str] | None = None
     level: int = 0
     mpp: float | None = None
-    source_mpp: float | None = None
+    source_mpp: float | tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         sizes = self.sizes
@@ -69,13 +69,12 @@ class Division:
         """What the boxes are in."""
         return self.coordinates or ("pixels" if self.mpp is None else "base")
 
-    def open(self, path: str, level: int | None = None) -> Region:
-        """An image, at the level that is divided or at another."""
-        page = "all" if self.page is None and self.series is None and len(self.sizes) == 3 else self.page
-        level = self.level if level is None else level
-        asked = {"page": page, "series": self.series, "channels": self.channels, "level": level or None}
-        given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-        return open_region(path, **given)
+    def open(self, path: str) -> Region:
+        """An image, at the level that is divided."""
+        chosen = {"page": self.page, "series": self.series, "axes": self.axes, "channels": self.channels}
+        if len(self.sizes) == 3 and all(value is None for value in chosen.values()):
+            chosen["page"] = "all"
+        return open_region(path, level=self.level, mpp=self.source_mpp, **chosen)
 
     def tiles(self, shape: Sequence[int], mpp: tuple[float, float] | None) -> Int64s:
         """The windows of an image, pixels; of so many micrometres where these are asked for."""
@@ -101,7 +100,7 @@ class Site:
     region : the image where it was given open
     downsample : (y, x) pixels of level 0 a pixel
     mpp : (y, x) micrometres a pixel, where they are asked for
-    crs, transform : where they are asked for, of the level that is divided
+    ground : its georeference, where it is asked for
     """
 
     found: Found
@@ -109,17 +108,16 @@ class Site:
     region: Region | None = None
     downsample: tuple[float, float] = (1.0, 1.0)
     mpp: tuple[float, float] | None = None
-    crs: str | None = None
-    transform: Any = None
+    ground: Any = None
 
     def to_map(self, boxes: Any) -> Floats:
         """Boxes (y0, x0, y1, x1) in pixels as boxes (ymin, xmin, ymax, xmax) in map units."""
-        (a, _, c, _, e, f), boxes = self.transform[:6], np.asarray(boxes, np.float64)
+        (a, _, c, _, e, f), boxes = self.ground.transform[:6], np.asarray(boxes, np.float64)
         return _upright(boxes * [e, a, e, a] + [f, c, f, c])
 
     def to_pixels(self, boxes: Floats) -> Floats:
         """Boxes in map units as boxes in pixels."""
-        a, _, c, _, e, f = self.transform[:6]
+        a, _, c, _, e, f = self.ground.transform[:6]
         return _upright((boxes - [f, c, f, c]) / [e, a, e, a])
 
 
@@ -141,10 +139,11 @@ def make_grid(
     coordinates: str | None = None,
     page: int | str | None = None,
     series: int | None = None,
-    channels: Sequence[Any] | None = None,
+    axes: str | None = None,
+    channels: Sequence[int | str] | None = None,
     level: int = 0,
     mpp: float | None = None,
-    source_mpp: float | None = None,
+    source_mpp: float | tuple[float, float] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
     """Make a manifest of regular tiles over some images.
@@ -168,10 +167,10 @@ def make_grid(
     coordinates : what the boxes are in: ``"pixels"`` of the level that is divided (the default); ``"base"``, pixels of
         level 0 (the default with `mpp`); or ``"map"``, the units of each image's own map. Sizes stay in pixels. With
         ``"map"`` the grid of a region is that of its last image, over the ground that all its images share
-    page, series, channels : what of each file is divided, as for `open_region`; volumes are all pages of a file
+    page, series, axes, channels : what of each file is divided, as for `open_region`; volumes are all pages of a file
     level : which resolution of each pyramid is divided; sizes are in its pixels
     mpp : micrometres a pixel: sizes are in pixels of that scale, on each slide by its own
-    source_mpp : micrometres a pixel of the images, instead of what they say themselves
+    source_mpp : micrometres a pixel of the images, or (y, x), instead of what they say themselves
     progress : called with images done and images in all
 
     Returns
@@ -198,6 +197,7 @@ def make_grid(
         coordinates=coordinates,
         page=page,
         series=series,
+        axes=axes,
         channels=channels,
         level=level,
         mpp=mpp,
@@ -315,30 +315,22 @@ def _site(found: Found, given: Any, division: Division, problems: Problems) -> S
     if len(cut) < axes:
         raise ManifestError(f"region {found.region_id}: its shape {shape} has fewer than the {axes} axes of the tiles")
     site = Site(found, tuple(int(length) for length in cut), given if isinstance(given, Region) else None)
+    name = found.path or f"region {found.region_id}"
     if division.place == "map":
-        return _placed(site, region, problems)
+        ground = region.pages[0].georeference if isinstance(region, Region) else None
+        if ground is None or ground.transform is None:
+            problems.add("no place", f"{name}: does not say where on the map it lies; leave out coordinates='map'")
+        elif ground.transform.b or ground.transform.d:
+            problems.add("rotated", f"{name}: is rotated on its map, where boxes are not; leave out coordinates='map'")
+        site = replace(site, ground=ground)
     if division.mpp is not None:
         each = division.source_mpp or getattr(region, "mpp", None)
         if each is None:
-            problems.add(
-                "no micrometres",
-                f"{found.path or found.region_id}: does not say how many micrometres a pixel is; pass source_mpp=",
-            )
-        return replace(site, mpp=(each, each) if isinstance(each, float | int) else each)
-    if division.place == "base" and division.level:
-        return replace(site, downsample=region.levels[division.level].downsample)
+            problems.add("no micrometres", f"{name}: does not say how many micrometres a pixel is; pass source_mpp=")
+        site = replace(site, mpp=(each, each) if isinstance(each, float | int) else each)
+    if division.place == "base" and isinstance(region, Region) and region.level:
+        site = replace(site, downsample=region.levels[region.level].downsample)
     return site
-
-
-def _placed(site: Site, region: Any, problems: Problems) -> Site:
-    """The image with its place on the map."""
-    crs, transform = getattr(region, "crs", None), getattr(region, "transform", None)
-    name = site.found.path or site.found.region_id
-    if transform is None:
-        problems.add("no place", f"{name}: does not say where on the map it lies; leave out coordinates='map'")
-    elif transform.b or transform.d:
-        problems.add("rotated", f"{name}: is rotated on its map, where boxes are not; leave out coordinates='map'")
-    return replace(site, crs=crs, transform=transform)
 
 
 def _common(sites: Sequence[Site], place: str, problems: Problems) -> tuple[Int64s, tuple[int, ...]]:
@@ -356,8 +348,8 @@ def _common(sites: Sequence[Site], place: str, problems: Problems) -> tuple[Int6
         if place != "map":
             if site.shape != last.shape:
                 problems.add("shapes differ", f"{names[0]} is {_by(site.shape)}, {names[1]} is {_by(last.shape)}")
-        elif site.crs != last.crs:
-            problems.add("maps differ", f"{names[0]} lies on {site.crs}, {names[1]} on {last.crs}")
+        elif not last.ground.shares_system(site.ground):
+            problems.add("maps differ", f"{names[0]} lies on {site.ground.crs}, {names[1]} on {last.ground.crs}")
         else:
             box = last.to_pixels(site.to_map([0, 0, *site.shape]))
             low = np.maximum(low, np.ceil(box[:2] - _NEAR).astype(np.int64))
@@ -370,8 +362,9 @@ def _common(sites: Sequence[Site], place: str, problems: Problems) -> tuple[Int6
 
 def _kept(site: Site, last: Site, windows: Int64s, division: Division, keep: str | Rule) -> Any:
     """Which tiles of a region, in pixels of its last image, a rule keeps in one of its images."""
-    if not site.found.path:
+    if site.region is None and not site.found.path:
         raise ManifestError(f"region {site.found.region_id}: a rule to keep tiles needs its image")
     if division.place == "map":
         windows = np.round(site.to_pixels(last.to_map(windows))).astype(np.int64)
-    return judge(partial(division.open, site.found.path), windows, keep, division.level)
+    region = division.open(site.found.path) if site.region is None else site.region
+    return judge(region, windows, keep)

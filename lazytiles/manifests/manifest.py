@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lazytiles.aliases import Int64s
 from lazytiles.arrays import check_classes, is_numeric
 from lazytiles.errors import ManifestError
 from lazytiles.manifests.columns import (
     as_text,
+    floats,
     integers,
     is_blank,
     is_like_number,
@@ -57,6 +57,7 @@ def read_manifest(
     file: str | None = None,
     allow_outside: bool = False,
     classes: Sequence[Any] | None = None,
+    coordinates: str = "pixels",
     progress: Callable[[int], None] | None = None,
 ) -> pd.DataFrame:
     """Read a manifest as one normalised table; everything that is wrong with it comes in one error.
@@ -79,13 +80,14 @@ def read_manifest(
     allow_outside : accept boxes that begin before pixel 0 (they are padded later)
     classes : the names of the classes in the order of their numbers; default those of the column, a categorical
         column's own or else sorted
+    coordinates : what boxes count: ``"pixels"``, or ``"map"`` units, which may have fractions
     progress : called with the number of rows read so far
 
     Returns
     -------
     DataFrame, one row per row of the manifest, in its order: `tile_id` text, `region_id` and `label_id`
-    categories of text, the box columns int32, a label column of names categories in the order of the classes,
-    every other column as it was (from CSV: numbers where all cells are plain numbers, else text)
+    categories of text, the box columns int32 (float64 in map units), a label column of names categories in the order
+    of the classes, every other column as it was (from CSV: numbers where all cells are plain numbers, else text)
 
     Raises
     ------
@@ -108,6 +110,7 @@ def read_manifest(
         file=file,
         allow_outside=allow_outside,
         classes=classes,
+        coordinates=coordinates,
     )
     table, problems = inspect_manifest(manifest, columns, progress)
     problems.raise_any()
@@ -126,6 +129,7 @@ class Columns:
     file: str | None = None
     allow_outside: bool = False
     classes: Sequence[Any] | None = None
+    coordinates: str = "pixels"
 
 
 def inspect_manifest(
@@ -226,7 +230,8 @@ class _Reading:
         if not self.box_names and "region_coordinates" in source.columns:
             self.box_names = BOX_2D
         self.columns: dict[str, list[pa.Array]] = {name: [] for name in (*self.ids, *self.kept)}
-        self.boxes: list[list[NDArray[np.int32]]] = [[] for _ in BOX_3D]
+        self.is_on_ground = asked.coordinates == "map"
+        self.boxes: list[list[NDArray[Any]]] = [[] for _ in BOX_3D]
         self.headers: list[int] = []
         self.length = 0
 
@@ -303,11 +308,12 @@ class _Reading:
             self.columns[name].append(encoded)
         self.note(f"bad {name}", bad & ~skip, partial(self._id_message, name=name), self.length)
 
-    def _take_boxes(self, piece: pa.Table, skip: NDArray[np.bool_]) -> list[NDArray[np.int32]]:
+    def _take_boxes(self, piece: pa.Table, skip: NDArray[np.bool_]) -> list[NDArray[Any]]:
         if "region_coordinates" in self.source.columns:
             text = as_text(piece.column("region_coordinates"))
             named = [name for name in BOX_3D if name in self.source.columns]
-            boxes, bad = parse_boxes(text, len(self.box_names) if self.length or named else None)
+            count = len(self.box_names) if self.length or named or self.is_on_ground else None
+            boxes, bad = parse_boxes(text, count, np.float64 if self.is_on_ground else np.int64)
             self.box_names = BOX_2D if boxes.shape[1] == 4 else BOX_3D
             if named:
                 again, wrong = self._boxes_of_columns(piece)
@@ -321,29 +327,35 @@ class _Reading:
         else:
             boxes, bad = self._boxes_of_columns(piece)
         self._note_boxes(boxes, bad, skip)
+        if self.is_on_ground:
+            boxes[bad | skip] = 0
+            return list(boxes.T)
         boxes = np.where((bad | skip)[:, None], 0, np.clip(boxes, -_LARGEST, _LARGEST))
         return [boxes[:, k].astype(np.int32) for k in range(len(self.box_names))]
 
-    def _boxes_of_columns(self, piece: pa.Table) -> tuple[Int64s, NDArray[np.bool_]]:
-        columns = [integers(piece.column(name)) for name in self.box_names]
+    def _boxes_of_columns(self, piece: pa.Table) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        numbers = floats if self.is_on_ground else integers
+        columns = [numbers(piece.column(name)) for name in self.box_names]
         return np.stack([values for values, _ in columns], axis=1), np.logical_or.reduce([bad for _, bad in columns])
 
-    def _note_boxes(self, boxes: Int64s, bad: NDArray[np.bool_], skip: NDArray[np.bool_]) -> None:
+    def _note_boxes(self, boxes: NDArray[Any], bad: NDArray[np.bool_], skip: NDArray[np.bool_]) -> None:
         half = boxes.shape[1] // 2
         names = ", ".join(self.box_names)
         low, high = boxes[:, :half], boxes[:, half:]
         good = ~(bad | skip)
-        huge = good & ((boxes > _LARGEST) | (boxes < -_LARGEST)).any(axis=1)
+        pixels = good & (not self.is_on_ground)
+        huge = pixels & ((boxes > _LARGEST) | (boxes < -_LARGEST)).any(axis=1)
         good &= ~huge
         empty = good & (high <= low).any(axis=1)
-        apart = good & ~empty & (high <= 0).any(axis=1)
-        negative = good & (low < 0).any(axis=1) & (not self.asked.allow_outside) & ~apart
+        apart = pixels & good & ~empty & (high <= 0).any(axis=1)
+        negative = pixels & good & (low < 0).any(axis=1) & (not self.asked.allow_outside) & ~apart
+        what, unit = ("numbers", "map units") if self.is_on_ground else ("whole numbers", "pixels")
         for kind, rows, cause in (
-            ("not a box", bad & ~skip, f"is not ({names}): {2 * half} whole numbers in brackets"),
+            ("not a box", bad & ~skip, f"is not ({names}): {2 * half} {what} in brackets"),
             ("box too large", huge, f"holds a number beyond {_LARGEST}"),
             ("box outside", negative & ~empty, 'begins before pixel 0; correct it, or pass pad="reflect"'),
             ("box outside", apart, "ends before pixel 0 and does not meet its image; correct it"),
-            ("empty box", empty, f"is empty or inverted; it is ({names}), half-open, in pixels"),
+            ("empty box", empty, f"is empty or inverted; it is ({names}), half-open, in {unit}"),
         ):
             self.note(kind, rows, partial(self._box_message, cause=cause), self.length)
 
@@ -442,7 +454,8 @@ class _Reading:
             else:  # the boxes, at the place of the first of their columns
                 for box_name, parts in zip(self.box_names, self.boxes, strict=False):
                     if box_name not in data:
-                        data[box_name] = np.concatenate([np.zeros(0, np.int32), *parts])
+                        kind = np.float64 if self.is_on_ground else np.int32
+                        data[box_name] = np.concatenate([np.zeros(0, kind), *parts])
                         parts.clear()
         return pd.DataFrame(data, copy=False)
 

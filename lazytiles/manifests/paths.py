@@ -232,6 +232,7 @@ class _Folder:
     root: str
     follow_symlinks: bool
     listings: dict[str, list[str]] = field(default_factory=dict)
+    told: set[str] = field(default_factory=set)
 
     def check(self, names: Sequence[str]) -> dict[str, dict[int, str]]:
         """What is wrong with each path: by kind, then by position."""
@@ -286,7 +287,12 @@ class _Folder:
                     "Read the manifest with dtype=str, so that 001 stays 001"
                 )
         near = [other for other in self.listings[folder] if other.partition(".")[0].lower() == wanted.strip().lower()]
-        return f", but {os.path.join(folder, near[0])} is there" if near else ""
+        if near:
+            return f", but {os.path.join(folder, near[0])} is there"
+        if folder in self.told or not self.listings[folder]:
+            return ""
+        self.told.add(folder)
+        return f"; there is {os.path.join(folder, self.listings[folder][0])}: path= says how the files are named"
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

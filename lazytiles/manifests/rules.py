@@ -13,15 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.aliases import Int64s
-from lazytiles.images import Region, thumbnail
+from lazytiles.images import Region, judged, mask_of, thumbnail
+from lazytiles.indexing import request
 
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 Rule = Callable[[NDArray[Any]], bool]
-Opener = Callable[[int], Region]
-"""From a level to the image at that resolution."""
 
 _PART_BYTES = 32 * 2**20  # of an image that are read at once
 _FEWEST_PIXELS = 16  # along a tile on the level that tells its tissue first
+_WIDE = 1024  # pixels of the longer side of the copy by which glass and tissue are told apart
 _FRACTIONS, _MOMENTS = ("nodata", "valid"), ("std", "mean", "min", "max")
 MEASURES = (*_FRACTIONS, "tissue", *_MOMENTS)
 _COMPARISONS = {"<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal}
@@ -36,7 +37,7 @@ class Comparison:
     sign: str
     limit: float
 
-    def holds(self, values: Floats) -> NDArray[np.bool_]:
+    def holds(self, values: Floats) -> Bools:
         """Whether it is so, value by value."""
         return np.asarray(_COMPARISONS[self.sign](values, self.limit), np.bool_)
 
@@ -66,38 +67,30 @@ def parse_rule(text: str) -> list[Comparison]:
     return [Comparison(part[1], part[2], float(part[3])) for part in parts if part]
 
 
-def judge(open_at: Opener, windows: Int64s, keep: str | Rule, level: int = 0) -> NDArray[np.bool_]:
+def judge(region: Region, windows: Int64s, keep: str | Rule) -> Bools:
     """Which windows of an image a rule keeps.
 
     Parameters
     ----------
-    open_at : opens the image
-    windows : int64, shape (n, 4) or (n, 6), pixels of `level`; parts outside are not judged
+    region : the image, at the resolution that is judged; of `tissue` smaller ones are asked first
+    windows : int64, shape (n, 4) or (n, 6), pixels; parts outside are not judged
     keep : text as in `parse_rule`, or a function of a tile's pixels
-    level : the resolution that is judged; of `tissue` smaller ones are asked first
 
     Returns
     -------
     bool array, shape (n,)
     """
-    rule = parse_rule(keep) if isinstance(keep, str) else []
-    kept = np.ones(len(windows), bool)
-    if not len(windows):
-        return kept
-    region = open_at(level)
-    axes = windows.shape[1] // 2
-    boxes = np.clip(windows, 0, [*_cut(region, axes)] * 2)
+    boxes = np.clip(windows, 0, [*_cut(region, windows.shape[1] // 2)] * 2)
     if not isinstance(keep, str):
         return np.array([bool(keep(region[_key(region, box)])) for box in boxes], bool)
+    kept, rule = np.ones(len(boxes), bool), parse_rule(keep)
     for one in rule:
-        if one.measure == "tissue":
-            kept[kept] = _has_tissue(open_at, region, boxes[kept], one, level)
+        if one.measure == "tissue" and kept.any():
+            kept[kept] = _has_tissue(region, boxes[kept], one)
     rest = [one for one in rule if one.measure != "tissue"]
     if rest and kept.any():
-        rows = np.flatnonzero(kept)
-        found = _measured(region, boxes[rows], {one.measure for one in rest})
-        for one in rest:
-            kept[rows] &= one.holds(found[one.measure])
+        found = _measured(region, boxes[kept], {one.measure for one in rest})
+        kept[kept] = np.logical_and.reduce([one.holds(found[one.measure]) for one in rest])
     return kept
 
 
@@ -113,16 +106,17 @@ def _key(region: Region, box: Sequence[int]) -> tuple[slice, ...]:
     return (slice(None),) * lead + tuple(map(slice, box[:axes], box[axes:]))
 
 
-def _parts(region: Region, boxes: NDArray[Any]) -> Iterator[tuple[Int64s, NDArray[Any], Int64s]]:
+def _parts(region: Region, boxes: NDArray[Any]) -> Iterator[tuple[Int64s, NDArray[Any], Bools, Int64s]]:
     """Pieces of an image of whole segments, each read once, as far as boxes lie in them.
 
     Yields
     ------
-    its beginning along the axes of the boxes; pixels, shape (k, height, width, samples); and the numbers of its boxes
+    its beginning along the axes of the boxes; pixels, shape (k, height, width, samples); which of them are valid; and
+    the numbers of its boxes
     """
     axes = boxes.shape[1] // 2
     low, high = np.floor(boxes[:, :axes]).astype(np.int64), np.ceil(boxes[:, axes:]).astype(np.int64)
-    page, shape = region.pages[0], _cut(region, axes)
+    page, shape, lead = region.pages[0], _cut(region, axes), region.axes.index("Y")
     most = max(1, _PART_BYTES // page.segment_bytes)
     across = min(math.isqrt(most), page.grid[1])
     step = np.array([1] * (axes - 2) + [page.segment[0] * (most // across), page.segment[1] * across])
@@ -131,9 +125,11 @@ def _parts(region: Region, boxes: NDArray[Any]) -> Iterator[tuple[Int64s, NDArra
         if len(members):
             first = np.maximum(low[members].min(axis=0), start)
             last = np.minimum(high[members].max(axis=0), np.minimum(start + step, shape))
-            height, width = (last - first)[-2:].tolist()
-            pixels = region[_key(region, [*first.tolist(), *last.tolist()])]
-            yield first, pixels.reshape(-1, height, width, region.inner_shape[2]), members
+            key = _key(region, [*first.tolist(), *last.tolist()])
+            asked = request(key, region.shape[: lead + 2], row_axes=lead, cells=region.chunks[lead : lead + 2])
+            windows = region.windows(asked)
+            pixels = region.read(windows)
+            yield first, pixels, judged(windows, pixels), members
 
 
 def _sums(marks: NDArray[Any], first: Int64s, boxes: NDArray[Any]) -> Floats:
@@ -170,11 +166,11 @@ def _areas(boxes: NDArray[Any]) -> Floats:
 def _measured(region: Region, boxes: Int64s, wanted: set[str]) -> dict[str, Floats]:
     """Measures of some boxes at the resolution of the region, in one pass."""
     n, lead = len(boxes), math.prod(region.shape[: region.axes.index("X") + 1 - boxes.shape[1] // 2])
-    counts, moments = np.zeros((2, n)), _Moments(np.zeros((5, n)))
-    for first, pixels, members in _parts(region, boxes):
-        valid = _valid(region, first, pixels)
+    counts, moments, page = np.zeros((2, n)), _Moments(np.zeros((5, n))), region.pages[0]
+    tells = page.nodata is not None or mask_of(page) is not None
+    for first, pixels, valid, members in _parts(region, boxes):
         if not wanted.isdisjoint(_FRACTIONS):
-            empty = ~valid.any(axis=-1) if says_valid(region) else _is_empty(pixels)
+            empty = ~valid.any(axis=-1) if tells else _is_empty(pixels)
             for k, marks in enumerate((valid.any(axis=-1), empty)):
                 counts[k, members] += _sums(marks.sum(axis=0), first, boxes[members])
         if not wanted.isdisjoint(_MOMENTS):
@@ -185,7 +181,7 @@ def _measured(region: Region, boxes: Int64s, wanted: set[str]) -> dict[str, Floa
     return {"valid": valid_part, "nodata": empty_part, **moments.result()}
 
 
-def _is_empty(pixels: NDArray[Any]) -> NDArray[np.bool_]:
+def _is_empty(pixels: NDArray[Any]) -> Bools:
     """Pixels of an image that names no nodata: 0 or NaN, which is not itself, in all bands."""
     return np.asarray(((pixels == 0) | (pixels != pixels)).all(axis=-1))
 
@@ -265,7 +261,7 @@ class Stain:
         high = ratio.max(axis=-1)
         return 1 - ratio.min(axis=-1) / np.maximum(high, 1e-12), high
 
-    def __call__(self, pixels: NDArray[Any]) -> NDArray[np.bool_]:
+    def __call__(self, pixels: NDArray[Any]) -> Bools:
         """Which pixels are tissue."""
         saturation, value = self.seen(pixels)
         return np.asarray((saturation > self.threshold) & (value >= _DARK))
@@ -287,7 +283,7 @@ def otsu(values: Floats) -> float:
     return float(edges[1:-1][best >= best.max() * (1 - 1e-9)].mean()) if total and best.max() > 0 else 0.0
 
 
-def _has_tissue(open_at: Opener, base: Region, boxes: Int64s, asked: Comparison, level: int) -> NDArray[np.bool_]:
+def _has_tissue(base: Region, boxes: Int64s, asked: Comparison) -> Bools:
     """Which boxes have as much tissue as asked for, from the smallest level of enough pixels.
 
     Along its borders, what one pixel of a level is may be another at full resolution: where these could change the
@@ -295,25 +291,23 @@ def _has_tissue(open_at: Opener, base: Region, boxes: Int64s, asked: Comparison,
     """
     if not base.axes.endswith("S") or base.inner_shape[2] < 3:
         raise ValueError("the rule 'tissue' needs images of red, green and blue; use 'std' or 'mean'")
-    levels = _levels(base)[level:]
+    levels = base.levels[base.level :]
     scales = [np.divide(one.downsample, levels[0].downsample) for one in levels]
     sides = (boxes[:, 2:] - boxes[:, :2]).min()
     first = max((k for k, scale in enumerate(scales) if sides >= _FEWEST_PIXELS * scale.max()), default=0)
-    wide = max((k for k, one in enumerate(levels) if max(one.shape) >= 1024), default=0)
-    small = thumbnail(open_at(level + wide) if wide else base, longest=1024)
+    wide = max((k for k, one in enumerate(levels) if max(one.shape) >= _WIDE), default=0)
+    small = thumbnail(base.at_level(base.level + wide), longest=_WIDE)
     assert small is not None
     stain, kept, pending = Stain.of(small), np.zeros(len(boxes), bool), np.arange(len(boxes))
     for k in range(first, -1, -1):
-        region = open_at(level + k) if k else base
+        region = base.at_level(base.level + k)
         mine = np.clip(boxes[pending] / np.tile(scales[k], 2), 0, [*_cut(region, 2)] * 2)
         sums = np.zeros((2, len(mine)))
-        for start, pixels, members in _parts(region, mine):
-            tissue = stain(pixels[0]) & _valid(region, start, pixels)[0].any(axis=-1)
+        for start, pixels, valid, members in _parts(region, mine):
+            tissue = stain(pixels[0]) & valid[0].any(axis=-1)
             for row, marks in enumerate((tissue, _borders(tissue)) if k else (tissue,)):
                 sums[row, members] += _sums(marks, start, mine[members])
-        fraction, unsure = sums / _areas(mine)
-        # Sums of parts of pixels are not exact, and a limit may be.
-        fraction = np.round(fraction, 9)
+        fraction, unsure = np.round(sums / _areas(mine), 9)  # parts of pixels do not sum up exactly
         kept[pending] = asked.holds(fraction)
         pending = pending[asked.holds(fraction - unsure) != asked.holds(fraction + unsure)]
         if not len(pending):
@@ -321,28 +315,7 @@ def _has_tissue(open_at: Opener, base: Region, boxes: Int64s, asked: Comparison,
     return kept
 
 
-def _levels(region: Region) -> list[Any]:  # TODO: stand-in
-    from types import SimpleNamespace
-
-    full = region.levels[0]
-    return [
-        one
-        if hasattr(one, "downsample")
-        else SimpleNamespace(shape=one, downsample=(full[0] / one[0], full[1] / one[1]))
-        for one in region.levels
-    ]
-
-
-def says_valid(region: Region) -> bool:  # TODO: stand-in
-    return any(getattr(region.pages[0], name, None) is not None for name in ("nodata", "mask", "alpha"))
-
-
-def _valid(region: Region, first: Int64s, pixels: NDArray[Any]) -> NDArray[np.bool_]:  # TODO: stand-in
-    nodata = getattr(region.pages[0], "nodata", None)
-    return (pixels == pixels) if nodata is None else (pixels == pixels) & (pixels != nodata)
-
-
-def _borders(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _borders(mask: Bools) -> Bools:
     """Pixels beside one of the other kind."""
     found = np.zeros_like(mask)
     for axis in (0, 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from lazytiles.errors import ManifestError
 from lazytiles.images import are_there, is_remote, split_name
 from lazytiles.indexing import region_column
 from lazytiles.manifests.catalog import rows_where
-from lazytiles.manifests.columns import column_hashes, count_distinct
+from lazytiles.manifests.columns import column_hashes, count_distinct, names_of
 from lazytiles.manifests.paths import checked_columns, resolve_paths, verify_digests
 from lazytiles.manifests.problems import BOX_3D, IDS, Problems, tile_words
 
@@ -130,16 +131,17 @@ def several_rows(table: pd.DataFrame) -> str:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Images:
-    """For each frame which image each sample lies in, and how to open it.
+    """For each frame which image each sample lies in, and how to open it; for each file of it, where it has several.
 
     Parameters
     ----------
-    codes : for each frame the image of each sample, as an index into its `paths`
-    paths : for each frame the different images; empty text for samples that no row names an image of
+    codes : for each file of each frame the image of each sample, as an index into its `paths`
+    paths : for each the different images; empty text for samples that no row names an image of
     there : which of them exist; behind addresses all, unless images may be missing and the servers are asked
-    rows : for each frame the row of the table that names the image of each sample
+    rows : for each the row of the table that names the image of each sample
     opener : from a path to what is there
     arrays : what is there, by its name, where that is given
+    parts : how many files make a frame
     """
 
     codes: list[Int64s]
@@ -148,13 +150,14 @@ class Images:
     rows: list[Int64s]
     opener: Any
     arrays: dict[str, Any] | None = None
+    parts: int = 1
 
     @classmethod
     def of(
         cls,
         table: pd.DataFrame,
         rows: Int64s,
-        template: str,
+        template: str | Sequence[str],
         image_dir: str | os.PathLike[str] | None,
         frames: Frames,
         opener: Any,
@@ -164,7 +167,7 @@ class Images:
         problems: Problems | None = None,
         name_row: Callable[[int], str] | None = None,
     ) -> Images:
-        """The images that a template names, each frame's by that frame's own row of the tile.
+        """The images that a template names, or several of each frame, each by that frame's own row of the tile.
 
         A tile without a row for a frame has its image there named by its last row and the frame's label, where
         the template holds `label_id` and its other columns say the same in all rows of a tile.
@@ -179,22 +182,25 @@ class Images:
         others : as for `resolve_paths`
         """
         noted = Problems("the manifest") if problems is None else problems
-        columns = checked_columns(table.columns, template)
+        templates = names_of(template)
         words = name_row or (lambda row: f"{tile_words(table, row)}: ")
-        found = cls([], [], [], [], opener)
-        plain = "label_id" in columns and set(columns) <= set(IDS)  # on which all rows of a tile agree, but the label
+        found = cls([], [], [], [], opener, parts=len(templates))
         tiles = None
-        if frames.labels is not None and len(frames.labels) > 1 and (not plain or problems is not None):
-            tiles = pd.factorize(table["tile_id"])[0].astype(np.int64)  # to find the rows of other frames
-        for label in frames.labels if frames.labels is not None else [None]:
+        if frames.labels is not None and len(frames.labels) > 1:
+            every = {column for one in templates for column in checked_columns(table.columns, one)}
+            plain = "label_id" in every and every <= set(IDS)  # on which all rows of a tile agree, but the label
+            if not plain or problems is not None:
+                tiles = pd.factorize(table["tile_id"])[0].astype(np.int64)  # to find the rows of other frames
+        for label, one in itertools.product(frames.labels if frames.labels is not None else [None], templates):
+            columns = checked_columns(table.columns, one)
             part, own, named = _naming(table, rows, columns, label, frames, tiles)
             if missing == "raise":
-                said = f"there is no row for the frame {label}, which would name its image by {template!r}; "
+                said = f"there is no row for the frame {label}, which would name its image by {one!r}; "
                 said += 'add it, or pass missing="fill"'
                 noted.add_rows("missing frame", rows[~named], lambda row, said=said: f"{words(row)}{said}")  # type: ignore[misc]
             code, names = resolve_paths(
                 part,
-                template,
+                one,
                 image_dir,
                 follow_symlinks=follow_symlinks,
                 problems=noted,
@@ -223,23 +229,36 @@ class Images:
         named = {name: held(arrays[name]) for name in names}
         return cls([codes.astype(np.int64)], [list(names)], [np.ones(len(names), np.bool_)], [rows], None, named)
 
-    def first(self) -> Any:
-        """The one image that tells dtype and bands of all."""
-        for codes, there in reversed(list(zip(self.codes, self.there, strict=True))):
-            present = np.flatnonzero(there[codes])
-            if len(present):
-                return next(opener for opener in reversed(self.openers(int(present[0]))) if opener is not None)()
+    def first_row(self) -> int:
+        """The first sample that has the last frame that any has.
+
+        Raises
+        ------
+        ManifestError : there is none
+        """
+        there = self.valid()
+        for frame in reversed(range(there.shape[1])):
+            if there[:, frame].any():
+                return int(np.argmax(there[:, frame]))
         names = next((f": {name} is missing" for paths in self.paths for name in paths if name), "")
         raise ManifestError(f"the manifest has no rows, or none of its images is there{names}")
+
+    def first(self) -> list[Any]:
+        """The one image that tells dtype and bands of all, or each file of one frame: that sample's last."""
+        openers = self.openers(self.first_row())
+        last = max(number for number, opener in enumerate(openers) if opener is not None) + 1
+        return [opener() for opener in openers[last - self.parts : last]]
 
     def verify(self, digests: str | os.PathLike[str] | None, image_dir: str | os.PathLike[str]) -> None:
         """Compare the images that are there with a file of digests, if one is given."""
         if digests is not None:
             verify_digests(digests, image_dir, images=[split_name(name)[0] for name in self.names()]).raise_any()
 
-    def names(self) -> list[str]:
-        """The different images of all frames that are there."""
-        pairs = (pair for two in zip(self.paths, self.there, strict=True) for pair in zip(*two, strict=True))
+    def names(self, part: int | None = None) -> list[str]:
+        """The different images of all frames that are there; of one of the files of a frame, where one is named."""
+        chosen = slice(part, None, None if part is None else self.parts)
+        found = zip(self.paths[chosen], self.there[chosen], strict=True)
+        pairs = (pair for two in found for pair in zip(*two, strict=True))
         return list(dict.fromkeys(name for name, there in pairs if there))
 
     def by_row(self, count: int) -> tuple[Int64s, list[str]]:
@@ -252,13 +271,14 @@ class Images:
         return row_codes, names
 
     def openers(self, row: int) -> list[Any]:
-        """For each frame what opens the image of a sample, or None where it is missing."""
+        """For each file of each frame what opens the image of a sample; None for all of a frame that lacks one."""
         found = []
         for codes, paths, there in zip(self.codes, self.paths, self.there, strict=True):
             name = paths[int(codes[row])]
             opener = partial(self.opener, name) if self.arrays is None else partial(_itself, self.arrays[name])
             found.append(opener if there[int(codes[row])] else None)
-        return found
+        frames = (found[k : k + self.parts] for k in range(0, len(found), self.parts))
+        return [one for frame in frames for one in (frame if None not in frame else [None] * self.parts)]
 
     def groups(self, beside: Images | None = None) -> Int64s:
         """Samples that share the images of all frames, and the masks, have one number, by first appearance."""
@@ -269,7 +289,8 @@ class Images:
 
     def valid(self) -> NDArray[np.bool_]:
         """Which frames of which samples are there, (n, frames)."""
-        return np.stack([there[codes] for codes, there in zip(self.codes, self.there, strict=True)], axis=1)
+        every = np.stack([there[codes] for codes, there in zip(self.codes, self.there, strict=True)], axis=1)
+        return np.asarray(every.reshape(len(every), -1, self.parts).all(axis=2))
 
 
 def _there(names: Sequence[str], *, asked: bool) -> NDArray[np.bool_]:
@@ -284,8 +305,10 @@ def _itself(array: Any) -> Any:
     return array
 
 
-def windows_of(table: pd.DataFrame) -> Int64s | None:
+def windows_of(table: pd.DataFrame) -> NDArray[Any] | None:
     """The boxes of a table, rows before columns and slices before both; None where tiles are whole images.
+
+    Those of map units are floats.
 
     >>> windows_of(pd.DataFrame({"xmin": [1], "ymin": [2], "xmax": [5], "ymax": [8]})).tolist()
     [[2, 1, 8, 5]]
@@ -294,7 +317,8 @@ def windows_of(table: pd.DataFrame) -> Int64s | None:
     if not names:
         return None
     axes = len(names) // 2
-    windows = np.empty((len(table), 2 * axes), dtype=np.int64)
+    kind = np.float64 if any(table[name].dtype.kind == "f" for name in names) else np.int64  # map units, or pixels
+    windows = np.empty((len(table), 2 * axes), dtype=kind)
     for place, name in zip([*range(axes)[::-1], *range(axes, 2 * axes)[::-1]], names, strict=True):
         windows[:, place] = table[name]
     return windows

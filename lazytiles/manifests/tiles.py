@@ -10,89 +10,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from lazytiles.aliases import Int64s
-from lazytiles.arrays import Companions, MultiSourceArray, RegionTiles, TileForm, VolumeTiles
+from lazytiles.arrays import Companions, MapBoxes, MultiSourceArray, RegionTiles, TileForm, VolumeTiles
 from lazytiles.augment import Boxes, scaled_boxes
 from lazytiles.errors import ManifestError
-from lazytiles.images import METHODS, Bands, Region, asked_bands, bands_read, check_resample, open_region
-from lazytiles.indexing import LINE_MODES, PAD_MODES, region_column
+from lazytiles.images import Bands, open_region
+from lazytiles.indexing import PAD_MODES, region_column
+from lazytiles.manifests.asked import Asked, form_of, mask_form_of
 from lazytiles.manifests.catalog import by_name
 from lazytiles.manifests.columns import labels_of_table, names_of
-from lazytiles.manifests.manifest import Columns, inspect_manifest
-from lazytiles.manifests.paths import default_template, folder_of, template_columns
+from lazytiles.manifests.paths import default_template, folder_of
+from lazytiles.manifests.problems import BOX_2D
 from lazytiles.manifests.samples import Frames, Images, common_extent, windows_of
 
 _VOLUME_BOXES = "volumes need boxes of six numbers, (xmin, ymin, zmin, xmax, ymax, zmax); see make_grid"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What `open_tiles` is asked for, by its keywords; `check` is asked the same, `open_volumes` some of it.
-
-    Raises
-    ------
-    ValueError : a value that no manifest could be opened with
-    """
-
-    frames: Any = None
-    path: str | None = None
-    target: str | Sequence[str] | None = "target"
-    tabular: str | Sequence[str] | None = None
-    masks: str | Mapping[str, Any] | None = None
-    size: tuple[int, int] | None = None
-    resample: str = "bilinear"
-    pad: str | None = None
-    bands: Bands = None
-    gray: bool = False
-    level: int = 0
-    missing: str = "raise"
-    scale_boxes: Sequence[str] = ()
-    box_format: str = "xyxy"
-    classes: Sequence[Any] | None = None
-    where: Mapping[str, Any] | None = None
-    follow_symlinks: bool = True
-    verify: str | os.PathLike[str] | None = None
-
-    def __post_init__(self) -> None:
-        size: Any = self.size
-        is_pair = isinstance(size, Sequence | np.ndarray) and len(size) == 2
-        if size is not None and not (is_pair and all(map(_is_length, size))):
-            raise ValueError(f"size is (height, width) in pixels, not {size!r}")
-        for name, allowed in (
-            ("resample", METHODS),
-            ("pad", (None, *PAD_MODES, *LINE_MODES)),
-            ("missing", ("raise", "fill")),
-        ):
-            if (value := getattr(self, name)) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
-
-    def columns(self, *text: str) -> Columns:
-        """How `read_manifest` reads the table for this; the columns of `text` stay text too."""
-        if self.masks is not None and self.classes is not None:
-            raise ManifestError("classes= is for names in a column; with masks= the labels are masks")
-        by_default = isinstance(self.target, str) and self.target == "target"
-        templates = [template for template in (self.path, self.masks) if isinstance(template, str)]
-        return Columns(
-            target=None if by_default else self.target,
-            tabular=self.tabular,
-            frames=Frames.of(self.frames).labels,
-            optional=["target"] if by_default else (),
-            text=[*(column for template in templates for column in template_columns(template)), "path", *text],
-            file=self.path,
-            classes=self.classes,
-            allow_outside=self.pad is not None,
-        )
-
-    def read(self, manifest: Any) -> pd.DataFrame:
-        """The table, as `read_manifest` gives it for this."""
-        table, problems = inspect_manifest(manifest, self.columns())
-        problems.raise_any()
-        return table
-
-
-def _is_length(number: Any) -> bool:
-    return isinstance(number, int | np.integer) and not isinstance(number, bool) and int(number) > 0
 
 
 @by_name
@@ -101,15 +34,21 @@ def open_tiles(
     image_dir: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     *,
     frames: Any = None,
-    path: str | None = None,
+    path: str | Sequence[str] | None = None,
     target: str | Sequence[str] | None = "target",
     tabular: str | Sequence[str] | None = None,
     masks: str | Mapping[str, Any] | None = None,
+    coordinates: str = "pixels",
+    boxes_crs: str | None = None,
     size: tuple[int, int] | None = None,
     resample: str = "bilinear",
     pad: str | None = None,
+    fill: float | Sequence[float] = 0,
+    mask_fill: float = 0,
     bands: Bands = None,
     gray: bool = False,
+    dtype: Any = None,
+    scaled: bool = False,
     level: int = 0,
     missing: str = "raise",
     scale_boxes: Sequence[str] = (),
@@ -132,23 +71,35 @@ def open_tiles(
         row a sample of its own (split those by ``"tile_id"``). None is for tables of one row a tile
     path : where an image lies, relative to `image_dir`, as a template over the manifest's columns; default
         ``"{path}"`` where there is a column of that name, ``"{label_id}/{region_id}.tif"`` where there is a
-        `label_id`, else ``"{region_id}.tif"``. Each frame's image is named by that frame's own row, a mask by the last
+        `label_id`, else ``"{region_id}.tif"``. Each frame's image is named by that frame's own row, a mask by the last.
+        A list of templates stacks files as bands, in that order; those of another resolution are brought to the grid
+        of the first by their georeference, or where there is none by the ratio of their sizes, a whole number
     target : the column of the labels, a list of columns (labels of shape (N, k)), or None. A column of names, of
         categories or of True and False gives class numbers, see `classes`; of several columns one may. In a column
         where nothing is written the tiles have no labels and are for prediction
     tabular : columns given to the model as a second input
     masks : a path template; the labels are then mask tiles cut with the same windows, of masks of the same extent as
-        their image. Of volumes also a mapping
+        their image, or on the same grid where both say where they lie. Of volumes also a mapping
+    coordinates : what boxes count: ``"pixels"`` of the images; or ``"map"`` units of their CRS, where each box is
+        rounded to whole pixels of the image of the last frame, and other frames, masks and files of bands are
+        sampled at the centres of these, by their own georeference (masks take the nearest pixel)
+    boxes_crs : the CRS of boxes in map units, such as ``"EPSG:4326"``, where it is not that of the images; they are
+        reprojected by pyproj (the extra `geo`)
     size : (height, width), pixels, to which every window is resampled; without it all windows have one size
-    resample : ``"nearest"``, ``"bilinear"``, ``"bicubic"`` or ``"area"``; masks are always nearest
+    resample : ``"nearest"``, ``"bilinear"``, ``"bicubic"`` or ``"area"``, also for images on another grid; masks are
+        always nearest. Pixels that are not valid (nodata, NaN, masked, transparent) are left out, band by band
     pad : NumPy's ``"constant"``, ``"edge"``, ``"reflect"``, ``"symmetric"`` or ``"wrap"`` for windows that leave
         their region; None refuses them. NumPy's ``"maximum"``, ``"mean"``, ``"median"``, ``"minimum"`` and
         ``"linear_ramp"`` read the whole lines of the region that such a window crosses
-    bands : which samples of the images, in this order; or ``"rgb"``: red, green and blue of images of one, three or
-        four bands, gray ones repeated and opacity left out
+    fill : what padding by ``"constant"`` and missing frames hold: one value, or one a band
+    mask_fill : the same for masks, such as 255
+    bands : which samples of the images, in this order (of several files they are numbered through); or ``"rgb"``: red,
+        green and blue of images of one, three or four bands, gray ones repeated and opacity left out
     gray : whether red, green and blue become one luminance band
+    dtype : what values are cast to; without it all images have one dtype
+    scaled : whether values become what they mean by the scale and offset of their file, float32, NaN where not valid
     level : resolution of each pyramid; boxes are in pixels of that level
-    missing : ``"raise"``, or ``"fill"`` to give zeros for a frame whose image or row is missing (see `valid`); behind
+    missing : ``"raise"``, or ``"fill"`` to give `fill` for a frame whose image or row is missing (see `valid`); behind
         an address the server is asked for it
     scale_boxes : label columns that are boxes in pixels of the image, four to a box; they become boxes in pixels of
         the tile, scaled as it is by `size` (the tags of every image are read), and `Augment` moves them
@@ -179,11 +130,17 @@ def open_tiles(
         target=target,
         tabular=tabular,
         masks=masks,
+        coordinates=coordinates,
+        boxes_crs=boxes_crs,
         size=size,
         resample=resample,
         pad=pad,
+        fill=fill,
+        mask_fill=mask_fill,
         bands=bands,
         gray=gray,
+        dtype=dtype,
+        scaled=scaled,
         level=level,
         missing=missing,
         scale_boxes=scale_boxes,
@@ -299,13 +256,13 @@ def tiles_of(table: pd.DataFrame, image_dir: Any, asked: Asked, opener: Any = op
     )
     found = images(asked.path or default_template(table), frames=wanted, missing=asked.missing)
     found.verify(asked.verify, image_dir)
-    first = found.first()
-    if "xmin" not in table and first.axes.startswith("P"):
-        _refuse_for_volumes(asked, f"{first.path} is a volume")
+    firsts = found.first()
+    if "xmin" not in table and firsts[0].lead:
+        _refuse_for_volumes(asked, f"{firsts[0].path} is a volume")
         return _volumes_of(table, image_dir, asked)
     table = table if len(rows) == len(table) else table.iloc[rows].reset_index(drop=True)
-    windows = windows_of(table)
-    form = _form(first, windows, table, asked)
+    windows = _boxes_of(table, asked)
+    form = form_of(firsts, found.first_row(), windows, table, asked)
     masked = None
     if asked.masks is not None:
         if not isinstance(asked.masks, str):
@@ -314,25 +271,32 @@ def tiles_of(table: pd.DataFrame, image_dir: Any, asked: Asked, opener: Any = op
     groups = found.groups(masked)
 
     def assembled(part: Images, form: TileForm, *, timed: bool) -> MultiSourceArray:
-        return _assembled(table, windows, part, groups, partial(RegionTiles, form=form, timed=timed))
+        made = partial(RegionTiles, form=form, timed=timed, on_ground=asked.coordinates == "map")
+        return _assembled(table, windows, part, groups, made)
 
     array = assembled(found, form, timed=wanted.timed)
     if asked.missing == "fill":
         array.companions = replace(array.companions, valid=found.valid())
     if masked is None:
         return _labelled(array, table, asked)
-    one = masked.first()
-    resample = "nearest" if form.resample else None
-    mask_form = TileForm(form.size, one.inner_shape[2], None, one.dtype, pad=form.pad, resample=resample)
-    return _labelled(array, table, asked, assembled(masked, mask_form, timed=False))
+    return _labelled(array, table, asked, assembled(masked, mask_form_of(masked, form, asked), timed=False))
+
+
+def _boxes_of(table: pd.DataFrame, asked: Asked) -> NDArray[Any] | MapBoxes | None:
+    """The windows of a table, or where they lie on the ground; None where tiles are whole images."""
+    if asked.coordinates == "map" and "xmin" in table:
+        return MapBoxes(table[list(BOX_2D)].to_numpy(np.float64), asked.boxes_crs)
+    return windows_of(table)
 
 
 def _refuse_for_volumes(asked: Asked, why: str) -> None:
     """Refuse what is asked for and says nothing about volumes."""
     flat = {"frames": Frames.of(asked.frames).timed, "missing": asked.missing == "fill"}
-    flat |= {name: getattr(asked, name) for name in ("size", "gray", "level", "scale_boxes")}
+    flat |= {name: getattr(asked, name) for name in ("size", "gray", "dtype", "scaled", "level", "scale_boxes")}
+    flat |= {name: bool(np.any(getattr(asked, name))) for name in ("fill", "mask_fill")}
+    flat |= {"coordinates": asked.coordinates != "pixels", "path": not isinstance(asked.path, str | None)}
     if wrong := [name for name, value in flat.items() if value]:
-        raise ManifestError(f"{why}; {wrong[0]}= is for images")
+        raise ManifestError(f"{why}; {wrong[0]}={getattr(asked, wrong[0])!r} is for images")
 
 
 def _volumes_of(table: pd.DataFrame, volumes: Any, asked: Asked, context: int | None = None) -> MultiSourceArray:
@@ -343,7 +307,7 @@ def _volumes_of(table: pd.DataFrame, volumes: Any, asked: Asked, context: int | 
     if "xmin" in table and "zmin" not in table:
         raise ManifestError(_VOLUME_BOXES)
 
-    def images(place: Any, template: str | None, bands: Bands) -> Images:
+    def images(place: Any, template: Any, bands: Bands) -> Images:
         if isinstance(place, Mapping):
             return Images.given(table, rows, place)
         opener = partial(open_region, page="all", bands=bands)
@@ -363,7 +327,7 @@ def _volumes_of(table: pd.DataFrame, volumes: Any, asked: Asked, context: int | 
         common_extent(table, windows)
 
     def assembled(part: Images, context: int | None) -> MultiSourceArray:
-        first = part.first()
+        (first,) = part.first()
         if len(first.shape) not in (3, 4):
             raise ManifestError(f"a volume is (Z, H, W) or (Z, H, W, S); the first is {tuple(first.shape)}")
         whole = np.tile([0, 0, 0, *first.shape[:3]], (len(table), 1)) if windows is None else None
@@ -403,22 +367,6 @@ def _labelled(
     return array
 
 
-def _form(first: Region, windows: Int64s | None, table: pd.DataFrame, asked: Asked) -> TileForm:
-    page, bands = first.pages[0], asked_bands(asked.bands)
-    if asked.bands is not None and asked.gray:
-        raise ValueError("pass bands= or gray=True, not both")
-    read = bands_read(page, bands, asked.gray)
-    resampled = None if asked.size is None else asked.resample
-    if asked.size is not None:
-        size = int(asked.size[0]), int(asked.size[1])
-        check_resample(page, asked.resample)
-    else:
-        height, width = first.inner_shape[:2] if windows is None else common_extent(table, windows)
-        size = height, width
-    given = read if isinstance(bands, tuple) else None
-    return TileForm(size, len(read), bands, first.dtype, given, asked.gray, asked.pad, resampled, page.segment)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Names:
     """The words for the tiles of one region."""
@@ -436,7 +384,7 @@ class _Names:
 
 def _assembled(
     table: pd.DataFrame,
-    windows: Int64s | None,
+    windows: NDArray[Any] | MapBoxes | None,
     images: Images,
     groups: Int64s,
     source: Callable[..., Any],
@@ -450,17 +398,19 @@ def _assembled(
     whole : the windows of whole images, where `windows` is None; by default 0, which stands for any
     """
     boxes = windows if windows is not None else np.zeros((len(table), 4), np.int64) if whole is None else whole
+    part: Callable[[Any], Any] = boxes.part if isinstance(boxes, MapBoxes) else boxes.__getitem__
     lengths = np.bincount(groups)
     mixed = bool((groups[1:] < groups[:-1]).any())  # else ten million rows are neither sorted nor copied
     by_region = np.argsort(groups, kind="stable") if mixed else np.arange(len(table), dtype=np.int64)
-    boxes = boxes[by_region] if mixed else boxes
+    boxes = part(by_region) if mixed else boxes
+    part = boxes.part if isinstance(boxes, MapBoxes) else boxes.__getitem__
     names = table[region_column(table)]
     sources = []
     for stop, length in zip(np.cumsum(lengths).tolist(), lengths.tolist(), strict=True):
         rows = by_region[stop - length : stop]
         tiles = source(
             images.openers(int(rows[0])),
-            boxes[stop - length : stop],
+            part(slice(stop - length, stop)),
             name=str(names.iat[int(rows[0])]),
             tile_name=_Names(table, rows),
             whole=windows is None,

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
@@ -16,8 +17,8 @@ from lazytiles.aliases import Int64s
 from lazytiles.display import colours, plural, png, stretched
 from lazytiles.errors import LazyTilesError, visible
 from lazytiles.images import open_region, thumbnail
-from lazytiles.manifests import BOX_2D, Report, region_names
-from lazytiles.reports.plots import coloured_by
+from lazytiles.manifests import Report, region_names
+from lazytiles.reports.plots import boxes_on, coloured_by
 
 MOST_DRAWN = 2000
 MOST_REGIONS = 200
@@ -57,6 +58,7 @@ def preview_page(
     title: str = "tiles",
     target: str = "target",
     bands: Sequence[int] | None = None,
+    boxes_crs: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> str:
     """One page with an index of regions, each with its tiles drawn over it; hover says which tile.
@@ -68,6 +70,7 @@ def preview_page(
     title : of the page
     target : the column that colours the tiles
     bands : which bands are shown, three or one
+    boxes_crs : of boxes in map units, where it is not that of the images
     progress : called with regions done and regions in all
 
     Returns
@@ -81,7 +84,7 @@ def preview_page(
     for k, (region, rows) in enumerate(shown):
         name = escape(str(region), quote=True)
         links.append(f'<a href="#region-{k}" data-region="{name}">{name}</a>')
-        frames = "".join(_frames(table, np.asarray(rows), codes, images, target, each.__getitem__, bands))
+        frames = "".join(_frames(table, np.asarray(rows), codes, images, target, each.__getitem__, bands, boxes_crs))
         count = table["tile_id"].iloc[rows].nunique()
         cards.append(
             f'<section class="card" id="region-{k}" data-region="{name}"><h2>{name}</h2>{frames}'
@@ -124,6 +127,7 @@ def _frames(
     target: str,
     colour: Callable[[int], str],
     bands: Sequence[int] | None,
+    boxes_crs: str | None,
 ) -> Iterator[str]:
     """Each image of a region with the tiles of its rows over it."""
     for code in dict.fromkeys(codes[rows][codes[rows] >= 0].tolist()):
@@ -134,11 +138,12 @@ def _frames(
             small = thumbnail(region)
             assert small is not None
             picture = png(stretched(small, bands=bands))
+            boxes = boxes_on(region, table.iloc[mine[:MOST_DRAWN]], boxes_crs)
         except (LazyTilesError, ValueError) as error:
             yield f'<pre class="bad">{escape(str(error))}</pre>'
             continue
         height, width = region.inner_shape[:2]
-        grid = "".join(_rects(table, mine[:MOST_DRAWN], target, colour, (height, width)))
+        grid = "".join(_rects(table, mine[:MOST_DRAWN], target, colour, boxes))
         left = f", {MOST_DRAWN} of {len(mine)} tiles drawn" if len(mine) > MOST_DRAWN else ""
         size = f"{height} × {width}, {escape(str(region.dtype))}{left}"
         yield (
@@ -149,15 +154,13 @@ def _frames(
 
 
 def _rects(
-    table: pd.DataFrame, rows: Int64s, target: str, colour: Callable[[int], str], shape: tuple[int, int]
+    table: pd.DataFrame, rows: Int64s, target: str, colour: Callable[[int], str], boxes: Sequence[Sequence[float]]
 ) -> Iterator[str]:
-    columns = [name for name in BOX_2D if name in table]
     part = table.iloc[rows]
-    boxes = part[columns].to_numpy().tolist() if columns else [[0, 0, shape[1], shape[0]]] * len(rows)
     values = part[target].to_list() if target in table else [None] * len(rows)
     for row, tile, box, value in zip(rows.tolist(), part["tile_id"], boxes, values, strict=True):
         x0, y0, x1, y1 = box
-        said = f"tile {tile}\nbox ({x0}, {y0}, {x1}, {y1})"
+        said = f"tile {tile}\nbox ({x0:.10g}, {y0:.10g}, {x1:.10g}, {y1:.10g})"
         if value is not None:
             said += f"\n{target} {value:.6g}" if isinstance(value, int | float) else f"\n{target} {value}"
         yield (
@@ -221,9 +224,8 @@ def _worst(report: Report) -> str:
     rows = list(dict.fromkeys(row for numbers in report.problems.rows.values() for row in numbers))
     for row in [row for row in rows if report.paths[row] >= 0][:_MOST_WORST]:
         code = int(report.paths[row])
-        frames = "".join(
-            _frames(table, np.array([row]), report.paths, report.images, "target", lambda _: "#ff3333", None)
-        )
+        drawn = partial(_frames, target="target", colour=lambda _: "#ff3333", bands=None, boxes_crs=report.boxes_crs)
+        frames = "".join(drawn(table, np.array([row]), report.paths, report.images))
         kinds = [kind for kind, numbers in report.problems.rows.items() if row in numbers]
         cards.append(
             f'<section class="card"><h2>{escape(report.problems.where(row))}: {escape(", ".join(kinds))}</h2>{frames}'

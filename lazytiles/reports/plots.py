@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lazytiles.arrays import MapBoxes
 from lazytiles.display import colours, side_by_side, stretched
 from lazytiles.errors import require
 from lazytiles.images import Region, thumbnail
-from lazytiles.manifests import read_manifest, region_names
+from lazytiles.manifests import BOX_2D, read_manifest, region_names
 
 _FEW = 4
 
@@ -153,7 +154,7 @@ def _draw_windows(ax: Any, region: Region, table: Any, target: str) -> None:
     mine = mine[~mine["tile_id"].duplicated(keep="last").to_numpy()]
     if not len(mine) or "xmin" not in mine:
         return
-    corners = mine[["xmin", "ymin", "xmax", "ymax"]].to_numpy(np.float64).tolist()
+    corners = boxes_on(region, mine)
     boxes = [patches.Rectangle((x0, y0), x1 - x0, y1 - y0) for x0, y0, x1, y1 in corners]
     drawn = collections.PatchCollection(boxes, facecolor="none", linewidth=1.8)
     each, classes, ends = coloured_by(mine, target)
@@ -166,6 +167,26 @@ def _draw_windows(ax: Any, region: Region, table: Any, target: str) -> None:
         scale.set_clim(*ends)
         ax.figure.colorbar(scale, ax=ax, label=target, shrink=0.8)
     ax.add_collection(drawn)
+
+
+def boxes_on(region: Region, table: Any, crs: str | None = None) -> list[list[float]]:
+    """The boxes of some rows as (xmin, ymin, xmax, ymax), pixels of a region; those of no box are the whole of it.
+
+    Parameters
+    ----------
+    crs : of boxes in map units (floats), where it is not that of the region
+
+    Raises
+    ------
+    RegionError : boxes are in map units, and the region does not say where it lies
+    """
+    if "xmin" not in table:
+        return [[0, 0, *region.inner_shape[1::-1]]] * len(table)
+    boxes = table[list(BOX_2D)].to_numpy()
+    if boxes.dtype.kind == "f":
+        boxes = MapBoxes(boxes, crs).exactly(region.pages[0])[:, [1, 0, 3, 2]]
+    found: list[list[float]] = boxes.tolist()
+    return found
 
 
 def coloured_by(table: pd.DataFrame, column: str) -> tuple[list[str], dict[str, str], tuple[float, float] | None]:

@@ -22,6 +22,7 @@ from lazytiles.training import read_rows
 _BATCH_BYTES = 16 * 2**20
 _BINS = 256
 _SHOWN = 4  # means in a repr
+_COUNTS = ("count", "not_finite", "not_valid")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -39,6 +40,7 @@ class Statistics:
     histogram : ``"counts"``, shape (C, bins), and ``"edges"``, shape (bins + 1,)
     tiles : how many tiles were read
     not_finite : NaN and infinite values left out, shape (C,)
+    not_valid : finite values left out, shape (C,): nodata, masked, transparent, or outside the image
     """
 
     count: Int64s
@@ -50,10 +52,11 @@ class Statistics:
     histogram: dict[str, Any]
     tiles: int
     not_finite: Int64s
+    not_valid: Int64s
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
-        arrays = {name: getattr(self, name).tolist() for name in ("count", "mean", "std", "min", "max", "not_finite")}
+        arrays = {name: getattr(self, name).tolist() for name in (*_COUNTS, "mean", "std", "min", "max")}
         return {**arrays, "tiles": self.tiles, "frames": self.frames, "histogram": self.histogram}
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -81,7 +84,8 @@ def load_statistics(path: str | os.PathLike[str]) -> Statistics:
     """
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
-        arrays: dict[str, Any] = {name: np.array(found[name], np.int64) for name in ("count", "not_finite")}
+        found = {"not_valid": [0] * len(found["count"]), **found}  # earlier versions did not write it
+        arrays: dict[str, Any] = {name: np.array(found[name], np.int64) for name in _COUNTS}
         arrays |= {name: np.array(found[name], np.float64) for name in ("mean", "std", "min", "max")}
         return Statistics(**arrays, frames=found["frames"], histogram=found["histogram"], tiles=found["tiles"])
     except (ValueError, KeyError, TypeError) as error:
@@ -98,6 +102,7 @@ class _Sums:
     low: NDArray[Any]
     high: NDArray[Any]
     bins: Int64s
+    not_valid: Int64s
     tiles: int
 
     def __add__(self, other: _Sums) -> _Sums:
@@ -108,6 +113,7 @@ class _Sums:
             np.minimum(self.low, other.low),
             np.maximum(self.high, other.high),
             self.bins + other.bins,
+            self.not_valid + other.not_valid,
             self.tiles + other.tiles,
         )
 
@@ -137,7 +143,8 @@ def statistics(
 
     Returns
     -------
-    Statistics; NaN and infinities are counted apart and left out, and so is what stands for frames that are missing
+    Statistics; NaN and infinities are counted apart and left out, so are nodata, masked and transparent pixels of
+    images and what lies outside them, band by band, and so is what stands for frames that are missing
 
     Raises
     ------
@@ -163,6 +170,7 @@ def statistics(
     shape = len(tiles), tiles.shape[1] if framed else 1
     if not isinstance(there, np.ndarray) or there.shape != shape or there.all():
         there = None  # all are there
+    judge = tiles.validity("bands") if isinstance(tiles, MultiSourceArray) else None
     asked = [(part, None if there is None else there[part]) for part in _parts(tiles, batch_bytes)]
     total = len(tiles) * (1 if edges is not None else 2)
     done = 0
@@ -170,7 +178,7 @@ def statistics(
     def summed() -> _Sums:
         nonlocal done
         found: _Sums | None = None
-        for sums in _each(tiles, asked, edges, client, threads):
+        for sums in _each(tiles, judge, asked, edges, client, threads):
             found = sums if found is None else found + sums
             done += sums.tiles
             if progress:
@@ -210,49 +218,71 @@ def _parts(tiles: Any, batch_bytes: int) -> list[Int64s]:
 
 
 def _each(
-    tiles: Any, asked: Sequence[tuple[Int64s, Any]], edges: Any, client: Any, threads: int | None
+    tiles: Any, judge: Any, asked: Sequence[tuple[Int64s, Any]], edges: Any, client: Any, threads: int | None
 ) -> Iterator[_Sums]:
     """The sums of each part, in their order, so that floats add up alike everywhere."""
     if client is None:
-        yield from (_sum_part((edges, tiles), one, threads) for one in asked)
+        yield from (_sum_part((edges, tiles, judge), one, threads) for one in asked)
         return
     if not isinstance(tiles, MultiSourceArray):
-        yield from in_order(client, _sum_part, (edges, tiles), asked)
+        yield from in_order(client, _sum_part, (edges, tiles, None), asked)
         return
     # Each task carries its own windows; the array itself, with its table, is not sent.
     parts = [part for part, _ in asked]
     chunks = (tuple(map(len, parts)), *tiles.shape[1:])
-    blocks = tiles.select(np.concatenate(parts)).to_dask(chunks=chunks).to_delayed().ravel()
+    arrays = [each.select(np.concatenate(parts)).to_dask(chunks=chunks) for each in (tiles, judge) if each is not None]
+    blocks = zip(*(array.to_delayed().ravel() for array in arrays), strict=True)
     sums = importlib.import_module("dask").delayed(_sums, pure=False)
-    futures = client.compute([sums(block, edges, there) for block, (_, there) in zip(blocks, asked, strict=True)])
+    tasks = (sums(block[0], edges, there, *block[1:]) for block, (_, there) in zip(blocks, asked, strict=True))
+    futures = client.compute(list(tasks))
     yield from results(client, futures, tiles, parts)
 
 
-def _sum_part(shared: tuple[Any, Any], asked: tuple[Int64s, Any], threads: int | None = 1) -> _Sums:
-    (edges, tiles), (part, there) = shared, asked
+def _sum_part(shared: tuple[Any, Any, Any], asked: tuple[Int64s, Any], threads: int | None = 1) -> _Sums:
+    (edges, tiles, judge), (part, there) = shared, asked
     is_ours = hasattr(tiles, "take_batches")
-    return _sums(tiles.take(part, threads=threads) if is_ours else read_rows(tiles, part), edges, there)
+    block = tiles.take(part, threads=threads) if is_ours else read_rows(tiles, part)
+    if judge is not None:  # by now the images are open
+        numbers = np.unique(tiles.index_pairs[part, 0]).tolist()
+        judge = None if all(tiles.sources[number].is_all_valid for number in numbers) else judge
+    return _sums(block, edges, there, None if judge is None else judge.take(part, threads=threads))
 
 
-def _sums(block: NDArray[Any], edges: NDArray[np.float64] | None, there: NDArray[np.bool_] | None) -> _Sums:
-    """Sums of tiles, (n[, T], H, W[, C]), of which those frames are there, (n, T); None for all."""
-    block = block if block.ndim > 3 else block[..., None]
-    block = block if block.ndim > 4 else block[:, None]
+def _sums(
+    block: NDArray[Any],
+    edges: NDArray[np.float64] | None,
+    there: NDArray[np.bool_] | None,
+    valid: NDArray[np.bool_] | None = None,
+) -> _Sums:
+    """Sums of tiles, (n[, T], H, W[, C]), of which those frames are there, (n, T), and those values are valid."""
+    block, valid = _with_all_axes(block), None if valid is None else _with_all_axes(valid)
     frames, bands = block.shape[1], block.shape[-1]
     shape = (frames, bands)
     count, total, squares = np.zeros(shape, np.int64), np.zeros(shape, object), np.zeros(shape, object)
     low, high = np.full(shape, np.inf), np.full(shape, -np.inf)
     bins = np.zeros((*shape, 0 if edges is None else len(edges) - 1), np.int64)
+    not_valid = np.zeros(shape, np.int64)
     for place in np.ndindex(shape):
         frame, band = place
-        one = (block[:, frame] if there is None else block[there[:, frame], frame])[..., band].ravel()
-        if one.dtype.kind == "f":
-            one = one[np.isfinite(one)]
+        samples = slice(None) if there is None else there[:, frame]
+        one = block[samples, frame, ..., band].ravel()
+        good = np.isfinite(one) if one.dtype.kind == "f" else np.ones(one.shape, np.bool_)
+        if valid is not None:
+            counts = valid[samples, frame, ..., band].ravel()
+            not_valid[place] = np.count_nonzero(good & ~counts)
+            good &= counts
+        one = one if good.all() else one[good]
         if not one.size:
             continue
         count[place], low[place], high[place] = one.size, one.min(), one.max()
         total[place], squares[place], bins[place] = _moments(one, edges)
-    return _Sums(count, total, squares, low, high, bins, len(block))
+    return _Sums(count, total, squares, low, high, bins, not_valid, len(block))
+
+
+def _with_all_axes(block: NDArray[Any]) -> NDArray[Any]:
+    """(n, T, H, W, C), also of tiles without frames or bands."""
+    block = block if block.ndim > 3 else block[..., None]
+    return block if block.ndim > 4 else block[:, None]
 
 
 def _moments(one: NDArray[Any], edges: NDArray[np.float64] | None) -> tuple[Any, Any, Int64s]:
@@ -303,8 +333,9 @@ def _finished(sums: _Sums, edges: NDArray[np.float64], tiles: int, framed: bool,
         for frame, bins in zip(frames, sums.bins, strict=True):
             frame["histogram"] = {"counts": bins.tolist(), "edges": edges.tolist()}
     histogram = {"counts": sums.bins.sum(axis=0).tolist(), "edges": edges.tolist()}
-    not_finite = values - whole["count"]
-    return Statistics(**whole, frames=frames, histogram=histogram, tiles=tiles, not_finite=not_finite)
+    left_out = {"not_valid": sums.not_valid.sum(axis=0)}
+    left_out["not_finite"] = values - whole["count"] - left_out["not_valid"]
+    return Statistics(**whole, frames=frames, histogram=histogram, tiles=tiles, **left_out)
 
 
 def _described(

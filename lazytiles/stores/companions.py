@@ -64,8 +64,7 @@ def windows_in(source: Any, indices: Int64s) -> tuple[tuple[int, ...], Int64s] |
     space = getattr(source, "space", None)
     if space is None:
         try:
-            pages = (source.page(frame) for frame in reversed(range(len(source.regions))))
-            first = next((page for page in pages if page is not None), None)
+            first = source.base()
         except LazyTilesError as error:
             raise type(error)(f"{source.describe(int(indices[0]))}: {error}") from error
         if first is None:  # no frame of it is there: it is as large as its tiles need it

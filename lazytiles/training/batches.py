@@ -23,12 +23,18 @@ _TOO_WIDE = (
 class Standard:
     """Values minus a mean, over a standard deviation, as float32; one of each, or one a band (last axis).
 
+    Where `invalid` is given, it stands in the result for NaN and for values that are `nodata`.
+
     >>> Standard([1, 2], [1, 4])(np.array([[1, 10]], "uint8"))
     array([[0., 2.]], dtype=float32)
+    >>> Standard(1, 2, nodata=255, invalid=0)(np.array([3, 255], "uint8"))
+    array([1., 0.], dtype=float32)
     """
 
     mean: Any
     std: Any
+    nodata: float | None = None
+    invalid: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -43,6 +49,10 @@ class Standard:
                 raise ValueError(f"normalize has {values.size} bands, the images have {images.shape[-1]}")
         scaled: Array = np.subtract(images, self.mean, dtype=np.float32)
         scaled /= self.std
+        if self.invalid is not None:
+            scaled[np.isnan(scaled) if self.nodata is None else np.isnan(scaled) | (images == self.nodata)] = (
+                self.invalid
+            )
         return scaled
 
 
@@ -69,7 +79,8 @@ class Scaling:
         ----------
         normalize : False or None; True to map the range of each source's dtype to 0..1, int16 from -32768 on, by
             the dtype that the source has before any transform; ``(mean, std)``; or anything with ``mean`` and
-            ``std`` as keys or attributes
+            ``std`` as keys or attributes. As keys also ``invalid``, which stands for NaN, and for the values that
+            ``nodata`` names
         x : a source, or a tuple or dict of sources; those of rank 3 and more, and a single one, are images
 
         Raises
@@ -161,7 +172,7 @@ def standard_of(normalize: Any) -> Standard:
     array([2.], dtype=float32)
     """
     if isinstance(normalize, Mapping) and {"mean", "std"} <= set(normalize):
-        return Standard(normalize["mean"], normalize["std"])
+        return Standard(normalize["mean"], normalize["std"], normalize.get("nodata"), normalize.get("invalid"))
     if hasattr(normalize, "mean") and hasattr(normalize, "std") and not callable(normalize.mean):
         return Standard(normalize.mean, normalize.std)
     if isinstance(normalize, tuple | list) and len(normalize) == 2:

@@ -104,6 +104,18 @@ RUNS: dict[str, tuple[tuple[str, ...], Callable[[Path, str], bool]]] = {
     "check": (("check", *TILES, *FRAMES, "--read", "--digest", "--html", "r.html"), has_digests),
     "export": (("export", "tiles.csv", "-o", "tiles.npy", "--images", "Images", *FRAMES), is_store),
     "grid": (("grid", "Images", "--size", "32", "--edge", "partial", "-o", "grid.csv"), is_grid),
+    "grid in micrometres": (
+        (
+            "grid",
+            "Images",
+            "--size",
+            "16",
+            *("--mpp", "0.5", "--source-mpp", "0.25", "--edge", "partial"),
+            "-o",
+            "grid.csv",
+        ),
+        is_grid,
+    ),
     "info": (("info", *TILES, *FRAMES, "--batch-size", "4"), has_costs),
     "info of an image": (("info", "Images/2017/a.tif"), lambda _, said: "LZW, strips of 96 x 64" in said),
     "preview page": (("preview", *TILES, "-o", "p.html"), is_page),

@@ -23,6 +23,9 @@ REFUSED = {
     "tiger-rgb-tile-planar-24.tif": "24-bit integers",
     "tiger-rgb-tile-planar-24.tif_converted_strips.tif": "24-bit integers",
     "test-rgb-2-4-2.tif": r"\(2, 4, 2\) bits",
+    "flower-ycbcr-separate-08.tif": "would pass for red",
+    "flower-ycbcr-contig-08_h1v1.tiff": "would pass for red",
+    "ycbcr_lzw_broken.tif": "would pass for red",
 }
 
 
@@ -150,7 +153,7 @@ def test_other_pages_and_levels(row):
                 assert expected is None or "24-bit integers" in str(whole)
                 continue
             assert expected is None or np.array_equal(whole, expected)
-    shapes = outcome(lambda: lt.open_region(path).levels)
+    shapes = outcome(lambda: [level.shape for level in lt.open_region(path).levels])
     if isinstance(shapes, lt.LazyTilesError):
         return  # of a damaged chain of directories
     assert list(shapes) == sorted(shapes, key=lambda shape: -shape[0] * shape[1])

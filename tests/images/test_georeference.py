@@ -207,6 +207,16 @@ def test_tags_come_before_a_world_file(tmp_path: Path) -> None:
     assert lt.open_region(tmp_path / "a.tif").transform == UTM
 
 
+def test_a_world_file_is_scaled_to_levels(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(np.zeros((40, 60), np.uint8), metadata=None)
+        file.write(np.zeros((20, 30), np.uint8), subfiletype=1, metadata=None)
+    (tmp_path / "a.tfw").write_text("10 0 0 -10 5 -5")
+    level = lt.open_region(tmp_path / "a.tif", level=1)
+    assert level.transform == Affine(20, 0, 0, 0, -20, 0)
+    assert level.bounds == lt.open_region(tmp_path / "a.tif").bounds == (0, -400, 600, 0)
+
+
 def test_opening_looks_for_nothing_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((5, 7), np.uint8), metadata=None)
     opened: list[str] = []

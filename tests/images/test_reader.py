@@ -208,7 +208,7 @@ def test_pyramids(how, tmp_path):
         if how == "subifds":
             tiff.write(base[::-1], **options)
     region = lt.open_region(path)
-    assert region.levels == ((128, 96), (64, 48), (32, 24))
+    assert [level.shape for level in region.levels] == [(128, 96), (64, 48), (32, 24)]
     for k, level in enumerate(levels):
         check(lt.open_region(path, level=k), level, 5)
     with pytest.raises(lt.RegionError, match=r"p\.tif page 0: has no level 3; it has levels 0 to 2"):
@@ -217,7 +217,7 @@ def test_pyramids(how, tmp_path):
     assert stacked.shape[0] == (2 if how == "subifds" else 1)
     np.testing.assert_array_equal(stacked[0], base)
     if how == "subifds":
-        assert lt.open_region(path, page=1).levels == ((128, 96),)
+        assert [level.shape for level in lt.open_region(path, page=1).levels] == [(128, 96)]
 
 
 def test_masks_between_overviews_are_passed_over(tmp_path):
@@ -228,10 +228,10 @@ def test_masks_between_overviews_are_passed_over(tmp_path):
             tiff.write(level, photometric="rgb", metadata=None, subfiletype=int(k > 0), **TILED)
             tiff.write(level[..., 0] > 9, metadata=None, subfiletype=4 + int(k > 0), **TILED)
         tiff.write(base[::-1], photometric="rgb", metadata=None, **TILED)
-    assert lt.open_region(path).levels == ((128, 96), (64, 48), (32, 24))
+    assert [level.shape for level in lt.open_region(path).levels] == [(128, 96), (64, 48), (32, 24)]
     for k, level in enumerate(levels):
         check(lt.open_region(path, level=k), level, 5)
-    assert lt.open_region(path, page=6).levels == ((128, 96),)
+    assert [level.shape for level in lt.open_region(path, page=6).levels] == [(128, 96)]
     np.testing.assert_array_equal(lt.open_region(path, page="all"), [base, base[::-1]])
 
 
@@ -245,7 +245,7 @@ def test_pages_of_other_shapes_do_not_stack(tmp_path):
         lt.open_region(path, page="all")
 
 
-@pytest.mark.parametrize("value", [-1, 1.0, "first", None, True], ids=repr)
+@pytest.mark.parametrize("value", [-1, 1.0, "first", True], ids=repr)
 def test_pages_are_numbers_or_all(value, tmp_path):
     path = write(tmp_path / "a.tif", pixels((9, 9)))
     assert lt.open_region(path, page=np.int64(0), level=np.int32(0), bands=np.array([0])).shape == (9, 9)
@@ -620,7 +620,7 @@ def test_a_region_describes_itself_and_travels(tmp_path):
     region = lt.open_region(path)
     assert (region.shape, region.dtype, region.ndim, region.size) == ((50, 40, 3), np.uint16, 3, 6000)
     assert (region.nbytes, region.axes, region.chunks) == (12_000, "YXS", (16, 16, 3))
-    assert (region.levels, region.path, len(region)) == (((50, 40),), str(path), 50)
+    assert ([level.shape for level in region.levels], region.path, len(region)) == ([(50, 40)], str(path), 50)
     assert repr(region).count("\n") == 0
     assert "a.tif" in repr(region)
     for options in ({}, {"bands": [2, 1]}, {"gray": True}, {"page": "all"}):

@@ -394,7 +394,7 @@ def test_a_table_of_files_needs_no_ids(tmp_path: Path) -> None:
     assert lt.open_tiles(pd.DataFrame({"path": names}), tmp_path).table.tile_id.to_list() == names
     boxes = pd.DataFrame({"name": names, "region_coordinates": "(0, 0, 4, 4)"})
     assert lt.open_tiles(boxes, tmp_path, path="{name}")[:, 0, 0, 0].tolist() == [0, 1, 2]
-    with pytest.raises(lt.ManifestError, match=r"tile_id, region_id is missing; .* such as path=\"\{name\}\""):
+    with pytest.raises(lt.ManifestError, match=r"tile_id, region_id are missing; .* such as path=\"\{name\}\""):
         lt.open_tiles(tmp_path / "files.csv", tmp_path)
     twice = pd.concat([boxes, boxes[:1]])
     with pytest.raises(lt.ManifestError, match=r"row 3: tile a/x\.tif is already on row 0.* add a column tile_id"):

@@ -205,6 +205,76 @@ def test_tissue_on_a_level_is_tissue_at_full_resolution(
         assert lt.counters()["segments_decoded"] - before < 256 * 1.5
 
 
+PHOTO = np.full((60, 160, 3), TISSUE["eosin"], np.uint8)  # in which all is tissue
+APERIO = {"description": "Aperio Image Library v11.2.1 \nlevel"}
+
+
+def leica(name: str, pages: list[tuple[int, int, int]]) -> str:
+    """An image of a Leica document."""
+    sizes = "".join(f'<dimension sizeX="{x}" sizeY="{y}" r="{r}" ifd="{k}"/>' for r, (k, y, x) in enumerate(pages))
+    _, y, x = pages[0]
+    view = f'<view sizeX="{x * 500}" sizeY="{y * 500}" offsetX="0" offsetY="0"/>'
+    return f'<image name="{name}"><pixels sizeX="{x}" sizeY="{y}">{sizes}</pixels>{view}</image>'
+
+
+def layout(kind: str, levels: list[np.ndarray]) -> list[tuple[np.ndarray, dict[str, Any]]]:
+    """The pages of a slide as a scanner lays them out."""
+    tiled: dict[str, Any] = {"tile": (64, 64)}
+    first, *others = levels
+    if kind == "aperio":
+        macro = (PHOTO, {"description": "Aperio Image Library v11.2.1 \nmacro 160x60", "subfiletype": 9})
+        return [(level, {**tiled, **APERIO}) for level in levels] + [macro]
+    if kind == "hamamatsu":
+        lenses = [*zip(levels, (40.0, 20.0, 10.0, 5.0), strict=True), (PHOTO, -1.0)]
+        tags = {lens: [(65420, 4, 1, 1, True), (65421, 11, 1, lens, True)] for _, lens in lenses}
+        return [(page, {"extratags": tags[lens]}) for page, lens in lenses]
+    if kind == "leica":
+        places = [(k, *level.shape[:2]) for k, level in enumerate(levels, 1)]
+        images = leica("photo", [(0, 60, 160)]) + leica("slide", places)
+        said = '<scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01"><collection sizeX="80000" sizeY="30000">'
+        return [(PHOTO, {"description": f"{said}{images}</collection></scn>"}), *((one, tiled) for one in levels)]
+    if kind == "ventana":
+        xmp = [(700, 1, None, b'<iScan Magnification="40" ScanRes="0.25"/>', True)]
+        label = (PHOTO, {"description": "Label_Image", "extratags": xmp})
+        return [label, *((one, {**tiled, "description": f"level={k} mag=40"}) for k, one in enumerate(levels))]
+    if kind == "philips":  # levels are padded with white to whole tiles
+        padded = [np.pad(one, [(0, -n % 64) for n in one.shape[:2]] + [(0, 0)], constant_values=255) for one in others]
+        spacing = '<Attribute Name="DICOM_PIXEL_SPACING">"{0:g}" "{0:g}"</Attribute>'
+        parts = (spacing.format(0.00025 * 2**k) for k in range(len(levels)))
+        each = "".join(f'<DataObject ObjectType="PixelDataRepresentation">{part}</DataObject>' for part in parts)
+        said = {
+            "software": "Philips DP v1.0",
+            "description": f'<DataObject ObjectType="DPUfsImport">{each}</DataObject>',
+        }
+        pages = [(first, {**tiled, **said}), *((one, {**tiled, "subfiletype": 1}) for one in padded)]
+        return [*pages, (PHOTO, {"description": "Macro"})]
+    overviews = [(one, {**tiled, "subfiletype": 1}) for one in others]
+    return [(first, tiled), (PHOTO, {"subfiletype": 1}), *overviews, (PHOTO[:, :50], {})]
+
+
+@pytest.mark.parametrize("rule", ["tissue>0.5", "tissue<=0.1", "tissue>0.2 and std>20"])
+@pytest.mark.parametrize("kind", ["aperio", "hamamatsu", "leica", "ventana", "philips", "overviews"])
+def test_tissue_is_judged_on_levels_of_the_same_image_alone(kind: str, rule: str, tmp_path: Path) -> None:
+    image, _ = slide("light", "eosin", "none", 3, noise=0)
+    image = image[:448, :384]  # of which the lower levels have to be padded to whole tiles
+    levels = [image[::step, ::step] for step in (1, 2, 4, 8)]
+    suffix = {"hamamatsu": "ndpi", "aperio": "svs", "leica": "scn", "ventana": "bif", "philips": "tiff"}.get(
+        kind, "tif"
+    )
+    with tifffile.TiffWriter(tmp_path / f"a.{suffix}") as file:
+        for page, options in layout(kind, levels):
+            file.write(np.ascontiguousarray(page), photometric="rgb", metadata=None, compression="zlib", **options)
+    every = lt.make_grid(tmp_path, 64, stride=40)
+    dense = Stain.of(image)(image)
+    tiles = [(slice(t.ymin, t.ymax), slice(t.xmin, t.xmax)) for t in every.itertuples()]
+    shares = np.array([dense[tile].mean() for tile in tiles])
+    deviations = np.array([image[tile].std() for tile in tiles])
+    expected = {"tissue>0.5": shares > 0.5, "tissue<=0.1": shares <= 0.1}.get(rule, (shares > 0.2) & (deviations > 20))
+    kept = lt.make_grid(tmp_path, 64, stride=40, keep=rule)
+    assert kept.tile_id.to_list() == every.tile_id[expected].to_list()
+    assert 0 < expected.sum() < len(expected)
+
+
 def test_otsu_is_the_threshold_of_its_definition() -> None:
     for seed in range(20):
         rng = np.random.default_rng(seed)
@@ -268,3 +338,190 @@ def test_nodata_is_counted_where_overviews_have_lost_it(tmp_path: Path) -> None:
         file.write(image[1::4, ::4], subfiletype=1, **options)
     assert not len(lt.make_grid(tmp_path, 64, keep="nodata<0.5"))
     assert len(lt.make_grid(tmp_path, 64, keep="nodata<=0.5 and valid>=0.5 and min>999 and std<=0")) == 16
+
+
+def test_measures_of_volumes_and_stacks_count_all_their_slices(tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    volume = rng.integers(0, 255, (7, 60, 70), np.uint8)
+    volume[blobs(70, 0.5, 7)[None, :60].repeat(7, 0)] = 0
+    tifffile.imwrite(tmp_path / "v.tif", volume, tile=(16, 16), photometric="minisblack", metadata=None)
+    every = lt.make_grid(tmp_path, (3, 32, 32), stride=(2, 20, 20))
+    tiles = [volume[t.zmin : t.zmax, t.ymin : t.ymax, t.xmin : t.xmax] for t in every.itertuples()]
+    for rule, kept in (
+        ("nodata<0.5", [(t == 0).mean() < 0.5 for t in tiles]),
+        ("std>70", [t.std() > 70 for t in tiles]),
+    ):
+        assert lt.make_grid(tmp_path, (3, 32, 32), stride=(2, 20, 20), keep=rule).equals(
+            every[kept].reset_index(drop=True)
+        )
+        assert 0 < sum(kept) < len(kept)
+    stack = lt.make_grid(tmp_path, 32, page="all", keep="mean>60")
+    means = {
+        t.tile_id: volume[:, t.ymin : t.ymax, t.xmin : t.xmax].mean() for t in lt.make_grid(tmp_path, 32).itertuples()
+    }
+    assert stack.tile_id.to_list() == [name for name, mean in means.items() if mean > 60]
+
+
+@pytest.mark.leaks(reason="zarr keeps its event loop")
+def test_stores_of_tiles_in_the_folder_are_no_images(tmp_path: Path) -> None:
+    pytest.importorskip("h5py")
+    pytest.importorskip("zarr")
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((32, 32, 3), np.uint8))
+    grid = lt.make_grid(tmp_path, 16)
+    for suffix in ("h5", "zarr"):
+        lt.export(lt.open_tiles(grid, tmp_path), tmp_path / f"tiles.{suffix}")
+    assert lt.make_grid(tmp_path, 16).equals(grid)
+
+
+@pytest.mark.leaks(reason="zarr keeps its event loop")
+def test_each_array_of_a_group_is_an_image(tmp_path: Path) -> None:
+    h5py, zarr = pytest.importorskip("h5py"), pytest.importorskip("zarr")
+    image = RNG.integers(0, 255, (32, 48), np.uint8)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["entry/left"], file["right"], file["time"] = image, image[::-1], np.arange(3)
+    group = zarr.open_group(str(tmp_path / "b.zarr"), mode="w")
+    group.create_array("deep/left", data=image)
+    group.create_array("right", data=image[::-1])
+    grid = lt.make_grid(tmp_path, (32, 48))
+    assert grid.tile_id.to_list() == ["a_entry_left_0_0", "a_right_0_0", "b_deep_left_0_0", "b_right_0_0"]
+    tiles = lt.open_tiles(grid, tmp_path)
+    np.testing.assert_array_equal(tiles[:, ..., 0], [image, image[::-1]] * 2)
+
+
+# -- levels, micrometres, map units
+
+BOX = ["xmin", "ymin", "xmax", "ymax"]
+
+
+def write_placed(path: Path, image: np.ndarray, transform: Any, crs: str | None = "EPSG:32633") -> None:
+    """A GeoTIFF by rasterio."""
+    rasterio = pytest.importorskip("rasterio")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = {"height": image.shape[0], "width": image.shape[1], "count": 1, "dtype": image.dtype}
+    with rasterio.open(path, "w", driver="GTiff", crs=crs, transform=transform, **shape) as file:
+        file.write(image, 1)
+
+
+def ground(transform: Any, height: int, width: int) -> np.ndarray:
+    """An image whose pixels say where on the ground they lie."""
+    y, x = np.indices((height, width)) + 0.5
+    east, north = transform @ (x, y)
+    return ((east - 400_000) // 10 + 1000 * ((north - 4_990_000) // 10)).astype(np.int32)
+
+
+@pytest.mark.parametrize("step", [10.0, -10.0])
+def test_a_grid_on_the_map_is_one_place_in_all_frames(step: float, tmp_path: Path) -> None:
+    affine, rasterio = pytest.importorskip("affine"), pytest.importorskip("rasterio")
+    places = {
+        "2018": affine.Affine(10, 0, 400_000, 0, -step, 5_000_000),
+        "2019": affine.Affine(10, 0, 400_070, 0, -step, 5_000_000 + 3 * step),
+    }
+    for year, transform in places.items():
+        write_placed(tmp_path / year / "r.tif", ground(transform, 90, 110), transform)
+    grid = lt.make_grid(tmp_path, (32, 24), edge="drop", coordinates="map")
+    assert len(grid) == 2 * (87 // 32) * (103 // 24)
+    for row in grid.itertuples():
+        with rasterio.open(tmp_path / str(row.label_id) / "r.tif") as file:
+            (x0, y0), (x1, y1) = (~file.transform @ place for place in ((row.xmin, row.ymin), (row.xmax, row.ymax)))
+            part = [min(y0, y1), min(x0, x1), abs(y1 - y0), abs(x1 - x0)]
+            assert part == pytest.approx(np.round(part))
+            y, x, height, width = np.round(part).astype(int)
+            tile = file.read(1)[y : y + height, x : x + width]
+        corner = affine.Affine(10, 0, row.xmin, 0, -step, row.ymax if step > 0 else row.ymin)
+        np.testing.assert_array_equal(tile, ground(corner, 32, 24))
+    first = {str(year): rows[BOX].reset_index(drop=True) for year, rows in grid.groupby("label_id", observed=True)}
+    assert first["2018"].equals(first["2019"])
+
+
+def test_a_rule_on_the_map_is_judged_on_each_frames_own_pixels(tmp_path: Path) -> None:
+    affine = pytest.importorskip("affine")
+    for year, east in (("2018", 0), ("2019", 70)):
+        transform = affine.Affine(10, 0, 400_000 + east, 0, -10, 5_000_000)
+        image = ground(transform, 64, 128)
+        write_placed(tmp_path / year / "r.tif", np.where(image % 1000 >= 39, 7, 0).astype(np.uint8), transform)
+    every = lt.make_grid(tmp_path, 32, edge="drop", coordinates="map")
+    kept = lt.make_grid(tmp_path, 32, edge="drop", coordinates="map", keep="min>0")
+    assert set(kept.xmin) == {east for east in every.xmin if east >= 400_390}
+    assert 0 < len(kept) < len(every)
+
+
+def test_images_without_a_common_place_are_named(tmp_path: Path) -> None:
+    affine = pytest.importorskip("affine")
+    image, north_up = np.zeros((40, 40), np.uint8), affine.Affine(10, 0, 0, 0, -10, 0)
+    tifffile.imwrite(tmp_path / "plain.tif", image)
+    with pytest.raises(lt.ManifestError, match=r"plain\.tif: does not say where on the map it lies"):
+        lt.make_grid(tmp_path, 16, coordinates="map")
+    (tmp_path / "plain.tif").unlink()
+    write_placed(tmp_path / "turned.tif", image, north_up @ affine.Affine.rotation(10))
+    with pytest.raises(lt.ManifestError, match=r"turned\.tif: is rotated on its map"):
+        lt.make_grid(tmp_path, 16, coordinates="map")
+    (tmp_path / "turned.tif").unlink()
+    write_placed(tmp_path / "1/a.tif", image, north_up, "EPSG:32633")
+    write_placed(tmp_path / "2/a.tif", image, north_up, "EPSG:32634")
+    with pytest.raises(lt.ManifestError, match=r"1/a\.tif lies on EPSG:32633, .*2/a\.tif on EPSG:32634"):
+        lt.make_grid(tmp_path, 16, coordinates="map")
+    write_placed(tmp_path / "2/a.tif", image, affine.Affine(10, 0, 9000, 0, -10, 0), "EPSG:32633")
+    with pytest.raises(lt.ManifestError, match=r"1/a\.tif and .*2/a\.tif share no ground"):
+        lt.make_grid(tmp_path, 16, coordinates="map")
+
+
+def test_a_level_is_divided_in_its_own_pixels_or_in_those_of_level_0(tmp_path: Path) -> None:
+    write_pyramid(tmp_path / "a.tif", np.zeros((333, 402, 3), np.uint8))
+    for level in range(4):
+        shape = lt.open_region(tmp_path / "a.tif", level=level).shape[:2]
+        own, base = (lt.make_grid(tmp_path, 20, level=level, coordinates=where) for where in (None, "base"))
+        assert own.equals(lt.make_grid({"a": shape}, 20))
+        scale = np.array([402 / shape[1], 333 / shape[0]] * 2)
+        np.testing.assert_array_equal(base[BOX], np.round(own[BOX] * scale))
+        assert base[["xmax", "ymax"]].max().tolist() == [402, 333]
+    image = np.zeros((333, 402, 3), np.uint8)
+    image[:160] = 200
+    write_pyramid(tmp_path / "a.tif", image)
+    for where in (None, "base"):
+        kept = lt.make_grid(tmp_path, 20, level=2, coordinates=where, keep="mean>199")
+        assert kept.ymin.max() * (1 if where else 4) == 80
+
+
+def test_micrometres_are_counted_on_each_slide_by_its_own_scale(tmp_path: Path) -> None:
+    scales = {"a": 0.25, "b": 0.499, "c": 1.0}
+    for name, mpp in scales.items():
+        options: dict[str, Any] = {"resolution": (10000 / mpp, 10000 / mpp), "resolutionunit": "CENTIMETER"}
+        tifffile.imwrite(tmp_path / f"{name}.tif", np.zeros((700, 900, 3), np.uint8), tile=(64, 64), **options)
+    grid = lt.make_grid(tmp_path, (100, 120), stride=80, mpp=0.5)
+    for name, mpp in scales.items():
+        boxes = grid[grid.region_id == name][BOX].to_numpy()
+        height, width = boxes[0, 3] - boxes[0, 1], boxes[0, 2] - boxes[0, 0]
+        assert 0 <= height - 100 * 0.5 / mpp < 1 > width - 120 * 0.5 / mpp >= 0
+        expected = lt.make_grid({name: (700, 900)}, (int(height), int(width)), stride=round(80 * 0.5 / mpp))
+        np.testing.assert_array_equal(boxes, expected[BOX])
+    tifffile.imwrite(tmp_path / "d.tif", np.zeros((700, 900, 3), np.uint8))
+    with pytest.raises(lt.ManifestError, match=r"d\.tif: does not say how many micrometres .* pass source_mpp="):
+        lt.make_grid(tmp_path, 100, mpp=0.5)
+    told = lt.make_grid([tmp_path / "d.tif"], 100, mpp=0.5, source_mpp=0.25)
+    assert told[BOX].equals(lt.make_grid([tmp_path / "d.tif"], 200)[BOX])
+
+
+def test_the_page_that_is_asked_for_is_divided(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(np.zeros((64, 64), np.uint8))
+        file.write(np.full((32, 48), 3, np.uint8))
+    assert len(lt.make_grid(tmp_path, 16)) == 16
+    assert len(lt.make_grid(tmp_path, 16, page=1)) == 6
+    assert len(lt.make_grid(tmp_path, 16, page=1, keep="mean>=3")) == 6
+    region = lt.open_region(tmp_path / "a.tif", page=1)
+    assert len(lt.make_grid([region], 16, keep="mean>=3")) == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"coordinates": "metres"}, "coordinates must be one of pixels, base, map, not 'metres'"),
+        ({"mpp": 0.5, "level": 1}, "mpp= is micrometres a pixel, above 0, and its boxes are in pixels of level 0"),
+        ({"mpp": 0.5, "coordinates": "map"}, "its boxes are in pixels of level 0"),
+        ({"mpp": 0}, "above 0"),
+        ({"size": (4, 8, 8), "level": 1}, "boxes in their own pixels, without coordinates=, level= and mpp="),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        lt.make_grid({"a": (64, 64)}, **{"size": 16, **options})

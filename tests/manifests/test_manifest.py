@@ -123,7 +123,7 @@ DAMAGED = {
     ),
     "no name": (HEADER.replace("label_id", "") + ROW, "line 1: column 3 has no name"),
     "column missing": (HEADER.replace("region_id", "region") + ROW, "the column region_id is missing"),
-    "no ids": ("file,kind\na.png,cat\n", 'the columns tile_id, region_id are missing.*path="{file}"'),
+    "no ids": ("file,kind\na.png,cat\n", 'tile_id, region_id.* are missing.*path="\\{file\\}"'),
     "no tiles": (HEADER.replace("tile_id", "tile") + ROW, "the column tile_id is missing.*the same in all its frames"),
     "capitals": (HEADER.replace("region_id", "Region_ID") + ROW, "is 'Region_ID' meant"),
     "too many": (HEADER + ROW + "t1,r0,2018,0.5,x,y\n", "line 3: 6 fields where the header has 5"),
@@ -549,6 +549,14 @@ def test_integer_ids_whose_file_has_zeros(tmp_path: Path) -> None:
     table = table_of(region_id=[1], label_id=[2018])
     with pytest.raises(ManifestError, match=r"1\.tif is missing, but 2018/001\.tif is there.*dtype=str"):
         resolve_paths(table, "{label_id}/{region_id}.tif", tmp_path)
+
+
+def test_files_that_are_named_otherwise_are_told_once(tmp_path: Path) -> None:
+    images(tmp_path, "2018/north_10m.tif")
+    table = table_of(region_id=["north", "south"], label_id=[2018, 2018])
+    with pytest.raises(ManifestError, match="path= says how the files are named") as raised:
+        resolve_paths(table, "{label_id}/{region_id}.tif", tmp_path)
+    assert str(raised.value).count("there is 2018/north_10m.tif") == 1
 
 
 def test_links_are_the_owners_choice(tmp_path: Path) -> None:

@@ -1,0 +1,78 @@
+"""`TileForm`: what every tile of an array looks like, and how it is made of the pixels of its images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class TileForm:
+    """What every tile of an array looks like.
+
+    Parameters
+    ----------
+    size : (height, width), pixels, of a tile
+    samples : bands of a tile
+    asked : which bands were asked for, as `bands_read` takes them
+    dtype : of a tile
+    pixels : of an image, where that is another one
+    casts : whether images of other dtypes are cast to it
+    bands : which samples of the images are read; None for all
+    gray : whether they become one luminance band
+    pad : a NumPy pad mode for windows that leave their region, or None to refuse them
+    resample : how windows of another size are brought to `size`; None where none has one
+    method : how pixels of an image on another grid than the tile's are brought to it
+    segment : (height, width) of the segments of the images, as far as is known
+    counts : where a tile is made of several files or pages, the samples of each
+    parts : which of these are read, and which bands of the tile they are
+    fill : what padding by "constant" and missing frames hold, band by band
+    scaled : whether numbers become what they mean, by the scale and offset of their file, NaN where nothing is valid
+    valid : ``"bands"`` for tiles that say which of their values are valid, band by band; ``"any"`` for one such value
+        a pixel, without an axis of bands: whether any band is
+    """
+
+    size: tuple[int, int]
+    samples: int
+    asked: tuple[int, ...] | str | None
+    dtype: np.dtype[Any]
+    bands: tuple[int, ...] | None = None
+    gray: bool = False
+    pad: str | None = None
+    resample: str | None = None
+    method: str = "bilinear"
+    segment: tuple[int, int] | None = None
+    pixels: np.dtype[Any] | None = None
+    casts: bool = False
+    counts: tuple[int, ...] = ()
+    parts: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
+    fill: tuple[float, ...] = (0,)
+    scaled: bool = False
+    valid: str = ""
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether bands are made of all samples of an image, which images may have in different numbers."""
+        return self.gray or self.asked == "rgb"
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether all samples of each page are read, whichever of them become bands."""
+        return self.is_mixed or bool(self.parts)
+
+    @property
+    def is_made(self) -> bool:
+        """Whether no tile is nothing but pixels of one image."""
+        return self.reads_all or self.scaled or bool(self.valid)
+
+    @property
+    def inner_shape(self) -> tuple[int, ...]:
+        """Shape of a tile of one frame."""
+        return self.size if self.valid == "any" else (*self.size, self.samples)
+
+    def of_validity(self, kind: str) -> TileForm:
+        """The form of the tiles that say which pixels of tiles of this form are valid; kinds as of `valid`."""
+        stored = self.pixels or self.dtype
+        return replace(self, dtype=np.dtype(np.bool_), pixels=stored, valid=kind, fill=(0,), scaled=False)

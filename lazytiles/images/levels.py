@@ -1,0 +1,421 @@
+"""Which page of a file is the slide, which pages are its lower resolutions, and which are other images.
+
+The layouts are those of the scanners (Aperio SVS, Hamamatsu NDPI, Leica SCN, Ventana BIF, Akoya QPTIFF, Philips TIFF),
+of LSM, of GDAL's overviews (NewSubfileType 1 behind their page), and of OME's (SubIFDs). A level is a page of the
+same image: the same dtype, samples and aspect.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import tifffile
+
+from lazytiles.errors import RegionError
+from lazytiles.images.directories import Directories, Leaf
+from lazytiles.images.documents import elements
+from lazytiles.images.page import page_at
+from lazytiles.images.scales import Mpp, Spacing, aperio_mpp, imagej_spacing, length, mpp_of, tagged_mpp
+from lazytiles.images.series import Series, ome_spacing, series_of, squeezed
+
+NAMES = ("label", "macro", "thumbnail", "map")
+_ASPECT = 0.02  # by which the ratios of heights and of widths may differ, beside one pixel of rounding
+_SCAN_RES = re.compile(rb"\bScanRes\s*=\s*[\"']([0-9]*\.?[0-9]+)[\"']")
+_SPACING = "DICOM_PIXEL_SPACING"
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One resolution of an image.
+
+    Parameters
+    ----------
+    shape : (height, width), pixels, as it is stored
+    downsample : (y, x), pixels of full resolution in one of its pixels
+    """
+
+    shape: tuple[int, int]
+    downsample: tuple[float, float] = (1.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Catalog:
+    """What the pages of a file are.
+
+    Parameters
+    ----------
+    directories, leaves : its pages
+    series : the arrays that they form; of a slide scanner's file the first is the slide
+    associated : numbers of the pages that are other images, by their names
+    """
+
+    directories: Directories
+    leaves: list[Leaf]
+    series: list[Series]
+    associated: dict[str, int]
+
+    def pyramid(self, series: Series, plane: int) -> list[Leaf]:
+        """A plane of a series in each of its resolutions, the full one first."""
+        head = series.planes[plane]
+        if series.smaller is not None:
+            return [head, *(pages[plane] for pages in series.smaller)]
+        return pyramid_of(self.directories, self.leaves, head)
+
+    def at_level(self, series: Series, level: int) -> list[Leaf]:
+        """All planes of a series at one resolution."""
+        found = []
+        for plane in range(len(series.planes) if level else 0):
+            pyramid = self.pyramid(series, plane)
+            if level >= len(pyramid):
+                where = f"{self.directories.key.path} page {series.planes[plane].number}"
+                raise RegionError(f"{where}: has no level {level}; it has levels 0 to {len(pyramid) - 1}")
+            found.append(pyramid[level])
+        return found or list(series.planes)
+
+    def levels(self, series: Series, plane: int = 0) -> tuple[Level, ...]:
+        """The resolutions of a series, by those of one of its planes."""
+        pyramid = self.pyramid(series, plane)
+        height, width = pyramid[0].shape
+        known = series.downsamples if series.smaller is not None else None
+        scales = known or [(height / leaf.shape[0], width / leaf.shape[1]) for leaf in pyramid[1:]]
+        return tuple(map(Level, (leaf.shape for leaf in pyramid), [(1.0, 1.0), *scales]))
+
+    def holder(self, number: int) -> tuple[Series, int]:
+        """The series that a page of the main chain is a plane of, and which; else one of that page alone."""
+        leaf = self.leaves[number]
+        for series in self.series:
+            if not (series.trouble or series.images > 1) and leaf in series.planes:
+                return series, series.planes.index(leaf)
+        is_level = leaf.is_reduced or any(leaf in pages for one in self.series for pages in one.smaller or ())
+        alone = is_level or number in self.associated.values()
+        return Series("", "", (), (leaf,), smaller=() if alone else None), 0
+
+
+def pyramid_of(found: Directories, leaves: Sequence[Leaf], head: Leaf) -> list[Leaf]:
+    """A page and its lower resolutions, largest first: below it, else those that follow it in the chain."""
+    if found.is_lsm:  # each plane has a thumbnail in red, green and blue behind it
+        return [head]
+    candidates = found.below(head)
+    if not candidates and head.number.isdecimal():
+        for leaf in leaves[int(head.number) + 1 :]:
+            if not (leaf.is_reduced or leaf.is_mask):
+                break
+            if not leaf.is_mask:
+                candidates.append(leaf)
+    return [head, *_smaller(head, candidates)]
+
+
+def _smaller(head: Leaf, candidates: Sequence[Leaf]) -> list[Leaf]:
+    """Those that show the same image at a lower resolution, largest first, each size once."""
+    fitting = {leaf.shape: leaf for leaf in reversed(candidates) if is_level(head, leaf)}
+    return sorted(fitting.values(), key=lambda leaf: -leaf.shape[0] * leaf.shape[1])
+
+
+def is_page_name(name: str) -> bool:
+    """Whether an associated image may have this name."""
+    return name in NAMES or bool(re.fullmatch(r"page-[0-9]{1,7}", name))
+
+
+def is_level(head: Leaf, leaf: Leaf, *, padded: bool = False) -> bool:
+    """Whether a page may be a lower resolution of another: dtype, samples and aspect agree, and it is smaller."""
+    (height, width), (rows, columns) = head.shape, leaf.shape
+    if leaf.kind != head.kind or rows > height or columns > width or (rows, columns) == (height, width):
+        return False
+    if padded:
+        return True
+    down, across = ((n / (k + 1), n / (k - 1) if k > 1 else math.inf) for n, k in ((height, rows), (width, columns)))
+    return down[0] * (1 - _ASPECT) <= across[1] and across[0] * (1 - _ASPECT) <= down[1]
+
+
+def scanner_of(tiff: tifffile.TiffFile) -> str | None:
+    """Whose slide scanner wrote a file, by the tags of its first page; None for all other files."""
+    first = page_at(tiff, 0)
+    for name in ("svs", "ndpi", "scn", "bif", "qpi", "philips"):
+        if getattr(first, f"is_{name}"):
+            return name if name != "svs" or first.is_tiled else None
+    return None
+
+
+def needs_catalog(tiff: tifffile.TiffFile) -> bool:
+    """Whether the tags of the first page do not say alone which page is the slide, or of what scale it is."""
+    return scanner_of(tiff) in ("ndpi", "scn", "bif", "philips") or bool(page_at(tiff, 0).is_lsm)
+
+
+def catalog(found: Directories) -> Catalog:
+    """What the pages of a file are, by the format that wrote it."""
+    leaves = found.chain()
+    scanner = scanner_of(found.tiff)
+    if scanner is not None:
+        slide, names, others = _LAYOUTS[scanner](found, leaves)
+        return _slide_catalog(found, leaves, slide, names, others)
+    series = series_of(found, leaves)
+    return Catalog(found, leaves, series, _other_pages(leaves, series))
+
+
+def _other_pages(leaves: Sequence[Leaf], series: Sequence[Series]) -> dict[str, int]:
+    """The pages of the main chain that are neither planes of a series nor their levels nor masks."""
+    first = leaves[0].model
+    planes = {
+        leaf.number
+        for k, one in enumerate(series)
+        if not k or len(one.planes) > 1 or first.is_ome
+        for leaf in one.planes
+    }
+    named: dict[str, int] = {}
+    head = None
+    for k, leaf in enumerate(leaves):
+        if leaf.is_mask or leaf.number in planes:
+            head = head if leaf.is_mask else leaf
+        elif first.is_lsm or not leaf.is_reduced or head is None or not is_level(head, leaf):
+            head = head if leaf.is_reduced else leaf
+            if not first.is_lsm or not named:
+                named["thumbnail" if first.is_lsm else f"page-{k}"] = k
+    return named
+
+
+def _slide_catalog(
+    found: Directories, leaves: list[Leaf], slide: Series, names: dict[str, int], others: Sequence[Series]
+) -> Catalog:
+    """The catalog of a slide: pages that nobody has named are named by their numbers."""
+    series = [slide, *others]
+    held = {leaf.number for one in series for pages in (one.planes, *(one.smaller or ())) for leaf in pages}
+    for k, leaf in enumerate(leaves):
+        if leaf.number not in held and k not in names.values() and not leaf.is_mask:
+            names[f"page-{k}"] = k
+    alone = [
+        Series(name, "", (), (leaves[k],), smaller=()) for name, k in names.items() if leaves[k].number not in held
+    ]
+    return Catalog(found, leaves, [*series, *alone], dict(sorted(names.items(), key=lambda item: item[1])))
+
+
+Layout = tuple[Series, dict[str, int], Sequence[Series]]
+"""The slide, the other images by their names, and other series."""
+
+
+def _stacked(name: str, letter: str, planes: Sequence[Leaf], sizes: Sequence[Sequence[Leaf]], **more: Any) -> Series:
+    """A slide of one or several planes (focal planes, channels), with those resolutions that have all of them."""
+    head = planes[0]
+    fitting = {
+        pages[0].shape: tuple(pages) for pages in sizes if len(pages) == len(planes) and is_level(head, pages[0])
+    }
+    smaller = tuple(sorted(fitting.values(), key=lambda pages: -pages[0].shape[0] * pages[0].shape[1]))
+    return Series(name, *squeezed(letter, (len(planes),)), tuple(planes), smaller=smaller, **more)
+
+
+def _by_shape(leaves: Sequence[Leaf]) -> list[list[Leaf]]:
+    """Pages of one shape together, in the order in which the shapes come."""
+    groups: dict[Any, list[Leaf]] = {}
+    for leaf in leaves:
+        groups.setdefault((leaf.shape, leaf.kind), []).append(leaf)
+    return list(groups.values())
+
+
+def _svs(found: Directories, leaves: list[Leaf]) -> Layout:
+    """Aperio: the slide and its levels are tiled; behind it come a thumbnail, and last a label and a macro photo."""
+    names: dict[str, int] = {}
+    tiled = [leaves[0]]
+    for k, leaf in enumerate(leaves[1:], 1):
+        said = re.search(r"\n\s*(label|macro)\b", found.text(leaf))
+        kind = said[1] if said else {1: "label", 9: "macro"}.get(int(leaf.model.subfiletype), "")
+        if leaf.model.is_tiled and not said and leaf.model.subfiletype != 9:
+            tiled.append(leaf)
+        elif kind and kind not in names and (k > 1 or said):
+            names[kind] = k
+        elif "thumbnail" not in names and not said:
+            names["thumbnail"] = k
+    planes, *sizes = _by_shape(tiled)
+    mpp = aperio_mpp(found.text(leaves[0]))
+    return _stacked("Baseline", "Z", planes, sizes, spacing=(None, mpp, mpp)), names, ()
+
+
+def _ndpi(found: Directories, leaves: list[Leaf]) -> Layout:
+    """Hamamatsu: each page says through which lens it was seen; -1 is the macro photo, -2 the map of the scan."""
+    lens = [leaf.model.tags.valueof(65421, default=1.0) for leaf in leaves]
+    names = {name: lens.index(value) for value, name in ((-1.0, "macro"), (-2.0, "map")) if value in lens}
+    groups = _by_shape([leaf for leaf, seen in zip(leaves, lens, strict=True) if seen > 0] or leaves[:1])
+    groups.sort(key=lambda pages: -pages[0].shape[0] * pages[0].shape[1])
+    groups = [sorted(pages, key=lambda leaf: int(leaf.model.tags.valueof(65424, default=0))) for pages in groups]
+    return _stacked("Baseline", "Z", groups[0], groups[1:], spacing=_tagged(groups[0][0].model)), names, ()
+
+
+def _philips(found: Directories, leaves: list[Leaf]) -> Layout:
+    """Philips: tiled pages are levels, each padded to whole tiles; their scales are powers of two."""
+    names, tiled = {}, []
+    for k, leaf in enumerate(leaves):
+        kind = found.text(leaf)[:5].lower()
+        if kind in ("label", "macro"):
+            names[kind] = k
+        elif leaf.model.is_tiled:
+            tiled.append(leaf)
+    told = _philips_spacings(found, leaves[0])
+    head = tiled[0] if tiled else leaves[0]
+    smaller, scales = [], []
+    for k, leaf in enumerate(tiled[1:], 1):
+        ratio = told[k][0] / told[0][0] if len(told) == len(tiled) else 2.0**k
+        scale = float(2 ** max(0, round(ratio).bit_length() - 1)) if ratio >= 1 else 1.0
+        if is_level(head, leaf, padded=True):
+            smaller.append((leaf,))
+            scales.append((scale, scale))
+    mpp = told[0] if told else None
+    spacing: Spacing = _tagged(head.model) if mpp is None else (None, *mpp)
+    slide = Series("Baseline", "", (), (head,), smaller=tuple(smaller), downsamples=tuple(scales), spacing=spacing)
+    return slide, names, ()
+
+
+def _philips_spacings(found: Directories, leaf: Leaf) -> list[Mpp]:
+    """(y, x) of each level as the document says, largest first; of the slide alone where it says no more."""
+    every, levels = [], []
+    is_level_next = False
+    for name, told, text in elements(found.key.path, found.text(leaf), ("DataObject",), ("Attribute",)):
+        if name == "DataObject":
+            is_level_next = told.get("ObjectType") == "PixelDataRepresentation"
+        elif told.get("Name") == _SPACING:
+            y, x = ([*(length(part, "mm") for part in text.replace('"', " ").split()), None, None])[:2]
+            mpp = mpp_of((None, y, x))
+            if mpp is not None:
+                every.append(mpp)
+                levels += [mpp] if is_level_next else []
+    return levels or every[:1]
+
+
+def _scn(found: Directories, leaves: list[Leaf]) -> Layout:
+    """Leica: a document says which pages each image has; the slide is the largest of them, another is the photo."""
+    names: dict[str, int] = {}
+    images: list[dict[str, Any]] = []
+    whole: tuple[str | None, str | None] = (None, None)
+    words = ("collection", "image", "pixels", "dimension", "view", "supplementalImage")
+    for name, told, _ in elements(found.key.path, found.text(leaves[0]), words):
+        if name == "collection":
+            whole = told.get("sizeX"), told.get("sizeY")
+        elif name == "image":
+            images.append({"name": told.get("name", ""), "pages": {}, "view": (None, None)})
+        elif name == "supplementalImage":
+            number, kind = _ifd(found, leaves, told), told.get("type", "")
+            names[kind if kind in NAMES else f"page-{number}"] = number
+        elif images and name == "view":
+            images[-1]["view"] = told.get("sizeX"), told.get("sizeY")
+        elif images and name == "dimension":
+            place = tuple(int(told.get(axis, 0)) for axis in "czr")
+            images[-1]["pages"][place] = leaves[_ifd(found, leaves, told)]
+    series = [(_scn_series(image), image["view"] == whole) for image in images if image["pages"]]
+    if not series:
+        raise RegionError(f"{found.key.path}: its SCN document names no image")
+    series.sort(key=lambda pair: -pair[0].planes[0].shape[0] * pair[0].planes[0].shape[1])
+    photos = [one for one, covers in series[1:] if covers or len(series) == 2]
+    if photos:
+        names["macro"] = int(photos[0].planes[0].number)
+    return series[0][0], names, [one for one, _ in series[1:]]
+
+
+def _ifd(found: Directories, leaves: Sequence[Leaf], told: dict[str, str]) -> int:
+    text = told.get("ifd", "")
+    if not text.isdecimal() or int(text) >= len(leaves):
+        raise RegionError(f"{found.key.path}: its SCN document names page {text!r:.20}; it has {len(leaves)}")
+    return int(text)
+
+
+def _scn_series(image: dict[str, Any]) -> Series:
+    """One image: channels and focal planes at each resolution."""
+    pages: dict[tuple[int, ...], Leaf] = image["pages"]
+    depths = sorted({place[:2] for place in pages})
+    lead = (len({c for c, _ in depths}), len({z for _, z in depths}))
+    steps = sorted({r for _, _, r in pages})
+    sizes = [[pages[(*at, r)] for at in depths if (*at, r) in pages] for r in steps]
+    sizes.sort(key=lambda group: -group[0].shape[0] * group[0].shape[1])
+    axes = squeezed("CZ", lead if lead[0] * lead[1] == len(sizes[0]) else (len(sizes[0]), 1))
+    sides = (length(n, "nm") for n in reversed(image["view"]))
+    y, x = (side and side / n for side, n in zip(sides, sizes[0][0].shape, strict=True))
+    slide = _stacked(image["name"], "C", sizes[0], sizes[1:], spacing=(None, y, x))
+    return replace(slide, axes=axes[0], lead=axes[1])
+
+
+def _bif(found: Directories, leaves: list[Leaf]) -> Layout:
+    """Ventana: descriptions say which page is which; the tiles of neighbouring fields are not stitched."""
+    names: dict[str, int] = {}
+    groups: dict[int, list[Leaf]] = {}
+    for k, leaf in enumerate(leaves):
+        said = found.text(leaf)
+        level = re.search(r"\blevel=(\d{1,3})\b", said)
+        if level:
+            groups.setdefault(int(level[1]), []).append(leaf)
+        elif said.startswith(("Label", "Thumbnail")):
+            names.setdefault("label" if said.startswith("Label") else "thumbnail", k)
+    if not groups:
+        return Series("Baseline", "", (), (leaves[0],), smaller=()), names, ()
+    planes, *sizes = (groups[k] for k in sorted(groups))
+    xmp = leaves[0].model.tags.valueof(700)
+    told = _SCAN_RES.search(xmp) if isinstance(xmp, bytes) else None
+    mpp = length(told[1].decode(), "µm") if told else None
+    return _stacked("Baseline", "Z", planes, sizes, spacing=(None, mpp, mpp)), names, ()
+
+
+_QPI_NAMES = {"Thumbnail": "thumbnail", "Overview": "macro", "Label": "label"}
+
+
+def _qpi(found: Directories, leaves: list[Leaf]) -> Layout:
+    """Akoya: a page for each channel at each resolution, and pages of other types, as their descriptions say."""
+    names: dict[str, int] = {}
+    full, reduced, channels = [], [], []
+    for k, leaf in enumerate(leaves):
+        kind, channel = _qpi_words(found, leaf)
+        if not kind:
+            kind = "FullResolution" if leaf.shape == leaves[0].shape else "ReducedResolution"
+        if kind in _QPI_NAMES:
+            names.setdefault(_QPI_NAMES[kind], k)
+        elif kind == "FullResolution":
+            full.append(leaf)
+            channels.append(channel)
+        elif kind == "ReducedResolution":
+            reduced.append(leaf)
+    planes = full or leaves[:1]
+    named = tuple(channels) if all(channels) and len(channels) > 1 else ()
+    return (
+        _stacked("Baseline", "C", planes, _by_shape(reduced), channels=named, spacing=_tagged(planes[0].model)),
+        names,
+        (),
+    )
+
+
+def _qpi_words(found: Directories, leaf: Leaf) -> tuple[str, str]:
+    """The type of a page and the name of its channel."""
+    text = found.text(leaf)
+    if not text.lstrip().startswith("<"):
+        return "", ""
+    words: dict[str, str] = {}
+    for name, _, said in elements(found.key.path, text, (), ("ImageType", "Name")):
+        words.setdefault(name, said)
+    return words.get("ImageType", ""), words.get("Name", "")
+
+
+_LAYOUTS: dict[str, Callable[[Directories, list[Leaf]], Layout]] = {
+    "svs": _svs,
+    "ndpi": _ndpi,
+    "scn": _scn,
+    "bif": _bif,
+    "qpi": _qpi,
+    "philips": _philips,
+}
+
+
+def page_spacing(tiff: tifffile.TiffFile, number: int) -> Spacing:
+    """(z, y, x) of a page by what the file's tags say; of a page behind the first, by its resolution tags alone."""
+    page = page_at(tiff, number)
+    if number == 0 and page.is_svs:
+        aperio = aperio_mpp(page.description)
+        return None, aperio, aperio
+    if number == 0 and page.is_ome:
+        with suppress(RegionError):  # of a document that is damaged
+            return ome_spacing(tiff.filename, page.description)
+    if number == 0 and page.is_imagej:
+        return imagej_spacing(page, tiff.imagej_metadata or {})
+    return _tagged(page)
+
+
+def _tagged(page: tifffile.TiffPage) -> Spacing:
+    mpp = tagged_mpp(page)
+    return (None, None, None) if mpp is None else (None, *mpp)

@@ -1,0 +1,146 @@
+"""Multiscale images in Zarr groups, as OME-Zarr stores them (NGFF 0.4 and 0.5): axes, levels, scale, channels."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from lazytiles.errors import RegionError, unreadable
+from lazytiles.images.containers import GROUPS, MOST_FACTS, identify
+from lazytiles.images.files import FileKey, pool
+from lazytiles.images.levels import Level
+from lazytiles.images.scales import Spacing, length
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Multiscale:
+    """One image of a group.
+
+    Parameters
+    ----------
+    arrays : the metadata file of each resolution, the full one first
+    axes : a letter an axis
+    levels, spacing : sizes of the resolutions; (z, y, x) in micrometres of the full one
+    channels : their names
+    """
+
+    arrays: tuple[FileKey, ...]
+    axes: str
+    levels: tuple[Level, ...]
+    spacing: Spacing
+    channels: tuple[str, ...]
+
+
+def group_of(key: FileKey) -> Facts | None:
+    """What a Zarr group says of itself; None for anything else.
+
+    Raises
+    ------
+    RegionError : its metadata are damaged
+    """
+    name = os.path.basename(key.path)
+    if name not in GROUPS:
+        return None
+    facts = _facts(key)
+    if name != "zarr.json":
+        return facts
+    if facts.get("node_type") != "group":
+        return None
+    attributes = facts.get("attributes", {})
+    inner = attributes.get("ome", attributes) if isinstance(attributes, dict) else {}
+    return inner if isinstance(inner, dict) else {}
+
+
+def _facts(key: FileKey) -> Facts:
+    if key.size > MOST_FACTS:
+        raise RegionError(f"{key.path}: {key.size} bytes of metadata; at most {MOST_FACTS} are read")
+    try:
+        facts = json.loads(pool.read(key, 0, key.size))
+    except (ValueError, RecursionError) as error:
+        raise RegionError(unreadable(key.path, "Zarr metadata file", error)) from error
+    if not isinstance(facts, dict):
+        raise RegionError(f"{key.path}: not a readable Zarr metadata file: it holds no object")
+    return facts
+
+
+def multiscale(key: FileKey, group: Facts, number: int) -> Multiscale:
+    """The image of that number of a group; of its arrays only those inside its folder are opened.
+
+    Parameters
+    ----------
+    key : the group's metadata file
+    group : what it says, as `group_of` gave it
+    number : which image
+
+    Raises
+    ------
+    RegionError : no such image, or metadata that make no sense
+    """
+    folder = os.path.dirname(key.path)
+    images = group.get("multiscales")
+    if not isinstance(images, list) or not images:
+        inner = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())[:8]
+        raise RegionError(
+            f"{folder}: is a Zarr group, neither an array nor a multiscale image (NGFF); it holds "
+            f"{', '.join(inner) or 'nothing'}: name one, as in {os.path.basename(folder)}::NAME"
+        )
+    if number >= len(images):
+        raise RegionError(f"{folder}: has no series {number}; it has {len(images)}")
+    try:
+        return _read(folder, images[number], group)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise RegionError(
+            f"{key.path}: its multiscale metadata make no sense: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _read(folder: str, image: Facts, group: Facts) -> Multiscale:
+    names = [axis if isinstance(axis, str) else axis["name"] for axis in image.get("axes", "tczyx")]
+    units = ["" if isinstance(axis, str) else str(axis.get("unit", "")) for axis in image.get("axes", "tczyx")]
+    axes = "".join(str(name).upper() for name in names)
+    if len(axes) != len(names):
+        raise ValueError(f"axes {names}, of which one has more than a letter")
+    arrays = tuple(_array(folder, str(one["path"])) for one in image["datasets"])
+    shapes = [[int(n) for n in _facts(array)["shape"]] for array in arrays]
+    y, x = axes.index("Y"), axes.index("X")
+    outer = _scale(image, len(axes))
+    scales = [_scale(one, len(axes)) for one in image["datasets"]]
+    is_told = all(one is not None for one in scales)
+    levels = []
+    for shape, scale in zip(shapes, scales, strict=True):
+        sizes = shape[y], shape[x]
+        down = shapes[0][y] / sizes[0], shapes[0][x] / sizes[1]
+        if is_told and scale is not None and scales[0] is not None:
+            down = scale[y] / scales[0][y], scale[x] / scales[0][x]
+        levels.append(Level(sizes, down))
+    sizes_um: list[float | None] = [None, None, None]
+    if scales[0] is not None:
+        whole = [a * b for a, b in zip(scales[0], outer or [1.0] * len(axes), strict=True)]
+        sizes_um = [length(whole[axes.index(a)], units[axes.index(a)]) if a in axes else None for a in "ZYX"]
+    told = group.get("omero", {}).get("channels", []) if isinstance(group.get("omero", {}), dict) else []
+    channels = tuple(str(one.get("label", f"channel {k}")) for k, one in enumerate(told))
+    return Multiscale(arrays, axes, tuple(levels), (sizes_um[0], sizes_um[1], sizes_um[2]), channels)
+
+
+def _scale(one: Facts, axes: int) -> list[float] | None:
+    """The factors of a list of transformations, where it has them."""
+    for step in one.get("coordinateTransformations") or []:
+        if step.get("type") == "scale" and isinstance(step.get("scale"), list):
+            factors = [float(n) for n in step["scale"]]
+            if len(factors) == axes and min(factors) > 0:
+                return factors
+    return None
+
+
+def _array(folder: str, path: str) -> FileKey:
+    inside = os.path.realpath(os.path.join(folder, path))
+    if path.startswith(("/", "\\")) or ".." in path or not inside.startswith(os.path.realpath(folder) + os.sep):
+        raise RegionError(f"{folder}: the array {path!r:.80} does not lie in it; refused")
+    key, _ = identify(os.path.join(folder, path))
+    if os.path.basename(key.path) not in ("zarr.json", ".zarray"):
+        raise RegionError(f"{folder}: {path!r:.80} is no Zarr array")
+    return key

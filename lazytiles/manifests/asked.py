@@ -1,0 +1,198 @@
+"""What `open_tiles` is asked for, and what its tiles look like by the first of their images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lazytiles.arrays import MapBoxes, TileForm
+from lazytiles.errors import ManifestError, RegionError
+from lazytiles.images import METHODS, Bands, Region, asked_bands, bands_read, check_resample
+from lazytiles.indexing import LINE_MODES, PAD_MODES
+from lazytiles.manifests.columns import names_of
+from lazytiles.manifests.manifest import Columns, inspect_manifest
+from lazytiles.manifests.paths import template_columns
+from lazytiles.manifests.samples import Frames, Images, common_extent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What `open_tiles` is asked for, by its keywords; `check` is asked the same, `open_volumes` some of it.
+
+    Raises
+    ------
+    ValueError : a value that no manifest could be opened with
+    """
+
+    frames: Any = None
+    path: str | Sequence[str] | None = None
+    target: str | Sequence[str] | None = "target"
+    tabular: str | Sequence[str] | None = None
+    masks: str | Mapping[str, Any] | None = None
+    coordinates: str = "pixels"
+    boxes_crs: str | None = None
+    size: tuple[int, int] | None = None
+    resample: str = "bilinear"
+    pad: str | None = None
+    fill: float | Sequence[float] = 0
+    mask_fill: float = 0
+    bands: Bands = None
+    gray: bool = False
+    dtype: Any = None
+    scaled: bool = False
+    level: int = 0
+    missing: str = "raise"
+    scale_boxes: Sequence[str] = ()
+    box_format: str = "xyxy"
+    classes: Sequence[Any] | None = None
+    where: Mapping[str, Any] | None = None
+    follow_symlinks: bool = True
+    verify: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        size: Any = self.size
+        is_pair = isinstance(size, Sequence | np.ndarray) and len(size) == 2
+        if size is not None and not (is_pair and all(map(_is_length, size))):
+            raise ValueError(f"size is (height, width) in pixels, not {size!r}")
+        for name, allowed in (
+            ("resample", METHODS),
+            ("pad", (None, *PAD_MODES, *LINE_MODES)),
+            ("missing", ("raise", "fill")),
+            ("coordinates", ("pixels", "map")),
+        ):
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
+        if self.boxes_crs is not None and self.coordinates != "map":
+            raise ValueError('boxes_crs= is for boxes in map units: pass coordinates="map" too')
+        if self.scaled and (self.gray or self.bands == "rgb" or self.dtype is not None):
+            raise ValueError("scaled=True gives float32 of each band; pass it without gray=, bands='rgb' and dtype=")
+        if not isinstance(self.path, str | None) and (self.gray or self.bands == "rgb" or not len(self.path)):
+            raise ValueError("of several files, path=[...], choose bands by their numbers: bands=[0, 2]")
+
+    def columns(self, *text: str) -> Columns:
+        """How `read_manifest` reads the table for this; the columns of `text` stay text too."""
+        if self.masks is not None and self.classes is not None:
+            raise ManifestError("classes= is for names in a column; with masks= the labels are masks")
+        by_default = isinstance(self.target, str) and self.target == "target"
+        files = names_of(self.path)
+        templates = [*files, *([self.masks] if isinstance(self.masks, str) else [])]
+        return Columns(
+            target=None if by_default else self.target,
+            tabular=self.tabular,
+            frames=Frames.of(self.frames).labels,
+            optional=["target"] if by_default else (),
+            text=[*(column for template in templates for column in template_columns(template)), "path", *text],
+            file=files[0] if files else None,
+            classes=self.classes,
+            allow_outside=self.pad is not None,
+            coordinates=self.coordinates,
+        )
+
+    def read(self, manifest: Any) -> pd.DataFrame:
+        """The table, as `read_manifest` gives it for this."""
+        table, problems = inspect_manifest(manifest, self.columns())
+        problems.raise_any()
+        return table
+
+
+def _is_length(number: Any) -> bool:
+    return isinstance(number, int | np.integer) and not isinstance(number, bool) and int(number) > 0
+
+
+def form_of(
+    firsts: Sequence[Region], row: int, windows: NDArray[Any] | MapBoxes | None, table: pd.DataFrame, asked: Asked
+) -> TileForm:
+    """What tiles look like, by the images of one of them, which stands at a row."""
+    first, bands = firsts[0], asked_bands(asked.bands)
+    page = first.pages[0]
+    if asked.bands is not None and asked.gray:
+        raise ValueError("pass bands= or gray=True, not both")
+    resampled = None if asked.size is None else asked.resample
+    if asked.size is not None:
+        size = int(asked.size[0]), int(asked.size[1])
+        check_resample(page, asked.resample)
+    elif isinstance(windows, MapBoxes):
+        low, left, high, right = windows.part(slice(row, row + 1)).windows(page)[0].tolist()
+        size = high - low, right - left
+    else:
+        height, width = first.inner_shape[:2] if windows is None else common_extent(table, windows)
+        size = height, width
+    stored, dtype = _dtypes(firsts, asked)
+    counts = tuple(one.inner_shape[2] for one in firsts)
+    parts = _stacked(firsts, bands) if len(firsts) > 1 else ()
+    read = bands_read(page, bands, asked.gray) if not parts else tuple(at for _, part in parts for at in part)
+    return TileForm(
+        size,
+        len(read),
+        bands,
+        dtype,
+        read if isinstance(bands, tuple) and not parts else None,
+        asked.gray,
+        asked.pad,
+        resampled,
+        asked.resample,
+        page.segment,
+        stored,
+        asked.dtype is not None,
+        counts if parts else (),
+        parts,
+        _fill(asked.fill, len(read), dtype, "fill"),
+        asked.scaled,
+    )
+
+
+def _dtypes(firsts: Sequence[Region], asked: Asked) -> tuple[np.dtype[Any], np.dtype[Any]]:
+    """The dtype of images, and that of tiles."""
+    stored = firsts[0].dtype
+    other = next((one for one in firsts if one.dtype != stored), None)
+    if asked.dtype is not None:
+        wanted = np.dtype(asked.dtype)
+        wrong = next((one for one in firsts if wanted.kind != "f" and not np.can_cast(one.dtype, wanted)), None)
+        if wanted.kind not in "uif" or wrong is not None:
+            said = "" if wrong is None else f": {wrong.path} holds {wrong.dtype}, which {wanted} cannot hold"
+            raise ValueError(f"dtype={asked.dtype!r}{said}; pass a wider one, such as 'float32'")
+        return wanted, wanted
+    if other is not None:
+        raise RegionError(
+            f"{other.path}: holds {other.dtype}, {firsts[0].path} holds {stored}; the files of one tile have one "
+            "dtype: say which they are to be cast to, such as dtype='float32'"
+        )
+    return stored, np.dtype(np.float32) if asked.scaled else stored
+
+
+def _stacked(firsts: Sequence[Region], bands: Any) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
+    """Of each file of a tile which samples are read, and which bands of the tile they are."""
+    every = [(part, sample) for part, one in enumerate(firsts) for sample in range(one.inner_shape[2])]
+    if bands is not None and (not bands or any(not -len(every) <= band < len(every) for band in bands)):
+        names = ", ".join(one.path for one in firsts)
+        raise RegionError(f"bands {list(bands)} asked for; {names} together have bands 0 to {len(every) - 1}")
+    chosen = every if bands is None else [every[band] for band in bands]
+    parts = []
+    for part in range(len(firsts)):
+        own = [(sample, at) for at, (one, sample) in enumerate(chosen) if one == part]
+        parts.append((tuple(sample for sample, _ in own), tuple(at for _, at in own)))
+    return tuple(parts)
+
+
+def mask_form_of(masked: Images, form: TileForm, asked: Asked) -> TileForm:
+    """What mask tiles look like."""
+    one = masked.first()[0]
+    samples = one.inner_shape[2]
+    resample = "nearest" if form.resample else None
+    fill = _fill(asked.mask_fill, samples, one.dtype, "mask_fill")
+    return TileForm(form.size, samples, None, one.dtype, pad=form.pad, resample=resample, method="nearest", fill=fill)
+
+
+def _fill(given: Any, bands: int, dtype: np.dtype[Any], name: str) -> tuple[float, ...]:
+    """One value for all bands, or one for each, that a dtype can hold."""
+    values = np.atleast_1d(np.asarray(given))
+    is_held = values.dtype.kind in "buif" and (dtype.kind in "fc" or (values == values.astype(dtype)).all())
+    if values.ndim > 1 or len(values) not in (1, bands) or not is_held:
+        raise ValueError(f"{name}={given!r}: one value, or one for each of the {bands} bands, that {dtype} can hold")
+    return tuple(values.tolist())
