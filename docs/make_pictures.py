@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import doctest
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -10,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -253,6 +257,42 @@ def patches_png(path: Path) -> None:
     figure.savefig(path, dpi=80)
 
 
+def sentinel_png(path: Path) -> None:
+    """Two dates of a scene, its labels and its map, each where it lies: the page's own files and map."""
+    from matplotlib.figure import Figure
+
+    run_page(Path(__file__).parent / "do" / "sentinel.md")
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    left, bottom, right, top = lt.open_region("S2/labels/T33UVP.tif").bounds
+    for shown, (title, name) in zip(
+        figure.subplots(1, 4, sharex=True, sharey=True),
+        {
+            "April, 10 m": "S2/2021-04-20/T33UVP_B08.tif",
+            "July, 10 m": "S2/2021-07-09/T33UVP_B08.tif",
+            "labels, 25 m": "S2/labels/T33UVP.tif",
+            "the map": "maps/T33UVP.tif",
+        }.items(),
+        strict=True,
+    ):
+        region = lt.open_region(name)
+        west, south, east, north = region.bounds
+        colours = {"cmap": "gray"} if region.dtype == np.uint16 else {"cmap": "viridis", "vmin": 0, "vmax": 2}
+        pixels = np.ma.masked_array(region[:], ~region.valid[:])
+        shown.imshow(pixels, extent=(west, east, south, north), interpolation="nearest", **colours)
+        shown.set(title=title, xlim=(left, right), ylim=(bottom, top), facecolor="#f3d9d2", xticks=[], yticks=[])
+    figure.savefig(path, dpi=80)
+
+
+def run_page(page: Path) -> None:
+    """Run the examples of a page here."""
+    names: dict[str, Any] = {}
+    for block in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+        parts = [one.source for one in doctest.DocTestParser().get_examples(block)] or [block]
+        for part in parts:
+            with contextlib.suppress(lt.LazyTilesError):  # a page shows what is refused, too
+                exec(compile(part, str(page), "exec"), names)  # noqa: S102 # our own page
+
+
 PICTURES: dict[str, Callable[[Path], None]] = {
     "check.png": check_png,
     "preview.png": preview_png,
@@ -267,6 +307,7 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "map.png": map_png,
     "tissue.png": tissue_png,
     "boxes.png": boxes_png,
+    "sentinel.png": sentinel_png,
     "augment.png": augment_png,
     "patches.png": patches_png,
 }
