@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -10,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -203,6 +206,77 @@ def boxes_png(path: Path) -> None:
     figure.savefig(path, dpi=80)
 
 
+def run_page(name: str) -> dict[str, Any]:
+    """What the Python blocks of a page have made when they were run in the current folder."""
+    made: dict[str, Any] = {}
+    text = (IMAGES.parent / f"{name}.md").read_text()
+    for block in re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
+        steps = [example.source for example in doctest.DocTestParser().get_examples(block)] or [block]
+        for step in steps:
+            exec(step, made)  # noqa: S102  # our own page
+    return made
+
+
+def sentinel_png(path: Path) -> None:
+    """Two bands, the labels and the map of the page on Sentinel-2, on their common ground."""
+    from matplotlib.figure import Figure
+
+    made = run_page("do/sentinel-2")
+    names = {
+        "S2/20240605/B08_10m.tif": "June, 10 m",
+        "S2/20240804/B11_20m.tif": "August, 20 m, 60 m further on",
+        "S2/crops.tif": "labels, on a grid of their own",
+        f"maps/{made['scan']['id']}.tif": "the map of the east",
+    }
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    for axes, (name, title) in zip(figure.subplots(1, 4), names.items(), strict=True):
+        region = lt.open_region(name)
+        left, bottom, right, top = region.bounds
+        is_class = region.dtype == np.uint8
+        pixels = np.ma.masked_where(region[:] == (255 if is_class else 0), region[:])
+        limits = {"cmap": "viridis", "vmin": 0, "vmax": 3} if is_class else {"cmap": "gray"}
+        axes.imshow(pixels, extent=(left / 1000, right / 1000, bottom / 1000, top / 1000), **limits)
+        axes.set(xlim=(399.9, 405.8), ylim=(5694.1, 5700.1), title=title)
+        axes.tick_params(labelsize=7)
+    figure.supxlabel("kilometres east and north, UTM zone 33 N", fontsize=9)
+    figure.savefig(path, dpi=80)
+
+
+def heatmap_png(path: Path) -> None:
+    """What the page on slides makes of a made slide and of a real one: tiles with tissue, and the map over it."""
+    from matplotlib.collections import PatchCollection
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    name = "CMU-1-Small-Region"
+    real = IMAGES.parents[2] / "shared" / "slides" / f"{name}.svs"
+    if not real.exists():
+        sys.stdout.write(f"{path} stays as it is: {real} is not here\n")
+        return
+    shutil.copy(real, ".")
+    made = run_page("do/slide-to-heatmap")
+    here = made["test"].table.region_id.iloc[0]
+    shown = [(f"slides/slides/{here}.tif", made["grid"], here, 64), (f"{name}.svs", made["real_grid"], name, 256)]
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    panels = figure.subplots(1, 4, width_ratios=(1, 1, 0.75, 0.75))
+    for k, (file, grid, region_id, side) in enumerate(shown):
+        image, heat = lt.open_region(file)[:], lt.open_region(f"maps/{region_id}.tif")[:]
+        boxes = grid[grid.region_id == region_id]
+        squares = [Rectangle((x, y), side, side) for x, y in zip(boxes.xmin, boxes.ymin, strict=True)]
+        windows, over = panels[2 * k : 2 * k + 2]
+        windows.imshow(image)
+        windows.add_collection(PatchCollection(squares, facecolor="none", edgecolor="#0b5fa5", linewidth=0.6))
+        over.imshow(image)
+        over.imshow(np.ma.masked_invalid(heat), cmap="inferno", alpha=0.65, vmin=0, vmax=np.nanquantile(heat, 0.99))
+    for axes, title in zip(panels, ("tiles with tissue", "what the model says") * 2, strict=True):
+        axes.set_title(title)
+        axes.set_axis_off()
+    figure.savefig(path, dpi=80)
+    with Image.open(path) as picture:
+        few_colours = picture.convert("RGB").quantize(256)
+    few_colours.save(path, optimize=True)
+
+
 def augment_png(path: Path) -> None:
     """A tile and its mask, and four draws of a random transform."""
     from matplotlib.figure import Figure
@@ -268,6 +342,8 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "tissue.png": tissue_png,
     "boxes.png": boxes_png,
     "augment.png": augment_png,
+    "sentinel.png": sentinel_png,
+    "heatmap.png": heatmap_png,
     "patches.png": patches_png,
 }
 
