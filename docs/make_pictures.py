@@ -217,31 +217,6 @@ def run_page(name: str) -> dict[str, Any]:
     return made
 
 
-def sentinel_png(path: Path) -> None:
-    """Two bands, the labels and the map of the page on Sentinel-2, on their common ground."""
-    from matplotlib.figure import Figure
-
-    made = run_page("do/sentinel-2")
-    names = {
-        "S2/20240605/B08_10m.tif": "June, 10 m",
-        "S2/20240804/B11_20m.tif": "August, 20 m, 60 m further on",
-        "S2/crops.tif": "labels, on a grid of their own",
-        f"maps/{made['scan']['id']}.tif": "the map of the east",
-    }
-    figure = Figure(figsize=(12, 3.4), layout="constrained")
-    for axes, (name, title) in zip(figure.subplots(1, 4), names.items(), strict=True):
-        region = lt.open_region(name)
-        left, bottom, right, top = region.bounds
-        is_class = region.dtype == np.uint8
-        pixels = np.ma.masked_where(region[:] == (255 if is_class else 0), region[:])
-        limits = {"cmap": "viridis", "vmin": 0, "vmax": 3} if is_class else {"cmap": "gray"}
-        axes.imshow(pixels, extent=(left / 1000, right / 1000, bottom / 1000, top / 1000), **limits)
-        axes.set(xlim=(399.9, 405.8), ylim=(5694.1, 5700.1), title=title)
-        axes.tick_params(labelsize=7)
-    figure.supxlabel("kilometres east and north, UTM zone 33 N", fontsize=9)
-    figure.savefig(path, dpi=80)
-
-
 def heatmap_png(path: Path) -> None:
     """What the page on slides makes of a made slide and of a real one: tiles with tissue, and the map over it."""
     from matplotlib.collections import PatchCollection
@@ -342,7 +317,6 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "tissue.png": tissue_png,
     "boxes.png": boxes_png,
     "augment.png": augment_png,
-    "sentinel.png": sentinel_png,
     "heatmap.png": heatmap_png,
     "patches.png": patches_png,
 }
