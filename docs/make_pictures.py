@@ -207,6 +207,52 @@ def boxes_png(path: Path) -> None:
     figure.savefig(path, dpi=80)
 
 
+def run_page(name: str) -> dict[str, Any]:
+    """What the Python blocks of a page have made when they were run in the current folder."""
+    made: dict[str, Any] = {}
+    text = (IMAGES.parent / f"{name}.md").read_text()
+    for block in re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
+        steps = [example.source for example in doctest.DocTestParser().get_examples(block)] or [block]
+        for step in steps:
+            exec(step, made)  # noqa: S102  # our own page
+    return made
+
+
+def heatmap_png(path: Path) -> None:
+    """What the page on slides makes of a made slide and of a real one: tiles with tissue, and the map over it."""
+    from matplotlib.collections import PatchCollection
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    name = "CMU-1-Small-Region"
+    real = IMAGES.parents[2] / "shared" / "slides" / f"{name}.svs"
+    if not real.exists():
+        sys.stdout.write(f"{path} stays as it is: {real} is not here\n")
+        return
+    shutil.copy(real, ".")
+    made = run_page("do/slide-to-heatmap")
+    here = made["test"].table.region_id.iloc[0]
+    shown = [(f"slides/slides/{here}.tif", made["grid"], here, 64), (f"{name}.svs", made["real_grid"], name, 256)]
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    panels = figure.subplots(1, 4, width_ratios=(1, 1, 0.75, 0.75))
+    for k, (file, grid, region_id, side) in enumerate(shown):
+        image, heat = lt.open_region(file)[:], lt.open_region(f"maps/{region_id}.tif")[:]
+        boxes = grid[grid.region_id == region_id]
+        squares = [Rectangle((x, y), side, side) for x, y in zip(boxes.xmin, boxes.ymin, strict=True)]
+        windows, over = panels[2 * k : 2 * k + 2]
+        windows.imshow(image)
+        windows.add_collection(PatchCollection(squares, facecolor="none", edgecolor="#0b5fa5", linewidth=0.6))
+        over.imshow(image)
+        over.imshow(np.ma.masked_invalid(heat), cmap="inferno", alpha=0.65, vmin=0, vmax=np.nanquantile(heat, 0.99))
+    for axes, title in zip(panels, ("tiles with tissue", "what the model says") * 2, strict=True):
+        axes.set_title(title)
+        axes.set_axis_off()
+    figure.savefig(path, dpi=80)
+    with Image.open(path) as picture:
+        few_colours = picture.convert("RGB").quantize(256)
+    few_colours.save(path, optimize=True)
+
+
 def augment_png(path: Path) -> None:
     """A tile and its mask, and four draws of a random transform."""
     from matplotlib.figure import Figure
@@ -309,6 +355,7 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "boxes.png": boxes_png,
     "sentinel.png": sentinel_png,
     "augment.png": augment_png,
+    "heatmap.png": heatmap_png,
     "patches.png": patches_png,
 }
 
