@@ -21,6 +21,7 @@ from lazytiles.trees import Structure, leaves
 Owner = Literal["nobody", "user", "trainer"]  # who said which epoch it is: a trainer says so for each
 
 _LOOKS = 2  # batches that a trainer looks at, at most, before it begins an epoch
+_STREAK = 3  # indices in sequence that are read ahead; a pass that begins is taken to be so
 _PATIENCE_S = 0.5  # how long others are read before a batch; TensorFlow hears no Ctrl-C while it waits for one
 
 
@@ -55,15 +56,24 @@ class Server:
         self._ends = 0  # how often one of them was ended: never, where a class of the user's keeps that to itself
         self._last: Literal["ask", "begin", "end"] = "ask"  # what happened last
         self._index = -1  # that was asked for last
+        self._streak = _STREAK  # how many before it were asked for one after the other
         self._bound: dict[int, int] = {}  # index -> step
         self._free = deque[int]()  # the steps that no index means, once the epoch has begun
         self._kept: dict[int, Structure] = {}  # steps that were read and wait to be asked for
+        self._look: int | None = None  # one of them that was given already, perhaps to build a model
         self._run: tuple[deque[int], ReadAhead] | None = None  # steps, one after the other, and what reads them ahead
         self._nbytes = 0  # of a batch
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, object]:
-        fresh: dict[str, object] = {"_lock": None, "owner": "nobody", "asked": [], "_kept": {}, "_run": None}
+        fresh: dict[str, object] = {
+            "_lock": None,
+            "owner": "nobody",
+            "asked": [],
+            "_kept": {},
+            "_look": None,
+            "_run": None,
+        }
         return {**vars(self), **fresh, "_bound": {**self._bound}, "_free": self._free.copy()}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -105,7 +115,7 @@ class Server:
             if coming and coming[0] not in self._kept:
                 self._kept[coming[0]] = self._read(coming[0], coming)
             self.begins += not is_built
-            self._last = "begin"
+            self._last, self._index, self._streak = "begin", -1, _STREAK
 
     def end(self) -> None:
         """Somebody ends a pass; what comes next tells whether the epoch has ended, too."""
@@ -118,6 +128,7 @@ class Server:
         with self._lock:
             if self._last == "end" and self.begins < 2 and self._is_over():
                 self.move(self.epoch + 1)
+            self._streak = self._streak + 1 if index == self._index + 1 else 0
             step, coming = self._meaning(index)
             batch = self._read(step, coming)
             if index < len(self.left):
@@ -127,7 +138,11 @@ class Server:
             self._index, self._last = index, "ask"
             if self.owner == "trainer":
                 self.asked.append((step, threading.get_ident()))
-            if self.begins == 0 and step in self.left[:_LOOKS]:  # asked for again when the epoch has begun
+            if self._look is not None:
+                self._kept.pop(self._look, None)
+            self._look = step if self.begins == len(self._bound) == 1 else None
+            # What is looked at before the epoch, or alone, as to build a model, is asked for again.
+            if step == self._look or (self.begins == 0 and step in self.left[:_LOOKS]):
                 self._kept[step] = batch
                 batch = copied(batch)
             return self.key(self.epoch, step), batch
@@ -172,7 +187,7 @@ class Server:
         self._free.clear()
         self.asked.clear()
         self.begins = self._ends = 0
-        self._index = -1
+        self._index, self._streak = -1, _STREAK
         self.is_cut = False
 
     def _is_over(self) -> bool:
@@ -187,7 +202,7 @@ class Server:
         if self._free and index not in self._bound:
             return self._free[0], self._free
         steps = (self._bound.get(k, self.left[k]) for k in range(index, len(self.left)))
-        is_in_sequence = index == self._index + 1 and not self._free
+        is_in_sequence = self._streak >= _STREAK and not self._free
         return self._bound.get(index, self.left[index]), steps if is_in_sequence else ()
 
     def _read(self, step: int, coming: Iterable[int]) -> Structure:
