@@ -169,7 +169,7 @@ class Server:
         with self._lock:
             if self._run is not None:
                 self._run[1].close()
-            self._run = None
+            self._run = self._look = None
             self._kept.clear()
 
     def _open(self) -> None:
