@@ -176,7 +176,7 @@ def _measured(region: Region, boxes: Int64s, wanted: set[str]) -> dict[str, Floa
     counts, moments = np.zeros((2, len(boxes))), _Moments(np.zeros((5, len(boxes))))
     for first, pixels, valid, members in _parts(region, boxes):
         if not wanted.isdisjoint(_FRACTIONS):
-            some: Bools = valid.any(axis=-1)
+            some = np.asarray(valid.any(axis=-1))
             # A file that names no nodata may still have left pixels out.
             empty = np.asarray(~some if tells else ((pixels == 0) | ~valid).all(axis=-1))
             for counted, marks in zip(counts, (some, empty), strict=True):
