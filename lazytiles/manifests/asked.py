@@ -59,7 +59,7 @@ class Asked:
         size: Any = self.size
         is_pair = isinstance(size, Sequence | np.ndarray) and len(size) == 2
         if size is not None and not (is_pair and all(map(_is_length, size))):
-            raise ValueError(f"size is (height, width) in pixels, not {size!r}")
+            raise ValueError(f"size is (height, width) in pixels, such as (64, 64), not {size!r}")
         for name, allowed in (
             ("resample", METHODS),
             ("pad", (None, *PAD_MODES, *LINE_MODES)),

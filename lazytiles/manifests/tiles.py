@@ -329,7 +329,10 @@ def _volumes_of(table: pd.DataFrame, volumes: Any, asked: Asked, context: int | 
     def assembled(part: Images, context: int | None) -> MultiSourceArray:
         (first,) = part.first()
         if len(first.shape) not in (3, 4):
-            raise ManifestError(f"a volume is (Z, H, W) or (Z, H, W, S); the first is {tuple(first.shape)}")
+            raise ManifestError(
+                f"a volume is (Z, H, W) or (Z, H, W, S); the first is {tuple(first.shape)}; "
+                'of a TIFF, open_region(path, page="all") takes all pages'
+            )
         whole = np.tile([0, 0, 0, *first.shape[:3]], (len(table), 1)) if windows is None else None
         made = partial(_deep, samples=(*first.shape, 1)[3], dtype=first.dtype, pad=asked.pad, context=context)
         return _assembled(table, windows, part, groups, made, whole)
