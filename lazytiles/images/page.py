@@ -263,13 +263,22 @@ def _mask_at(key: FileKey, directory: int, extent: tuple[int, int]) -> Page | No
     return None
 
 
-def facts(key: FileKey, page: tifffile.TiffPage, number: str, *, head: tifffile.TiffPage | None = None) -> Page:
+def facts(
+    key: FileKey,
+    page: tifffile.TiffPage,
+    number: str,
+    *,
+    head: tifffile.TiffPage | None = None,
+    mpp: Mpp | None = None,
+    origin: Any = None,
+) -> Page:
     """Check a parsed page and take from it what reading needs.
 
     Parameters
     ----------
     key, page, number : the file, its page, and the page's name
     head : of a level, the page at full resolution: place and nodata are its
+    mpp, origin : of the page, as `Page` has them
 
     Raises
     ------
@@ -311,6 +320,8 @@ def facts(key: FileKey, page: tifffile.TiffPage, number: str, *, head: tifffile.
         alpha=_alpha(page, dtype),
         place=place_of(page) if head is None else place_of(head, page),
         directory=page.index if len(page.treeindex) == 1 else None,
+        mpp=mpp,
+        origin=origin,
     )
     return _bounded(where, found, _raw_offsets(page, found))
 

@@ -355,7 +355,9 @@ def open_region(
     name = os.fspath(path)
     if not (page is None or page == "all" or (isinstance(page, str) and is_page_name(page))):
         page = _from_zero("page", page, " or 'all', or the name of an associated image such as 'macro'")
+    key, inner = identify(name)
     asked = Asked(
+        inner=inner,
         page=page,
         series=None if series is None else _from_zero("series", series, ""),
         axes=None if axes is None else _letters(axes),
@@ -368,8 +370,7 @@ def open_region(
     chosen = asked_bands(bands)
     if chosen is not None and asked.channels is not None:
         raise ValueError("pass bands= or channels=, not both")
-    key, inner = identify(name)
-    return _region(key, replace(asked, inner=inner), chosen, gray, scaled)
+    return _region(key, asked, chosen, gray, scaled)
 
 
 def _from_zero(name: str, value: Any, others: str) -> int:
