@@ -18,7 +18,7 @@ from lazytiles.aliases import Box, Fault, Int64s
 from lazytiles.arrays.form import TileForm
 from lazytiles.arrays.gather import Gather, is_straight
 from lazytiles.arrays.reading import read_tiles
-from lazytiles.arrays.relations import MapBoxes, Relation, apart, are_placed, bounds_of, by_place, by_size
+from lazytiles.arrays.relations import MapBoxes, Relation, apart, are_placed, by_place, by_size
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError
 from lazytiles.images import Page, Region, bands_read, check_resample, cut_windows, has_invalid, slice_page
 from lazytiles.indexing import LazyArray, box_words, request, token
@@ -421,14 +421,6 @@ class RegionTiles(LazyArray):
             return False
         shown = ((self._shown(number, slice(None)), page.shape[:2]) for number, page in pages)
         return all((windows[:, :2] >= 0).all() and (windows[:, 2:] <= shape).all() for windows, shape in shown)
-
-    @property
-    def bounds(self) -> NDArray[np.float64]:
-        """(left, bottom, right, top) of each tile, map units, (n, 4); NaN where the base does not say it."""
-        base = self.base()
-        if base is None or not are_placed(base):
-            return np.full((len(self), 4), np.nan)
-        return bounds_of(base, self.windows)
 
     def of_validity(self, kind: str) -> RegionTiles:
         """The same tiles, saying which of their pixels are valid, by ``"any"`` band or by ``"bands"``."""

@@ -80,7 +80,10 @@ def ground_of(source: Any) -> Ground:
         return source.ground
     if isinstance(source, VolumeTiles):
         return Ground.of(next(iter(getattr(source.volume(), "pages", ())), None))
-    return Ground.of(source.last_page() if isinstance(source, RegionTiles) else None)
+    if not isinstance(source, RegionTiles):
+        return Ground()
+    own = source.last_page()  # of masks, which lie on the grid of their image
+    return replace(Ground.of(source.base()), nodata=None if own is None else own.nodata)
 
 
 def region_name(source: Any, number: int) -> Any:
