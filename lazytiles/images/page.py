@@ -57,6 +57,7 @@ class Asked:
     channels : numbers and names, or None: all
     level : which resolution
     mpp : (y, x) of full resolution, by hand
+    fill : what missing segments hold where the file has no nodata, or None: 0
     """
 
     inner: str | None = None
@@ -66,6 +67,7 @@ class Asked:
     channels: tuple[int | str, ...] | None = None
     level: int = 0
     mpp: Mpp | None = None
+    fill: float | None = None
 
     @property
     def is_array(self) -> bool:

@@ -92,10 +92,21 @@ def open_pages(key: FileKey, asked: Asked) -> Opened:
 
     def known(k: int) -> Page:
         page = pages[k]
-        same = page.origin is not None and page.mpp == mpp
-        return page if same else replace(page, mpp=mpp, origin=page.origin or (asked, k))
+        if page.origin is not None and page.mpp == mpp and asked.fill is None:
+            return page
+        fill = page.fill if asked.fill is None or page.nodata is not None else _fill(page, asked.fill)
+        return replace(page, mpp=mpp, fill=fill, origin=(asked, k) if page.origin is None else page.origin)
 
     return Opened(_planes(len(pages), known), found.axes, found.lead, found.spacing, found.bands, found.channels)
+
+
+def _fill(page: Page, fill: float) -> Any:
+    """What missing segments of a page hold by request."""
+    with np.errstate(invalid="ignore"):
+        value = np.asarray(fill).astype(page.dtype)[()]
+    if value != fill and fill == fill:
+        raise RegionError(f"{page}: {page.dtype} samples cannot hold fill={fill}")
+    return value
 
 
 def reopened(key: FileKey, origin: tuple[Asked, int]) -> Page:
