@@ -7,7 +7,7 @@ of lies on it by a `Relation`: other bands, frames and masks, whatever their res
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from affine import Affine
@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from lazytiles.aliases import Int64s
 from lazytiles.errors import RegionError, require
-from lazytiles.images import Page
+from lazytiles.images import Page, Region
 
 _AGREE = 0.01  # pixels by which two grids that are one may differ, anywhere in an image
+_NEAR = 0.01  # by which a level may be coarser than asked for, and still serve for it
 _EXACT = 1e-6  # pixels by which a number of pixels that is meant to be whole may miss it
 
 
@@ -28,10 +29,32 @@ class Relation:
     scale: tuple[float, float]
     offset: tuple[float, float]
 
+    def then(self, other: Relation) -> Relation:
+        """This one, and from its pixels to those of another page."""
+        scale = self.scale[0] * other.scale[0], self.scale[1] * other.scale[1]
+        starts = zip(self.offset, other.scale, other.offset, strict=True)
+        offset = [start * size + more for start, size, more in starts]
+        return Relation(scale, (offset[0], offset[1]))
+
     def boxes(self, windows: NDArray[Any]) -> NDArray[np.float64]:
         """Windows (y0, x0, y1, x1) of the base as boxes in pixels of the page."""
         boxes: NDArray[np.float64] = windows * np.array(self.scale * 2) + np.array(self.offset * 2)
         return boxes
+
+    def shown(self, windows: NDArray[Any], size: tuple[int, int], shape: tuple[int, ...]) -> NDArray[Any]:
+        """Windows of the base on a page of that shape: integers where its pixels are those of the tile, else floats.
+
+        Parameters
+        ----------
+        size : (height, width), pixels, of a tile
+        """
+        shift = self.shift(shape) if windows.dtype.kind != "f" else None
+        if shift is not None:
+            return windows + shift
+        boxes = self.boxes(windows)
+        whole = np.round(boxes)
+        is_same = (abs(boxes - whole) <= _AGREE).all() and (whole[:, 2:] - whole[:, :2] == size).all()
+        return whole.astype(np.int64) if is_same else boxes
 
     def shift(self, shape: tuple[int, ...]) -> Int64s | None:
         """(y, x, y, x) whole pixels, where that is all that pages of this shape differ in; else None."""
@@ -39,6 +62,48 @@ class Relation:
         whole = np.round(starts)
         drift = np.abs(sizes - 1) * shape[:2] + np.abs(starts - whole)
         return np.tile(whole.astype(np.int64), 2) if (drift <= _AGREE).all() else None
+
+
+@dataclass(frozen=True, slots=True)
+class Placing:
+    """What windows count, and how images lie on each other.
+
+    Parameters
+    ----------
+    coordinates : ``"pixels"`` of the images, ``"base"`` for pixels of their full resolution, ``"map"`` units
+    mpp : micrometres a pixel of tiles, where images are brought to one scale
+    mask_scale : pixels of an image's full resolution in one of its mask's; or ``"mpp"``, as both say in micrometres
+    """
+
+    coordinates: str = "pixels"
+    mpp: float | None = None
+    mask_scale: float | str | None = None
+
+
+SAME = Relation((1.0, 1.0), (0.0, 0.0))
+Pair: TypeAlias = tuple[float, float]
+
+
+def in_micrometres(page: Page) -> Pair:
+    """(y, x) micrometres a pixel of a page.
+
+    Raises
+    ------
+    RegionError : nothing says it
+    """
+    if page.mpp is None:
+        raise RegionError(
+            f"{page}: does not say how many micrometres a pixel is; say it by source_mpp=, a number or a column"
+        )
+    return page.mpp
+
+
+def at_scale(region: Region, mpp: float) -> Region:
+    """A region, or the coarsest of its levels that is no coarser than so many micrometres a pixel."""
+    full = np.array(in_micrometres(region.pages[0])) / region.levels[region.level].downsample
+    sizes = (full * level.downsample for level in region.levels)
+    fine = [number for number, size in enumerate(sizes) if (size <= mpp * (1 + _NEAR)).all()]
+    return region.at_level(fine[-1]) if fine else region
 
 
 def transform_of(page: Page) -> Affine:

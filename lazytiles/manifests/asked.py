@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lazytiles.arrays import MapBoxes, TileForm
+from lazytiles.arrays import Layout, MapBoxes, Placing, TileForm, in_micrometres
 from lazytiles.errors import ManifestError, RegionError
 from lazytiles.images import METHODS, Bands, Region, asked_bands, bands_read, check_resample
 from lazytiles.indexing import LINE_MODES, PAD_MODES
@@ -35,7 +35,9 @@ class Asked:
     target: str | Sequence[str] | None = "target"
     tabular: str | Sequence[str] | None = None
     masks: str | Mapping[str, Any] | None = None
-    coordinates: str = "pixels"
+    mask_scale: float | str | None = None
+    mask_axes: str | None = None
+    coordinates: str | None = None
     boxes_crs: str | None = None
     size: tuple[int, int] | None = None
     resample: str = "bilinear"
@@ -46,7 +48,13 @@ class Asked:
     gray: bool = False
     dtype: Any = None
     scaled: bool = False
+    page: int | str | None = None
+    series: int | None = None
+    axes: str | None = None
+    channels: Sequence[int | str] | None = None
     level: int = 0
+    mpp: float | None = None
+    source_mpp: float | str | None = None
     missing: str = "raise"
     scale_boxes: Sequence[str] = ()
     box_format: str = "xyxy"
@@ -64,16 +72,51 @@ class Asked:
             ("resample", METHODS),
             ("pad", (None, *PAD_MODES, *LINE_MODES)),
             ("missing", ("raise", "fill")),
-            ("coordinates", ("pixels", "map")),
+            ("coordinates", (None, "pixels", "base", "map")),
         ):
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
+        self._check_scales()
         if self.boxes_crs is not None and self.coordinates != "map":
             raise ValueError('boxes_crs= is for boxes in map units: pass coordinates="map" too')
         if self.scaled and (self.gray or self.bands == "rgb" or self.dtype is not None):
             raise ValueError("scaled=True gives float32 of each band; pass it without gray=, bands='rgb' and dtype=")
         if not isinstance(self.path, str | None) and (self.gray or self.bands == "rgb" or not len(self.path)):
             raise ValueError("of several files, path=[...], choose bands by their numbers: bands=[0, 2]")
+
+    def _check_scales(self) -> None:
+        scale = self.mask_scale
+        if scale is not None and scale != "mpp" and (isinstance(scale, str | bool) or not scale > 0):
+            raise ValueError(
+                f'mask_scale is pixels of the image in one of the mask, such as 16, or "mpp"; not {scale!r}'
+            )
+        if self.mpp is not None and (not self.mpp > 0 or self.level or self.placing.coordinates != "base"):
+            raise ValueError(f"mpp={self.mpp}: above 0, with boxes in pixels of full resolution and without level=")
+
+    @property
+    def placing(self) -> Placing:
+        """What windows count, and how images lie on each other."""
+        usual = "pixels" if self.mpp is None else "base"
+        return Placing(self.coordinates or usual, self.mpp, self.mask_scale)
+
+    @property
+    def has_axes(self) -> bool:
+        """Whether more of a file than one image is asked for."""
+        return self.page == "all" or any(one is not None for one in (self.series, self.axes, self.channels))
+
+    @property
+    def opening(self) -> dict[str, Any]:
+        """The options of `open_region` for images."""
+        given: dict[str, Any] = {"page": self.page, "series": self.series, "axes": self.axes}
+        given["channels"] = None if self.channels is None else tuple(self.channels)
+        given["mpp"] = None if isinstance(self.source_mpp, str) else self.source_mpp
+        return {"level": self.level, **{name: value for name, value in given.items() if value is not None}}
+
+    @property
+    def mask_opening(self) -> dict[str, Any]:
+        """The options of `open_region` for masks."""
+        level = 0 if self.mask_scale is not None else self.level
+        return {"level": level} if self.mask_axes is None else {"level": level, "axes": self.mask_axes}
 
     def columns(self, *text: str) -> Columns:
         """How `read_manifest` reads the table for this; the columns of `text` stay text too."""
@@ -82,16 +125,17 @@ class Asked:
         by_default = isinstance(self.target, str) and self.target == "target"
         files = names_of(self.path)
         templates = [*files, *([self.masks] if isinstance(self.masks, str) else [])]
+        numbers = [self.source_mpp] if isinstance(self.source_mpp, str) else []
         return Columns(
             target=None if by_default else self.target,
-            tabular=self.tabular,
+            tabular=[*names_of(self.tabular), *numbers],
             frames=Frames.of(self.frames).labels,
             optional=["target"] if by_default else (),
             text=[*(column for template in templates for column in template_columns(template)), "path", *text],
             file=files[0] if files else None,
             classes=self.classes,
             allow_outside=self.pad is not None,
-            coordinates=self.coordinates,
+            coordinates=self.placing.coordinates,
         )
 
     def read(self, manifest: Any) -> pd.DataFrame:
@@ -120,31 +164,53 @@ def form_of(
     elif isinstance(windows, MapBoxes):
         low, left, high, right = windows.part(slice(row, row + 1)).windows(page)[0].tolist()
         size = high - low, right - left
+    elif windows is None:
+        size = first.inner_shape[:2]
     else:
-        height, width = first.inner_shape[:2] if windows is None else common_extent(table, windows)
-        size = height, width
+        size = _extent(first, table, windows, row, asked.placing)
     stored, dtype = _dtypes(firsts, asked)
-    counts = tuple(one.inner_shape[2] for one in firsts)
-    parts = _stacked(firsts, bands) if len(firsts) > 1 else ()
+    layout = Layout.of(first) if asked.has_axes or not first.lead else Layout()
+    if bands is None and first.bands is not None:  # channels that are samples
+        bands = first.bands
+    counts = tuple(one.pages[0].shape[2] for one in firsts for _ in range(layout.channels))
+    paths = [one.path for one in firsts]
+    parts = _stacked(paths, counts, bands) if len(counts) > 1 else ()
     read = bands_read(page, bands, asked.gray) if not parts else tuple(at for _, part in parts for at in part)
     return TileForm(
-        size,
-        len(read),
-        bands,
-        dtype,
-        read if isinstance(bands, tuple) and not parts else None,
-        asked.gray,
-        asked.pad,
-        resampled,
-        asked.resample,
-        page.segment,
-        stored,
-        asked.dtype is not None,
-        counts if parts else (),
-        parts,
-        _fill(asked.fill, len(read), dtype, "fill"),
-        asked.scaled,
+        size=size,
+        samples=len(read),
+        asked=bands,
+        dtype=dtype,
+        bands=read if isinstance(bands, tuple) and not parts else None,
+        gray=asked.gray,
+        pad=asked.pad,
+        resample=resampled,
+        method=asked.resample,
+        segment=page.segment,
+        pixels=stored,
+        casts=asked.dtype is not None,
+        layout=layout,
+        files=len(firsts),
+        counts=counts if parts else (),
+        parts=parts,
+        fill=_fill(asked.fill, len(read), dtype, "fill"),
+        scaled=asked.scaled,
     )
+
+
+def _extent(first: Region, table: pd.DataFrame, windows: NDArray[Any], row: int, placing: Placing) -> tuple[int, int]:
+    """The size of tiles that are not brought to another."""
+    down = first.levels[first.level].downsample if first.level else (1.0, 1.0)
+    if placing.mpp is not None:
+        full = (size / one for size, one in zip(in_micrometres(first.pages[0]), down, strict=True))
+        steps = [placing.mpp / size for size in full]
+    elif placing.coordinates == "base":
+        steps = list(down)
+    else:
+        height, width = common_extent(table, windows)
+        return height, width
+    y0, x0, y1, x1 = windows[row].tolist()
+    return max(1, round((y1 - y0) / steps[0])), max(1, round((x1 - x0) / steps[1]))
 
 
 def _dtypes(firsts: Sequence[Region], asked: Asked) -> tuple[np.dtype[Any], np.dtype[Any]]:
@@ -166,15 +232,16 @@ def _dtypes(firsts: Sequence[Region], asked: Asked) -> tuple[np.dtype[Any], np.d
     return stored, np.dtype(np.float32) if asked.scaled else stored
 
 
-def _stacked(firsts: Sequence[Region], bands: Any) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
-    """Of each file of a tile which samples are read, and which bands of the tile they are."""
-    every = [(part, sample) for part, one in enumerate(firsts) for sample in range(one.inner_shape[2])]
+def _stacked(
+    paths: Sequence[str], counts: Sequence[int], bands: Any
+) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
+    """Of each page of a tile which samples are read, and which bands of the tile they are."""
+    every = [(part, sample) for part, count in enumerate(counts) for sample in range(count)]
     if bands is not None and (not bands or any(not -len(every) <= band < len(every) for band in bands)):
-        names = ", ".join(one.path for one in firsts)
-        raise RegionError(f"bands {list(bands)} asked for; {names} together have bands 0 to {len(every) - 1}")
+        raise RegionError(f"bands {list(bands)} asked for; {', '.join(paths)} have bands 0 to {len(every) - 1}")
     chosen = every if bands is None else [every[band] for band in bands]
     parts = []
-    for part in range(len(firsts)):
+    for part in range(len(counts)):
         own = [(sample, at) for at, (one, sample) in enumerate(chosen) if one == part]
         parts.append((tuple(sample for sample, _ in own), tuple(at for _, at in own)))
     return tuple(parts)
@@ -183,10 +250,22 @@ def _stacked(firsts: Sequence[Region], bands: Any) -> tuple[tuple[tuple[int, ...
 def mask_form_of(masked: Images, form: TileForm, asked: Asked) -> TileForm:
     """What mask tiles look like."""
     one = masked.first()[0]
-    samples = one.inner_shape[2]
-    resample = "nearest" if form.resample else None
-    fill = _fill(asked.mask_fill, samples, one.dtype, "mask_fill")
-    return TileForm(form.size, samples, None, one.dtype, pad=form.pad, resample=resample, method="nearest", fill=fill)
+    layout = Layout.of(one) if asked.mask_axes is not None else Layout()
+    counts = (one.pages[0].shape[2],) * layout.channels
+    parts = _stacked([one.path], counts, None) if len(counts) > 1 else ()
+    return TileForm(
+        size=form.size,
+        samples=sum(counts),
+        asked=None,
+        dtype=one.dtype,
+        pad=form.pad,
+        resample="nearest" if form.resample else None,
+        method="nearest",
+        layout=layout,
+        counts=counts if parts else (),
+        parts=parts,
+        fill=_fill(asked.mask_fill, sum(counts), one.dtype, "mask_fill"),
+    )
 
 
 def _fill(given: Any, bands: int, dtype: np.dtype[Any], name: str) -> tuple[float, ...]:

@@ -142,6 +142,7 @@ class Images:
     opener : from a path to what is there
     arrays : what is there, by its name, where that is given
     parts : how many files make a frame
+    mpp : micrometres a pixel of the images that each row of the table names, where the table says so
     """
 
     codes: list[Int64s]
@@ -151,6 +152,7 @@ class Images:
     opener: Any
     arrays: dict[str, Any] | None = None
     parts: int = 1
+    mpp: NDArray[np.float64] | None = None
 
     @classmethod
     def of(
@@ -273,9 +275,10 @@ class Images:
     def openers(self, row: int) -> list[Any]:
         """For each file of each frame what opens the image of a sample; None for all of a frame that lacks one."""
         found = []
-        for codes, paths, there in zip(self.codes, self.paths, self.there, strict=True):
+        for codes, paths, there, rows in zip(self.codes, self.paths, self.there, self.rows, strict=True):
             name = paths[int(codes[row])]
-            opener = partial(self.opener, name) if self.arrays is None else partial(_itself, self.arrays[name])
+            own = {} if self.mpp is None else {"mpp": float(self.mpp[rows[row]])}
+            opener = partial(self.opener, name, **own) if self.arrays is None else partial(_itself, self.arrays[name])
             found.append(opener if there[int(codes[row])] else None)
         frames = (found[k : k + self.parts] for k in range(0, len(found), self.parts))
         return [one for frame in frames for one in (frame if None not in frame else [None] * self.parts)]
