@@ -17,10 +17,21 @@ from numpy.typing import NDArray
 from lazytiles.aliases import Box, Fault, Int64s
 from lazytiles.arrays.form import TileForm
 from lazytiles.arrays.gather import Gather, is_straight
+from lazytiles.arrays.making import is_whole
 from lazytiles.arrays.reading import read_tiles
-from lazytiles.arrays.relations import MapBoxes, Relation, apart, are_placed, bounds_of, by_place, by_size
+from lazytiles.arrays.relations import (
+    MapBoxes,
+    Relation,
+    Units,
+    apart,
+    are_placed,
+    bounds_of,
+    by_place,
+    by_size,
+    level_of,
+)
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError
-from lazytiles.images import Page, Region, bands_read, check_resample, cut_windows, has_invalid, slice_page
+from lazytiles.images import Level, Page, Region, bands_read, check_resample, cut_windows, has_invalid, slice_page
 from lazytiles.indexing import LazyArray, box_words, request, token
 
 _EXACT = 1e-6  # pixels by which a box may leave its image and still lie in it
@@ -33,14 +44,14 @@ class RegionTiles(LazyArray):
     ----------
     regions : for each frame, and of it for each part of the form, the function that opens its region (called when a
         tile of it is first read), or None for what is missing and filled
-    windows : int64, shape (n, 4), (y0, x0, y1, x1), pixels of the base, the image of the last frame's first part; or
-        where they lie on the ground, which says so when the base is opened
+    windows : int64, shape (n, 4), (y0, x0, y1, x1), pixels of the base, the image of the last frame's first part, or of
+        its level 0; or where they lie on the ground, which says so when the base is opened
     form : what every tile looks like
     timed : whether the frames are an axis of the samples
     name : of the region, for messages
     tile_name : the words for one of its windows, by its number
     whole : whether each window is the whole image, whatever its size; `windows` are then set when it is opened
-    on_ground : whether all images are brought to the grid of the base by their georeference
+    units : what the windows count; those in map units bring all images to the grid of the base by their georeference
     """
 
     def __init__(
@@ -53,7 +64,7 @@ class RegionTiles(LazyArray):
         name: str,
         tile_name: Callable[[int], str],
         whole: bool = False,
-        on_ground: bool = False,
+        units: Units = Units(),  # noqa: B008  # frozen
     ) -> None:
         self.regions = tuple(regions)
         self.boxes = windows if isinstance(windows, MapBoxes) else None
@@ -61,12 +72,14 @@ class RegionTiles(LazyArray):
         self.form = form
         self.timed = timed
         self.whole = whole
-        self.on_ground = on_ground
+        self.units = units
+        self.on_ground = units.kind == "map"
         self.name = name
         self.tile_name = tile_name
         self.partner: RegionTiles | None = None  # the masks of these tiles, or the tiles of these masks
         self.follows = False  # whether these are masks, whose base is that of their partner
         self._pages: list[Page | None] = [None] * len(self.regions)
+        self._levels: dict[int, Level] = {}  # of the pages that are open: the shape of level 0, and how far down it is
         self._relations: dict[int, Relation | None] = {}
         self.is_sound = False  # whether every frame has been opened and no window leaves its region
         self.is_sliced = False  # whether every tile is nothing but a slice of an uncompressed page on this machine
@@ -91,14 +104,26 @@ class RegionTiles(LazyArray):
         RegionError : it cannot be opened, or does not say where on the ground it lies
         """
         windows = self._windows
-        if windows is None or (self.whole and self.on_ground):
-            base = self.base()
+        if windows is None or (self.whole and self._is_bound):
+            base, level = self._base_of(0) if self._is_bound else (self.base(), Level((0, 0)))
             if base is None:
                 raise RegionError(f"region {self.name}: no image of it is there that says where its boxes lie")
             if self.boxes is None:
-                return np.broadcast_to(np.array([0, 0, *base.shape[:2]], np.int64), (len(self), 4))
+                return self._whole(base, level, slice(None))
             windows = self._windows = self.boxes.windows(base)
         return windows
+
+    def exact_windows(self, rows: Int64s | slice = slice(None)) -> NDArray[Any]:
+        """What tiles show, in the units of `windows`: of tiles of so many micrometres, floats from the same corner."""
+        windows = self.windows[rows]
+        if self.units.mpp is None or not len(windows):
+            return windows
+        owner = self._owner()
+        number = owner.last()
+        if number is None:
+            return windows
+        ratio = self.units.ratio(owner.opened_page(number), owner._levels[number])
+        return np.column_stack([windows[:, :2], windows[:, :2] + np.multiply(self.form.size, ratio)])
 
     def __getitem__(self, key: Any) -> Any:
         asked = request(key, self.shape, row_axes=1 + self.timed)
@@ -128,10 +153,10 @@ class RegionTiles(LazyArray):
         straight = sliced = sound
         for number, page in there.items() if sound else ():
             windows = self._shown(number, slice(None))
-            is_whole = windows.dtype.kind != "f" and bool(is_straight(windows, self.form.size, page.shape[:2]).all())
-            straight = straight and is_whole
+            as_they_are = windows.dtype.kind != "f" and is_straight(windows, self.form.size, page.shape[:2]).all()
+            straight = straight and bool(as_they_are)
             sliced = sliced and page.raw_offsets is not None and not page.file.is_remote
-            sliced = sliced and page.dtype == self.form.dtype and self._relation(number) is None
+            sliced = sliced and page.dtype == self.form.dtype and self._relation(number) is None and not self.units.mpp
         self._straight = straight
         self.is_sliced = straight and sliced and not self.form.is_made and None not in self.regions
         self.is_sound = sound
@@ -142,8 +167,21 @@ class RegionTiles(LazyArray):
 
     def base(self) -> Page | None:
         """The page whose whole pixels the windows count: the last frame's that is there, of masks their image's."""
-        owner = self.partner if self.follows and self.partner is not None else self
-        return owner.last_page()
+        return self._owner().last_page()
+
+    def _owner(self) -> RegionTiles:
+        """The tiles that have the base: themselves, of masks those of the images."""
+        return self.partner if self.follows and self.partner is not None else self
+
+    @property
+    def _is_scaled(self) -> bool:
+        """Whether these are masks of a scale that is given."""
+        return self.follows and self.units.mask_scale is not None
+
+    @property
+    def _is_bound(self) -> bool:
+        """Whether the windows count no pixels of these images, but of the base."""
+        return self.on_ground or self._is_scaled or (self.follows and self.units.kind == "base")
 
     def _relation(self, number: int) -> Relation | None:
         """How a page lies on the base; None where its pixels are those of the base.
@@ -157,32 +195,87 @@ class RegionTiles(LazyArray):
         return self._relations[number]
 
     def _find_relation(self, number: int) -> Relation | None:
-        page, base = self._pages[number], self._base_of(number)
-        assert page is not None
-        if base is None or base is page:
+        page = self.opened_page(number)
+        base, level = self._base_of(number)
+        is_base_level = self.units.kind == "base"
+        if base is None or (base is page and not (is_base_level and level.downsample != (1, 1))):
             return None
-        found = by_place(base, page) if self.on_ground or are_placed(base, page) else by_size(base, page)
+        down = Relation((1 / level.downsample[0], 1 / level.downsample[1]))
+        # What windows count is level 0 of the base, or the page of it that is open.
+        to_top = Relation((1.0, 1.0) if is_base_level else level.downsample)
+        to_base = down if is_base_level else Relation((1.0, 1.0))
+        own = self._levels[number]
+        from_own = Relation((1 / own.downsample[0], 1 / own.downsample[1]))
+        if self._is_scaled:
+            y, x = self.units.scale_of(base, level, page)
+            found = Relation((1 / y, 1 / x)).after(to_top)
+        elif base is page:
+            found = to_base
+        elif self.on_ground or are_placed(base, page):
+            found = by_place(base, page).after(to_base)
+        elif self._is_bound:  # `_disagreements` says where their extents differ
+            found = from_own.after(to_top)
+        else:
+            found = from_own.after(by_size(base, page, level.shape, own.shape)).after(to_top)
         shift = found.shift(page.shape)
         if shift is None or self.whole:
             check_resample(page, self.form.method)
         return None if shift is not None and not shift.any() and page.shape[:2] == base.shape[:2] else found
 
-    def _base_of(self, number: int) -> Page | None:
-        """The page on whose grid a page is brought: that of its frame's first part unless all lie on the ground."""
-        return self.base() if self.on_ground else self.page(number - number % self.parts)
+    def _base_of(self, number: int) -> tuple[Page | None, Level]:
+        """The page on whose grid a page is brought, and its level.
+
+        That of its frame's first part; the base, where all lie on the ground, and of masks of another scale.
+        """
+        owner = self._owner() if self._is_bound else self
+        at = owner.last() if self._is_bound else number - number % self.parts
+        page = None if at is None else owner.page(at)
+        return page, Level((0, 0)) if at is None or page is None else owner._levels[at]
+
+    def _whole(self, base: Page, level: Level, rows: Int64s | slice) -> Int64s:
+        """The windows of whole images, in pixels of the base, or of its level 0."""
+        shape = level.shape if self.units.kind == "base" else base.shape[:2]
+        return np.broadcast_to(np.array([0, 0, *shape], np.int64), (len(np.arange(len(self))[rows]), 4))
 
     def _shown(self, number: int, rows: Int64s | slice) -> NDArray[Any]:
         """Windows as (y0, x0, y1, x1) of a page: whole pixels where its grid is that of the base, else floats."""
-        page, relation = self._pages[number], self._relation(number)
-        assert page is not None
-        windows = self.windows[rows]
-        if self.whole:
-            base = self._base_of(number) or page
-            windows = np.broadcast_to(np.array([0, 0, *base.shape[:2]], np.int64), windows.shape)
-        if relation is None:
-            return windows
-        shift = relation.shift(page.shape)
-        return relation.boxes(windows) if shift is None else windows + shift
+        page, relation = self.opened_page(number), self._relation(number)
+        windows = self.exact_windows(rows)
+        if self.whole and self.units.mpp is None:
+            base, level = self._base_of(number)
+            windows = self._whole(base or page, level, rows)
+        if relation is not None:
+            shift = relation.shift(page.shape)
+            windows = relation.boxes(windows) if shift is None else windows + shift
+        if windows.dtype.kind == "f" and len(windows) and is_whole(windows, self.form.size).all():
+            return np.round(windows).astype(np.int64)
+        return windows
+
+    def grid(self) -> tuple[tuple[int, int], Int64s, tuple[float, float]]:
+        """What maps of the tiles lie on.
+
+        Returns
+        -------
+        its extents; the window of each tile, whole pixels of it; and how many pixels (y, x) of the page of the base one
+        of them is: 1 unless the tiles are of so many micrometres
+        """
+        owner = self._owner()
+        number = owner.last()
+        assert number is not None
+        page = owner.opened_page(number)
+        if self.units.kind != "base":
+            return page.shape[:2], self.windows, (1.0, 1.0)
+        scale, relation = (1.0, 1.0), owner._relation(number)
+        boxes = owner.exact_windows() if relation is None else relation.boxes(owner.exact_windows())
+        if self.units.mpp is not None:
+            down = owner._levels[number].downsample
+            y, x = self.units.ratio(page, owner._levels[number])
+            scale = y / down[0], x / down[1]
+            boxes = boxes / np.array(scale * 2)
+        starts = np.floor(boxes[:, :2] + 0.5).astype(np.int64)
+        extents = np.maximum(1, np.round(boxes[:, 2:] - boxes[:, :2])).astype(np.int64)
+        height, width = (max(1, int(np.ceil(n / each - _EXACT))) for n, each in zip(page.shape, scale, strict=False))
+        return (height, width), np.concatenate([starts, starts + extents], axis=1), scale
 
     @property
     def opened(self) -> list[Page]:
@@ -196,9 +289,9 @@ class RegionTiles(LazyArray):
         Those of whole images are not known before they are opened, and are not counted.
         """
         form = self.form
-        if self.whole or self._windows is None or not (form.resample or form.is_made or form.pad):
+        if self.whole or self._windows is None or not (form.resample or form.is_made or form.pad or form.area):
             return 0
-        area = int((self._windows[:, 2:] - self._windows[:, :2]).prod(axis=1).max(initial=0))
+        area = form.area or int((self._windows[:, 2:] - self._windows[:, :2]).prod(axis=1).max(initial=0))
         frames = len(self.regions) // self.parts if self.timed else 1
         return area * max(form.samples, 4 if form.is_mixed else 1) * form.dtype.itemsize * frames
 
@@ -221,6 +314,8 @@ class RegionTiles(LazyArray):
 
     def _open(self, opener: Callable[[], Region], number: int) -> Page:
         region = opener()
+        if not self.follows:
+            region = self.units.level_read(region)
         page = region.pages[0]
         if len(region.pages) > 1:
             raise RegionError(f"{region.path}: is a volume of {len(region.pages)} slices; use open_volumes")
@@ -243,8 +338,10 @@ class RegionTiles(LazyArray):
                 f"{list(form.bands)} of the other regions; count the bands from the first, 0"
             )
         check_resample(page, form.resample)
+        level = level_of(region) if self.units.knows_levels else Level(page.shape[:2])
+        self._levels[number] = level
         if self.whole and number % self.parts == 0:
-            self._windows = np.broadcast_to(np.array([0, 0, *page.shape[:2]], dtype=np.int64), (len(self), 4))
+            self._windows = self._whole(page, level, slice(None))
         return page
 
     def describe(self, row: int) -> str:
@@ -262,10 +359,11 @@ class RegionTiles(LazyArray):
 
     def _faults_of(self, number: int, rows: Int64s | slice = slice(None)) -> Iterator[Fault]:
         """What is wrong with all or some windows on a page that is open, by its tags."""
-        page = self._pages[number]
-        assert page is not None
+        page = self.opened_page(number)
         try:
             shown = self._shown(number, rows)
+            windows = self.exact_windows(rows)
+            shape = self._sized(number)
         except LazyTilesError as error:
             yield "other grid", np.ones(len(np.arange(len(self))[rows]), np.bool_), f": {error}"
             return
@@ -273,13 +371,21 @@ class RegionTiles(LazyArray):
         if not len(shown):
             return
         if not self.on_ground and number % self.parts == 0:
-            yield from ((kind, every, cause) for kind, cause in self._disagreements(page))
-        form, windows = self.form, self.windows[rows]
-        size = f"{page.shape[0]} x {page.shape[1]}"
+            differing = list(self._disagreements(number))
+            yield from ((kind, every, cause) for kind, cause in differing)
+            if differing and self._is_bound:
+                return
+        form, size = self.form, f"{shape[0]} x {shape[1]}"
+        if self.units.mpp is not None and not self.follows:
+            yield from self._faults_of_extent(number, rows, windows)
         extents = windows[:, 2:] - windows[:, :2]
-        if form.resample is None and number % self.parts == 0 and (self.whole or self.boxes is not None):
+        if self.units.kind == "base":
+            extents = np.maximum(1, np.round(extents / self._levels[number].downsample))
+        is_sized = form.resample is None and number % self.parts == 0 and self.units.mpp is None
+        is_sized = is_sized and (self.whole or self.boxes is not None or self.units.kind == "base")
+        if is_sized and not (self._is_bound and not self.on_ground):
             other = (extents != form.size).any(axis=1)
-            high, wide = extents[np.argmax(other)].tolist()
+            high, wide = extents[np.argmax(other)].astype(int).tolist()
             height, width = form.size
             cause = f": {page} is {size} pixels, the first image is {height} x {width}"
             if not self.whole:
@@ -292,8 +398,9 @@ class RegionTiles(LazyArray):
         if shown.dtype.kind == "f":  # the centres of the outer pixels
             half = (high - low) / (2 * np.array(form.size))
             low, high = np.minimum(low, high) + abs(half), np.maximum(low, high) - abs(half)
+        slack = 1.0 if self._is_scaled else _EXACT  # a mask may lack what would be a part of a pixel of it
         if form.pad is None:
-            outside = np.asarray(((low < -_EXACT) | (high > np.array(page.shape[:2]) + _EXACT)).any(axis=1))
+            outside = np.asarray(((low < -_EXACT) | (high > np.array(page.shape[:2]) + slack)).any(axis=1))
             cause = f' leaves region {self.name} ({page.file.path}, {size}); pass pad="reflect" or correct the box'
         else:
             outside = np.asarray(((high <= 0) | (low >= page.shape[:2])).any(axis=1))
@@ -301,38 +408,91 @@ class RegionTiles(LazyArray):
         if outside.any():
             yield "window outside", outside, cause
 
-    def _disagreements(self, page: Page) -> Iterator[tuple[str, str]]:
+    def _faults_of_extent(self, number: int, rows: Int64s | slice, windows: NDArray[Any]) -> Iterator[Fault]:
+        """Boxes whose extent is another than that of tiles of so many micrometres."""
+        page, boxes = self.opened_page(number), self.windows[rows]
+        other = (abs(windows - boxes) > 1 + _EXACT).any(axis=1)
+        if other.any():
+            first = int(np.argmax(other))
+            high, wide = (boxes[first, 2:] - boxes[first, :2]).tolist()
+            wanted = " x ".join(f"{n:.6g}" for n in (windows[first, 2:] - windows[first, :2]).tolist())
+            height, width = self.form.size
+            yield (
+                "other extent",
+                other,
+                f" is {high} x {wide} pixels of {page.file.path}, where {height} x {width} pixels of {self.units.mpp:g} "
+                f"micrometres are {wanted}; correct it, or pass another size= or mpp=",
+            )
+
+    def _sized(self, number: int) -> tuple[int, int]:
+        """The height and width of an image in the units of windows: of its level 0, or of the page that is open."""
+        return self._levels[number].shape if self.units.kind == "base" else self.opened_page(number).shape[:2]
+
+    def _disagreements(self, number: int) -> Iterator[tuple[str, str]]:
         """What forbids to cut a page by the same boxes of pixels as the other frames, and as its mask or image."""
-        beside = None
+        page, beside = self.opened_page(number), list[tuple[RegionTiles, int]]()
         with suppress(LazyTilesError):  # what cannot be opened says so when it is read
-            beside = None if self.partner is None else self.partner.last_page()
-        firsts = (one for number, one in self._there().items() if number % self.parts == 0)
-        frames = [one for one in firsts if one is not page]
-        is_resized = self.whole and self.form.resample is not None
+            at = None if self.partner is None else self.partner.last()
+            beside = [(self.partner, at)] if self.partner is not None and at is not None else []
+        frames = [(self, other) for other in self._there() if other % self.parts == 0 and other != number]
+        is_resized = self.whole and self.form.resample is not None and self.units.kind != "base"
         for kind, said, others in (
             ("frames differ", "the frames of a tile are cut by one box, ", [] if is_resized else frames),
-            ("mask differs", "an image and its mask are cut by one box, ", [] if beside is None else [beside]),
+            ("mask differs", "an image and its mask are cut by one box, ", beside),
         ):
-            for other in others:
-                if are_placed(page, other) and (far := apart(other, page)):
-                    cure = "so they lie on one grid: bring them to one, or give boxes in map units with coordinates="
-                    yield "other grid", f': {page.file.path} {far}; {said}{cure}"map"'
-                    break
-                if other.shape[:2] != page.shape[:2] and not are_placed(page, other):
-                    cure = "so they have one extent" + (": bring them to one size and place" if other in frames else "")
-                    sizes = f"{page.file.path} is {page.shape[0]} x {page.shape[1]} pixels, {_sized(other)}"
+            for tiles, at in others:
+                other = tiles.opened_page(at)
+                mine, its = self._sized(number), tiles._sized(at)
+                if tiles is not self and self.units.mask_scale is not None:
+                    if cause := self._other_scale(number, tiles, at):
+                        yield kind, cause
+                elif are_placed(page, other):
+                    if self.units.kind != "base" and (far := apart(other, page)):
+                        cure = "so they lie on one grid: bring them to one, or give boxes in map units with coordinates="
+                        yield "other grid", f': {page.file.path} {far}; {said}{cure}"map"'
+                        break
+                elif mine != its:
+                    cure = "so they have one extent" + (": bring them to one size and place" if others is frames else "")
+                    if tiles is not self:
+                        times = max(1, round(max(max(mine) / max(its), max(its) / max(mine))))
+                        cure += f"; of a mask at another scale say how many of its image's pixels one is: mask_scale={times}"
+                    sizes = f"{page.file.path} is {_by(mine)} pixels, {other.file.path} is {_by(its)}"
                     yield kind, f": {sizes}; {said}{cure}"
                     break
+
+    def _other_scale(self, number: int, tiles: RegionTiles, at: int) -> str:
+        """What is wrong between a page and that of its mask, or of its image, by the scale that is given."""
+        pair = [(self.opened_page(number), self._levels[number]), (tiles.opened_page(at), tiles._levels[at])]
+        (mask, _), (image, level) = pair if self.follows else pair[::-1]
+        if self.units.fits(image, level, mask):
+            return ""
+        y, x = self.units.scale_of(image, level, mask)
+        wanted = f"{level.shape[0] / y:.6g} x {level.shape[1] / x:.6g}"
+        return (
+            f": {mask.file.path} is {_by(mask.shape[:2])} pixels, where {image.file.path}, {_by(level.shape)} pixels, would "
+            f"have a mask of {wanted} by mask_scale={self.units.mask_scale!r}; correct mask_scale="
+        )
 
     def pair(self, masks: RegionTiles) -> None:
         """Let tiles and the masks of the same windows see that they have one extent."""
         self.partner, masks.partner = masks, self
         masks.follows = True
 
+    def last(self) -> int | None:
+        """The number of the first page of the last frame that is there, which is opened."""
+        firsts = reversed(range(0, len(self.regions), self.parts))
+        return next((number for number in firsts if self.page(number) is not None), None)
+
     def last_page(self) -> Page | None:
         """The page of the last frame that is there."""
-        firsts = reversed(range(0, len(self.regions), self.parts))
-        return next((page for page in map(self.page, firsts) if page is not None), None)
+        number = self.last()
+        return None if number is None else self._pages[number]
+
+    def opened_page(self, number: int) -> Page:
+        """A page that has been opened."""
+        page = self._pages[number]
+        assert page is not None
+        return page
 
     def faults(self) -> Iterator[Fault]:
         """Everything that would fail when tiles of this region are read, by its tags; opens every frame.
@@ -428,7 +588,10 @@ class RegionTiles(LazyArray):
         base = self.base()
         if base is None or not are_placed(base):
             return np.full((len(self), 4), np.nan)
-        return bounds_of(base, self.windows)
+        owner, windows = self._owner(), self.exact_windows()
+        number = owner.last()
+        relation = None if number is None else owner._relation(number)
+        return bounds_of(base, windows if relation is None or self.units.kind != "base" else relation.boxes(windows))
 
     def of_validity(self, kind: str) -> RegionTiles:
         """The same tiles, saying which of their pixels are valid, by ``"any"`` band or by ``"bands"``."""
@@ -437,17 +600,19 @@ class RegionTiles(LazyArray):
         twin.dtype, twin.shape = twin.form.dtype, (*self.shape[: 1 + self.timed], *twin.form.inner_shape)
         twin.is_sliced = False
         twin._pages, twin._relations, twin._lock = list(self._pages), dict(self._relations), threading.RLock()
+        twin._levels = dict(self._levels)
         return twin
 
     def __dask_tokenize__(self) -> Any:
         paths = [o.args[0] if isinstance(o, partial) else None for o in self.regions]
         openers = [(o, stamp(p) if isinstance(p, str) else None) for o, p in zip(self.regions, paths, strict=True)]
         boxes = self._windows if self.boxes is None else (self.boxes.values, self.boxes.crs)
-        return token("lazytiles.RegionTiles", openers, boxes, astuple(self.form), self.timed, self.on_ground)
+        return token("lazytiles.RegionTiles", openers, boxes, astuple(self.form), self.timed, astuple(self.units))
 
     def __getstate__(self) -> dict[str, Any]:
         closed = dict.fromkeys(("is_sound", "is_sliced", "_straight"), False)
         found: dict[str, Any] = {"_windows": self._windows if self.boxes is None else None, "_relations": {}}
+        found["_levels"] = {}
         return {**self.__dict__, **closed, **found, "_pages": [None] * len(self.regions), "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -457,8 +622,8 @@ class RegionTiles(LazyArray):
         return f"<RegionTiles of {self.name!r}: {self.shape} {self.dtype}>"
 
 
-def _sized(page: Page) -> str:
-    return f"{page.file.path} is {page.shape[0]} x {page.shape[1]}"
+def _by(shape: Sequence[int]) -> str:
+    return f"{shape[0]} x {shape[1]}"
 
 
 def stamp(path: str) -> tuple[int, int]:

@@ -101,6 +101,16 @@ class Region(LazyArray):
         return (self._reopen[0] if self._reopen else self.pages[0].file).path
 
     @property
+    def level(self) -> int:
+        """Which of the resolutions of its image it is; 0 is the full one."""
+        return self._reopen[1].level if self._reopen else 0
+
+    def at_level(self, level: int) -> Region:
+        """The same image at another of its resolutions."""
+        key, asked = self._reopen
+        return _reopened(key, replace(asked, level=level), self.bands, self.gray, self._has_samples, self.scaled)
+
+    @property
     def levels(self) -> tuple[Level, ...]:
         """The resolutions of this image, each with `shape` and `downsample` (y, x), the full one first."""
         return self._catalog()[0]
@@ -520,14 +530,10 @@ def thumbnail(region: Region, *, longest: int = 512, most_bytes: int | None = No
     array, shape (h, w, C)
     """
     source = region
-    if region.bands is None and not region.gray and not region.lead and region._reopen and not region._reopen[1].level:
+    if region.bands is None and not region.gray and not region.lead and region._reopen and not region.level:
         fitting = [k for k, level in enumerate(region.levels) if max(level.shape) >= longest]
         level = fitting[-1] if fitting else len(region.levels) - 1
-        source = (
-            _region(region._reopen[0], replace(region._reopen[1], level=level), None, gray=False, scaled=False)
-            if level
-            else region
-        )
+        source = region.at_level(level) if level else region
     if most_bytes is not None and source.nbytes > most_bytes:
         return None
     first = (0,) * len(source.lead)

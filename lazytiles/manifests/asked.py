@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lazytiles.arrays import MapBoxes, TileForm
+from lazytiles.arrays import MapBoxes, TileForm, Units, level_of
 from lazytiles.errors import ManifestError, RegionError
 from lazytiles.images import METHODS, Bands, Region, asked_bands, bands_read, check_resample
 from lazytiles.indexing import LINE_MODES, PAD_MODES
@@ -47,6 +47,9 @@ class Asked:
     dtype: Any = None
     scaled: bool = False
     level: int = 0
+    mpp: float | None = None
+    source_mpp: float | Sequence[float] | str | None = None
+    mask_scale: float | str | None = None
     missing: str = "raise"
     scale_boxes: Sequence[str] = ()
     box_format: str = "xyxy"
@@ -64,16 +67,46 @@ class Asked:
             ("resample", METHODS),
             ("pad", (None, *PAD_MODES, *LINE_MODES)),
             ("missing", ("raise", "fill")),
-            ("coordinates", ("pixels", "map")),
+            ("coordinates", ("pixels", "base", "map")),
         ):
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
         if self.boxes_crs is not None and self.coordinates != "map":
             raise ValueError('boxes_crs= is for boxes in map units: pass coordinates="map" too')
+        self._check_scales()
         if self.scaled and (self.gray or self.bands == "rgb" or self.dtype is not None):
             raise ValueError("scaled=True gives float32 of each band; pass it without gray=, bands='rgb' and dtype=")
         if not isinstance(self.path, str | None) and (self.gray or self.bands == "rgb" or not len(self.path)):
             raise ValueError("of several files, path=[...], choose bands by their numbers: bands=[0, 2]")
+
+    def _check_scales(self) -> None:
+        if self.mpp is not None and not _is_positive(self.mpp):
+            raise ValueError(f"mpp is micrometres a pixel of the tiles, above 0, not {self.mpp!r}")
+        if self.mpp is not None and (self.level or self.coordinates == "map"):
+            raise ValueError("mpp= chooses the level by itself, and its boxes are in pixels of level 0")
+        if self.mask_scale is None:
+            return
+        if self.mask_scale != "mpp" and not _is_positive(self.mask_scale):
+            raise ValueError(f'mask_scale is pixels of an image in one of its mask\'s, or "mpp", not {self.mask_scale!r}')
+        if self.masks is None or self.coordinates == "map":
+            raise ValueError("mask_scale= is for masks=, of images whose boxes are in pixels")
+
+    @property
+    def units(self) -> Units:
+        """What boxes count, and at which scale images and masks are read."""
+        kind = "base" if self.mpp is not None else self.coordinates
+        return Units(kind, None if self.mpp is None else float(self.mpp), self.mask_scale)
+
+    @property
+    def opening(self) -> dict[str, Any]:
+        """How `open_region` opens the images."""
+        by_hand = {} if self.source_mpp is None or isinstance(self.source_mpp, str) else {"mpp": self.source_mpp}
+        return {"level": self.level, **by_hand}
+
+    @property
+    def mask_opening(self) -> dict[str, Any]:
+        """How it opens the masks: where they need not be of the level of their image, at their full resolution."""
+        return {"level": 0 if self.units.knows_levels else self.level}
 
     def columns(self, *text: str) -> Columns:
         """How `read_manifest` reads the table for this; the columns of `text` stay text too."""
@@ -84,7 +117,7 @@ class Asked:
         templates = [*files, *([self.masks] if isinstance(self.masks, str) else [])]
         return Columns(
             target=None if by_default else self.target,
-            tabular=self.tabular,
+            tabular=[*names_of(self.tabular), *([self.source_mpp] if isinstance(self.source_mpp, str) else [])],
             frames=Frames.of(self.frames).labels,
             optional=["target"] if by_default else (),
             text=[*(column for template in templates for column in template_columns(template)), "path", *text],
@@ -101,6 +134,10 @@ class Asked:
         return table
 
 
+def _is_positive(number: Any) -> bool:
+    return isinstance(number, int | float | np.number) and not isinstance(number, bool) and 0 < number < np.inf
+
+
 def _is_length(number: Any) -> bool:
     return isinstance(number, int | np.integer) and not isinstance(number, bool) and int(number) > 0
 
@@ -109,20 +146,27 @@ def form_of(
     firsts: Sequence[Region], row: int, windows: NDArray[Any] | MapBoxes | None, table: pd.DataFrame, asked: Asked
 ) -> TileForm:
     """What tiles look like, by the images of one of them, which stands at a row."""
-    first, bands = firsts[0], asked_bands(asked.bands)
+    units, bands = asked.units, asked_bands(asked.bands)
+    first = units.level_read(firsts[0])
     page = first.pages[0]
     if asked.bands is not None and asked.gray:
         raise ValueError("pass bands= or gray=True, not both")
-    resampled = None if asked.size is None else asked.resample
+    resampled, area = None if asked.size is None and asked.mpp is None else asked.resample, 0
     if asked.size is not None:
         size = int(asked.size[0]), int(asked.size[1])
         check_resample(page, asked.resample)
     elif isinstance(windows, MapBoxes):
         low, left, high, right = windows.part(slice(row, row + 1)).windows(page)[0].tolist()
         size = high - low, right - left
+    elif units.kind == "base":
+        level = level_of(first)
+        low, left, high, right = (0, 0, *level.shape) if windows is None else windows[row].tolist()
+        size = units.size((high - low, right - left), page, level)
     else:
         height, width = first.inner_shape[:2] if windows is None else common_extent(table, windows)
         size = height, width
+    if units.kind == "base":
+        area = _area(size, None if windows is None else windows[row], first, units)
     stored, dtype = _dtypes(firsts, asked)
     counts = tuple(one.inner_shape[2] for one in firsts)
     parts = _stacked(firsts, bands) if len(firsts) > 1 else ()
@@ -144,7 +188,19 @@ def form_of(
         parts,
         _fill(asked.fill, len(read), dtype, "fill"),
         asked.scaled,
+        area,
     )
+
+
+def _area(size: tuple[int, int], window: NDArray[Any] | None, first: Region, units: Units) -> int:
+    """How many pixels of the first image, at the level that is read, its tile is made of; 0 for just its own."""
+    page, level = first.pages[0], level_of(first)
+    if units.mpp is not None:
+        extent = np.multiply(size, units.ratio(page, level))
+    else:
+        extent = np.array(level.shape) if window is None else window[2:] - window[:2]
+    height, width = np.ceil(extent / level.downsample).astype(int).tolist()
+    return 0 if (height, width) == size and not level.downsample != (1, 1) else max(1, height * width)
 
 
 def _dtypes(firsts: Sequence[Region], asked: Asked) -> tuple[np.dtype[Any], np.dtype[Any]]:

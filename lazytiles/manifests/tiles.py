@@ -50,6 +50,9 @@ def open_tiles(
     dtype: Any = None,
     scaled: bool = False,
     level: int = 0,
+    mpp: float | None = None,
+    source_mpp: float | Sequence[float] | str | None = None,
+    mask_scale: float | str | None = None,
     missing: str = "raise",
     scale_boxes: Sequence[str] = (),
     box_format: str = "xyxy",
@@ -80,7 +83,8 @@ def open_tiles(
     tabular : columns given to the model as a second input
     masks : a path template; the labels are then mask tiles cut with the same windows, of masks of the same extent as
         their image, or on the same grid where both say where they lie. Of volumes also a mapping
-    coordinates : what boxes count: ``"pixels"`` of the images; or ``"map"`` units of their CRS, where each box is
+    coordinates : what boxes count: ``"pixels"`` of the level that is read; ``"base"``, pixels of level 0, whatever
+        `level` is read; or ``"map"`` units of their CRS, where each box is
         rounded to whole pixels of the image of the last frame, and other frames, masks and files of bands are
         sampled at the centres of these, by their own georeference (masks take the nearest pixel)
     boxes_crs : the CRS of boxes in map units, such as ``"EPSG:4326"``, where it is not that of the images; they are
@@ -98,7 +102,16 @@ def open_tiles(
     gray : whether red, green and blue become one luminance band
     dtype : what values are cast to; without it all images have one dtype
     scaled : whether values become what they mean by the scale and offset of their file, float32, NaN where not valid
-    level : resolution of each pyramid; boxes are in pixels of that level
+    level : resolution of each pyramid; boxes are in pixels of that level, or with ``coordinates="base"`` of level 0:
+        tiles are then read straight where their box falls on whole pixels of the level, else resampled
+    mpp : micrometres a pixel of the tiles: boxes are in pixels of level 0 (``coordinates="base"``), as ``make_grid(mpp=)``
+        writes them, and a tile is `size` pixels of that scale from the upper left corner of its box, resampled from the
+        level of its slide that is just fine enough. A box of another extent than that, by more than a pixel, is
+        refused; without `size` it follows from the boxes
+    source_mpp : micrometres a pixel of the images at level 0, where they do not say it, or say it wrongly: a number,
+        (y, x), or the name of a column of the table
+    mask_scale : of masks that are smaller than their image: how many of its pixels at level 0 one of theirs is, such as 16;
+        or ``"mpp"``, where both files say their micrometres. Tiles have the nearest pixel of the mask
     missing : ``"raise"``, or ``"fill"`` to give `fill` for a frame whose image or row is missing (see `valid`); behind
         an address the server is asked for it
     scale_boxes : label columns that are boxes in pixels of the image, four to a box; they become boxes in pixels of
@@ -142,6 +155,9 @@ def open_tiles(
         dtype=dtype,
         scaled=scaled,
         level=level,
+        mpp=mpp,
+        source_mpp=source_mpp,
+        mask_scale=mask_scale,
         missing=missing,
         scale_boxes=scale_boxes,
         box_format=box_format,
@@ -246,15 +262,9 @@ def tiles_of(table: pd.DataFrame, image_dir: Any, asked: Asked, opener: Any = op
         )
         return _volumes_of(table, image_dir, asked)
     rows = wanted.samples(table, asked.where)
-    images = partial(
-        Images.of,
-        table,
-        rows,
-        image_dir=image_dir,
-        opener=partial(opener, level=asked.level),
-        follow_symlinks=asked.follow_symlinks,
-    )
-    found = images(asked.path or default_template(table), frames=wanted, missing=asked.missing)
+    images = partial(Images.of, table, rows, image_dir=image_dir, follow_symlinks=asked.follow_symlinks)
+    how = {"opener": partial(opener, **asked.opening), "missing": asked.missing, "mpp": asked.source_mpp}
+    found = images(asked.path or default_template(table), frames=wanted, **how)
     found.verify(asked.verify, image_dir)
     firsts = found.first()
     if "xmin" not in table and firsts[0].lead:
@@ -267,11 +277,11 @@ def tiles_of(table: pd.DataFrame, image_dir: Any, asked: Asked, opener: Any = op
     if asked.masks is not None:
         if not isinstance(asked.masks, str):
             raise ManifestError("masks= is a path template, such as 'masks/{region_id}.tif'; of volumes also a mapping")
-        masked = images(asked.masks, frames=Frames(None, False))
+        masked = images(asked.masks, frames=Frames(None, False), opener=partial(opener, **asked.mask_opening))
     groups = found.groups(masked)
 
     def assembled(part: Images, form: TileForm, *, timed: bool) -> MultiSourceArray:
-        made = partial(RegionTiles, form=form, timed=timed, on_ground=asked.coordinates == "map")
+        made = partial(RegionTiles, form=form, timed=timed, units=asked.units)
         return _assembled(table, windows, part, groups, made)
 
     array = assembled(found, form, timed=wanted.timed)
@@ -293,6 +303,7 @@ def _refuse_for_volumes(asked: Asked, why: str) -> None:
     """Refuse what is asked for and says nothing about volumes."""
     flat = {"frames": Frames.of(asked.frames).timed, "missing": asked.missing == "fill"}
     flat |= {name: getattr(asked, name) for name in ("size", "gray", "dtype", "scaled", "level", "scale_boxes")}
+    flat |= {name: getattr(asked, name) is not None for name in ("mpp", "source_mpp", "mask_scale")}
     flat |= {name: bool(np.any(getattr(asked, name))) for name in ("fill", "mask_fill")}
     flat |= {"coordinates": asked.coordinates != "pixels", "path": not isinstance(asked.path, str | None)}
     if wrong := [name for name, value in flat.items() if value]:
