@@ -198,31 +198,23 @@ class MultiSourceArray(Ordered):
 
     @property
     def valid_pixels(self) -> MultiSourceArray | None:
-        """Which pixels of which samples hold something: a lazy boolean array (n, [frames,] height, width).
-
-        In the current order, over images that are read when it is. A pixel is valid where any band is: not nodata, not
-        NaN, not masked, not transparent; what lies outside the image and missing frames are not. It may be given as
-        ``sample_weight``. None where the samples are no windows of images.
-        """
+        """Which pixels hold something: lazy, boolean (n, [frames,] H, W), in the current order; None without images."""
         return self.validity("any")
 
     def validity(self, kind: str) -> MultiSourceArray | None:
-        """As `valid_pixels`; with the kind ``"bands"`` each value by itself, shape (n, [frames,] height, width, C)."""
+        """As `valid_pixels`; with the kind ``"bands"`` each value by itself, (n, [frames,] height, width, C)."""
         if self.form is None:
             return None
         sources = [source.of_validity(kind) for source in self.sources]
-        array = type(self).assembled(sources, Companions(table=self.companions.table), self._rows)
-        array._order, array.seed = self._order, self.seed
-        return array
+        twin = type(self).assembled(sources, Companions(table=self.companions.table), self._rows)
+        twin._order, twin.seed = self._order, self.seed
+        return twin
 
     @property
     def bounds(self) -> NDArray[np.float64] | None:
         """(left, bottom, right, top) of each sample, map units, in the current order; None where images do not say."""
-        if self.form is None:
-            return None
-        every = np.concatenate([source.bounds for source in self.sources])
-        bounds: NDArray[np.float64] = every[self._rows[self._now()]]
-        return None if np.isnan(bounds).any() else bounds
+        every = [source.bounds for source in self.sources] if self.form is not None else [np.full((1, 4), np.nan)]
+        return None if np.isnan(np.concatenate(every)).any() else np.concatenate(every)[self._rows[self._now()]]
 
     @property
     def region_ids(self) -> NDArray[np.int64]:
@@ -254,9 +246,7 @@ class MultiSourceArray(Ordered):
         """The window of each sample, starts then stops, in the current order; None unless from a manifest."""
         if not all(hasattr(source, "windows") for source in self.sources):
             return None
-        every = np.concatenate([source.windows for source in self.sources])
-        windows: Int64s = every[self._rows[self._now()]]
-        return windows
+        return np.concatenate([source.windows for source in self.sources])[self._rows[self._now()]]
 
     @property
     def index_pairs(self) -> Int64s:
@@ -416,8 +406,8 @@ class MultiSourceArray(Ordered):
             results = read_each(batches, partial(self.take, threads=threads), stop=stop)
         else:
             places = [request(positions(batch), self.shape, row_axes=self._row_axes) for batch in batches]
-            options: dict[str, Any] = {"threads": threads, "readers": readers, "stop": stop}
-            results = read_blocks(places, self.shape[1:], self.form, self._parts, **options)
+            how: dict[str, Any] = {"threads": threads, "readers": readers, "stop": stop}
+            results = read_blocks(places, self.shape[1:], self.form, self._parts, **how)
         for k, result in results:
             done(k, result)
             del result  # a batch that its consumer dropped is not kept alive here
@@ -450,12 +440,10 @@ class MultiSourceArray(Ordered):
         ------
         ManifestError : the first 20 problems and how many there are; each names tile, file and window
         """
-        problems: list[str] = []
         sources = [self.sources[k] for k in np.unique(self.index_pairs[:, 0]).tolist()]
         open_ahead(sources)
-        for source in sources:
-            if hasattr(source, "verify"):
-                problems += source.verify() or []
+        own = (source.verify() or () for source in sources if hasattr(source, "verify"))
+        problems: list[str] = [said for several in own for said in several]
         if isinstance(self.companions.labels, MultiSourceArray):
             self.companions.labels.verify()
         if problems:
@@ -465,8 +453,8 @@ class MultiSourceArray(Ordered):
     def name_of(self, position: int) -> str:
         """The words for a sample, by its position in the current order."""
         source, index = self.index_pairs[position].tolist()
-        own: Callable[[int], str] | None = getattr(self.sources[source], "describe", None)
-        return own(index) if own is not None else f"sample {index} of source {source}"
+        own: Callable[[int], str] = getattr(self.sources[source], "describe", f"sample {{}} of source {source}".format)
+        return own(index)
 
     def to_dask(self, chunks: Any = None) -> Any:
         """The samples as a dask array, in the current order; no pixel is read.

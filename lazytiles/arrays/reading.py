@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,7 @@ from lazytiles.errors import LazyTilesError
 from lazytiles.images import is_remote
 from lazytiles.indexing import Request
 
-if TYPE_CHECKING:
-    from lazytiles.arrays.region_tiles import RegionTiles
-
-Parts: TypeAlias = "Sequence[tuple[RegionTiles, Int64s, tuple[Int64s, ...]]]"
+Parts: TypeAlias = Sequence[tuple[Any, Int64s, tuple[Int64s, ...]]]  # the first of each a `RegionTiles`
 
 
 def gathered(parts: Parts, box: Box, origins: Int64s | None, form: TileForm) -> Gather:
@@ -34,13 +31,13 @@ def gathered(parts: Parts, box: Box, origins: Int64s | None, form: TileForm) -> 
     parts : for each region its tiles, the slots that they fill, and their rows (and frames) in the region
     box, origins : what is wanted of each tile, as in `Request`
     """
-    where: list[tuple[RegionTiles, Int64s, Int64s]] = []
+    where: list[tuple[Any, Int64s, Int64s]] = []
 
     def name(slot: int) -> str:
         for tiles, slots, rows in where:
             hit = np.flatnonzero(slots == slot)
             if len(hit):
-                return tiles.describe(int(rows[hit[0]]))
+                return str(tiles.describe(int(rows[hit[0]])))
         return "tile"
 
     open_ahead(tiles for tiles, _, _ in parts)

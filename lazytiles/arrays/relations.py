@@ -81,7 +81,7 @@ class Units:
             return region
         own, most = mpp_of(region.pages[0]), self.mpp * _SAME_MPP
         fine = [k for k, one in enumerate(region.levels) if max(np.multiply(own, one.downsample)) <= most]
-        return region.at_level(fine[-1]) if fine and fine[-1] else region
+        return region.at_level(fine[-1] if fine else 0)
 
     def ratio(self, page: Page, level: Level) -> tuple[float, float]:
         """Pixels of level 0 (y, x) in a pixel of a tile of so many micrometres, by the page of one of its levels."""

@@ -78,7 +78,7 @@ def read_blocks(
     """
     box = places[0].box
     lengths = [place.n for place in places]
-    frames = math.prod(inner[:-3])
+    frames = math.prod(inner[: -len(form.inner_shape)])
     shape = (max(lengths) // max(frames, 1), *inner)
     try:
         check_limit(math.prod(shape) * form.dtype.itemsize, "a batch of {}", shape)

@@ -199,12 +199,13 @@ class Codec:
         frame = check_jpeg(data, needed, self.segment)
         if frame is not None and frame[3] == b"RGB":  # the stream itself says so, whatever the page's tags say
             return decode_jpeg(data, frame[:3], self.dtype, self.tables, ("rgb", "rgb"))
-        # Bands that are no colours: tifffile would convert them; but what is subsampled is Y, Cb and Cr all the same.
-        is_own = frame is not None and self.colors in VERBATIM.values() and len(set(frame[4])) == 1
-        fits = frame is not None and self.header is None and frame[:3] == self.segment
-        if frame is not None and (is_own or (fits and self.colors not in VERBATIM.values())):
-            with suppress(Exception):  # tifffile, below, knows other kinds of streams, or says what is wrong
-                return decode_jpeg(data, frame[:3], self.dtype, self.tables, self.colors)
+        if frame is not None and self.header is None:
+            # tifffile would make colours of bands that are none; but what is subsampled is Y, Cb and Cr all the same.
+            is_verbatim = self.colors in VERBATIM.values()
+            colors = (None, None) if is_verbatim and len(set(frame[4])) > 1 else self.colors
+            if frame[:3] == self.segment or (is_verbatim and colors is self.colors):
+                with suppress(Exception):  # tifffile, below, knows other kinds of streams, or says what is wrong
+                    return decode_jpeg(data, frame[:3], self.dtype, self.tables, colors)
         decoded: NDArray[Any] = self.decode(data, index, jpegtables=self.tables, jpegheader=self.header)[0][0]
         return decoded
 

@@ -33,7 +33,7 @@ from lazytiles.images.georeference import (
     place_of,
     scale_offset_of,
 )
-from lazytiles.images.scales import Mpp
+from lazytiles.images.layouts.scales import Mpp
 
 MOST_SAMPLES = 1024
 MOST_SEGMENTS = 2**26
@@ -175,24 +175,19 @@ class Page:
         raw = int(self.raw_offsets is not None)
         return (*self.segment, rows, columns, self.planes, raw, self.shape[2], self.dtype.itemsize)
 
-    def separate(self) -> list[Page]:
-        """A page of one sample for each plane of samples, where they are stored plane by plane; else itself."""
-        if self.planes == 1:
-            return [self]
+    def separate(self, k: int) -> Page:
+        """A page of one sample, the k-th, of a page that stores its samples plane by plane."""
         n = math.prod(self.grid)
-        return [
-            replace(
-                self,
-                number=f"{self.number} sample {k}",
-                shape=(*self.shape[:2], 1),
-                planes=1,
-                offsets=self.offsets[k * n : (k + 1) * n],
-                counts=self.counts[k * n : (k + 1) * n],
-                raw_offsets=None if self.raw_offsets is None else self.raw_offsets[k : k + 1],
-                samples_axis=False,
-            )
-            for k in range(self.planes)
-        ]
+        return replace(
+            self,
+            number=f"{self.number} sample {k}",
+            shape=(*self.shape[:2], 1),
+            planes=1,
+            offsets=self.offsets[k * n : (k + 1) * n],
+            counts=self.counts[k * n : (k + 1) * n],
+            raw_offsets=None if self.raw_offsets is None else self.raw_offsets[k : k + 1],
+            samples_axis=False,
+        )
 
     def __str__(self) -> str:
         return f"{self.file.path} page {self.number}"
@@ -343,15 +338,15 @@ def _alpha(page: tifffile.TiffPage, dtype: np.dtype[Any]) -> int | None:
     return samples - 1 if is_alpha else None
 
 
-def stack_planes(page: Page, count: int) -> list[Page]:
-    """The images of a stack that has one directory and stores them one after the other."""
+def stacked_plane(page: Page, k: int, count: int) -> Page:
+    """The k-th image of a stack that has one directory and stores its images one after the other."""
     if page.raw_offsets is None:
         raise RegionError(f"{page}: a stack of {count} images in one page must be uncompressed")
     size = math.prod(page.shape) * page.dtype.itemsize
     if max(page.raw_offsets) + size // page.planes + (count - 1) * size > page.file.size:
         raise RegionError(f"{page}: {count} images of {size} bytes do not fit the file")
-    starts = [tuple(offset + k * size for offset in page.raw_offsets) for k in range(count)]
-    return [replace(page, number=f"{page.number} plane {k}", raw_offsets=start) for k, start in enumerate(starts)]
+    start = tuple(offset + k * size for offset in page.raw_offsets)
+    return replace(page, number=f"{page.number} plane {k}", raw_offsets=start)
 
 
 def _bounded(where: str, page: Page, raw: tuple[int, ...] | None) -> Page:

@@ -15,23 +15,19 @@ from numpy.typing import NDArray
 from lazytiles.aliases import Int64s
 from lazytiles.config import check_limit
 from lazytiles.display import CHEAP_BYTES, stretched
-from lazytiles.errors import RegionError, shown
+from lazytiles.errors import shown
+from lazytiles.images.bands import Bands, asked_bands, bands_read, to_gray
 from lazytiles.images.containers import identify
 from lazytiles.images.files import FileKey, pool
 from lazytiles.images.georeference import Bounds
-from lazytiles.images.levels import Level, is_page_name
-from lazytiles.images.opening import levels_of, open_pages
+from lazytiles.images.layouts.levels import Level, is_page_name
+from lazytiles.images.layouts.opening import Planes, levels_of, open_pages
 from lazytiles.images.page import Asked, Page
 from lazytiles.images.plan import Plan, Windows, planned
 from lazytiles.images.reader import read_windows
-from lazytiles.images.resample import to_integers
 from lazytiles.images.validity import Valid, scaled
 from lazytiles.indexing import LazyArray, Request, by, request
 from lazytiles.verbs import verb
-
-Bands = Sequence[int] | str | None
-
-LUMA = (299, 587, 114)  # thousandths of red, green and blue: ITU-R BT.601, as Pillow and OpenCV weigh them
 
 
 class Region(LazyArray):
@@ -75,7 +71,7 @@ class Region(LazyArray):
         depth: float | None = None,
         channels: tuple[str, ...] = (),
     ) -> None:
-        self.pages = tuple(pages)
+        self.pages = pages if isinstance(pages, Planes) else tuple(pages)
         self.bands = bands
         self.gray = gray
         self.scaled = scaled
@@ -101,16 +97,6 @@ class Region(LazyArray):
         return (self._reopen[0] if self._reopen else self.pages[0].file).path
 
     @property
-    def level(self) -> int:
-        """Which of the resolutions of its image it is; 0 is the full one."""
-        return self._reopen[1].level if self._reopen else 0
-
-    def at_level(self, level: int) -> Region:
-        """The same image at another of its resolutions."""
-        key, asked = self._reopen
-        return _reopened(key, replace(asked, level=level), self.bands, self.gray, self._has_samples, self.scaled)
-
-    @property
     def levels(self) -> tuple[Level, ...]:
         """The resolutions of this image, each with `shape` and `downsample` (y, x), the full one first."""
         return self._catalog()[0]
@@ -119,6 +105,18 @@ class Region(LazyArray):
     def associated(self) -> dict[str, int]:
         """Page numbers of the other images of the file by their names, which `open_region(path, page=name)` opens."""
         return dict(self._catalog()[1])
+
+    @property
+    def level(self) -> int:
+        """Which of its levels it is."""
+        return self._reopen[1].level if self._reopen else 0
+
+    def at_level(self, level: int) -> Region:
+        """The same image, with the same bands, at another of its levels."""
+        if level == self.level:
+            return self
+        key, asked = self._reopen
+        return _reopened(key, replace(asked, level=level), self.bands, self.gray, self._has_samples, self.scaled)
 
     def _catalog(self) -> tuple[tuple[Level, ...], dict[str, int]]:
         if self._levels is None:
@@ -253,7 +251,7 @@ class Region(LazyArray):
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         key = self.pages[0].file
-        numbers = tuple(page.number for page in self.pages)
+        numbers = repr(self._reopen[1]) if self._reopen else tuple(page.number for page in self.pages)
         how = self.bands, self.gray, self.scaled
         return "lazytiles.Region", key.path, key.size, key.mtime_ns, numbers, *how, self.shape
 
@@ -265,7 +263,8 @@ class Region(LazyArray):
     def windows(self, asked: Request) -> Windows:
         """The windows of a request, of all bands."""
         n = asked.n
-        pages, page = self.pages, np.zeros(n, dtype=np.int64)
+        pages: Sequence[Page] = self.pages
+        page = np.zeros(n, dtype=np.int64)
         if self.lead:
             used, page = np.unique(np.ravel_multi_index(asked.rows, self.lead), return_inverse=True)
             pages = tuple(self.pages[k] for k in used.tolist()) or self.pages[:1]
@@ -307,76 +306,6 @@ class Region(LazyArray):
             chosen = asked.origins[:, 2, None] + np.arange(*cut)
             block = np.take_along_axis(block, chosen[:, None, None, :], axis=3)
         return block if self._has_samples else block[..., 0]
-
-
-def to_gray(block: NDArray[Any]) -> NDArray[Any]:
-    """Red, green and blue as one luminance band (ITU-R BT.601), dtype kept; one band stays what it is.
-
-    Parameters
-    ----------
-    block : array (..., samples) of a page that `bands_read` lets pass; a fourth sample, opacity, is left out
-    """
-    if block.shape[-1] <= 2:
-        return block[..., :1]
-    # Pixel by pixel: a matrix product rounds in another order in a block of another size.
-    whole = block.dtype.kind in "ui"
-    if whole and block.dtype.itemsize <= 4:  # exact
-        red, green, blue = (block[..., k] * np.int64(weight) for k, weight in enumerate(LUMA))
-        return ((red + green + blue + 500) // 1000).astype(block.dtype)[..., None]
-    with np.errstate(invalid="ignore"):  # infinities
-        parts = [block[..., k] * np.float64(weight / 1000) for k, weight in enumerate(LUMA)]
-        luminance: NDArray[Any] = parts[0] + parts[1] + parts[2]
-    gray = to_integers(luminance, block.dtype) if whole else luminance.astype(block.dtype)
-    return gray[..., None]
-
-
-def bands_read(page: Page, bands: tuple[int, ...] | str | None, gray: bool) -> tuple[int, ...]:
-    """Which samples of a page become bands, in their order; images of one array must agree in them.
-
-    Parameters
-    ----------
-    page : of an image
-    bands : as `asked_bands` gives them: negative ones from the last; ``"rgb"`` for red, green and blue; None for all
-    gray : whether they become one luminance band, which is 0
-
-    Raises
-    ------
-    RegionError : the page has no such samples; the message says what it has
-    """
-    samples = page.shape[2]
-    if gray or bands == "rgb":
-        asked = "gray=True" if gray else 'bands="rgb"'
-        if page.palette:
-            raise RegionError(f"{page}: {asked} makes no sense of a palette's indices; convert it to colours")
-        has_opacity = samples == 2 and hasattr(page.codec, "format")  # the second of a picture's two samples
-        if samples not in (1, 3, 4) and not has_opacity:
-            raise RegionError(f"{page}: {asked} needs images of 1, 3 or 4 samples, not {samples}; choose by bands=[k]")
-        if gray and samples > 1 and page.dtype.kind not in "uif":
-            raise RegionError(f"{page}: gray=True makes no sense of {page.dtype} samples; choose one by bands=[k]")
-        return (0,) if gray else (0, 1, 2)
-    if bands is None or isinstance(bands, str):
-        return tuple(range(samples))
-    if not bands or any(not -samples <= band < samples for band in bands):
-        raise RegionError(f"{page}: bands {list(bands)} asked for; it has bands 0 to {samples - 1}")
-    return tuple(band % samples for band in bands)
-
-
-def check_resample(page: Page, method: str | None) -> None:
-    """Refuse a page whose samples a method of resampling would mix up.
-
-    Raises
-    ------
-    RegionError : a palette's indices, booleans or complex numbers, and a method that is not ``"nearest"``
-    """
-    if method in (None, "nearest") or (page.dtype.kind in "uif" and not page.palette):
-        return
-    what = "a palette's indices" if page.palette else f"{page.dtype} samples"
-    raise RegionError(f"{page}: {method} resampling of {what} makes no sense; pass resample='nearest'")
-
-
-def to_rgb(block: NDArray[Any]) -> NDArray[Any]:
-    """Red, green and blue of pixels that `bands_read` lets pass: gray repeated, a fourth sample left out."""
-    return block[..., :1].repeat(3, axis=-1) if block.shape[-1] <= 2 else block[..., :3]
 
 
 def open_region(
@@ -474,23 +403,6 @@ def _micrometres(mpp: Any) -> tuple[float, float]:
     return y, x
 
 
-def asked_bands(bands: Any) -> tuple[int, ...] | str | None:
-    """The given bands as plain integers, ``"rgb"`` or None; True and False are no numbers of bands.
-
-    Raises
-    ------
-    ValueError : they are something else
-    """
-    if bands is None or (isinstance(bands, str) and bands == "rgb"):
-        return bands
-    try:
-        if not any(isinstance(band, bool | np.bool_) for band in bands):
-            return tuple(operator.index(band) for band in bands)
-    except TypeError:
-        pass
-    raise ValueError(f'bands are a list of integers, such as [0, 2], not {bands!r}; or "rgb"')
-
-
 def _region(key: FileKey, asked: Asked, bands: tuple[int, ...] | str | None, gray: bool, scaled: bool) -> Region:
     found = open_pages(key, asked)
     bands = found.bands if found.bands is not None else bands
@@ -530,10 +442,9 @@ def thumbnail(region: Region, *, longest: int = 512, most_bytes: int | None = No
     array, shape (h, w, C)
     """
     source = region
-    if region.bands is None and not region.gray and not region.lead and region._reopen and not region.level:
+    if not region.lead and not region.level and region._reopen:
         fitting = [k for k, level in enumerate(region.levels) if max(level.shape) >= longest]
-        level = fitting[-1] if fitting else len(region.levels) - 1
-        source = region.at_level(level) if level else region
+        source = region.at_level(fitting[-1] if fitting else len(region.levels) - 1)
     if most_bytes is not None and source.nbytes > most_bytes:
         return None
     first = (0,) * len(source.lead)

@@ -28,7 +28,7 @@ from lazytiles.errors import LazyTilesError
 from lazytiles.images.cache import clear_cache, segment_cache
 from lazytiles.images.files import FileKey
 from lazytiles.images.jobs import COUNTED, Jobs
-from lazytiles.images.opening import reopened
+from lazytiles.images.layouts.opening import reopened
 from lazytiles.images.page import Page
 from lazytiles.images.plan import Plan, Windows
 

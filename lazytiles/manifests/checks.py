@@ -39,6 +39,11 @@ from lazytiles.manifests.tiles import tiles_of
 
 Progress = Callable[[str, int, int], None]
 Seen = tuple[Region | None, str, str]
+_CURES = {
+    "bands": '; choose bands=[...], bands="rgb" or gray=True',
+    "dtype": "; convert it, or cast all by dtype=",
+    "scale": " (scale, offset); scaled=True reads what the numbers mean",
+}
 _READ_BYTES = 32 * 2**20
 _MOVED = 0.01  # pixels by which a box on the ground may miss whole pixels unsaid
 
@@ -307,11 +312,15 @@ class _Checkup:
             ("bands", report.problems, lambda r: str(r.inner_shape[2])),
             ("codec", report.warnings, codec_name),
             ("size", None, lambda r: f"{r.inner_shape[0]} x {r.inner_shape[1]}"),
+            ("nodata", report.warnings, lambda r: str(r.nodata)),
+            ("scale", None if self.asked.scaled else report.warnings, lambda r: str(r.scale_offset)),
         ):
             facts = {path: fact(region) for path, region in regions.items()}
             counts = Counter(facts.values())
             if not counts:
                 break
+            if set(counts) == {"None"}:  # no image has it
+                continue
             known = Counter(report.facts.get(name, {}))  # of other files of the same tiles
             report.facts[name] = dict((known + counts).most_common(10))
             if name == "codec":  # how long strips are follows from how large images are
@@ -320,7 +329,7 @@ class _Checkup:
             usual = counts.most_common(1)[0][0]
             if sink is None or (name == "bands" and chosen):
                 continue
-            cure = {"bands": '; choose bands=[...], bands="rgb" or gray=True', "dtype": "; convert it"}.get(name, "")
+            cure = _CURES.get(name, "")
             for path, found in facts.items():
                 if found != usual:
                     text = f"{path}: {name} {found}, others have {usual}{cure}"

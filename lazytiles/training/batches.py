@@ -50,9 +50,8 @@ class Standard:
         scaled: Array = np.subtract(images, self.mean, dtype=np.float32)
         scaled /= self.std
         if self.invalid is not None:
-            scaled[np.isnan(scaled) if self.nodata is None else np.isnan(scaled) | (images == self.nodata)] = (
-                self.invalid
-            )
+            absent = np.isnan(scaled) if self.nodata is None else np.isnan(scaled) | (images == self.nodata)
+            scaled[absent] = self.invalid
         return scaled
 
 

@@ -88,6 +88,8 @@ def test_missing_frames_and_padding_are_invalid(tmp_path):
     valid = tiles.valid_pixels[0]
     assert not valid[0].any()
     assert (valid[1] == (np.arange(16) < 8)).all()
+    with lt.BatchFlow(tiles.valid_pixels, 1) as flow:
+        assert (next(iter(flow))[0] == valid).all()
 
 
 def test_statistics_of_a_half_empty_image(tmp_path):
@@ -143,3 +145,32 @@ def test_nodata_where_the_grid_is_another(tmp_path):
     assert set(np.unique(tiles[0, 0])) == {EMPTY, 1000}
     assert (tiles.valid_pixels[0, 0] == (tiles[0, 0, ..., 0] != EMPTY)).all()
     assert tiles.valid_pixels[0, 1].all()
+
+
+def test_masks_and_opacity(tmp_path):
+    image, there = np.full((64, 64, 3), 9, np.uint8), np.random.default_rng(0).random((64, 64)) < 0.5
+    path = write(tmp_path / "masked.tif", image)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as file:
+        file.write_mask(there)
+    opaque = np.concatenate([image, (255 * there).astype(np.uint8)[..., None]], axis=-1)
+    write(tmp_path / "opaque.tif", opaque, photometric="RGB", alpha="YES")
+    for name in ("masked", "opaque"):
+        table = table_of([(8, 8, 40, 40)]).assign(region_id=name)
+        tiles = lt.open_tiles(table, tmp_path, bands=[2, 0])
+        with rasterio.open(tmp_path / f"{name}.tif") as file:
+            assert (tiles.valid_pixels[0] == (file.dataset_mask()[8:40, 8:40] > 0)).all()
+        small = lt.open_tiles(table, tmp_path, bands=[2, 0], size=(8, 8))
+        assert set(np.unique(small[:])) <= {0, 9}
+        assert small.valid_pixels[:].all()
+
+
+def test_check_says_where_files_differ(tmp_path):
+    for name, nodata in (("a", EMPTY), ("b", EMPTY), ("c", 0)):
+        write(tmp_path / f"{name}.tif", holed((16, 16)), nodata=nodata)
+    with rasterio.open(tmp_path / "b.tif", "r+") as file:
+        file.scales = (0.1,)
+    table = table_of([(0, 0, 8, 8)] * 3).assign(region_id=["a", "b", "c"])
+    report = lt.check(table, tmp_path)
+    assert report.warnings.counts == {"mixed nodata": 1, "mixed scale": 1}
+    assert "c.tif: nodata 0, others have -9999" in str(report)
+    assert lt.check(table, tmp_path, scaled=True).warnings.counts == {"mixed nodata": 1}

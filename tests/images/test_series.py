@@ -390,7 +390,7 @@ def test_many_planes_are_parsed_once(ome, tmp_path, monkeypatch):
     array = pixels((4000, 8, 8), np.uint8)
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, array, ome=ome, metadata={"axes": "ZYX"}, photometric="minisblack", rowsperstrip=4)
-    monkeypatch.setattr("lazytiles.images.directories.MOST_FORMS", 3)  # beyond which it is refused
+    monkeypatch.setattr("lazytiles.images.layouts.directories.MOST_FORMS", 3)  # beyond which it is refused
     with within_limits(cache_bytes=0):
         region = lt.open_region(path, series=0)
         np.testing.assert_array_equal(region, array)

@@ -17,9 +17,9 @@ import tifffile
 from numpy.typing import NDArray
 
 from lazytiles.errors import RegionError
-from lazytiles.images.directories import MOST_PAGES, Directories, Leaf
-from lazytiles.images.documents import elements
-from lazytiles.images.scales import Spacing, imagej_spacing, length
+from lazytiles.images.layouts.directories import MOST_PAGES, Directories, Leaf
+from lazytiles.images.layouts.documents import elements
+from lazytiles.images.layouts.scales import Spacing, imagej_spacing, length
 
 _PLAIN_LETTERS = "RQP"
 

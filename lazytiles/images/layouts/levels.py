@@ -17,11 +17,11 @@ from typing import Any
 import tifffile
 
 from lazytiles.errors import RegionError
-from lazytiles.images.directories import Directories, Leaf
-from lazytiles.images.documents import elements
+from lazytiles.images.layouts.directories import Directories, Leaf
+from lazytiles.images.layouts.documents import elements
+from lazytiles.images.layouts.scales import Mpp, Spacing, aperio_mpp, imagej_spacing, length, mpp_of, tagged_mpp
+from lazytiles.images.layouts.series import Series, ome_spacing, series_of, squeezed
 from lazytiles.images.page import page_at
-from lazytiles.images.scales import Mpp, Spacing, aperio_mpp, imagej_spacing, length, mpp_of, tagged_mpp
-from lazytiles.images.series import Series, ome_spacing, series_of, squeezed
 
 NAMES = ("label", "macro", "thumbnail", "map")
 _ASPECT = 0.02  # by which the ratios of heights and of widths may differ, beside one pixel of rounding
@@ -33,7 +33,7 @@ _SPACING = "DICOM_PIXEL_SPACING"
 class Level:
     """One resolution of an image.
 
-    Parameters
+    Attributes
     ----------
     shape : (height, width), pixels, as it is stored
     downsample : (y, x), pixels of full resolution in one of its pixels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -13,16 +13,17 @@ import tifffile
 
 from lazytiles.errors import RegionError
 from lazytiles.images.containers import other_pages
-from lazytiles.images.directories import Directories, Leaf
 from lazytiles.images.files import FileKey, pool
-from lazytiles.images.levels import Catalog, Level, catalog, needs_catalog, page_spacing, scanner_of
-from lazytiles.images.multiscale import group_of, multiscale
-from lazytiles.images.page import Asked, Page, facts, page_at, parsed, stack_planes
+from lazytiles.images.layouts.directories import Directories, Leaf
+from lazytiles.images.layouts.levels import Catalog, Level, catalog, needs_catalog, page_spacing, scanner_of
+from lazytiles.images.layouts.multiscale import group_of, multiscale
+from lazytiles.images.layouts.scales import Spacing, mpp_of
+from lazytiles.images.layouts.series import Series
+from lazytiles.images.page import Asked, Page, facts, page_at, parsed, stacked_plane
 from lazytiles.images.pictures import split_shape
-from lazytiles.images.scales import Spacing, mpp_of
-from lazytiles.images.series import Series
 
 _NOTHING: Spacing = (None, None, None)
+_MANY = 1024
 _KEPT = 4  # stacks whose pages a worker process keeps, by one of which another is found
 
 
@@ -47,6 +48,37 @@ class Opened:
     channels: tuple[str, ...] = ()
 
 
+class Planes(Sequence[Page]):
+    """The pages of a long stack, each made when it is first wanted.
+
+    Parameters
+    ----------
+    count : how many
+    make : gives a page by its number
+    """
+
+    def __init__(self, count: int, make: Callable[[int], Page]) -> None:
+        self._count, self._make = count, make
+        self._made: dict[int, Page] = {}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, k: Any) -> Any:
+        if isinstance(k, slice):
+            return [self[j] for j in range(*k.indices(self._count))]
+        if not -self._count <= k < self._count:
+            raise IndexError(k)
+        k %= self._count
+        page = self._made.get(k)
+        return self._made.setdefault(k, self._make(k)) if page is None else page
+
+
+def _planes(count: int, make: Callable[[int], Page]) -> Sequence[Page]:
+    """The pages of a stack; few are made at once, so that what is wrong with them is known at once."""
+    return Planes(count, make) if count > _MANY else [make(k) for k in range(count)]
+
+
 def open_pages(key: FileKey, asked: Asked) -> Opened:
     """The pages that a region is made of.
 
@@ -56,9 +88,12 @@ def open_pages(key: FileKey, asked: Asked) -> Opened:
     asked : what of it
     """
     found = _chosen(key, _opened(key, asked), asked)
-    mpp = mpp_of(found.spacing)
-    pages = [replace(page, mpp=mpp, origin=page.origin or (asked, k)) for k, page in enumerate(found.pages)]
-    return replace(found, pages=pages)
+    mpp, pages = mpp_of(found.spacing), found.pages
+
+    def known(k: int) -> Page:
+        return replace(pages[k], mpp=mpp, origin=pages[k].origin or (asked, k))
+
+    return replace(found, pages=_planes(len(pages), known))
 
 
 def reopened(key: FileKey, origin: tuple[Asked, int]) -> Page:
@@ -157,20 +192,25 @@ def _array(key: FileKey, tiff: tifffile.TiffFile, asked: Asked) -> Opened:
     planes = known.at_level(series, asked.level)
     suffix = f" level {asked.level}" if asked.level else ""
     head = series.planes[0]
-    pages = [
-        known.directories.page(leaf, f"{own.number}{suffix}", own)
-        for own, leaf in zip(series.planes, planes, strict=True)
-    ]
-    for other in pages[1:]:
-        if (other.shape, other.dtype) != (pages[0].shape, pages[0].dtype):
+    forms = {(id(own.model), id(leaf.model)): (own, leaf) for own, leaf in zip(series.planes, planes, strict=True)}
+    first = known.directories.page(planes[0], head=head)
+    for own, leaf in forms.values():
+        other = known.directories.page(leaf, head=own)
+        if (other.shape, other.dtype) != (first.shape, first.dtype):
             raise RegionError(
-                f"{other}: is {other.shape} {other.dtype}, page {pages[0].number} is {pages[0].shape} "
-                f"{pages[0].dtype}; pages of one shape stack, open others by page=k"
+                f"{other}: is {other.shape} {other.dtype}, page {first.number} is {first.shape} {first.dtype}; "
+                "pages of one shape stack, open others by page=k"
             )
-    if series.images > 1:
-        pages = stack_planes(pages[0], series.images)
-    if series.is_split:
-        pages = [plane for page in pages for plane in page.separate()]
+    images, samples = series.images, planes[0].model.samplesperpixel if series.is_split else 1
+
+    def page(k: int) -> Page:
+        at, sample = divmod(k, samples)
+        at, image = divmod(at, images)
+        found = known.directories.page(planes[at], f"{series.planes[at].number}{suffix}", series.planes[at])
+        found = found if images == 1 else stacked_plane(found, image, images)
+        return found if samples == 1 else found.separate(sample)
+
+    pages = _planes(len(planes) * images * samples, page)
     told = series.spacing if any(series.spacing) else page_spacing(tiff, int(head.number))
     level = known.levels(series)[asked.level]
     axes, lead = _named(key, series, asked.axes, pages[0])
@@ -237,7 +277,8 @@ def _chosen(key: FileKey, found: Opened, asked: Asked) -> Opened:
     if at < 0:
         return found if places == list(range(count)) else replace(found, bands=tuple(places))
     order = np.arange(len(found.pages)).reshape(found.lead).take(places, axis=at)
-    pages = [found.pages[k] for k in order.ravel().tolist()]
+    at_places = order.ravel().tolist()
+    pages = _planes(len(at_places), lambda k: found.pages[at_places[k]])
     kept = tuple(found.channels[k] for k in places) if len(found.channels) == count else ()
     return replace(found, pages=pages, lead=order.shape, channels=kept)
 

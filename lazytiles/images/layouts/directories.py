@@ -7,8 +7,9 @@ bytes (TIFF 6.0 section 2; BigTIFF); what decides how a page is decoded is parse
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import tifffile
 
@@ -70,6 +71,42 @@ class Leaf:
         return bool(self.model.subfiletype & 4)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Shape:
+    """What of a directory's bytes the next must agree in to be one of the same form.
+
+    Parameters
+    ----------
+    raw : its entries
+    width : bytes of an offset
+    endian : their order
+    kept : spans of bytes that are equal
+    far : where the offset of a value stands, and the value
+    free : the entries that differ: tag, type, count, and where the field stands
+    model : the page
+    """
+
+    raw: bytes
+    width: int
+    endian: Literal["little", "big"]
+    kept: tuple[tuple[int, int], ...]
+    far: tuple[tuple[int, bytes], ...]
+    free: tuple[tuple[int, int, int, int], ...]
+    model: Any = None
+
+    def fits(self, raw: bytes, read: Callable[[int, int], bytes]) -> bool:
+        """Whether a directory is of this form; `read` gives bytes of the file."""
+        mine, width, endian = self.raw, self.width, self.endian
+        if len(raw) - width != len(mine) or any(raw[a:b] != mine[a:b] for a, b in self.kept):
+            return False
+        return all(read(int.from_bytes(raw[at : at + width], endian), len(value)) == value for at, value in self.far)
+
+    def own(self, raw: bytes) -> dict[int, Entry]:
+        """The entries that differ, of a directory of this form."""
+        width = self.width
+        return {code: (kind, n, raw[at : at + width]) for code, kind, n, at in self.free}
+
+
 class Directories:
     """Reads directories of one file, each form once.
 
@@ -82,6 +119,8 @@ class Directories:
     def __init__(self, key: FileKey, tiff: tifffile.TiffFile) -> None:
         self.key, self.tiff = key, tiff
         self.order = tiff.byteorder
+        self._endian: Literal["little", "big"] = "little" if self.order == "<" else "big"
+        self._last: _Shape | None = None
         self.is_big = bool(tiff.tiff.is_bigtiff)
         self._block = (0, b"")
         self._models: dict[bytes, tifffile.TiffPage] = {}
@@ -132,6 +171,8 @@ class Directories:
     def page(self, leaf: Leaf, number: str | None = None, head: Leaf | None = None) -> Page:
         """What reading a page needs, checked; see `lazytiles.images.page.facts`.
 
+        Of a page like another one that was asked for before, nothing is parsed any more: the file may be closed.
+
         Parameters
         ----------
         leaf, number : the page, and the name that messages give it
@@ -139,12 +180,12 @@ class Directories:
         """
         number = number or leaf.number
         above = None if head is None or head is leaf else head.model
-        if leaf.entries is None:
-            return facts(self.key, leaf.model, number, head=above)
         name = id(leaf.model), id(above)
         model = self._facts.get(name)
         if model is None:
             model = self._facts[name] = facts(self.key, leaf.model, number, head=above)
+        if leaf.entries is None:
+            return model if model.number == number else replace(model, number=number)
         stored = [
             next((self._values(leaf.entries[code]) for code in codes if code in leaf.entries), ())
             for codes in (_OFFSETS, _COUNTS)
@@ -154,41 +195,63 @@ class Directories:
 
     def _leaf(self, offset: int, number: str, index: tuple[int, ...]) -> tuple[Leaf, int]:
         """The page at an offset, and the offset of the next."""
-        own, form = dict[int, Entry](), []
-        head, size, width, layout = (8, 20, 8, "HHQ8s") if self.is_big else (2, 12, 4, "HHI4s")
-        count = int.from_bytes(self._at(offset, head), "little" if self.order == "<" else "big")
+        head, size, width = (8, 20, 8) if self.is_big else (2, 12, 4)
+        count = int.from_bytes(self._at(offset, head), self._endian)
         if not 0 < count <= 4096:
             raise RegionError(f"{self.key.path} page {number}: {count} tags in a directory make no sense")
         raw = self._at(offset + head, count * size + width)
-        after = int.from_bytes(raw[-width:], "little" if self.order == "<" else "big")
-        for code, kind, n, field in struct.iter_unpack(f"{self.order}{layout}", raw[:-width]):
-            if code in _FREE or (code >= _PRIVATE and code not in _TELLING):
-                if code in _KEPT:
-                    own[code] = (kind, n, field)
-                continue
+        after = int.from_bytes(raw[-width:], self._endian)
+        last = self._last
+        if last is not None and last.fits(raw, self._at):
+            return Leaf(number, last.model, last.own(raw)), after
+        shape, form = self._shape(raw[:-width], size, width)
+        model = self._models.get(form)
+        if model is not None:
+            self._last = replace(shape, model=model)
+            return Leaf(number, model, shape.own(raw)), after
+        self._parsed += 1
+        if self._parsed > MOST_FORMS:
+            raise LimitError(f"{self.key.path}: has pages of more than {MOST_FORMS} forms; at most so many are read")
+        self.tiff.filehandle.seek(offset)
+        model = tifffile.TiffPage(self.tiff, index)
+        if not (model.jpegheader or model.compression in {2, 3, 4, 6}):  # their tables are tifffile's to mend
+            self._models[form] = model
+            self._last = replace(shape, model=model)
+        return Leaf(number, model), after
+
+    def _shape(self, raw: bytes, size: int, width: int) -> tuple[_Shape, bytes]:
+        """Which bytes of a directory tell how its page is decoded, and all of them that its values are."""
+        free, far, kept, form, start = [], [], [], [], 0
+        layout = "HHQ" if self.is_big else "HHI"
+        for at in range(0, len(raw), size):
+            code, kind, n = struct.unpack_from(self.order + layout, raw, at)
+            field = at + size - width
+            is_free = code in _FREE or (code >= _PRIVATE and code not in _TELLING)
             is_pair = code == 258 and n == 2 and self.is_lsm  # an offset, though two of 16 bits would fit in
-            form.append(struct.pack("<HHQ", code, kind, n) + self._content(kind, n, field, is_far=is_pair))
-        name = b"".join(form) + bytes(code % 256 for code in own)
-        model = self._models.get(name)
-        if model is None:
-            self._parsed += 1
-            if self._parsed > MOST_FORMS:
-                raise LimitError(
-                    f"{self.key.path}: has pages of more than {MOST_FORMS} forms; at most so many are read"
-                )
-            self.tiff.filehandle.seek(offset)
-            model = tifffile.TiffPage(self.tiff, index)
-            if not (model.jpegheader or model.compression in {2, 3, 4, 6}):  # their tables are tifffile's to mend
-                self._models[name] = model
-            return Leaf(number, model), after
-        return Leaf(number, model, own), after
+            nbytes = _SIZES.get(kind, 1) * n
+            form.append(raw[at:field])
+            if not is_free:
+                content = self._content(kind, n, raw[field : field + width], is_far=is_pair)
+                form.append(content)
+                if nbytes <= width and not is_pair:
+                    continue
+                if nbytes <= _LONGEST:
+                    far.append((field, content))
+                else:
+                    continue
+            kept.append((start, field))
+            start = field + width
+            if code in _KEPT:
+                free.append((code, kind, n, field))
+        kept.append((start, len(raw)))
+        return _Shape(raw, width, self._endian, tuple(kept), tuple(far), tuple(free)), b"".join(form)
 
     def _content(self, kind: int, count: int, field: bytes, *, is_far: bool = False) -> bytes:
         """The bytes of a value; of a long one, where it lies."""
         nbytes = _SIZES.get(kind, 1) * count
         if nbytes <= len(field) and not is_far:
             return field[:nbytes]
-        start = int.from_bytes(field, "little" if self.order == "<" else "big")
+        start = int.from_bytes(field, self._endian)
         return self._at(start, nbytes) if nbytes <= _LONGEST else field
 
     def _values(self, entry: Entry) -> tuple[int, ...]:
@@ -196,7 +259,7 @@ class Directories:
         nbytes = _SIZES.get(kind, 1) * count
         if kind not in _WORDS or nbytes > self.key.size:
             raise RegionError(f"{self.key.path}: a table of {count} numbers of type {kind} is damaged")
-        start = int.from_bytes(field, "little" if self.order == "<" else "big")
+        start = int.from_bytes(field, self._endian)
         data = field[:nbytes] if nbytes <= len(field) else self._at(start, nbytes)
         return struct.unpack(f"{self.order}{count}{_WORDS[kind]}", data)
 

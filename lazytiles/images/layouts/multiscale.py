@@ -10,8 +10,8 @@ from typing import Any
 from lazytiles.errors import RegionError, unreadable
 from lazytiles.images.containers import GROUPS, MOST_FACTS, identify
 from lazytiles.images.files import FileKey, pool
-from lazytiles.images.levels import Level
-from lazytiles.images.scales import Spacing, length
+from lazytiles.images.layouts.levels import Level
+from lazytiles.images.layouts.scales import Spacing, length
 
 Facts = dict[str, Any]
 

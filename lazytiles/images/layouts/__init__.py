@@ -1,0 +1,1 @@
+"""What the pages of a file are: levels, series with axes, other images, and their scale."""
