@@ -108,6 +108,11 @@ class Asked:
         """How it opens the masks: where they need not be of the level of their image, at their full resolution."""
         return {"level": 0 if self.units.knows_levels else self.level}
 
+    @property
+    def drawn_level(self) -> int:
+        """The level of an image whose pixels its boxes count."""
+        return 0 if self.units.kind == "base" else self.level
+
     def columns(self, *text: str) -> Columns:
         """How `read_manifest` reads the table for this; the columns of `text` stay text too."""
         if self.masks is not None and self.classes is not None:

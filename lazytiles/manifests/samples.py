@@ -20,7 +20,7 @@ from lazytiles.images import are_there, is_remote, split_name
 from lazytiles.indexing import region_column
 from lazytiles.manifests.catalog import rows_where
 from lazytiles.manifests.columns import column_hashes, count_distinct, names_of
-from lazytiles.manifests.paths import checked_columns, resolve_paths, verify_digests
+from lazytiles.manifests.paths import checked_columns, first_of, resolve_paths, verify_digests
 from lazytiles.manifests.problems import BOX_3D, IDS, Problems, tile_words
 
 SIZE_CURES = {
@@ -282,13 +282,24 @@ class Images:
         """For each file of each frame what opens the image of a sample; None for all of a frame that lacks one."""
         found = []
         for codes, paths, there, rows in zip(self.codes, self.paths, self.there, self.rows, strict=True):
-            name = paths[int(codes[row])]
-            opener = partial(self.opener, name) if self.arrays is None else partial(_itself, self.arrays[name])
-            if self.mpp is not None:
-                opener = partial(opener, mpp=float(self.mpp[rows[row]]))
+            opener = self._opener(paths[int(codes[row])], int(rows[row]))
             found.append(opener if there[int(codes[row])] else None)
         frames = (found[k : k + self.parts] for k in range(0, len(found), self.parts))
         return [one for frame in frames for one in (frame if None not in frame else [None] * self.parts)]
+
+    def _opener(self, name: str, row: int) -> Any:
+        """What opens an image that a row of the table names."""
+        if self.arrays is not None:
+            return partial(_itself, self.arrays[name])
+        return partial(self.opener, name) if self.mpp is None else partial(self.opener, name, mpp=float(self.mpp[row]))
+
+    def opener_of_each(self) -> dict[str, Any]:
+        """What opens each of the images that are there, by its name."""
+        found: dict[str, Any] = {}
+        for codes, paths, there, rows in zip(self.codes, self.paths, self.there, self.rows, strict=True):
+            first = first_of(codes, len(paths))
+            found |= {name: self._opener(name, int(rows[k])) for name, k, is_there in zip(paths, first, there, strict=True) if is_there}
+        return found
 
     def odd_scales(self) -> list[int]:
         """The first sample of each image, of the files of the last frame noted, whose rows differ in their `mpp`."""
