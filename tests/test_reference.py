@@ -31,7 +31,8 @@ style = load("house_style")
 pages = load("reference_pages")  # which imports the one before
 NAMES = [name for names in pages.GROUPS.values() for name in names]
 RESULTS = {  # what calls give back, and the page that shows it
-    "Region.plan": "Plan", "MultiSourceArray.cost": "Cost", "check": "Report", "mixing": "Mixing", "leakage": "Leak",
+    "Region.plan": "Plan", "Region.levels": "Level", "MultiSourceArray.cost": "Cost", "check": "Report",
+    "mixing": "Mixing", "leakage": "Leak",
     "verify_store": "Verified", "settings": "Settings", "MultiSourceArray.statistics": "Statistics",
     "stack_regions": "RegionStack", "KerasAdapter.callback": "EpochCallback",
     "KerasAdapter.resume_callback": "ResumeCallback",

@@ -34,6 +34,7 @@ class TileForm:
     parts : which of these are read, and which bands of the tile they are
     fill : what padding by "constant" and missing frames hold, band by band
     scaled : whether numbers become what they mean, by the scale and offset of their file, NaN where nothing is valid
+    area : about how many pixels a tile is made of, where windows do not say it; else 0
     valid : ``"bands"`` for tiles that say which of their values are valid, band by band; ``"any"`` for one such value
         a pixel, without an axis of bands: whether any band is
     """
@@ -56,6 +57,7 @@ class TileForm:
     parts: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
     fill: tuple[float, ...] = (0,)
     scaled: bool = False
+    area: int = 0
     valid: str = ""
 
     @property

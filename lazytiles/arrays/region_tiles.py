@@ -20,23 +20,24 @@ from lazytiles.arrays.faults import check_page, faults_on
 from lazytiles.arrays.form import TileForm
 from lazytiles.arrays.gather import Gather, is_straight
 from lazytiles.arrays.layout import ONE_PAGE
+from lazytiles.arrays.making import is_whole
 from lazytiles.arrays.reading import read_tiles
 from lazytiles.arrays.relations import (
-    SAME,
     MapBoxes,
     Pair,
-    Placing,
     Relation,
+    Units,
     are_placed,
-    at_scale,
     bounds_of,
-    by_place,
-    by_size,
-    in_micrometres,
+    found_relation,
+    grid_of,
+    level_of,
 )
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError
-from lazytiles.images import Page, Region, check_resample, cut_windows, has_invalid, slice_page
+from lazytiles.images import Level, Page, Region, cut_windows, has_invalid, slice_page
 from lazytiles.indexing import LazyArray, box_words, request, token
+
+_EXACT = 1e-6  # pixels by which a box may leave its image and still lie in it
 
 
 class RegionTiles(LazyArray):
@@ -46,14 +47,14 @@ class RegionTiles(LazyArray):
     ----------
     regions : for each frame, and of it for each file, the function that opens its region (called when a tile of it is
         first read), or None for what is missing and filled
-    windows : int64, shape (n, 4), (y0, x0, y1, x1), pixels of the base, the image of the last frame's first file; or
-        where they lie on the ground, which says so when the base is opened
+    windows : int64, shape (n, 4), (y0, x0, y1, x1), pixels of the base, the image of the last frame's first part, or of
+        its level 0; or where they lie on the ground, which says so when the base is opened
     form : what every tile looks like
     timed : whether the frames are an axis of the samples
     name : of the region, for messages
     tile_name : the words for one of its windows, by its number
     whole : whether each window is the whole image, whatever its size; `windows` are then set when it is opened
-    placing : what windows count, and how other images are brought to the grid of the base
+    units : what the windows count; those in map units bring all images to the grid of the base by their georeference
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class RegionTiles(LazyArray):
         name: str,
         tile_name: Callable[[int], str],
         whole: bool = False,
-        placing: Placing = Placing(),  # noqa: B008  # frozen
+        units: Units = Units(),  # noqa: B008  # frozen
     ) -> None:
         self.regions = tuple(regions)
         self.boxes = windows if isinstance(windows, MapBoxes) else None
@@ -74,25 +75,24 @@ class RegionTiles(LazyArray):
         self.form = form
         self.timed = timed
         self.whole = whole
-        self.placing = placing
+        self.units = units
+        self.on_ground = units.kind == "map"
         self.name = name
         self.tile_name = tile_name
         self.partner: RegionTiles | None = None  # the masks of these tiles, or the tiles of these masks
         self.follows = False  # whether these are masks, whose base is that of their partner
-        self._frames = len(self.regions) // form.files
-        self._pages: list[Page | None] = [None] * (self._frames * form.layout.planes * self.parts)
-        self._downsamples: dict[int, Pair] = {}  # by the number of the opener
-        self._relations: dict[int, Relation] = {}
+        frames = len(self.regions) // form.files
+        self._pages: list[Page | None] = [None] * (frames * form.layout.planes * self.parts)
+        self.levels: dict[int, Level] = {}  # of the pages of `there`: the shape of level 0, and how far down it is
+        self._relations: dict[int, Relation | None] = {}
         self.is_sound = False  # whether every frame has been opened and no window leaves its region
         self.is_sliced = False  # whether every tile is nothing but a slice of an uncompressed page on this machine
         self._straight = False
         self._lock = threading.RLock()
         rows = len(windows.values) if isinstance(windows, MapBoxes) else len(windows)
-        self.lead: tuple[int, ...] = ((self._frames,) if timed else ()) + form.layout.lead
+        self.lead: tuple[int, ...] = ((frames,) if timed else ()) + form.layout.lead
         self.shape: tuple[int, ...] = (rows, *self.lead, *form.inner_shape)
         self.dtype = form.dtype
-        if whole and not any(self.regions):
-            self._windows = np.broadcast_to(np.array([0, 0, *form.size], np.int64), (rows, 4))
 
     @property
     def parts(self) -> int:
@@ -108,21 +108,33 @@ class RegionTiles(LazyArray):
         RegionError : it cannot be opened, or does not say where on the ground it lies
         """
         windows = self._windows
-        if windows is None or (self.whole and self.placing.coordinates == "map"):
-            base = self.base()
+        if windows is None or (self.whole and self.is_bound):
+            base, level = self.base_of(0) if self.is_bound else (self.base(), Level((0, 0)))
             if base is None:
                 raise RegionError(f"region {self.name}: no image of it is there that says where its boxes lie")
             if self.boxes is None:
-                return np.broadcast_to(np.array([0, 0, *base.shape[:2]], np.int64), (len(self), 4))
+                return self._whole(base, level, slice(None))
             windows = self._windows = self.boxes.windows(base)
         return windows
+
+    def exact_windows(self, rows: Int64s | slice = slice(None)) -> NDArray[Any]:
+        """What tiles show, in the units of `windows`: of tiles of so many micrometres, floats from the same corner."""
+        windows = self.windows[rows]
+        if self.units.mpp is None or not len(windows):
+            return windows
+        owner = self._owner()
+        number = owner.last()
+        if number is None:
+            return windows
+        ratio = self.units.ratio(owner.opened_page(number), owner.levels[number])
+        return np.column_stack([windows[:, :2], windows[:, :2] + np.multiply(self.form.size, ratio)])
 
     def __getitem__(self, key: Any) -> Any:
         asked = request(key, self.shape, row_axes=1 + len(self.lead))
         return asked.finish(read_tiles([(self, np.arange(asked.n), asked.rows)], asked, self.form))
 
     def plane_of(self, places: tuple[Int64s, ...]) -> Int64s:
-        """Which plane of its frames some places on the axes after the first are."""
+        """Which plane, of all frames, some places on the axes after the first are."""
         if not self.lead:
             return np.zeros(len(places[0]), np.int64)
         return np.asarray(np.ravel_multi_index(places[1:], self.lead), np.int64)
@@ -145,38 +157,40 @@ class RegionTiles(LazyArray):
         frame, file = number // (self.parts * layout.planes), number % self.parts // layout.channels
         return frame * self.form.files + file
 
-    def first_of(self, opener: int) -> int:
-        """The first page of what an opener opens."""
-        layout = self.form.layout
+    def first_of(self, opener: int, plane: int = 0) -> int:
+        """The first page, of a plane, that an opener opens."""
         frame, file = divmod(opener, self.form.files)
-        return frame * layout.planes * self.parts + file * layout.channels
+        return (frame * self.form.layout.planes + plane) * self.parts + file * self.form.layout.channels
+
+    def first_plane(self, number: int) -> int:
+        """The page of the same part in the first plane of its region, which stands for all of them."""
+        return self.first_of(self.opener_of(number)) + number % self.form.layout.channels
 
     def _open(self, opener: int) -> None:
         """Open a region and take its pages."""
-        function, layout = self.regions[opener], self.form.layout
+        function, layout, first = self.regions[opener], self.form.layout, self.first_of(opener)
         assert function is not None
         region = function()
+        if not self.follows:
+            region = self.units.level_read(region)
         if len(region.pages) > 1 and layout == ONE_PAGE:
             raise RegionError(f"{region.path}: is a volume of {len(region.pages)} slices; use open_volumes")
-        if self.placing.mpp is not None and not self.follows:
-            region = at_scale(region, self.placing.mpp)
         pages = layout.pages(region)
-        frame, file = divmod(opener, self.form.files)
-        for part in range(layout.channels):
-            check_page(pages[part], self.form, file * layout.channels + part)
-        self._downsamples[opener] = region.levels[region.level].downsample if region.level else (1.0, 1.0)
-        if self.whole and file == 0:
-            whole = np.array([0, 0, *pages[0].shape[:2]], dtype=np.int64)
-            self._windows = np.broadcast_to(whole, (len(self), 4))
+        for channel in range(layout.channels):
+            check_page(pages[channel], self.form, first % self.parts + channel)
+        level = level_of(region) if self.units.knows_levels else Level(pages[0].shape[:2])
+        self.levels.update(dict.fromkeys(range(first, first + layout.channels), level))
+        if self.whole and first % self.parts == 0:
+            self._windows = self._whole(pages[0], level, slice(None))
         for plane in range(layout.planes):
-            start = (frame * layout.planes + plane) * self.parts + file * layout.channels
+            start = self.first_of(opener, plane)
             self._pages[start : start + layout.channels] = pages[plane * layout.channels :][: layout.channels]
 
     def _look(self) -> None:
-        """See, with more pages open, whether all is sound and what may be read straight."""
+        """See, with one more page open, whether all is sound and what may be read straight."""
         with suppress(LazyTilesError):  # who reads a tile is told
             for number in self.there():
-                self._relation(number)  # which may open the base
+                self.relation(number)  # which may open the base
         there = self.there()
         opened = {self.opener_of(number) for number in there}
         sound = len(opened) + self.regions.count(None) == len(self.regions)
@@ -184,10 +198,10 @@ class RegionTiles(LazyArray):
         straight = sliced = sound
         for number, page in there.items() if sound else ():
             windows = self.shown(number, slice(None))
-            is_whole = windows.dtype.kind != "f" and bool(is_straight(windows, self.form.size, page.shape[:2]).all())
-            straight = straight and is_whole
+            as_they_are = windows.dtype.kind != "f" and is_straight(windows, self.form.size, page.shape[:2]).all()
+            straight = straight and bool(as_they_are)
             sliced = sliced and not page.file.is_remote and page.dtype == self.form.dtype
-            sliced = sliced and (self._relation(number) == SAME or (self.whole and straight))
+            sliced = sliced and self.relation(number) is None and not self.units.mpp
         self._straight = straight
         sliced = sliced and not self.form.is_made and None not in self.regions
         self.is_sliced = straight and sliced and all(page and page.raw_offsets is not None for page in self._pages)
@@ -195,109 +209,71 @@ class RegionTiles(LazyArray):
 
     def there(self) -> dict[int, Page]:
         """The pages that have been opened, by their number; of the planes of one region the first stands for all."""
-        step = self.parts * self.form.layout.planes
-        firsts = (number for number in range(len(self._pages)) if number % step < self.parts)
+        firsts = (number for number in range(len(self._pages)) if number == self.first_plane(number))
         return {number: page for number in firsts if (page := self._pages[number]) is not None}
 
     def base(self) -> Page | None:
-        """The page whose pixels the windows count: the last frame's that is there, of masks their image's."""
-        return self._owner.last_page()
+        """The page whose whole pixels the windows count: the last frame's that is there, of masks their image's."""
+        return self._owner().last_page()
 
-    @property
     def _owner(self) -> RegionTiles:
-        """Whose base it is."""
+        """The tiles that have the base: themselves, of masks those of the images."""
         return self.partner if self.follows and self.partner is not None else self
 
     @property
-    def downsample(self) -> Pair:
-        """(y, x) pixels of full resolution in one of the base's."""
-        owner, number = self._owner, self._owner.last_number()
-        return (1.0, 1.0) if number is None else owner._downsamples[owner.opener_of(number)]
+    def is_scaled(self) -> bool:
+        """Whether these are masks of a scale that is given."""
+        return self.follows and self.units.mask_scale is not None
 
     @property
-    def unit(self) -> Pair:
-        """(y, x) pixels that windows count in one of the base's."""
-        return self.downsample if self.placing.coordinates == "base" else (1.0, 1.0)
+    def is_bound(self) -> bool:
+        """Whether the windows count no pixels of these images, but of the base."""
+        return self.on_ground or self.is_scaled or (self.follows and self.units.kind == "base")
 
-    @property
-    def step(self) -> Pair:
-        """(y, x) pixels that windows count in one pixel of a tile, where tiles are of one scale; else 1."""
-        mpp, base = self.placing.mpp, self.base()
-        if mpp is not None and base is not None:
-            sizes = zip(in_micrometres(base), self.downsample, strict=True)
-            y, x = (mpp / (size / down) for size, down in sizes)
-            return y, x
-        is_level = self.placing.coordinates == "base" and self.form.resample is None
-        return self.downsample if is_level else (1.0, 1.0)
-
-    @property
-    def space(self) -> tuple[int, int]:
-        """(height, width) of the base in the pixels that windows count."""
-        base = self.base()
-        if base is None:  # it is as large as its tiles need it
-            height, width = self.windows[:, 2:].max(axis=0).tolist()
-            return height, width
-        return round(base.shape[0] * self.unit[0]), round(base.shape[1] * self.unit[1])
-
-    def _relation(self, number: int) -> Relation:
-        """How a page lies on the pixels that windows count; the same for all planes of a region.
+    def relation(self, number: int) -> Relation | None:
+        """How a page lies on the base; None where its pixels are those of the base.
 
         Raises
         ------
         RegionError : their grids cannot be brought together
         """
-        number -= number % (self.parts * self.form.layout.planes) - number % self.parts
+        number = self.first_plane(number)
         if number not in self._relations:
-            self._relations[number] = self._find_relation(number)
+            self._relations[number] = found_relation(self, number)
         return self._relations[number]
 
-    def _find_relation(self, number: int) -> Relation:
-        page, base = self._pages[number], self._base_of(number)
-        assert page is not None
-        if base is None or self.placing.coordinates == "map":
-            found = SAME if base is None or base is page else by_place(base, page)
-        else:
-            found = Relation(self._scale(number - number % self.parts, base), (0.0, 0.0))
-            if base is not page:
-                found = found.then(by_place(base, page) if are_placed(base, page) else by_size(base, page))
-        shift = found.shift(page.shape)
-        if shift is None or self.whole:
-            check_resample(page, self.form.method)
-        return SAME if shift is not None and not shift.any() else found
+    def base_of(self, number: int) -> tuple[Page | None, Level]:
+        """The page on whose grid a page is brought, and its level.
 
-    def _scale(self, number: int, page: Page) -> Pair:
-        """(y, x) pixels of the first page of a frame in one of those that windows count, where they begin together."""
-        placing, own = self.placing, self._downsamples[self.opener_of(number)]
-        is_base = placing.coordinates == "base"
-        size: Pair = (1.0, 1.0)
-        if self.follows and isinstance(placing.mask_scale, int | float):
-            size = 1 / placing.mask_scale, 1 / placing.mask_scale
-            if not is_base:
-                size = size[0] * self.downsample[0], size[1] * self.downsample[1]
-        elif placing.mask_scale == "mpp" if self.follows else placing.mpp is not None:
-            base = self.base()
-            assert base is not None
-            y, x = (a / d / b for a, d, b in zip(in_micrometres(base), self.unit, in_micrometres(page), strict=True))
-            return y, x
-        return (size[0] / own[0], size[1] / own[1]) if is_base else size
+        That of its frame's first part; the base, where all lie on the ground, and of masks of another scale.
+        """
+        owner = self._owner() if self.is_bound else self
+        at = owner.last() if self.is_bound else number - number % self.parts
+        page = None if at is None else owner.page(at)
+        return page, Level((0, 0)) if at is None or page is None else owner.levels[at]
 
-    def _base_of(self, number: int) -> Page | None:
-        """The page on whose grid a page is brought: that of its frame's first part unless all lie on the ground."""
-        return self.base() if self.placing.coordinates == "map" else self.page(number - number % self.parts)
+    def _whole(self, base: Page, level: Level, rows: Int64s | slice) -> Int64s:
+        """The windows of whole images, in pixels of the base, or of its level 0."""
+        shape = level.shape if self.units.kind == "base" else base.shape[:2]
+        return np.broadcast_to(np.array([0, 0, *shape], np.int64), (len(np.arange(len(self))[rows]), 4))
 
     def shown(self, number: int, rows: Int64s | slice) -> NDArray[Any]:
-        """Windows as (y0, x0, y1, x1) of a page: whole pixels where its grid is that of the tiles, else floats."""
-        page, relation = self._pages[number], self._relation(number)
-        assert page is not None
-        windows: NDArray[Any] = self.windows[rows]
-        if self.whole:
-            base = self._base_of(number) or page
-            windows = np.broadcast_to(np.array([0, 0, *base.shape[:2]], np.int64), windows.shape)
-        step = self.step
-        if step != (1.0, 1.0):
-            starts = windows[:, :2].astype(np.float64)
-            windows = np.concatenate([starts, starts + np.array(self.form.size) * step], axis=1)
-        return relation.shown(windows, self.form.size, page.shape)
+        """Windows as (y0, x0, y1, x1) of a page: whole pixels where its grid is that of the base, else floats."""
+        page, relation = self.opened_page(number), self.relation(number)
+        windows = self.exact_windows(rows)
+        if self.whole and self.units.mpp is None:
+            base, level = self.base_of(number)
+            windows = self._whole(base or page, level, rows)
+        if relation is not None:
+            shift = relation.shift(page.shape)
+            windows = relation.boxes(windows) if shift is None else windows + shift
+        if windows.dtype.kind == "f" and len(windows) and is_whole(windows, self.form.size).all():
+            return np.round(windows).astype(np.int64)
+        return windows
+
+    def grid(self) -> tuple[tuple[int, int], Int64s, Pair]:
+        """What maps of the tiles lie on; see `grid_of`."""
+        return grid_of(self._owner())
 
     @property
     def opened(self) -> list[Page]:
@@ -311,11 +287,10 @@ class RegionTiles(LazyArray):
         Those of whole images are not known before they are opened, and are not counted.
         """
         form = self.form
-        if self.whole or self._windows is None or not (form.resample or form.is_made or form.pad):
+        if self.whole or self._windows is None or not (form.resample or form.is_made or form.pad or form.area):
             return 0
-        area = int((self._windows[:, 2:] - self._windows[:, :2]).prod(axis=1).max(initial=0))
-        frames = math.prod(self.lead)
-        return area * max(form.samples, 4 if form.is_mixed else 1) * form.dtype.itemsize * frames
+        area = form.area or int((self._windows[:, 2:] - self._windows[:, :2]).prod(axis=1).max(initial=0))
+        return math.prod(self.lead) * area * max(form.samples, 4 if form.is_mixed else 1) * form.dtype.itemsize
 
     def sliced(self, box: Box, places: tuple[Int64s, ...]) -> NDArray[Any] | None:
         """Tiles, cut by a box of rows and columns, as one new array; None where it takes `slice_into`."""
@@ -348,20 +323,30 @@ class RegionTiles(LazyArray):
         box = "" if self.whole else f": {self._box(row)}"
         return f"{self.tile_name(row)}{box}{cause}"
 
+    def sized(self, number: int) -> tuple[int, int]:
+        """The height and width of an image in the units of windows: of its level 0, or of the page that is open."""
+        return self.levels[number].shape if self.units.kind == "base" else self.opened_page(number).shape[:2]
+
     def pair(self, masks: RegionTiles) -> None:
         """Let tiles and the masks of the same windows see that they have one extent."""
         self.partner, masks.partner = masks, self
         masks.follows = True
 
-    def last_page(self) -> Page | None:
-        """The page of the last frame that is there."""
-        number = self.last_number()
-        return None if number is None else self._pages[number]
-
-    def last_number(self) -> int | None:
-        """Its number."""
+    def last(self) -> int | None:
+        """The number of the first page of the last frame that is there, which is opened."""
         firsts = reversed(range(0, len(self._pages), self.parts * self.form.layout.planes))
         return next((number for number in firsts if self.page(number) is not None), None)
+
+    def last_page(self) -> Page | None:
+        """The page of the last frame that is there."""
+        number = self.last()
+        return None if number is None else self._pages[number]
+
+    def opened_page(self, number: int) -> Page:
+        """A page that has been opened."""
+        page = self._pages[number]
+        assert page is not None
+        return page
 
     def faults(self) -> Iterator[Fault]:
         """Everything that would fail when tiles of this region are read, by its tags; opens every frame.
@@ -371,8 +356,7 @@ class RegionTiles(LazyArray):
         the kind of fault, the mask of the tiles that have it, and the cause, to stand behind the words for a tile
         """
         said: dict[str, NDArray[np.bool_]] = {}
-        step = self.parts * self.form.layout.planes
-        for number in (number for number in range(len(self._pages)) if number % step < self.parts):
+        for number in sorted({self.first_plane(number) for number in range(len(self._pages))}):
             try:
                 page = self.page(number)
             except LazyTilesError as error:
@@ -411,8 +395,7 @@ class RegionTiles(LazyArray):
             assert page is not None
             if not self.is_sound:
                 good = np.ones(len(rows), np.bool_)
-                first = number - number % (self.parts * self.form.layout.planes) + number % self.parts
-                for _, bad, cause in faults_on(self, first, rows):
+                for _, bad, cause in faults_on(self, self.first_plane(number), rows):
                     gather.fail(slots[bad], rows[bad], partial(self._refusal, cause))
                     good &= ~bad
                 rows, slots = rows[good], slots[good]
@@ -455,7 +438,10 @@ class RegionTiles(LazyArray):
         base = self.base()
         if base is None or not are_placed(base):
             return np.full((len(self), 4), np.nan)
-        return bounds_of(base, self.windows / np.array(self.unit * 2))
+        owner, windows = self._owner(), self.exact_windows()
+        number = owner.last()
+        relation = None if number is None else owner.relation(number)
+        return bounds_of(base, windows if relation is None or self.units.kind != "base" else relation.boxes(windows))
 
     def of_validity(self, kind: str) -> RegionTiles:
         """The same tiles, saying which of their pixels are valid, by ``"any"`` band or by ``"bands"``."""
@@ -464,18 +450,20 @@ class RegionTiles(LazyArray):
         twin.dtype, twin.shape = twin.form.dtype, (len(self), *self.lead, *twin.form.inner_shape)
         twin.is_sliced = False
         twin._pages, twin._relations, twin._lock = list(self._pages), dict(self._relations), threading.RLock()
+        twin.levels = dict(self.levels)
         return twin
 
     def __dask_tokenize__(self) -> Any:
         paths = [o.args[0] if isinstance(o, partial) else None for o in self.regions]
         openers = [(o, stamp(p) if isinstance(p, str) else None) for o, p in zip(self.regions, paths, strict=True)]
         boxes = self._windows if self.boxes is None else (self.boxes.values, self.boxes.crs)
-        return token("lazytiles.RegionTiles", openers, boxes, astuple(self.form), self.timed, astuple(self.placing))
+        return token("lazytiles.RegionTiles", openers, boxes, astuple(self.form), self.timed, astuple(self.units))
 
     def __getstate__(self) -> dict[str, Any]:
-        closed: dict[str, Any] = dict.fromkeys(("is_sound", "is_sliced", "_straight"), False)
-        closed |= {"_windows": self._windows if self.boxes is None else None, "_relations": {}, "_downsamples": {}}
-        return {**self.__dict__, **closed, "_pages": [None] * len(self._pages), "_lock": None}
+        closed = dict.fromkeys(("is_sound", "is_sliced", "_straight"), False)
+        found: dict[str, Any] = {"_windows": self._windows if self.boxes is None else None, "_relations": {}}
+        found["levels"] = {}
+        return {**self.__dict__, **closed, **found, "_pages": [None] * len(self._pages), "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.RLock())

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lazytiles.aliases import Int64s
-from lazytiles.arrays import Companions, MapBoxes, MultiSourceArray, Placing, RegionTiles, TileForm, VolumeTiles
+from lazytiles.arrays import Companions, MapBoxes, MultiSourceArray, RegionTiles, TileForm, VolumeTiles
 from lazytiles.augment import Boxes, scaled_boxes
 from lazytiles.errors import ManifestError
 from lazytiles.images import Bands, open_region
@@ -38,9 +38,8 @@ def open_tiles(
     target: str | Sequence[str] | None = "target",
     tabular: str | Sequence[str] | None = None,
     masks: str | Mapping[str, Any] | None = None,
-    mask_scale: float | str | None = None,
     mask_axes: str | None = None,
-    coordinates: str | None = None,
+    coordinates: str = "pixels",
     boxes_crs: str | None = None,
     size: tuple[int, int] | None = None,
     resample: str = "bilinear",
@@ -57,7 +56,8 @@ def open_tiles(
     channels: Sequence[int | str] | None = None,
     level: int = 0,
     mpp: float | None = None,
-    source_mpp: float | str | None = None,
+    source_mpp: float | Sequence[float] | str | None = None,
+    mask_scale: float | str | None = None,
     missing: str = "raise",
     scale_boxes: Sequence[str] = (),
     box_format: str = "xyxy",
@@ -88,13 +88,11 @@ def open_tiles(
     tabular : columns given to the model as a second input
     masks : a path template; the labels are then mask tiles cut with the same windows, of masks of the same extent as
         their image, or on the same grid where both say where they lie. Of volumes also a mapping
-    mask_scale : pixels of an image's full resolution in one of its mask's, such as 16; ``"mpp"`` where both files say
-        how many micrometres a pixel is
     mask_axes : of masks, as `axes` of images
-    coordinates : what boxes count: ``"pixels"`` of the images as they are read (the default); ``"base"``, pixels of
-        their full resolution (the default with `mpp`); or ``"map"`` units of their CRS, where each box is rounded to
-        whole pixels of the image of the last frame, and other frames, masks and files of bands are sampled at the
-        centres of these, by their own georeference (masks take the nearest pixel)
+    coordinates : what boxes count: ``"pixels"`` of the level that is read; ``"base"``, pixels of level 0, whatever
+        `level` is read; or ``"map"`` units of their CRS, where each box is
+        rounded to whole pixels of the image of the last frame, and other frames, masks and files of bands are
+        sampled at the centres of these, by their own georeference (masks take the nearest pixel)
     boxes_crs : the CRS of boxes in map units, such as ``"EPSG:4326"``, where it is not that of the images; they are
         reprojected by pyproj (the extra `geo`)
     size : (height, width), pixels, to which every window is resampled; without it all windows have one size
@@ -112,11 +110,16 @@ def open_tiles(
     scaled : whether values become what they mean by the scale and offset of their file, float32, NaN where not valid
     page, series, axes, channels : what of each file is read, as in `open_region`. Channels become bands, a time axis
         stands behind that of the samples, an axis of slices behind both
-    level : resolution of each pyramid; boxes are in pixels of that level, unless `coordinates` says otherwise
-    mpp : micrometres a pixel of the tiles: each image is read at its nearest finer level and brought to this scale. A
-        tile is `size` pixels from its box's upper left corner on; without `size` that follows from the boxes
-    source_mpp : micrometres a pixel of the images at full resolution, instead of what they say: a number, or the
-        column that holds it
+    level : resolution of each pyramid; boxes are in pixels of that level, or with ``coordinates="base"`` of level 0:
+        tiles are then read straight where their box falls on whole pixels of the level, else resampled
+    mpp : micrometres a pixel of the tiles: boxes are in pixels of level 0 (``coordinates="base"``), as ``make_grid(mpp=)``
+        writes them, and a tile is `size` pixels of that scale from the upper left corner of its box, resampled from the
+        level of its slide that is just fine enough. A box of another extent than that, by more than a pixel, is
+        refused; without `size` it follows from the boxes
+    source_mpp : micrometres a pixel of the images at level 0, where they do not say it, or say it wrongly: a number,
+        (y, x), or the name of a column of the table
+    mask_scale : of masks that are smaller than their image: how many of its pixels at level 0 one of theirs is, such as 16;
+        or ``"mpp"``, where both files say their micrometres. Tiles have the nearest pixel of the mask
     missing : ``"raise"``, or ``"fill"`` to give `fill` for a frame whose image or row is missing (see `valid`); behind
         an address the server is asked for it
     scale_boxes : label columns that are boxes in pixels of the image, four to a box; they become boxes in pixels of
@@ -242,10 +245,8 @@ def tiles_of(table: pd.DataFrame, image_dir: Any, asked: Asked, opener: Any = op
         return _volumes_of(table, image_dir, asked)
     rows = wanted.samples(table, asked.where)
     images = partial(Images.of, table, rows, image_dir=image_dir, follow_symlinks=asked.follow_symlinks)
-    template = asked.path or default_template(table)
-    found = images(template, frames=wanted, missing=asked.missing, opener=partial(opener, **asked.opening))
-    if isinstance(asked.source_mpp, str):
-        found = replace(found, mpp=table[asked.source_mpp].to_numpy(np.float64))
+    how = {"opener": partial(opener, **asked.opening), "missing": asked.missing, "mpp": asked.source_mpp}
+    found = images(asked.path or default_template(table), frames=wanted, **how)
     found.verify(asked.verify, image_dir)
     firsts = found.first()
     if "xmin" not in table and firsts[0].lead and not asked.has_axes:
@@ -264,7 +265,7 @@ def tiles_of(table: pd.DataFrame, image_dir: Any, asked: Asked, opener: Any = op
     groups = found.groups(masked)
 
     def assembled(part: Images, form: TileForm, *, timed: bool) -> MultiSourceArray:
-        made = partial(RegionTiles, form=form, timed=timed, placing=asked.placing)
+        made = partial(RegionTiles, form=form, timed=timed, units=asked.units)
         return _assembled(table, windows, part, groups, made)
 
     array = assembled(found, form, timed=wanted.timed)
@@ -277,7 +278,7 @@ def tiles_of(table: pd.DataFrame, image_dir: Any, asked: Asked, opener: Any = op
 
 def _boxes_of(table: pd.DataFrame, asked: Asked) -> NDArray[Any] | MapBoxes | None:
     """The windows of a table, or where they lie on the ground; None where tiles are whole images."""
-    if asked.placing.coordinates == "map" and "xmin" in table:
+    if asked.coordinates == "map" and "xmin" in table:
         return MapBoxes(table[list(BOX_2D)].to_numpy(np.float64), asked.boxes_crs)
     return windows_of(table)
 
@@ -286,12 +287,10 @@ def _refuse_for_volumes(asked: Asked, why: str) -> None:
     """Refuse what is asked for and says nothing about volumes."""
     flat = {"frames": Frames.of(asked.frames).timed, "missing": asked.missing == "fill"}
     flat |= {name: getattr(asked, name) for name in ("size", "gray", "dtype", "scaled", "level", "scale_boxes")}
+    flat |= {name: getattr(asked, name) is not None for name in ("mpp", "source_mpp", "mask_scale")}
     flat |= {name: bool(np.any(getattr(asked, name))) for name in ("fill", "mask_fill")}
-    flat |= {
-        "coordinates": asked.placing != Placing(),
-        "axes": asked.has_axes,
-        "path": not isinstance(asked.path, str | None),
-    }
+    flat |= {"coordinates": asked.coordinates != "pixels", "path": not isinstance(asked.path, str | None)}
+    flat |= {name: getattr(asked, name) is not None for name in ("page", "series", "axes", "channels", "mask_axes")}
     if wrong := [name for name, value in flat.items() if value]:
         raise ManifestError(f"{why}; {wrong[0]}={getattr(asked, wrong[0])!r} is for images")
 

@@ -58,11 +58,20 @@ def windows_in(source: Any, indices: Int64s) -> tuple[tuple[int, ...], Int64s] |
     ------
     RegionError : the region, which is opened for it, cannot be read
     """
-    try:
-        space, windows = getattr(source, "space", None), getattr(source, "windows", None)
-    except LazyTilesError as error:
-        raise type(error)(f"{source.describe(int(indices[0]))}: {error}") from error
-    return None if windows is None or space is None else (tuple(space), windows[indices])
+    windows = getattr(source, "windows", None)
+    if windows is None:
+        return None
+    space = getattr(source, "space", None)
+    if space is None:
+        try:
+            first = source.base()
+        except LazyTilesError as error:
+            raise type(error)(f"{source.describe(int(indices[0]))}: {error}") from error
+        if first is None:  # no frame of it is there: it is as large as its tiles need it
+            windows = np.tile([0, 0, *source.form.size], (len(windows), 1)) if source.whole else windows
+            return tuple(windows[:, 2:].max(axis=0).tolist()), windows[indices]
+        space, windows, _ = source.grid()  # those of whole images are known now
+    return tuple(space), windows[indices]
 
 
 def ground_of(source: Any) -> Ground:
@@ -71,11 +80,11 @@ def ground_of(source: Any) -> Ground:
         return source.ground
     if isinstance(source, VolumeTiles):
         return Ground.of(next(iter(getattr(source.volume(), "pages", ())), None))
-    if not isinstance(source, RegionTiles):
+    if not isinstance(source, RegionTiles) or source.base() is None:
         return Ground()
-    y, x = source.unit
-    found = Ground.of(source.base())
-    return found if (y, x) == (1.0, 1.0) else found.shifted(0, 0, (1 / y, 1 / x))
+    ground, page, (_, _, scale) = Ground.of(source.base()), source.last_page(), source.grid()
+    ground = ground if scale == (1, 1) else ground.shifted(0, 0, scale)
+    return replace(ground, nodata=None if page is None else page.nodata)
 
 
 def region_name(source: Any, number: int) -> Any:

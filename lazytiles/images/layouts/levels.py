@@ -33,7 +33,7 @@ _SPACING = "DICOM_PIXEL_SPACING"
 class Level:
     """One resolution of an image.
 
-    Parameters
+    Attributes
     ----------
     shape : (height, width), pixels, as it is stored
     downsample : (y, x), pixels of full resolution in one of its pixels
