@@ -274,7 +274,7 @@ class RegionTiles(LazyArray):
             boxes = boxes / np.array(scale * 2)
         starts = np.floor(boxes[:, :2] + 0.5).astype(np.int64)
         extents = np.maximum(1, np.round(boxes[:, 2:] - boxes[:, :2])).astype(np.int64)
-        height, width = (max(1, int(np.ceil(n / each - _EXACT))) for n, each in zip(page.shape, scale, strict=False))
+        height, width = (max(1, int(np.floor(n / each + 0.5))) for n, each in zip(page.shape, scale, strict=False))
         return (height, width), np.concatenate([starts, starts + extents], axis=1), scale
 
     @property
@@ -401,6 +401,9 @@ class RegionTiles(LazyArray):
         slack = 1.0 if self._is_scaled else _EXACT  # a mask may lack what would be a part of a pixel of it
         if form.pad is None:
             outside = np.asarray(((low < -_EXACT) | (high > np.array(page.shape[:2]) + slack)).any(axis=1))
+            if self.units.kind == "base" and not self.follows:  # also by less than a pixel of the level that is read
+                boxes = self.windows[rows]
+                outside |= ((boxes[:, :2] < 0) | (boxes[:, 2:] > shape)).any(axis=1)
             cause = f' leaves region {self.name} ({page.file.path}, {size}); pass pad="reflect" or correct the box'
         else:
             outside = np.asarray(((high <= 0) | (low >= page.shape[:2])).any(axis=1))
@@ -448,11 +451,15 @@ class RegionTiles(LazyArray):
                         yield kind, cause
                 elif are_placed(page, other):
                     if self.units.kind != "base" and (far := apart(other, page)):
-                        cure = "so they lie on one grid: bring them to one, or give boxes in map units with coordinates="
+                        cure = (
+                            "so they lie on one grid: bring them to one, or give boxes in map units with coordinates="
+                        )
                         yield "other grid", f': {page.file.path} {far}; {said}{cure}"map"'
                         break
                 elif mine != its:
-                    cure = "so they have one extent" + (": bring them to one size and place" if others is frames else "")
+                    cure = "so they have one extent" + (
+                        ": bring them to one size and place" if others is frames else ""
+                    )
                     if tiles is not self:
                         times = max(1, round(max(max(mine) / max(its), max(its) / max(mine))))
                         cure += f"; of a mask at another scale say how many of its image's pixels one is: mask_scale={times}"

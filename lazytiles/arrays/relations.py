@@ -111,7 +111,9 @@ class Units:
         if not isinstance(self.mask_scale, str):
             scale = float(self.mask_scale or 1)
             return scale, scale
-        pixels = zip(level.downsample, mpp_of(image), mpp_of(mask, "the scale itself, such as mask_scale=16"), strict=True)
+        pixels = zip(
+            level.downsample, mpp_of(image), mpp_of(mask, "the scale itself, such as mask_scale=16"), strict=True
+        )
         y, x = (down * own / one for down, one, own in pixels)
         return y, x
 

@@ -221,7 +221,9 @@ def opening(function: Any) -> Any:
         click.option("--resample", type=click.Choice(list(METHODS)), default="bilinear", help="How --size resamples."),
         click.option("--level", type=click.IntRange(min=0), default=0, help="Resolution of each pyramid; 0 is full."),
         click.option("--mpp", type=float, help="Micrometres a pixel of the tiles; boxes are pixels of level 0."),
-        click.option("--source-mpp", callback=parse_scale, help="Micrometres a pixel of the images: 0.25, or a column."),
+        click.option(
+            "--source-mpp", callback=parse_scale, help="Micrometres a pixel of the images: 0.25, or a column."
+        ),
         click.option("--mask-scale", callback=parse_scale, help="Pixels of an image in one of its mask's: 16, or mpp."),
         click.option("--gray", is_flag=True, help="Colours as one luminance band."),
         click.option("--bands", callback=parse_bands, help="Bands to read, such as 3,2,1, or rgb."),

@@ -87,7 +87,9 @@ class Asked:
         if self.mask_scale is None:
             return
         if self.mask_scale != "mpp" and not _is_positive(self.mask_scale):
-            raise ValueError(f'mask_scale is pixels of an image in one of its mask\'s, or "mpp", not {self.mask_scale!r}')
+            raise ValueError(
+                f'mask_scale is pixels of an image in one of its mask\'s, or "mpp", not {self.mask_scale!r}'
+            )
         if self.masks is None or self.coordinates == "map":
             raise ValueError("mask_scale= is for masks=, of images whose boxes are in pixels")
 

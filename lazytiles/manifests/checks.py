@@ -112,7 +112,9 @@ def check(
         check_leaks(report, split)
     if len(table):
         look = _Look(read, digest)
-        checkup = _Checkup(report, table, image_dir, asked, lambda openers: _looks(look, openers, threads, client), tell)
+        checkup = _Checkup(
+            report, table, image_dir, asked, lambda openers: _looks(look, openers, threads, client), tell
+        )
         checkup.run(wanted, lost)
     if asked.verify is not None and image_dir is not None and not isinstance(image_dir, Mapping):
         present = [file for file, _ in map(split_name, report.images) if os.path.isfile(file)]
@@ -203,7 +205,7 @@ class _Checkup:
             problems.extend("several rows", [said] * bool(said))
             wanted = each  # to look at them all the same
         good = np.ones(len(rows), np.bool_)
-        if self.asked.size is None and windows is not None and len(rows) and self.asked.coordinates == "pixels":
+        if self.asked.size is None and windows is not None and len(rows) and self.asked.units.kind == "pixels":
             good = self._usual(rows, (high - low)[rows])
         if self.folder is None:
             return
@@ -372,7 +374,9 @@ class _Checkup:
 
     def _opened(self, path: str, **options: Any) -> Region:
         region = self.regions.get(path)
-        return region if region is not None and region.level == options.get("level", 0) else open_region(path, **options)
+        return (
+            region if region is not None and region.level == options.get("level", 0) else open_region(path, **options)
+        )
 
     def _note_faults(self, source: Any, rows: Int64s, said: dict[str, NDArray[np.bool_]]) -> None:
         faults = list(source.faults())

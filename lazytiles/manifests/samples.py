@@ -298,7 +298,11 @@ class Images:
         found: dict[str, Any] = {}
         for codes, paths, there, rows in zip(self.codes, self.paths, self.there, self.rows, strict=True):
             first = first_of(codes, len(paths))
-            found |= {name: self._opener(name, int(rows[k])) for name, k, is_there in zip(paths, first, there, strict=True) if is_there}
+            found |= {
+                name: self._opener(name, int(rows[k]))
+                for name, k, is_there in zip(paths, first, there, strict=True)
+                if is_there
+            }
         return found
 
     def odd_scales(self) -> list[int]:

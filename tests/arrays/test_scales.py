@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
-from made import pixels
 from PIL import Image
 
 import lazytiles as lt
 from lazytiles.config import counters
+from tests.made import pixels
 
 SLIDES = Path("/work/shared/slides")
 MPP = 0.25
@@ -26,7 +26,9 @@ def smooth(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     return np.asarray(small.resize(shape[1::-1], Image.Resampling.BICUBIC))
 
 
-def pyramid(path: Path, image: np.ndarray, levels: int = 3, mpp: float | None = MPP, **options: Any) -> list[np.ndarray]:
+def pyramid(
+    path: Path, image: np.ndarray, levels: int = 3, mpp: float | None = MPP, **options: Any
+) -> list[np.ndarray]:
     """A tiled pyramid in SubIFDs, each level half of the one above; its levels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     found = [image]
@@ -78,18 +80,20 @@ def test_boxes_of_level_0_read_from_another_level(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["bilinear", "bicubic", "area"])
-@pytest.mark.parametrize(("mpp", "level"), [(0.25, 0), (0.4, 0), (0.5, 1), (0.4996, 1), (0.9, 1), (1.0, 2), (5.0, 2)])
+@pytest.mark.parametrize(
+    ("mpp", "level"), [(0.25, 0), (0.4, 0), (0.5, 1), (0.4996, 1), (0.8765, 1), (1.0, 2), (5.0, 2)]
+)
 def test_tiles_of_some_micrometres(mpp, level, method, tmp_path):
     levels = pyramid(tmp_path / "r.tif", smooth((1024, 1100)))
     extent = int(np.ceil(48 * mpp / MPP))
-    corners = [(0, 0), (13, 7), (1024 - extent, 1100 - extent)]
+    corners = [(0, 0), (12, 8), ((1024 - extent) // 4 * 4, (1100 - extent) // 4 * 4)]  # no ties of kernels
     table = table_of([(y, x, y + extent, x + extent) for y, x in corners])
     tiles = lt.open_tiles(table, tmp_path, mpp=mpp, resample=method)
     assert tiles.shape == (3, 48, 48, 3)
     for k, (y, x) in enumerate(corners):
         box = np.array([y, x, y + 48 * mpp / MPP, x + 48 * mpp / MPP]) / 2**level
         expected = resized(levels[level], (48, 48), box, method)
-        assert abs(tiles[k] - expected).max() <= (1 if method != "area" or mpp in (0.25, 0.5, 1.0) else 8)
+        assert abs(tiles[k] - expected).max() <= 1
     again = pickle.loads(pickle.dumps(tiles))
     assert (again[:] == tiles[:]).all() and (tiles.to_dask().compute() == tiles[:]).all()
     assert tiles.valid_pixels[:].all()
@@ -250,13 +254,13 @@ def test_maps_of_tiles_of_some_micrometres(mpp, tmp_path):
     tiles = lt.open_tiles(grid, tmp_path, mpp=mpp)
     (scan,) = lt.predict(lambda x: x.astype("f4"), tiles, out=tmp_path / "maps")
     found = lt.open_region(tmp_path / "maps/r.tif")
-    assert found.shape[:2] == (np.ceil(500 * MPP / mpp), np.ceil(600 * MPP / mpp))
+    assert found.shape[:2] == (round(500 * MPP / mpp), round(600 * MPP / mpp))
     assert found.mpp == pytest.approx((mpp, mpp), rel=1e-4)
     if mpp == 0.5:
         assert np.array_equal(scan["y_pred"][:], lt.open_region(tmp_path / "r.tif", level=1)[:])
-    stored = lt.export(tiles, tmp_path / "tiles.zarr")
+    stored = lt.export(tiles, tmp_path / "tiles.h5")
     (again,) = lt.predict(lambda x: x.astype("f4"), stored)
-    assert np.array_equal(again["y_pred"], np.asarray(scan["y_pred"]))
+    assert np.array_equal(again["y_pred"], np.asarray(scan["y_pred"])) and not np.isnan(again["y_pred"]).any()
 
 
 def test_only_the_level_that_is_needed_is_decoded(tmp_path):
