@@ -414,18 +414,15 @@ class RegionTiles(LazyArray):
     def _faults_of_extent(self, number: int, rows: Int64s | slice, windows: NDArray[Any]) -> Iterator[Fault]:
         """Boxes whose extent is another than that of tiles of so many micrometres."""
         page, boxes = self.opened_page(number), self.windows[rows]
-        other = (abs(windows - boxes) > 1 + _EXACT).any(axis=1)
+        other = np.asarray((abs(windows - boxes) > 1 + _EXACT).any(axis=1))
         if other.any():
             first = int(np.argmax(other))
             high, wide = (boxes[first, 2:] - boxes[first, :2]).tolist()
             wanted = " x ".join(f"{n:.6g}" for n in (windows[first, 2:] - windows[first, :2]).tolist())
             height, width = self.form.size
-            yield (
-                "other extent",
-                other,
-                f" is {high} x {wide} pixels of {page.file.path}, where {height} x {width} pixels of {self.units.mpp:g} "
-                f"micrometres are {wanted}; correct it, or pass another size= or mpp=",
-            )
+            said = f" is {high} x {wide} pixels of {page.file.path}, where {height} x {width} pixels of"
+            cure = "correct it, or pass another size= or mpp="
+            yield "other extent", other, f"{said} {self.units.mpp:g} micrometres are {wanted}; {cure}"
 
     def _sized(self, number: int) -> tuple[int, int]:
         """The height and width of an image in the units of windows: of its level 0, or of the page that is open."""
@@ -462,7 +459,7 @@ class RegionTiles(LazyArray):
                     )
                     if tiles is not self:
                         times = max(1, round(max(max(mine) / max(its), max(its) / max(mine))))
-                        cure += f"; of a mask at another scale say how many of its image's pixels one is: mask_scale={times}"
+                        cure += f"; of a mask at another scale say what one of its pixels is: mask_scale={times}"
                     sizes = f"{page.file.path} is {_by(mine)} pixels, {other.file.path} is {_by(its)}"
                     yield kind, f": {sizes}; {said}{cure}"
                     break
@@ -476,8 +473,8 @@ class RegionTiles(LazyArray):
         y, x = self.units.scale_of(image, level, mask)
         wanted = f"{level.shape[0] / y:.6g} x {level.shape[1] / x:.6g}"
         return (
-            f": {mask.file.path} is {_by(mask.shape[:2])} pixels, where {image.file.path}, {_by(level.shape)} pixels, would "
-            f"have a mask of {wanted} by mask_scale={self.units.mask_scale!r}; correct mask_scale="
+            f": {mask.file.path} is {_by(mask.shape[:2])} pixels, where {image.file.path}, {_by(level.shape)} pixels, "
+            f"would have a mask of {wanted} by mask_scale={self.units.mask_scale!r}; correct mask_scale="
         )
 
     def pair(self, masks: RegionTiles) -> None:

@@ -95,7 +95,8 @@ def test_tiles_of_some_micrometres(mpp, level, method, tmp_path):
         expected = resized(levels[level], (48, 48), box, method)
         assert abs(tiles[k] - expected).max() <= 1
     again = pickle.loads(pickle.dumps(tiles))
-    assert (again[:] == tiles[:]).all() and (tiles.to_dask().compute() == tiles[:]).all()
+    assert (again[:] == tiles[:]).all()
+    assert (tiles.to_dask().compute() == tiles[:]).all()
     assert tiles.valid_pixels[:].all()
     assert lt.check(table, tmp_path, mpp=mpp).is_sound
     tiles.verify()
@@ -161,7 +162,8 @@ def test_slides_of_two_scanners(tmp_path):
         lt.open_tiles(untold, tmp_path, mpp=0.5)
     by_hand = lt.open_tiles(untold, tmp_path, mpp=0.5, source_mpp=0.5)
     by_column = lt.open_tiles(untold, tmp_path, mpp=0.5, source_mpp="said")
-    assert (by_hand[:] == by_column[:]).all() and (by_hand[:] == tiles[tiles.table.region_id == "coarse"]).all()
+    assert (by_hand[:] == by_column[:]).all()
+    assert (by_hand[:] == tiles[tiles.table.region_id == "coarse"]).all()
     assert lt.check(untold, tmp_path, mpp=0.5, source_mpp="said").is_sound
     untold.loc[untold.index[1], "said"] = 0.25
     with pytest.raises(lt.ManifestError, match=r"untold\.tif, say different micrometres in the column said"):
@@ -172,14 +174,15 @@ def test_boxes_of_another_extent_are_refused(tmp_path):
     pyramid(tmp_path / "r.tif", smooth((512, 512)))
     table = table_of([(0, 0, 128, 128), (0, 0, 129, 127), (0, 0, 128, 140)])
     tiles = lt.open_tiles(table, tmp_path, mpp=0.5)
-    assert tiles.shape == (3, 64, 64, 3) and (tiles[0] == tiles[1]).all()
+    assert tiles.shape == (3, 64, 64, 3)
+    assert (tiles[0] == tiles[1]).all()
     with pytest.raises(lt.ManifestError, match=r"tile t2.*is 128 x 140 pixels of .* micrometres are 128 x 128"):
         tiles[2]
     assert lt.check(table, tmp_path, mpp=0.5).problems.counts == {"other extent": 1}
     with pytest.raises(lt.ManifestError, match="t2"):
         tiles.verify()
     for wrong in ({"mpp": 0.5, "level": 1}, {"mpp": -1}, {"mpp": 0.5, "coordinates": "map"}, {"mask_scale": 16}):
-        with pytest.raises(ValueError, match="mpp|mask_scale"):
+        with pytest.raises(ValueError, match=r"mpp|mask_scale"):
             lt.open_tiles(table, tmp_path, **wrong)
 
 
@@ -239,7 +242,8 @@ def test_frames_padding_and_whole_images(tmp_path):
     table = pd.concat([table_of([(0, 0, 128, 128), (200, 200, 328, 328)], label_id=year) for year in ("2017", "2018")])
     tiles = lt.open_tiles(table, tmp_path, frames=[2017, 2018], mpp=1.0, pad="constant", fill=255)
     assert tiles.shape == (2, 2, 32, 32, 3)
-    assert (tiles[1, :, 16:] == 255).all() and not tiles.valid_pixels[1, :, 16:].any()
+    assert (tiles[1, :, 16:] == 255).all()
+    assert not tiles.valid_pixels[1, :, 16:].any()
     level = np.asarray(Image.fromarray(images[1]).resize((150, 128), Image.Resampling.BOX))
     assert abs(tiles[0, 1] - resized(level, (32, 32), (0, 0, 64, 64))).max() <= 1
     whole = lt.open_tiles(pd.DataFrame({"path": ["2017/r.tif", "2018/r.tif"]}), tmp_path, mpp=1.0)
@@ -260,7 +264,8 @@ def test_maps_of_tiles_of_some_micrometres(mpp, tmp_path):
         assert np.array_equal(scan["y_pred"][:], lt.open_region(tmp_path / "r.tif", level=1)[:])
     stored = lt.export(tiles, tmp_path / "tiles.h5")
     (again,) = lt.predict(lambda x: x.astype("f4"), stored)
-    assert np.array_equal(again["y_pred"], np.asarray(scan["y_pred"])) and not np.isnan(again["y_pred"]).any()
+    assert np.array_equal(again["y_pred"], np.asarray(scan["y_pred"]))
+    assert not np.isnan(again["y_pred"]).any()
 
 
 def test_only_the_level_that_is_needed_is_decoded(tmp_path):
