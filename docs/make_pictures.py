@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import doctest
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -10,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -203,6 +207,53 @@ def boxes_png(path: Path) -> None:
     figure.savefig(path, dpi=80)
 
 
+def run_page(name: str) -> dict[str, Any]:
+    """What the Python blocks of a page have made when they were run in the current folder."""
+    made: dict[str, Any] = {}
+    text = (IMAGES.parent / f"{name}.md").read_text()
+    for block in re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
+        steps = [example.source for example in doctest.DocTestParser().get_examples(block)] or [block]
+        for step in steps:
+            with contextlib.suppress(lt.LazyTilesError):  # a page shows what is refused, too
+                exec(step, made)  # noqa: S102  # our own page
+    return made
+
+
+def heatmap_png(path: Path) -> None:
+    """What the page on slides makes of a made slide and of a real one: tiles with tissue, and the map over it."""
+    from matplotlib.collections import PatchCollection
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    name = "CMU-1-Small-Region"
+    real = IMAGES.parents[2] / "shared" / "slides" / f"{name}.svs"
+    if not real.exists():
+        sys.stdout.write(f"{path} stays as it is: {real} is not here\n")
+        return
+    shutil.copy(real, ".")
+    made = run_page("do/slide-to-heatmap")
+    here = made["test"].table.region_id.iloc[0]
+    shown = [(f"slides/slides/{here}.tif", made["grid"], here, 64), (f"{name}.svs", made["real_grid"], name, 256)]
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    panels = figure.subplots(1, 4, width_ratios=(1, 1, 0.75, 0.75))
+    for k, (file, grid, region_id, side) in enumerate(shown):
+        image, heat = lt.open_region(file)[:], lt.open_region(f"maps/{region_id}.tif")[:]
+        boxes = grid[grid.region_id == region_id]
+        squares = [Rectangle((x, y), side, side) for x, y in zip(boxes.xmin, boxes.ymin, strict=True)]
+        windows, over = panels[2 * k : 2 * k + 2]
+        windows.imshow(image)
+        windows.add_collection(PatchCollection(squares, facecolor="none", edgecolor="#0b5fa5", linewidth=0.6))
+        over.imshow(image)
+        over.imshow(np.ma.masked_invalid(heat), cmap="inferno", alpha=0.65, vmin=0, vmax=np.nanquantile(heat, 0.99))
+    for axes, title in zip(panels, ("tiles with tissue", "what the model says") * 2, strict=True):
+        axes.set_title(title)
+        axes.set_axis_off()
+    figure.savefig(path, dpi=80)
+    with Image.open(path) as picture:
+        few_colours = picture.convert("RGB").quantize(256)
+    few_colours.save(path, optimize=True)
+
+
 def augment_png(path: Path) -> None:
     """A tile and its mask, and four draws of a random transform."""
     from matplotlib.figure import Figure
@@ -253,6 +304,32 @@ def patches_png(path: Path) -> None:
     figure.savefig(path, dpi=80)
 
 
+def sentinel_png(path: Path) -> None:
+    """Two dates of a scene, its labels and its map, each where it lies: the page's own files and map."""
+    from matplotlib.figure import Figure
+
+    run_page("do/sentinel")
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    left, bottom, right, top = lt.open_region("S2/labels/T33UVP.tif").bounds
+    for shown, (title, name) in zip(
+        figure.subplots(1, 4, sharex=True, sharey=True),
+        {
+            "April, 10 m": "S2/2021-04-20/T33UVP_B08.tif",
+            "July, 10 m": "S2/2021-07-09/T33UVP_B08.tif",
+            "labels, 25 m": "S2/labels/T33UVP.tif",
+            "the map": "maps/T33UVP.tif",
+        }.items(),
+        strict=True,
+    ):
+        region = lt.open_region(name)
+        west, south, east, north = region.bounds
+        colours = {"cmap": "gray"} if region.dtype == np.uint16 else {"cmap": "viridis", "vmin": 0, "vmax": 2}
+        pixels = np.ma.masked_array(region[:], ~region.valid[:])
+        shown.imshow(pixels, extent=(west, east, south, north), interpolation="nearest", **colours)
+        shown.set(title=title, xlim=(left, right), ylim=(bottom, top), facecolor="#f3d9d2", xticks=[], yticks=[])
+    figure.savefig(path, dpi=80)
+
+
 PICTURES: dict[str, Callable[[Path], None]] = {
     "check.png": check_png,
     "preview.png": preview_png,
@@ -267,7 +344,9 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "map.png": map_png,
     "tissue.png": tissue_png,
     "boxes.png": boxes_png,
+    "sentinel.png": sentinel_png,
     "augment.png": augment_png,
+    "heatmap.png": heatmap_png,
     "patches.png": patches_png,
 }
 

@@ -24,7 +24,7 @@ GROUPS: dict[str, list[str]] = {
     "Tables": ["read_manifest", "make_grid", "check", "manifests.findings.Report", "manifests.problems.Problems"],
     "Arrays": [
         "Region", "MultiSourceArray", "DelayedView", "StoreArray", "arrays.volumes.RegionStack",
-        "images.levels.Level", "images.plan.Plan", "arrays.cost.Cost", "arrays.cost.OrderCost",
+        "images.layouts.levels.Level", "images.plan.Plan", "arrays.cost.Cost", "arrays.cost.OrderCost",
     ],
     "Orders and splits": [
         "mixing", "leakage", "indexing.orders.Mixing", "indexing.splits.Leak", "indexing.orders.permutation",
@@ -54,7 +54,7 @@ GROUPS: dict[str, list[str]] = {
 # Classes whose values only calls give back.
 GIVEN_BACK = {
     "Region", "StoreArray", "arrays.volumes.RegionStack", "images.plan.Plan", "arrays.cost.Cost",
-    "arrays.cost.OrderCost", "images.levels.Level", "indexing.orders.Mixing", "indexing.splits.Leak",
+    "arrays.cost.OrderCost", "images.layouts.levels.Level", "indexing.orders.Mixing", "indexing.splits.Leak",
     "indexing.seeds.BatchGenerator",
     "manifests.findings.Report", "manifests.problems.Problems", "reports.statistics.Statistics",
     "stores.saving.Verified", "config.Settings", "training.keras_callbacks.EpochCallback",

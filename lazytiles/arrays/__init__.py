@@ -9,6 +9,6 @@ from lazytiles.arrays.multisource import MultiSourceArray
 from lazytiles.arrays.patches import PatchGenerator
 from lazytiles.arrays.reading import open_ahead
 from lazytiles.arrays.region_tiles import RegionTiles
-from lazytiles.arrays.relations import MapBoxes, Units, level_of
+from lazytiles.arrays.relations import MapBoxes, Units, ground_of, level_of
 from lazytiles.arrays.view import DelayedView, held
 from lazytiles.arrays.volumes import VolumeTiles

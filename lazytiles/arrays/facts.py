@@ -1,4 +1,4 @@
-"""What an array of samples says of itself: in a line, as facts for a notebook, and as a strip of pictures."""
+"""What an array of samples says of itself: in a line, as facts for a notebook, a strip of pictures, and its place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lazytiles.arrays.reading import open_ahead
+from lazytiles.arrays.relations import ground_of
 from lazytiles.display import CHEAP_BYTES, side_by_side, stretched
+from lazytiles.indexing import Ground
 
 _FEW = 4  # samples of a strip
 _NAMED = 4  # names that are listed before the rest is counted
@@ -70,3 +73,21 @@ def glimpse(array: Any, rows: NDArray[np.int64] | None = None) -> NDArray[np.uin
     if array.form is not None and getattr(array.plan(few), "bytes_decoded", 0) > CHEAP_BYTES:
         return None
     return side_by_side(stretched(array.take(few)), columns=1 if array.ndim == 5 else _FEW, gap=1)[0]
+
+
+def ground(array: Any) -> Ground | None:
+    """Where the samples lie on the ground, as `leakage` asks for it; None where the sources are no images."""
+    if array.form is None:
+        return None
+    open_ahead(array.sources)
+    starts = np.cumsum([0, *map(len, array.sources)])
+    return ground_of(array.sources).at(starts[array.index_pairs[:, 0]] + array.index_pairs[:, 1])
+
+
+def bounds(array: Any) -> NDArray[np.float64] | None:
+    """(left, bottom, right, top) of each sample, map units, in the current order; None where an image does not say.
+
+    Every image is opened that was not yet.
+    """
+    found = ground(array)
+    return None if found is None or np.isnan(found.boxes).any() else found.boxes

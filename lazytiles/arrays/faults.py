@@ -93,6 +93,9 @@ def faults_on(tiles: Any, number: int, rows: Int64s | slice = slice(None)) -> It
     slack = 1.0 if tiles.is_scaled else _EXACT  # a mask may lack what would be a part of a pixel of it
     if form.pad is None:
         outside = np.asarray(((low < -_EXACT) | (high > np.array(page.shape[:2]) + slack)).any(axis=1))
+        if tiles.units.kind == "base" and not tiles.follows:  # also by less than a pixel of the level that is read
+            boxes = tiles.windows[rows]
+            outside |= ((boxes[:, :2] < 0) | (boxes[:, 2:] > shape)).any(axis=1)
         cause = f' leaves region {tiles.name} ({page.file.path}, {size}); pass pad="reflect" or correct the box'
     else:
         outside = np.asarray(((high <= 0) | (low >= page.shape[:2])).any(axis=1))
@@ -104,16 +107,15 @@ def faults_on(tiles: Any, number: int, rows: Int64s | slice = slice(None)) -> It
 def _other_extents(tiles: Any, number: int, rows: Int64s | slice, windows: NDArray[Any]) -> Iterator[Fault]:
     """Boxes whose extent is another than that of tiles of so many micrometres."""
     page, boxes = tiles.opened_page(number), tiles.windows[rows]
-    other = (abs(windows - boxes) > 1 + _EXACT).any(axis=1)
+    other = np.asarray((abs(windows - boxes) > 1 + _EXACT).any(axis=1))
     if other.any():
         first = int(np.argmax(other))
         high, wide = (boxes[first, 2:] - boxes[first, :2]).tolist()
         wanted = " x ".join(f"{n:.6g}" for n in (windows[first, 2:] - windows[first, :2]).tolist())
         height, width = tiles.form.size
-        said = (
-            f" is {high} x {wide} pixels of {page.file.path}, where {height} x {width} pixels of {tiles.units.mpp:g} "
-        )
-        yield "other extent", other, f"{said}micrometres are {wanted}; correct it, or pass another size= or mpp="
+        said = f" is {high} x {wide} pixels of {page.file.path}, where {height} x {width} pixels of"
+        cure = "correct it, or pass another size= or mpp="
+        yield "other extent", other, f"{said} {tiles.units.mpp:g} micrometres are {wanted}; {cure}"
 
 
 def _disagreements(tiles: Any, number: int) -> Iterator[tuple[str, str]]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lazytiles.aliases import Box, Int64s
 from lazytiles.arrays.companions import Companions, joint_places
 from lazytiles.arrays.cost import Cost, reading_cost
-from lazytiles.arrays.facts import facts_of, glimpse, in_a_line
+from lazytiles.arrays.facts import bounds, facts_of, glimpse, ground, in_a_line
 from lazytiles.arrays.form import TileForm
 from lazytiles.arrays.reading import gathered, open_ahead, read_tiles
 from lazytiles.arrays.region_tiles import RegionTiles
@@ -211,12 +211,6 @@ class MultiSourceArray(Ordered):
         return twin
 
     @property
-    def bounds(self) -> NDArray[np.float64] | None:
-        """(left, bottom, right, top) of each sample, map units, in the current order; None where images do not say."""
-        every = [source.bounds for source in self.sources] if self.form is not None else [np.full((1, 4), np.nan)]
-        return None if np.isnan(np.concatenate(every)).any() else np.concatenate(every)[self._rows[self._now()]]
-
-    @property
     def region_ids(self) -> NDArray[np.int64]:
         """The number of the source of each sample, in the current order; of written tiles that they came from."""
         return self._ordered(self._groups())
@@ -306,7 +300,8 @@ class MultiSourceArray(Ordered):
         Parameters
         ----------
         fraction : share of the samples in the first part, between 0 and 1
-        by : a table column, or ``"source"``; no group of equal values is on both sides
+        by : a table column, or ``"source"``; no group of equal values is on both sides. ``"ground"``: no two windows
+            that overlap, in one region or on the ground
         stratify : a table column, or ``"labels"``, whose shares both sides keep
         seed : of the draw, as for `shuffle`
         """
@@ -490,6 +485,7 @@ class MultiSourceArray(Ordered):
         return stored
 
     __repr__, _glimpse = in_a_line, glimpse
+    ground, bounds = property(ground), property(bounds)
 
     def _facts(self) -> dict[str, str]:
         return super()._facts() | facts_of(self)

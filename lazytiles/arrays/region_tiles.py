@@ -27,8 +27,6 @@ from lazytiles.arrays.relations import (
     Pair,
     Relation,
     Units,
-    are_placed,
-    bounds_of,
     found_relation,
     grid_of,
     level_of,
@@ -433,15 +431,12 @@ class RegionTiles(LazyArray):
         return all((windows[:, :2] >= 0).all() and (windows[:, 2:] <= shape).all() for windows, shape in shown)
 
     @property
-    def bounds(self) -> NDArray[np.float64]:
-        """(left, bottom, right, top) of each tile, map units, (n, 4); NaN where the base does not say it."""
-        base = self.base()
-        if base is None or not are_placed(base):
-            return np.full((len(self), 4), np.nan)
-        owner, windows = self._owner(), self.exact_windows()
+    def base_windows(self) -> NDArray[Any]:
+        """The windows in pixels of the page of the base, which is opened."""
+        owner = self._owner()
         number = owner.last()
-        relation = None if number is None else owner.relation(number)
-        return bounds_of(base, windows if relation is None or self.units.kind != "base" else relation.boxes(windows))
+        relation = None if number is None or self.units.kind != "base" else owner.relation(number)
+        return self.exact_windows() if relation is None else relation.boxes(self.exact_windows())
 
     def of_validity(self, kind: str) -> RegionTiles:
         """The same tiles, saying which of their pixels are valid, by ``"any"`` band or by ``"bands"``."""

@@ -6,6 +6,8 @@ of lies on it by a `Relation`: other bands, frames and masks, whatever their res
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -14,8 +16,9 @@ from affine import Affine
 from numpy.typing import NDArray
 
 from lazytiles.aliases import Int64s
-from lazytiles.errors import RegionError, require
+from lazytiles.errors import LazyTilesError, RegionError, require
 from lazytiles.images import Level, Page, Region, check_resample
+from lazytiles.indexing import Ground
 
 _AGREE = 0.01  # pixels by which two grids that are one may differ, anywhere in an image
 _EXACT = 1e-6  # pixels by which a number of pixels that is meant to be whole may miss it
@@ -248,7 +251,7 @@ def grid_of(tiles: Any) -> tuple[tuple[int, int], Int64s, Pair]:
         boxes = boxes / np.array(scale * 2)
     starts = np.floor(boxes[:, :2] + 0.5).astype(np.int64)
     extents = np.maximum(1, np.round(boxes[:, 2:] - boxes[:, :2])).astype(np.int64)
-    height, width = (max(1, int(np.ceil(n / each - _EXACT))) for n, each in zip(page.shape, scale, strict=False))
+    height, width = (max(1, int(np.floor(n / each + 0.5))) for n, each in zip(page.shape, scale, strict=False))
     return (height, width), np.concatenate([starts, starts + extents], axis=1), scale
 
 
@@ -263,6 +266,32 @@ def bounds_of(page: Page, windows: NDArray[Any]) -> NDArray[np.float64]:
     y, x = windows[:, [0, 0, 2, 2]], windows[:, [1, 3, 1, 3]]
     right, up = place.a * x + place.b * y + place.c, place.d * x + place.e * y + place.f
     return np.column_stack([right.min(axis=1), up.min(axis=1), right.max(axis=1), up.max(axis=1)])
+
+
+def ground_of(sources: Sequence[Any]) -> Ground:
+    """Where the windows of some images lie, one image after the other; those whose image is not there say no place.
+
+    Parameters
+    ----------
+    sources : each has a length, `base`, which opens the image, and its `base_windows` in pixels of that
+    """
+    systems: list[Any] = []
+    parts = []
+    for source in sources:
+        found = np.full(len(source), -1), np.full((len(source), 4), np.nan), np.full(len(source), np.nan)
+        try:
+            base = source.base()
+            if base is not None and are_placed(base):
+                place = base.georeference
+                known = [k for k, one in enumerate(systems) if place.shares_system(one)]
+                if not known:
+                    systems.append(place)
+                found[0][:], found[1][:] = (known or [len(systems) - 1])[0], bounds_of(base, source.base_windows)
+                found[2][:] = math.sqrt(abs(place.transform.determinant))
+        except LazyTilesError:  # who reads it is told
+            pass
+        parts.append(found)
+    return Ground(tuple(systems), *(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
 def apart(base: Page, page: Page) -> str:

@@ -50,10 +50,11 @@ def held(source: Any) -> Any:
     if kind.__module__.partition(".")[0] == "pandas":
         return _values_of(source)
     try:
-        # Older tensors of TensorFlow speak no DLPack.
-        if hasattr(source, "__dlpack__") or hasattr(getattr(source, "dtype", None), "as_numpy_dtype"):
+        dtype = getattr(source, "dtype", float)
+        # Older tensors of TensorFlow speak no DLPack, nor do the variables of Keras, whose dtypes are names.
+        if hasattr(source, "__dlpack__") or hasattr(dtype, "as_numpy_dtype") or isinstance(dtype, str):
             return np.asarray(source)
-        np.dtype(getattr(source, "dtype", float))
+        np.dtype(dtype)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"a {kind.__module__.partition('.')[0]} {kind.__name__} cannot be read as a NumPy array ({error}); "

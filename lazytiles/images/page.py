@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import io
 import itertools
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -220,12 +222,18 @@ class _Ranges(io.RawIOBase):
         return size
 
 
+# tifffile warns of nodata values that it cannot take; here `nodata_of` takes them.
+_is_ours: ContextVar[bool] = ContextVar("lazytiles_parses", default=False)
+logging.getLogger("tifffile").addFilter(lambda record: not (_is_ours.get() and "GDAL_NODATA" in record.getMessage()))
+
+
 @contextmanager
 def parsed(key: FileKey) -> Iterator[tifffile.TiffFile]:
     """The directories of a file, every failure of the parser turned into `RegionError`."""
     name = key.path
     if name.lower().endswith(".ndpi") and int.from_bytes(pool.read(key, 4, 8), "little") > key.size:
         name += ".tif"  # by its name tifffile would read offsets of 64 bits, as real ones have
+    before = _is_ours.set(True)
     try:
         with io.BufferedReader(_Ranges(key), 16384) as file, tifffile.TiffFile(file, name=name) as tiff:
             yield tiff
@@ -233,6 +241,8 @@ def parsed(key: FileKey) -> Iterator[tifffile.TiffFile]:
         raise
     except (Exception, RecursionError) as error:
         raise RegionError(unreadable(key.path, "TIFF", error)) from error
+    finally:
+        _is_ours.reset(before)
 
 
 def page_at(tiff: tifffile.TiffFile, index: int) -> tifffile.TiffPage:

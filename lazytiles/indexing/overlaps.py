@@ -1,18 +1,92 @@
-"""Which windows of two tables share pixels, without comparing all with all."""
+"""Which windows of two tables share pixels or ground, without comparing all with all."""
 
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lazytiles.aliases import Int64s
+from lazytiles.errors import require
 from lazytiles.indexing.orders import ranks_of
 from lazytiles.indexing.windows import shared_pixels
 
 _CANDIDATES = 2**21  # pairs compared at once
+_PART = 64  # of a pixel, to which places on the ground are rounded where they are compared
+
+
+class Ground(NamedTuple):
+    """Where samples lie on the ground.
+
+    Parameters
+    ----------
+    systems : the georeferences of the different coordinate reference systems; each has `crs` and `shares_system`
+    system : int64, shape (n,), which of them a sample has; -1 where its image says no place
+    boxes : float64, shape (n, 4), (left, bottom, right, top), map units
+    pixels : float64, shape (n,), the side of a pixel, map units
+    """
+
+    systems: tuple[Any, ...]
+    system: Int64s
+    boxes: NDArray[np.float64]
+    pixels: NDArray[np.float64]
+
+    def at(self, rows: Int64s) -> Ground:
+        """Of some samples."""
+        return Ground(self.systems, self.system[rows], self.boxes[rows], self.pixels[rows])
+
+
+def pairs_on_ground(a: Ground, b: Ground) -> Int64s:
+    """All pairs (i, j) of samples that share ground: more than a thirtieth of a pixel in both directions.
+
+    Boxes of another system are brought to that of the others by pyproj; without it they are not compared, and a
+    warning says so.
+
+    Returns
+    -------
+    int64 array, shape (pairs, 2), sorted
+    """
+    found = [np.empty((0, 2), dtype=np.int64)]
+    for own, place in enumerate(a.systems):
+        for other, its_place in enumerate(b.systems):
+            i, j = np.flatnonzero(a.system == own), np.flatnonzero(b.system == other)
+            if not len(i) or not len(j):
+                continue
+            boxes = b.boxes[j] if place.shares_system(its_place) else _brought(b.boxes[j], its_place.crs, place.crs)
+            unit = a.pixels[i].min() / _PART
+            is_there = np.isfinite(boxes).all(axis=1)
+            j, one, two = j[is_there], _in_parts(a.boxes[i], unit), _in_parts(boxes[is_there], unit)
+            near, far = overlapping_pairs(one, np.zeros(len(i)), two, np.zeros(len(j))).T
+            found.append(np.stack([i[near], j[far]], axis=1))
+    pairs: Int64s = np.unique(np.concatenate(found), axis=0)
+    return pairs
+
+
+def _in_parts(boxes: NDArray[np.float64], unit: float) -> Int64s:
+    """Boxes in whole units, each side moved inwards by one, so that neighbours do not share what rounding moves."""
+    parts: Int64s = np.round(boxes / unit).astype(np.int64) + np.array([1, 1, -1, -1])
+    return parts
+
+
+def _brought(boxes: NDArray[np.float64], crs: str | None, wanted: str | None) -> NDArray[np.float64]:
+    """The boxes around some boxes in another system; NaN where nothing can be said."""
+    if crs is None or wanted is None:
+        return np.full(boxes.shape, np.nan)
+    try:
+        pyproj = require("pyproj", extra="geo")
+    except ImportError:
+        warnings.warn(
+            f"samples in {crs} are not compared with those in {wanted}; pip install 'lazytiles[geo]' lets them be",
+            stacklevel=4,
+        )
+        return np.full(boxes.shape, np.nan)
+    to_wanted = pyproj.Transformer.from_crs(crs, wanted, always_xy=True)
+    x, y = to_wanted.transform(boxes[:, [0, 2, 0, 2]], boxes[:, [1, 1, 3, 3]])
+    return np.column_stack([x.min(axis=1), y.min(axis=1), x.max(axis=1), y.max(axis=1)])
 
 
 def overlapping_pairs(windows_a: ArrayLike, regions_a: ArrayLike, windows_b: ArrayLike, regions_b: ArrayLike) -> Int64s:

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from lazytiles.aliases import Int64s
 from lazytiles.indexing.orders import permutation, ranks_of
-from lazytiles.indexing.overlaps import overlapping_pairs
+from lazytiles.indexing.overlaps import Ground, overlapping_pairs, pairs_on_ground
 from lazytiles.indexing.windows import boxes_from_windows, shared_pixels
 
 _EVERYWHERE = 2**30  # the end of a window that is a whole image of a size not known
@@ -102,7 +104,11 @@ def kfold_indices(
 
 
 class Leak(NamedTuple):
-    """Two tiles, one of each side, that share pixels; boxes are ``(xmin, ymin, xmax, ymax)``, pixels."""
+    """Two tiles, one of each side, that share pixels; boxes are ``(xmin, ymin, xmax, ymax)``, pixels.
+
+    They lie in one region, or in two (`region_id` that of the first, `region_b` of the second) that share ground;
+    `shared_pixels` is then the ground that they share in pixels of the first.
+    """
 
     tile_a: str
     tile_b: str
@@ -110,6 +116,7 @@ class Leak(NamedTuple):
     box_a: tuple[int, ...]
     box_b: tuple[int, ...]
     shared_pixels: int
+    region_b: str
 
 
 def region_column(table: Any) -> str:
@@ -118,9 +125,10 @@ def region_column(table: Any) -> str:
 
 
 def leakage(a: Any, b: Any) -> list[Leak]:
-    """Find the pairs of tiles of two arrays, such as two sides of a split, whose windows share pixels of a region.
+    """Find the pairs of tiles of two arrays, such as two sides of a split, whose windows share pixels or ground.
 
-    Frames make no difference: the same place at another time is the same place.
+    Frames make no difference: the same place at another time is the same place. Windows of different regions are
+    compared where their images say where on the ground they lie, for which each image is opened.
 
     Parameters
     ----------
@@ -134,19 +142,62 @@ def leakage(a: Any, b: Any) -> list[Leak]:
     ------
     ValueError : an array has no windows, because it was not opened from a manifest
     """
-    windows_a, regions_a, names_a = _places(a, "first")
-    windows_b, regions_b, names_b = _places(b, "second")
-    pairs = overlapping_pairs(windows_a, regions_a, windows_b, regions_b)
-    left, right = windows_a[pairs[:, 0]], windows_b[pairs[:, 1]]
+    windows_a, regions_a, names_a, ground_a = _places(a, "first")
+    windows_b, regions_b, names_b, ground_b = _places(b, "second")
+    pairs = _shared(windows_a, regions_a, ground_a, windows_b, regions_b, ground_b)
+    i, j = pairs.T
+    left, right, is_one = windows_a[i], windows_b[j], regions_a[i] == regions_b[j]
+    shared = np.where(is_one, shared_pixels(left, right), 0)
+    if ground_a is not None and ground_b is not None:
+        shared = np.where(shared == 0, _ground_pixels(ground_a.at(i), ground_b.at(j)), shared)
     columns = (
-        names_a[pairs[:, 0]].tolist(),
-        names_b[pairs[:, 1]].tolist(),
-        regions_a[pairs[:, 0]].tolist(),
+        names_a[i].tolist(),
+        names_b[j].tolist(),
+        regions_a[i].tolist(),
         map(tuple, boxes_from_windows(left).tolist()),
         map(tuple, boxes_from_windows(right).tolist()),
-        shared_pixels(left, right).tolist(),
+        shared.tolist(),
+        regions_b[j].tolist(),
     )
     return [Leak(*row) for row in zip(*columns, strict=True)]
+
+
+def _shared(
+    windows_a: Int64s,
+    regions_a: NDArray[Any],
+    ground_a: Ground | None,
+    windows_b: Int64s,
+    regions_b: NDArray[Any],
+    ground_b: Ground | None,
+) -> Int64s:
+    """The pairs of rows that share pixels of one region, or ground."""
+    pairs = overlapping_pairs(windows_a, regions_a, windows_b, regions_b)
+    if ground_a is not None and ground_b is not None:
+        pairs = np.unique(np.concatenate([pairs, pairs_on_ground(ground_a, ground_b)]), axis=0)
+    return pairs
+
+
+def _ground_pixels(a: Ground, b: Ground) -> Int64s:
+    """How much ground each sample shares with the other in the same row, in its own pixels, at least 1."""
+    low, high = np.maximum(a.boxes[:, :2], b.boxes[:, :2]), np.minimum(a.boxes[:, 2:], b.boxes[:, 2:])
+    area = np.maximum(high - low, 0).prod(axis=1) / a.pixels**2
+    pixels: Int64s = np.maximum(np.nan_to_num(np.round(area)), 1).astype(np.int64)
+    return pixels
+
+
+def ground_groups(array: Any) -> Int64s:
+    """A number for the group of each sample, in the current order, that does not depend on it.
+
+    Windows that overlap are in one group, and so are those that others between them join.
+    """
+    windows, regions, _, ground = _places(array, "")
+    i, j = _shared(windows, regions, ground, windows, regions, ground).T
+    links = coo_array((np.ones(len(i), np.bool_), (i, j)), shape=(len(windows),) * 2)
+    count, groups = connected_components(links, directed=False)
+    first: Int64s = np.full(count, len(windows), np.int64)
+    np.minimum.at(first, groups, np.asarray(array.order))
+    numbers: Int64s = first[groups]
+    return numbers
 
 
 def split_rows(
@@ -158,7 +209,8 @@ def split_rows(
     ----------
     array : has a length, `order`, `table`, `labels` and `region_ids`
     fraction, seed : as in `split_groups`
-    by : a table column or ``"source"``, whose equal values stay together
+    by : a table column or ``"source"``, whose equal values stay together; ``"ground"`` keeps windows together that
+        overlap, in one region or on the ground
     stratify : a table column or ``"labels"``, whose shares both parts keep
     """
     groups, classes, order = _in_first_order(array, by, stratify)
@@ -204,9 +256,14 @@ def _named(array: Any, name: Any, option: str, own: str) -> NDArray[Any] | None:
         return values
     if table is not None and name in table.columns:
         return _ranked(table[name]) if option == "by" else np.asarray(table[name])
+    if (option, name) == ("by", "ground"):
+        return ground_groups(array)
     if name != own:
         columns = [] if table is None else [str(column) for column in table.columns]
-        raise ValueError(f"{option}={name!r} is no column of the table; there are {[*columns, own]}")
+        raise ValueError(
+            f"{option}={name!r} is no column of the table; there are {[*columns, own]}"
+            + (' and "ground"' if option == "by" else "")
+        )
     values = array.region_ids if own == "source" else array.labels
     if not isinstance(values, np.ndarray):
         raise ValueError(f"{option}={name!r}: the labels are no array that could be counted")
@@ -223,16 +280,18 @@ def _ranked(column: Any) -> NDArray[Any]:
     return places
 
 
-def _places(array: Any, side: str) -> tuple[Int64s, NDArray[Any], NDArray[Any]]:
-    """Windows, region ids and tile ids of an array, in its current order."""
+def _places(array: Any, side: str) -> tuple[Int64s, NDArray[Any], NDArray[Any], Ground | None]:
+    """Windows, region ids, tile ids and the ground of an array, in its current order."""
     windows, table = getattr(array, "sample_windows", None), getattr(array, "table", None)
     if windows is None or table is None or region_column(table) not in table.columns:
-        raise ValueError(f"the {side} array has no windows: leakage compares arrays that open_tiles made")
+        said = 'by="ground" is for' if not side else f"the {side} array has no windows: leakage compares"
+        raise ValueError(f"{said} arrays that open_tiles made")
     whole = (windows == 0).all(axis=1)
     axes = windows.shape[1] // 2
     windows = np.where(whole[:, None], np.repeat([0, _EVERYWHERE], axes), windows)
     names = table["tile_id"] if "tile_id" in table.columns else np.arange(len(windows))
-    return windows, np.asarray(table[region_column(table)]).astype(str), np.asarray(names).astype(str)
+    regions = np.asarray(table[region_column(table)]).astype(str)
+    return windows, regions, np.asarray(names).astype(str), getattr(array, "ground", None)
 
 
 def _column(values: ArrayLike | None, n: int, name: str) -> Int64s:

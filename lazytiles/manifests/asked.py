@@ -155,7 +155,7 @@ class Asked:
 
 
 def _is_positive(number: Any) -> bool:
-    return isinstance(number, int | float | np.number) and not isinstance(number, bool) and 0 < number < np.inf
+    return isinstance(number, int | float | np.number) and not isinstance(number, bool) and bool(0 < number < np.inf)
 
 
 def _is_length(number: Any) -> bool:
@@ -178,14 +178,14 @@ def form_of(
     elif isinstance(windows, MapBoxes):
         low, left, high, right = windows.part(slice(row, row + 1)).windows(page)[0].tolist()
         size = high - low, right - left
-    elif units.kind == "base":
+    elif units.kind == "base" and not isinstance(windows, MapBoxes):
         level = level_of(first)
         low, left, high, right = (0, 0, *level.shape) if windows is None else windows[row].tolist()
         size = units.size((high - low, right - left), page, level)
     else:
         height, width = first.inner_shape[:2] if windows is None else common_extent(table, windows)
         size = height, width
-    if units.kind == "base":
+    if units.kind == "base" and not isinstance(windows, MapBoxes):
         area = _area(size, None if windows is None else windows[row], first, units)
     stored, dtype = _dtypes(firsts, asked)
     layout = Layout.of(first) if asked.has_axes else ONE_PAGE
@@ -223,8 +223,8 @@ def _area(size: tuple[int, int], window: NDArray[Any] | None, first: Region, uni
         extent = np.multiply(size, units.ratio(page, level))
     else:
         extent = np.array(level.shape) if window is None else window[2:] - window[:2]
-    height, width = np.ceil(extent / level.downsample).astype(int).tolist()
-    return 0 if (height, width) == size and not level.downsample != (1, 1) else max(1, height * width)
+    height, width = np.ceil(extent / level.downsample).tolist()
+    return 0 if (height, width) == size and level.downsample == (1, 1) else max(1, int(height * width))
 
 
 def _dtypes(firsts: Sequence[Region], asked: Asked) -> tuple[np.dtype[Any], np.dtype[Any]]:

@@ -16,10 +16,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lazytiles.aliases import Int64s
-from lazytiles.arrays import MultiSourceArray, codec_name, results
+from lazytiles.arrays import MapBoxes, MultiSourceArray, codec_name, ground_of, level_of, results
 from lazytiles.config import usable_cpus
 from lazytiles.errors import LazyTilesError, ManifestError
-from lazytiles.images import Region, is_remote, open_region, split_name
+from lazytiles.images import Page, Region, is_remote, open_region, split_name
+from lazytiles.indexing import Ground
 from lazytiles.manifests.asked import Asked
 from lazytiles.manifests.columns import names_of
 from lazytiles.manifests.findings import (
@@ -108,14 +109,12 @@ def check(
     check_windows(report, min_size)
     check_targets(report, names_of(asked.target))
     lost = check_frames(report, wanted)
-    if split is not None:
-        check_leaks(report, split)
+    look = _Look(read, digest)
+    checkup = _Checkup(report, table, image_dir, asked, lambda openers: _looks(look, openers, threads, client), tell)
     if len(table):
-        look = _Look(read, digest)
-        checkup = _Checkup(
-            report, table, image_dir, asked, lambda openers: _looks(look, openers, threads, client), tell
-        )
         checkup.run(wanted, lost)
+    if split is not None:
+        check_leaks(report, split, checkup.ground())
     if asked.verify is not None and image_dir is not None and not isinstance(image_dir, Mapping):
         present = [file for file, _ in map(split_name, report.images) if os.path.isfile(file)]
         for kind, texts in verify_digests(asked.verify, image_dir, images=present, progress=tell).texts.items():
@@ -163,6 +162,32 @@ def _looks(look: _Look, openers: Sequence[Any], threads: int | None, client: Any
     yield from results(client, futures)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Placed:
+    """The boxes of one image, or of none, as `ground_of` asks for them."""
+
+    region: Region | None
+    boxes: NDArray[Any]
+    asked: Asked
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def base(self) -> Page | None:
+        """The image's page."""
+        return None if self.region is None else self.region.pages[0]
+
+    @property
+    def base_windows(self) -> NDArray[Any]:
+        """(y0, x0, y1, x1), pixels of that page."""
+        page, kind = self.base(), self.asked.units.kind
+        if kind == "base" and self.region is not None:
+            return np.asarray(self.boxes / np.array(level_of(self.region).downsample * 2))
+        if kind != "map" or page is None:
+            return self.boxes
+        return MapBoxes(self.boxes[:, [1, 0, 3, 2]].astype(np.float64), self.asked.boxes_crs).windows(page)
+
+
 @dataclass(slots=True, eq=False)
 class _Checkup:
     """The images of a manifest while they are looked at, and opened as `open_tiles` opens them.
@@ -205,7 +230,7 @@ class _Checkup:
             problems.extend("several rows", [said] * bool(said))
             wanted = each  # to look at them all the same
         good = np.ones(len(rows), np.bool_)
-        if self.asked.size is None and windows is not None and len(rows) and self.asked.coordinates == "pixels":
+        if self.asked.size is None and windows is not None and len(rows) and self.asked.units.kind == "pixels":
             good = self._usual(rows, (high - low)[rows])
         if self.folder is None:
             return
@@ -219,6 +244,22 @@ class _Checkup:
         if good.any():
             every = good.all() and len(left) == len(table) and self.asked.where is None
             self._open(rows[good], wanted, every=bool(every))
+
+    def ground(self) -> Ground | None:
+        """Where the rows of the table lie on the ground by the images that were opened; None where none says it."""
+        codes, windows = self.report.paths, windows_of(self.table)
+        if codes is None or windows is None or windows.shape[1] != 4:
+            return None
+        by_image = np.argsort(codes, kind="stable")
+        cuts = np.searchsorted(codes[by_image], np.arange(-1, len(self.report.images) + 1))
+        images = [None, *map(self.regions.get, self.report.images)]
+        parts = [
+            _Placed(region, windows[by_image[start:stop]], self.asked)
+            for region, start, stop in zip(images, cuts[:-1], cuts[1:], strict=True)
+        ]
+        place = np.empty(len(codes), np.int64)
+        place[by_image] = np.arange(len(codes))
+        return ground_of(parts).at(place)
 
     def _usual(self, rows: Int64s, extents: Int64s) -> NDArray[np.bool_]:
         """The samples whose window has the usual size: without `size`, all must have it."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lazytiles.aliases import Int64s
 from lazytiles.display import plural
-from lazytiles.indexing import overlapping_pairs
+from lazytiles.indexing import Ground, overlapping_pairs, pairs_on_ground
 from lazytiles.manifests.columns import column_hashes, count_distinct, first_rows, to_numbers
 from lazytiles.manifests.paths import region_names
 from lazytiles.manifests.problems import BOX_2D, BOX_3D, Problems, tile_words
@@ -176,8 +176,8 @@ def _check_names(report: Report, name: str, column: pd.Series) -> None:
         report.warnings.add("class balance", f"{name}: no row is of class {', '.join(absent[:10])}")
 
 
-def check_leaks(report: Report, split: str) -> None:
-    """Windows of one region that share pixels, and have different values of a column."""
+def check_leaks(report: Report, split: str, ground: Ground | None) -> None:
+    """Windows of one region that share pixels, or of several that share ground, with different values of a column."""
     table = report.table
     if table is None or "xmin" not in table:
         return
@@ -185,20 +185,23 @@ def check_leaks(report: Report, split: str) -> None:
     columns = list(BOX_3D if "zmin" in table else BOX_2D)
     boxes, regions = table[columns].to_numpy(), region_names(table).cat.codes.to_numpy()
     if boxes.dtype.kind == "f":  # map units, in parts of the smallest side
-        sides = boxes[:, 2:] - boxes[:, :2]
-        boxes = np.round(boxes / (sides[sides > 0].min(initial=np.inf) / _PARTS))
+        extents = boxes[:, 2:] - boxes[:, :2]
+        boxes = np.round(boxes / (extents[extents > 0].min(initial=np.inf) / _PARTS))
     boxes = boxes.astype(np.int64)
     others: dict[int, int] = {}
     for side in range(int(sides.max(initial=0))):
         one, rest = np.flatnonzero(sides == side), np.flatnonzero(sides > side)
         pairs = overlapping_pairs(boxes[one], regions[one], boxes[rest], regions[rest])
+        if ground is not None:
+            pairs = np.concatenate([pairs, pairs_on_ground(ground.at(one), ground.at(rest))])
         for a, b in zip(one[pairs[:, 0]].tolist(), rest[pairs[:, 1]].tolist(), strict=True):
             others.setdefault(max(a, b), min(a, b))
     report.problems.add_rows(
         "shared pixels",
         np.array(sorted(others), np.int64),
         lambda row: (
-            f"{tile_at(report, row)} ({split} {table[split].iloc[row]}) shares pixels with tile "
+            f"{tile_at(report, row)} ({split} {table[split].iloc[row]}) shares "
+            f"{'pixels' if regions[row] == regions[others[row]] else 'ground'} with tile "
             f"{table['tile_id'].iloc[others[row]]} ({split} {table[split].iloc[others[row]]})"
         ),
     )

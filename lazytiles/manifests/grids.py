@@ -60,9 +60,9 @@ class Division:
             parse_rule(self.keep)
 
     @property
-    def sizes(self) -> list[int | None]:
-        """Of a tile along each axis."""
-        return [self.size, self.size] if isinstance(self.size, int | np.integer) else list(self.size)
+    def sizes(self) -> list[Any]:
+        """Of a tile along each axis, pixels; None is the whole axis."""
+        return [self.size] * 2 if isinstance(self.size, int | np.integer) else list(self.size)
 
     @property
     def place(self) -> str:
@@ -74,7 +74,7 @@ class Division:
         chosen = {"page": self.page, "series": self.series, "axes": self.axes, "channels": self.channels}
         if len(self.sizes) == 3 and all(value is None for value in chosen.values()):
             chosen["page"] = "all"
-        return open_region(path, level=self.level, mpp=self.source_mpp, **chosen)
+        return open_region(path, level=self.level, mpp=self.source_mpp, **chosen)  # type: ignore[arg-type]
 
     def tiles(self, shape: Sequence[int], mpp: tuple[float, float] | None) -> Int64s:
         """The windows of an image, pixels; of so many micrometres where these are asked for."""

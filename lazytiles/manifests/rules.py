@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Rule = Callable[[NDArray[Any]], bool]
 
-_PART_BYTES = 32 * 2**20  # of an image that are read at once
+_PART_BYTES = 8 * 2**20  # of an image that are judged at once; sums of them are up to 30 times as large
 _FEWEST_PIXELS = 16  # along a tile on the level that tells its tissue first
 _WIDE = 1024  # pixels of the longer side of the copy by which glass and tissue are told apart
 _FRACTIONS, _MOMENTS = ("nodata", "valid"), ("std", "mean", "min", "max")
@@ -142,7 +142,8 @@ def _sums(marks: NDArray[Any], first: Int64s, boxes: NDArray[Any]) -> Floats:
     boxes : shape (n, 4) or (n, 6), pixels
     """
     table = np.zeros((marks.shape[0] + 1, marks.shape[1] + 1))
-    table[1:, 1:] = marks.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
+    table[1:, 1:] = marks
+    table.cumsum(axis=0, out=table).cumsum(axis=1, out=table)
     axes = boxes.shape[1] // 2
 
     def corner(y: Floats, x: Floats) -> Floats:
@@ -151,16 +152,19 @@ def _sums(marks: NDArray[Any], first: Int64s, boxes: NDArray[Any]) -> Floats:
         down, right = (one - k for one, k in zip(at, whole, strict=True))
         upper = table[top, left] * (1 - right) + table[top, left + 1] * right
         lower = table[top + 1, left] * (1 - right) + table[top + 1, left + 1] * right
-        return np.asarray(upper * (1 - down) + lower * down)
+        between: Floats = upper * (1 - down) + lower * down
+        return between
 
     y0, x0 = (boxes[:, axes - 2 : axes] - first[-2:]).T
     y1, x1 = (boxes[:, -2:] - first[-2:]).T
-    return corner(y1, x1) - corner(y0, x1) - corner(y1, x0) + corner(y0, x0)
+    total: Floats = corner(y1, x1) - corner(y0, x1) - corner(y1, x0) + corner(y0, x0)
+    return total
 
 
 def _areas(boxes: NDArray[Any]) -> Floats:
     axes = boxes.shape[1] // 2
-    return np.maximum((boxes[:, axes:] - boxes[:, :axes]).prod(axis=1), 1e-9).astype(np.float64)
+    areas: Floats = np.maximum((boxes[:, axes:] - boxes[:, :axes]).prod(axis=1), 1e-9).astype(np.float64)
+    return areas
 
 
 def _measured(region: Region, boxes: Int64s, wanted: set[str]) -> dict[str, Floats]:
@@ -255,11 +259,12 @@ class Stain:
         saturation, value = found.seen(colours)
         return cls(found.glass, float(np.clip(otsu(saturation[value >= _DARK]), _PALE, _DEEP)))
 
-    def seen(self, pixels: NDArray[Any]) -> tuple[Floats, Floats]:
+    def seen(self, pixels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Saturation and brightness of pixels (..., 3 or more), relative to the glass, 0 to 1."""
-        ratio = np.minimum(pixels[..., :3] / np.asarray(self.glass), 1)
-        high = ratio.max(axis=-1)
-        return 1 - ratio.min(axis=-1) / np.maximum(high, 1e-12), high
+        red, green, blue = (np.minimum(pixels[..., k] * np.float32(1 / top), 1) for k, top in enumerate(self.glass))
+        high = np.maximum(np.maximum(red, green), blue)
+        low = np.minimum(np.minimum(red, green), blue)
+        return 1 - low / np.maximum(high, np.float32(1e-12)), high
 
     def __call__(self, pixels: NDArray[Any]) -> Bools:
         """Which pixels are tissue."""
@@ -267,7 +272,7 @@ class Stain:
         return np.asarray((saturation > self.threshold) & (value >= _DARK))
 
 
-def otsu(values: Floats) -> float:
+def otsu(values: NDArray[Any]) -> float:
     """The threshold that parts values between 0 and 1 into the two classes furthest from each other.
 
     >>> round(otsu(np.array([0.1, 0.1, 0.1, 0.5, 0.5])), 2)
@@ -295,8 +300,7 @@ def _has_tissue(base: Region, boxes: Int64s, asked: Comparison) -> Bools:
     scales = [np.divide(one.downsample, levels[0].downsample) for one in levels]
     sides = (boxes[:, 2:] - boxes[:, :2]).min()
     first = max((k for k, scale in enumerate(scales) if sides >= _FEWEST_PIXELS * scale.max()), default=0)
-    wide = max((k for k, one in enumerate(levels) if max(one.shape) >= _WIDE), default=0)
-    small = thumbnail(base.at_level(base.level + wide), longest=_WIDE)
+    small = thumbnail(base, longest=_WIDE)
     assert small is not None
     stain, kept, pending = Stain.of(small), np.zeros(len(boxes), bool), np.arange(len(boxes))
     for k in range(first, -1, -1):

@@ -112,14 +112,14 @@ def open_tiles(
         stands behind that of the samples, an axis of slices behind both
     level : resolution of each pyramid; boxes are in pixels of that level, or with ``coordinates="base"`` of level 0:
         tiles are then read straight where their box falls on whole pixels of the level, else resampled
-    mpp : micrometres a pixel of the tiles: boxes are in pixels of level 0 (``coordinates="base"``), as ``make_grid(mpp=)``
-        writes them, and a tile is `size` pixels of that scale from the upper left corner of its box, resampled from the
-        level of its slide that is just fine enough. A box of another extent than that, by more than a pixel, is
-        refused; without `size` it follows from the boxes
+    mpp : micrometres a pixel of the tiles: boxes are in pixels of level 0 (``coordinates="base"``), as
+        ``make_grid(mpp=)`` writes them, and a tile is `size` pixels of that scale from the upper left corner of its
+        box, resampled from the level of its slide that is just fine enough. A box of another extent than that, by more
+        than a pixel, is refused; without `size` it follows from the boxes
     source_mpp : micrometres a pixel of the images at level 0, where they do not say it, or say it wrongly: a number,
         (y, x), or the name of a column of the table
-    mask_scale : of masks that are smaller than their image: how many of its pixels at level 0 one of theirs is, such as 16;
-        or ``"mpp"``, where both files say their micrometres. Tiles have the nearest pixel of the mask
+    mask_scale : of masks that are smaller than their image: how many of its pixels at level 0 one of theirs is, such
+        as 16; or ``"mpp"``, where both files say their micrometres. Tiles have the nearest pixel of the mask
     missing : ``"raise"``, or ``"fill"`` to give `fill` for a frame whose image or row is missing (see `valid`); behind
         an address the server is asked for it
     scale_boxes : label columns that are boxes in pixels of the image, four to a box; they become boxes in pixels of
@@ -245,7 +245,11 @@ def tiles_of(table: pd.DataFrame, image_dir: Any, asked: Asked, opener: Any = op
         return _volumes_of(table, image_dir, asked)
     rows = wanted.samples(table, asked.where)
     images = partial(Images.of, table, rows, image_dir=image_dir, follow_symlinks=asked.follow_symlinks)
-    how = {"opener": partial(opener, **asked.opening), "missing": asked.missing, "mpp": asked.source_mpp}
+    how: dict[str, Any] = {
+        "opener": partial(opener, **asked.opening),
+        "missing": asked.missing,
+        "mpp": asked.source_mpp,
+    }
     found = images(asked.path or default_template(table), frames=wanted, **how)
     found.verify(asked.verify, image_dir)
     firsts = found.first()

@@ -229,9 +229,8 @@ def _worst(report: Report) -> str:
     rows = list(dict.fromkeys(row for numbers in report.problems.rows.values() for row in numbers))
     for row in [row for row in rows if report.paths[row] >= 0][:_MOST_WORST]:
         code = int(report.paths[row])
-        where = {"boxes_crs": report.boxes_crs, "level": report.level}
-        drawn = partial(_frames, target="target", colour=lambda _: "#ff3333", bands=None, **where)
-        frames = "".join(drawn(table, np.array([row]), report.paths, report.images))
+        drawn = partial(_frames, target="target", colour=lambda _: "#ff3333", bands=None, level=report.level)
+        frames = "".join(drawn(table, np.array([row]), report.paths, report.images, boxes_crs=report.boxes_crs))
         kinds = [kind for kind, numbers in report.problems.rows.items() if row in numbers]
         cards.append(
             f'<section class="card"><h2>{escape(report.problems.where(row))}: {escape(", ".join(kinds))}</h2>{frames}'

@@ -41,7 +41,7 @@ class Ground:
     @classmethod
     def of(cls, page: Page | None) -> Ground:
         """That of a page."""
-        return cls() if page is None else cls(page.georeference, getattr(page, "mpp", None), page.nodata)
+        return cls() if page is None else cls(page.georeference, page.mpp, page.nodata)
 
     def shifted(self, y0: int, x0: int, scale: tuple[float, float] = (1.0, 1.0)) -> Ground:
         """That of a window from a corner on, of which each pixel is so many (y, x) of this."""

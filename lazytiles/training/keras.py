@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Iterator, Mapping
 from html import escape
 from operator import index
@@ -17,9 +16,9 @@ from lazytiles.errors import LazyTilesError, require
 from lazytiles.indexing import Seed
 from lazytiles.training.batches import Inputs, Output, Scaling, class_count, differences, one_target, parts_of
 from lazytiles.training.keras_callbacks import EpochCallback, ResumeCallback
-from lazytiles.training.keras_serving import Owner, Server
+from lazytiles.training.keras_serving import Server
 from lazytiles.training.readahead import Key
-from lazytiles.training.schedule import READAHEAD_BYTES, Feed, Schedule
+from lazytiles.training.schedule import READAHEAD_BYTES, Feed, check_budgets
 from lazytiles.training.shards import Shard
 from lazytiles.training.transforms import Transform
 from lazytiles.trees import Structure, leaves, rebuilt
@@ -120,29 +119,22 @@ readers, processes : as in `BatchFlow`; ``weights="balanced"`` goes by `y`
         )
         feed.tandem.verify()
         output.check(feed.tandem.data, is_final=transform is None)
-        _check_sizes(feed.schedule, steps_per_epoch)
+        check_budgets(steps_per_epoch=steps_per_epoch)
+        if len(feed.schedule) == 0:
+            how = f"batch_size={batch_size}, shard={feed.schedule.shard}, drop_last={drop_last}"
+            raise ValueError(f"{feed.tandem.samples} samples give no batch: {how}")
         given = (data[0], data[1] if len(data) > 1 else None, output.scaling)
         self.inputs = Inputs(*given, batch_size, has_transform=transform is not None)
         self._feed, self._server = feed, Server(feed, steps_per_epoch or len(feed.schedule))
         self._first: Structure = None  # a sample of each array of the first batch, with which all must agree
-        self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            **{key: value for key, value in vars(self).items() if key != "_lock"},
-            "_server": copy.copy(self._server),
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock = threading.RLock()
+        return {**vars(self), "_server": copy.copy(self._server)}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KerasAdapter:
-        memo.update({id(source): source for source in self._feed.tandem.sources})
-        twin = object.__new__(type(self))
-        memo[id(self)] = twin
-        with self._lock:
-            twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        memo.update((id(source), source) for source in self._feed.tandem.sources)
+        twin = memo[id(self)] = copy.copy(self)
+        twin.__dict__.update(copy.deepcopy(twin.__dict__, memo))
         return twin
 
     def __len__(self) -> int:
@@ -169,8 +161,7 @@ readers, processes : as in `BatchFlow`; ``weights="balanced"`` goes by `y`
 
     def __getitem__(self, i: int) -> Structure:
         """The batch that index `i` means in this epoch: see `KerasAdapter`."""
-        with self._lock:
-            return self._checked(*self._server.ask(range(len(self))[i]))
+        return self._checked(*self._server.ask(range(len(self))[i]))
 
     def __repr__(self) -> str:
         return self._feed.schedule.described("KerasAdapter", len(self))
@@ -180,17 +171,15 @@ readers, processes : as in `BatchFlow`; ``weights="balanced"`` goes by `y`
 
     def on_epoch_begin(self) -> None:
         """Keras begins an epoch: its first batch is waited for here, where an error does no harm."""
-        with self._lock:
-            self._server.begin()
+        self._server.begin()
 
     def on_epoch_end(self) -> None:
         """Keras ends an epoch: the next one follows if all of it was asked for, and nobody says which it is."""
-        with self._lock:
-            self._server.end()
+        self._server.end()
 
     def set_epoch(self, epoch: int) -> None:
         """Begin `epoch` (from 0) anew; whoever predicts or evaluates in the midst of it does not end it."""
-        self._set_epoch(index(epoch), "user")
+        self._server.set_epoch(index(epoch), "user")
 
     def epochs(self, n: int) -> Iterator[Iterator[Structure]]:
         """The next `n` epochs for a loop of your own: each gives its batches in the planned order.
@@ -204,19 +193,17 @@ readers, processes : as in `BatchFlow`; ``weights="balanced"`` goes by `y`
         first = self.epoch
         try:
             for epoch in range(first, first + n):
-                self._set_epoch(epoch, "trainer")
+                self._server.set_epoch(epoch, "trainer")
                 yield self._pass()
-            self._set_epoch(first + n, "nobody")
+            self._server.set_epoch(first + n, "nobody")
         finally:
-            with self._lock:
-                self._server.owner = "nobody"
-                self._server.end()
+            self._server.owner = "nobody"
+            self._server.end()
 
     def close(self) -> None:
         """Drop what was read ahead and end worker processes, as after an interrupted `fit`; all stays usable."""
-        with self._lock:
-            self._server.drop()
-            self._server.set_epoch(self._server.next_epoch, "nobody")
+        self._server.drop()
+        self._server.set_epoch(self._server.next_epoch, "nobody")
         self._feed.close()
 
     def sample_ids(self, epoch: int, i: int) -> NDArray[np.int64]:
@@ -254,12 +241,9 @@ readers, processes : as in `BatchFlow`; ``weights="balanced"`` goes by `y`
         epoch, step : the next batch to train on; without them that of the next request, which may be ahead
             of the training
         """
-        with self._lock:
-            if epoch is None or step is None:
-                epoch, done = self._server.position()
-            else:
-                epoch, done = epoch + step // len(self), [*range(step % len(self))]
-        return self._state_of(epoch, done)
+        if epoch is None or step is None:
+            return self._state_of(*self._server.position())
+        return self._state_of(epoch + step // len(self), [*range(step % len(self))])
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next epoch be that of `state`, from its batch on.
@@ -275,8 +259,7 @@ readers, processes : as in `BatchFlow`; ``weights="balanced"`` goes by `y`
         done = {*range(batch + len(skipped))}.difference(skipped)
         if len(done) != batch or batch + len(skipped) > len(self):
             raise LazyTilesError(f"this state skips the batches {skipped}, which are not batches before number {batch}")
-        with self._lock:
-            self._server.move(epoch, [*done])
+        self._server.move(epoch, [*done])
 
     def to_tf_dataset(self) -> Any:
         """A `tf.data.Dataset` of the batches in their planned order, of the epoch that the adapter is in.
@@ -303,24 +286,19 @@ readers, processes : as in `BatchFlow`; ``weights="balanced"`` goes by `y`
         skipped = sorted({*range(max(done, default=-1) + 1)}.difference(done))
         return {**state, "skipped": skipped} if skipped else state
 
-    def _set_epoch(self, epoch: int, owner: Owner) -> None:
-        with self._lock:
-            self._server.set_epoch(epoch, owner)
-
     def _pass(self) -> Iterator[Structure]:
         """What is left of the epoch, in order. `tf.data` asks for another pass where it is shorter than was told."""
-        with self._lock:
-            server, is_second = self._server, self._server.is_cut
-            server.is_cut = False
-            if not is_second:
-                server.begin()
-            count = 0 if is_second else len(server.left)
+        server = self._server
+        is_second, server.is_cut = server.is_cut, False
+        if is_second:
+            return
+        server.begin()
+        count = len(server.left)
         for i in range(count):
             batch = self[i]
             if i + 1 == count:  # nobody may ask for more than the last
-                with self._lock:
-                    server.end()
-                    server.is_cut = count < len(self)
+                server.end()
+                server.is_cut = count < len(self)
             yield batch
 
     def _checked(self, key: Key, batch: Structure) -> Structure:
@@ -334,13 +312,3 @@ readers, processes : as in `BatchFlow`; ``weights="balanced"`` goes by `y`
                 f"batch {key[1]} of epoch {key[0]} ({names}) has {what}; make the transform give one dtype"
             )
         return batch
-
-
-def _check_sizes(schedule: Schedule, steps: int | None) -> None:
-    if len(schedule) == 0:
-        raise ValueError(
-            f"{schedule.samples} samples give no batch: batch_size={schedule.batch_size}, "
-            f"shard={schedule.shard}, drop_last={schedule.drop_last}"
-        )
-    if steps is not None and (not isinstance(steps, int | np.integer) or isinstance(steps, bool) or steps < 1):
-        raise ValueError(f"steps_per_epoch must be an integer of at least 1, not {steps!r}")

@@ -39,11 +39,11 @@ class EpochCallback(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Keras calls this before the epoch's first request."""
-        self.adapter._set_epoch(epoch, "trainer")
+        self.adapter._server.set_epoch(epoch, "trainer")
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Keras calls this after the epoch's validation."""
-        self.adapter._set_epoch(epoch + 1, "nobody")
+        self.adapter._server.set_epoch(epoch + 1, "nobody")
 
     def on_train_end(self, logs: Any = None) -> None:
         """Keras calls this when training is over."""

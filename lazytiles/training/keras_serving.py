@@ -1,12 +1,15 @@
-"""Which batch an index means, epoch after epoch, and reading ahead of whoever asks; without any framework."""
+"""Which batch an index means, epoch after epoch, and reading ahead of whoever asks; without any framework.
+
+A trainer may look at a batch or two, begins an epoch, asks for each index in some order, and ends the epoch. Others may
+do the same in the midst of it. Nobody says who it is.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import takewhile
+from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from lazytiles.errors import LazyTilesError
@@ -18,21 +21,8 @@ from lazytiles.trees import Structure, leaves
 Owner = Literal["nobody", "user", "trainer"]  # who said which epoch it is: a trainer says so for each
 
 _LOOKS = 2  # batches that a trainer looks at, at most, before it begins an epoch
-_PATIENCE_S = 0.5  # how long a batch that is read in any case is waited for
-_RUNS = 2  # sequences that are read ahead at once: a trainer's, and that of a callback which predicts
-
-
-@dataclass(slots=True, eq=False)
-class _Run:
-    """Steps that are asked for one after the other, and what reads them ahead."""
-
-    steps: Sequence[int]
-    ahead: ReadAhead
-    given: int = 0
-
-    @property
-    def head(self) -> int | None:
-        return self.steps[self.given] if self.given < len(self.steps) else None
+_STREAK = 3  # indices in sequence that are read ahead; a pass that begins is taken to be so
+_PATIENCE_S = 0.5  # how long others are read before a batch; TensorFlow hears no Ctrl-C while it waits for one
 
 
 class Server:
@@ -40,8 +30,8 @@ class Server:
 
     With ``is_shuffled`` an index means the next planned step when it is first asked for, and that step for
     the rest of the epoch; whoever asks, in whatever order, gets each step once and the same one again.
-    Without, index i is step i. An epoch of which all steps were asked for moves on when it ends or another
-    one begins.
+    Without, and before an epoch begins, index i is step i. An epoch of which all steps were asked for moves on when
+    another one begins, or when a step is asked for after it has ended.
 
     Parameters
     ----------
@@ -57,39 +47,42 @@ class Server:
         self.feed, self.steps = feed, steps
         self.is_shuffled = feed.schedule.is_random
         self.epoch = 0
-        self.begins = 0  # how often this epoch was begun: by a trainer, and by whoever else passes over it
         self.owner: Owner = "nobody"
         self.done: list[int] = []  # steps of this epoch that an earlier process has done
         self.left: Sequence[int] = range(steps)  # the others, as planned
+        self.begins = 0  # passes over this epoch: a trainer's, and those of whoever else passes over it
         self.asked: list[tuple[int, int]] = []  # (step, thread), while a trainer says which epoch it is
-        self._bound: dict[int, int] = {}  # index -> step
-        self._taken: set[int] = set()  # the steps that are bound
-        self._planned = 0  # how many of `left` are so at its beginning
-        self._asks = 0
-        self._ends = 0  # how often a pass over it was ended: never, where a class of the user's keeps that to itself
-        self._index = -1  # that was asked for last
-        self._last: Literal["ask", "begin", "end"] = "ask"  # what happened last
         self.is_cut = False  # whether the last pass was of a resumed epoch
-        self._is_build = False  # whether it was begun first for one batch only, as a trainer does to build a model
-        self._is_pending = False  # whether the epoch is over, unless somebody who began it before goes on
+        self._ends = 0  # how often one of them was ended: never, where a class of the user's keeps that to itself
+        self._last: Literal["ask", "begin", "end"] = "ask"  # what happened last
+        self._index = -1  # that was asked for last
+        self._streak = _STREAK  # how many before it were asked for one after the other
+        self._bound: dict[int, int] = {}  # index -> step
+        self._free = deque[int]()  # the steps that no index means, once the epoch has begun
         self._kept: dict[int, Structure] = {}  # steps that were read and wait to be asked for
-        self._looked: list[int] = []  # those of them that were given already, perhaps to somebody who only looks
-        self._runs: list[_Run] = []  # the one that was used last is the last
+        self._look: int | None = None  # one of them that was given already, perhaps to build a model
+        self._run: tuple[deque[int], ReadAhead] | None = None  # steps, one after the other, and what reads them ahead
         self._nbytes = 0  # of a batch
+        self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, object]:
-        fresh = {"owner": "nobody", "asked": [], "_kept": {}, "_looked": [], "_runs": []}
-        return {**vars(self), **fresh, "_bound": {**self._bound}, "_taken": {*self._taken}}
+        fresh: dict[str, object] = {
+            "_lock": None,
+            "owner": "nobody",
+            "asked": [],
+            "_kept": {},
+            "_look": None,
+            "_run": None,
+        }
+        return {**vars(self), **fresh, "_bound": {**self._bound}, "_free": self._free.copy()}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state, _lock=threading.RLock())
 
     @property
     def next_epoch(self) -> int:
         """The epoch of the next request."""
-        return self.epoch + self._is_pending
-
-    @property
-    def _passes(self) -> int:
-        """How many passes over this epoch were begun."""
-        return self.begins - self._is_build
+        return self.epoch + (self._last == "end" and self._is_over())
 
     @property
     def promised(self) -> int:
@@ -102,162 +95,146 @@ class Server:
 
     def position(self) -> tuple[int, list[int]]:
         """The epoch of the next request, and which of its steps were given or done before."""
-        if self._is_over():
-            return self.epoch + 1, []
-        return self.epoch, sorted({*self.done, *self._bound.values()})
+        with self._lock:
+            is_through = len(self._bound) == len(self.left)
+            return self.epoch + is_through, [] if is_through else sorted({*self.done, *self._bound.values()})
 
     def begin(self) -> None:
         """Somebody begins to pass over the epoch: wait for a batch, so that its errors come out here."""
-        is_next = self._passes == 1 or self._last == "end" or not self._ends if self.begins else self.steps > _LOOKS
-        if is_next and self._moves_on():
-            self.move(self.epoch + 1)
-        self._is_pending = False
-        if self.begins == 0 and self.owner == "user" and self._asks > _LOOKS:
-            self.begins = 1  # somebody's loop, which does not say so
-        elif self.begins == 0:
-            self._forget()
-        coming = self.left[self._free() :] if self.is_shuffled else self.left
-        if coming and coming[0] not in self._kept:
-            self._kept[coming[0]] = self._fetch(coming[0], lambda: coming)
-        self.begins += 1
-        self._last = "begin"
+        with self._lock:
+            has_ended = self._last == "end"
+            # All of it may have been asked for in the midst of an epoch, by somebody who passes over it besides.
+            is_midst = self.begins > 1 and self._ends > 0 and not has_ended
+            if self._is_over() and not is_midst and (self.begins or self.steps > _LOOKS):
+                self.move(self.epoch + 1)
+            # A trainer may begin and end it with one batch before, to build its model.
+            is_built = has_ended and self.begins == len(self._bound) == 1
+            if self.begins == 0:
+                self._open()
+            coming = self._free if self.is_shuffled else self.left
+            if coming and coming[0] not in self._kept:
+                self._kept[coming[0]] = self._read(coming[0], coming)
+            self.begins += not is_built
+            self._last, self._index, self._streak = "begin", -1, _STREAK
 
     def end(self) -> None:
-        """Somebody ends a pass: the next epoch follows if all of this one was asked for."""
-        self._last = "end"
-        self._ends += 1
-        self._is_build = self._is_build or self.begins == self._asks == 1
-        is_next = self._passes == 1 or (self.begins == 0 and (self.steps > _LOOKS or self._is_pending))
-        if is_next and self._moves_on():
-            self.move(self.epoch + 1)
-        elif self._moves_on():
-            # Asked for in the looks of a trainer, which then begins, or by a loop, which asks again; or it was begun
-            # in the midst of somebody else's pass, who may go on: what comes next tells.
-            self._is_pending = True
+        """Somebody ends a pass; what comes next tells whether the epoch has ended, too."""
+        with self._lock:
+            self._ends += 1
+            self._last = "end"
 
     def ask(self, index: int) -> tuple[Key, Structure]:
         """The batch that `index` means."""
-        if self._is_pending and self.begins == 0:
-            self.move(self.epoch + 1)
-        is_new = index not in self._bound
-        step = self._plan(index) if is_new else self._bound[index]
-        batch = self._fetch(step, lambda: self._likely(index, is_new=is_new))
-        self._bound[index] = step
-        self._taken.add(step)
-        self._index, self._last = index, "ask"
-        self._asks += 1
-        if self.owner == "trainer":
-            self.asked.append((step, threading.get_ident()))
-        key = self.key(self.epoch, step)
-        if step in self.left[:_LOOKS] if self.begins == 0 else self._asks == 1:
-            self._kept[step] = batch
-            self._looked = [step] if self.begins else []
-            return key, copied(batch)
-        while self._looked:
-            self._kept.pop(self._looked.pop(), None)
-        return key, batch
+        with self._lock:
+            if self._last == "end" and self.begins < 2 and self._is_over():
+                self.move(self.epoch + 1)
+            self._streak = self._streak + 1 if index == self._index + 1 else 0
+            step, coming = self._meaning(index)
+            batch = self._read(step, coming)
+            if index < len(self.left):
+                self._bound[index] = step
+            if coming is self._free:
+                self._free.popleft()
+            self._index, self._last = index, "ask"
+            if self.owner == "trainer":
+                self.asked.append((step, threading.get_ident()))
+            if self._look is not None:
+                self._kept.pop(self._look, None)
+            self._look = step if self.begins == len(self._bound) == 1 else None
+            # What is looked at before the epoch, or alone, as to build a model, is asked for again.
+            if step == self._look or (self.begins == 0 and step in self.left[:_LOOKS]):
+                self._kept[step] = batch
+                batch = copied(batch)
+            return self.key(self.epoch, step), batch
 
     def move(self, epoch: int, done: Sequence[int] = ()) -> None:
         """Let the next request be of `epoch`, of which the steps `done` are left out."""
-        self.drop()
-        self._forget()
-        self.epoch, self.done = epoch, sorted(done)
-        self.left = sorted({*range(self.steps)}.difference(done)) if done else range(self.steps)
-        self.owner = "nobody"
+        with self._lock:
+            self.drop()
+            self._forget()
+            self.epoch, self.done = epoch, sorted(done)
+            self.left = sorted({*range(self.steps)}.difference(done)) if done else range(self.steps)
+            self.owner = "nobody"
 
     def set_epoch(self, epoch: int, owner: Owner) -> None:
         """Begin `epoch` anew, or what is left of it; `owner` says it again for each of the others."""
-        if epoch != self.next_epoch or self._is_pending:
-            self.move(epoch)
-        elif self._asks > _LOOKS:
-            self.drop()
-        self._forget()
-        self.owner = owner
+        with self._lock:
+            if epoch != self.epoch:
+                self.move(epoch)
+            self._forget()
+            self.owner = owner
 
     def drop(self) -> None:
         """Forget all batches that were read."""
-        while self._runs:
-            self._runs.pop().ahead.close()
-        self._kept.clear()
+        with self._lock:
+            if self._run is not None:
+                self._run[1].close()
+            self._run = self._look = None
+            self._kept.clear()
+
+    def _open(self) -> None:
+        """Forget who has looked at the epoch before it begins, unless it was a loop of the user's, who said which."""
+        if self.owner == "user" and len(self._bound) > _LOOKS:
+            self.begins = 1
+        else:
+            self._forget()
+        if self.is_shuffled:
+            self._free.extend(sorted({*self.left}.difference(self._bound.values())))
 
     def _forget(self) -> None:
         """Let indices mean nothing yet; what was read stays."""
         self._bound.clear()
-        self._taken.clear()
-        self._looked.clear()
+        self._free.clear()
         self.asked.clear()
-        self.begins = self._planned = self._asks = self._ends = 0
-        self._index = -1
-        self.is_cut = self._is_build = self._is_pending = False
+        self.begins = self._ends = 0
+        self._index, self._streak = -1, _STREAK
+        self.is_cut = False
 
     def _is_over(self) -> bool:
-        return sum(index < len(self.left) for index in self._bound) == len(self.left)
+        """Whether all of the epoch was asked for, and the next may follow without being told."""
+        is_told = self.owner == "trainer" or (self.owner == "user" and self.begins > 1)
+        return len(self._bound) == len(self.left) and not is_told
 
-    def _moves_on(self) -> bool:
-        """Whether the epoch is over, and followed by the next without being told."""
-        return self._is_over() and (self.owner == "nobody" or (self.owner == "user" and self._passes < 2))
-
-    def _plan(self, index: int) -> int:
-        """The step of an index that means none yet; before the epoch begins, that of its number."""
+    def _meaning(self, index: int) -> tuple[int, Iterable[int]]:
+        """The step of an index, and those from it on which will be asked for in this order, if any can be told."""
         if index >= len(self.left):
-            return self.done[index - len(self.left)]
-        return self.left[self._free() if self.is_shuffled and self.begins else index]
+            return self.done[index - len(self.left)], ()
+        if self._free and index not in self._bound:
+            return self._free[0], self._free
+        steps = (self._bound.get(k, self.left[k]) for k in range(index, len(self.left)))
+        is_in_sequence = self._streak >= _STREAK and not self._free
+        return self._bound.get(index, self.left[index]), steps if is_in_sequence else ()
 
-    def _free(self) -> int:
-        """How many of the planned steps come before the first that no index means."""
-        while self._planned < len(self.left) and self.left[self._planned] in self._taken:
-            self._planned += 1
-        return self._planned
-
-    def _likely(self, index: int, *, is_new: bool) -> Sequence[int]:
-        """The steps from that of `index` on which will be asked for in this order, if any can be told."""
-        if self.is_shuffled and self.begins and is_new:
-            return self.left[self._free() :]
-        is_first = self.begins == 0 and self._asks == 0 and index == 0
-        if not is_first and index != self._index + 1:
-            return ()
-        if not self.is_shuffled or self.begins == 0:
-            return self.left[index:]
-        return [self._bound[k] for k in takewhile(self._bound.__contains__, range(index, len(self.left)))]
-
-    def _fetch(self, step: int, likely: Callable[[], Sequence[int]]) -> Structure:
+    def _read(self, step: int, coming: Iterable[int]) -> Structure:
+        """The batch of a step: with those that come after it, where these are not on their way, or else alone."""
         if step in self._kept:
             return self._kept.pop(step)
-        for run in self._runs:
-            if run.head == step:
-                return self._follow(run)
-        for run in self._runs if self._fits() else ():
-            if step in run.steps[run.given :]:
-                end = time.monotonic() + _PATIENCE_S
-                while (head := run.head) not in (None, step) and time.monotonic() < end:
-                    try:
-                        self._kept[head] = self._follow(run)
-                    except LazyTilesError:  # of a batch that was not asked for
-                        break
-                if run in self._runs and head == step:
-                    return self._follow(run)
-        steps = likely()
-        coming = (k for run in self._runs for k in run.steps[run.given :])
-        if not steps or (len(steps) > 1 and (steps[1] in self._kept or steps[1] in coming)):
-            return self.feed.work.read(self.key(self.epoch, step))
-        if self._kept:
-            steps = [step for step in steps if step not in self._kept]
-        while len(self._runs) >= _RUNS:
-            self._runs.pop(0).ahead.close()
-        keys = (self.key(self.epoch, step) for step in steps)
-        self._runs.append(_Run(steps, self.feed.ahead(keys)))
-        return self._follow(self._runs[-1])
-
-    def _follow(self, run: _Run) -> Structure:
-        """The next batch of a run."""
-        self._runs.remove(run)
-        _, batch = next(run.ahead)
-        run.given += 1
-        self._runs.append(run)
-        self._nbytes = sum(array.nbytes for array in leaves(batch))
-        return batch
-
-    def _fits(self) -> bool:
-        """Whether all of an epoch may wait, so that no order of indices makes it decode anything again."""
+        run = self._run[0] if self._run is not None else deque[int]()
+        # Where all of an epoch may wait, no order of indices makes it decode anything again.
         is_planned = not self.is_shuffled and bool(self.feed.tandem.planned)
-        return is_planned and self._nbytes * self.steps <= self.feed.readahead_bytes
+        may_wait = is_planned and self._nbytes * self.steps <= self.feed.readahead_bytes
+        if not (run and (step == run[0] or (may_wait and step in run))):
+            steps = deque(k for k in coming if k not in self._kept)
+            if len(steps) < 2 or (run and (may_wait or steps[1] == run[0])):
+                return self.feed.work.read(self.key(self.epoch, step))
+            if self._run is not None:
+                self._run[1].close()
+            self._run = steps, self.feed.ahead([self.key(self.epoch, k) for k in steps])
+        end = time.monotonic() + _PATIENCE_S
+        while self._run is not None:
+            (steps, ahead), self._run = self._run, None  # an error or Ctrl-C leaves none behind
+            head = steps.popleft()
+            try:
+                _, batch = next(ahead)
+            except LazyTilesError:
+                if head == step:
+                    raise
+                break  # of a batch that nobody has asked for
+            self._run = (steps, ahead) if steps else None
+            self._nbytes = sum(array.nbytes for array in leaves(batch))
+            if head == step:
+                return batch
+            self._kept[head] = batch
+            if time.monotonic() > end:
+                break
+        return self.feed.work.read(self.key(self.epoch, step))

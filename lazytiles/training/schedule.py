@@ -336,7 +336,7 @@ def _weights_of(weights: Any, labels: Any, tandem: Tandem) -> ArrayLike | None:
 
 
 def check_budgets(**given: Any) -> None:
-    """Refuse budgets out of range.
+    """Refuse budgets and counts out of range.
 
     Raises
     ------
@@ -347,6 +347,6 @@ def check_budgets(**given: Any) -> None:
     ValueError: prefetch must be an integer of at least 0, not -1
     """
     for name, value in given.items():
-        least = int(name == "threads")
+        least = int(name in ("threads", "steps_per_epoch"))
         if value is not None and (type(value) is bool or not isinstance(value, int | np.integer) or value < least):
             raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
-from made import pixels
 from PIL import Image
 
 import lazytiles as lt
 from lazytiles.config import counters
+from tests.made import pixels
 
 SLIDES = Path("/work/shared/slides")
 MPP = 0.25
@@ -26,7 +26,9 @@ def smooth(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     return np.asarray(small.resize(shape[1::-1], Image.Resampling.BICUBIC))
 
 
-def pyramid(path: Path, image: np.ndarray, levels: int = 3, mpp: float | None = MPP, **options: Any) -> list[np.ndarray]:
+def pyramid(
+    path: Path, image: np.ndarray, levels: int = 3, mpp: float | None = MPP, **options: Any
+) -> list[np.ndarray]:
     """A tiled pyramid in SubIFDs, each level half of the one above; its levels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     found = [image]
@@ -78,20 +80,23 @@ def test_boxes_of_level_0_read_from_another_level(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["bilinear", "bicubic", "area"])
-@pytest.mark.parametrize(("mpp", "level"), [(0.25, 0), (0.4, 0), (0.5, 1), (0.4996, 1), (0.9, 1), (1.0, 2), (5.0, 2)])
+@pytest.mark.parametrize(
+    ("mpp", "level"), [(0.25, 0), (0.4, 0), (0.5, 1), (0.4996, 1), (0.8765, 1), (1.0, 2), (5.0, 2)]
+)
 def test_tiles_of_some_micrometres(mpp, level, method, tmp_path):
     levels = pyramid(tmp_path / "r.tif", smooth((1024, 1100)))
     extent = int(np.ceil(48 * mpp / MPP))
-    corners = [(0, 0), (13, 7), (1024 - extent, 1100 - extent)]
+    corners = [(0, 0), (12, 8), ((1024 - extent) // 4 * 4, (1100 - extent) // 4 * 4)]  # no ties of kernels
     table = table_of([(y, x, y + extent, x + extent) for y, x in corners])
     tiles = lt.open_tiles(table, tmp_path, mpp=mpp, resample=method)
     assert tiles.shape == (3, 48, 48, 3)
     for k, (y, x) in enumerate(corners):
         box = np.array([y, x, y + 48 * mpp / MPP, x + 48 * mpp / MPP]) / 2**level
         expected = resized(levels[level], (48, 48), box, method)
-        assert abs(tiles[k] - expected).max() <= (1 if method != "area" or mpp in (0.25, 0.5, 1.0) else 8)
+        assert abs(tiles[k] - expected).max() <= 1
     again = pickle.loads(pickle.dumps(tiles))
-    assert (again[:] == tiles[:]).all() and (tiles.to_dask().compute() == tiles[:]).all()
+    assert (again[:] == tiles[:]).all()
+    assert (tiles.to_dask().compute() == tiles[:]).all()
     assert tiles.valid_pixels[:].all()
     assert lt.check(table, tmp_path, mpp=mpp).is_sound
     tiles.verify()
@@ -157,7 +162,8 @@ def test_slides_of_two_scanners(tmp_path):
         lt.open_tiles(untold, tmp_path, mpp=0.5)
     by_hand = lt.open_tiles(untold, tmp_path, mpp=0.5, source_mpp=0.5)
     by_column = lt.open_tiles(untold, tmp_path, mpp=0.5, source_mpp="said")
-    assert (by_hand[:] == by_column[:]).all() and (by_hand[:] == tiles[tiles.table.region_id == "coarse"]).all()
+    assert (by_hand[:] == by_column[:]).all()
+    assert (by_hand[:] == tiles[tiles.table.region_id == "coarse"]).all()
     assert lt.check(untold, tmp_path, mpp=0.5, source_mpp="said").is_sound
     untold.loc[untold.index[1], "said"] = 0.25
     with pytest.raises(lt.ManifestError, match=r"untold\.tif, say different micrometres in the column said"):
@@ -168,14 +174,15 @@ def test_boxes_of_another_extent_are_refused(tmp_path):
     pyramid(tmp_path / "r.tif", smooth((512, 512)))
     table = table_of([(0, 0, 128, 128), (0, 0, 129, 127), (0, 0, 128, 140)])
     tiles = lt.open_tiles(table, tmp_path, mpp=0.5)
-    assert tiles.shape == (3, 64, 64, 3) and (tiles[0] == tiles[1]).all()
+    assert tiles.shape == (3, 64, 64, 3)
+    assert (tiles[0] == tiles[1]).all()
     with pytest.raises(lt.ManifestError, match=r"tile t2.*is 128 x 140 pixels of .* micrometres are 128 x 128"):
         tiles[2]
     assert lt.check(table, tmp_path, mpp=0.5).problems.counts == {"other extent": 1}
     with pytest.raises(lt.ManifestError, match="t2"):
         tiles.verify()
     for wrong in ({"mpp": 0.5, "level": 1}, {"mpp": -1}, {"mpp": 0.5, "coordinates": "map"}, {"mask_scale": 16}):
-        with pytest.raises(ValueError, match="mpp|mask_scale"):
+        with pytest.raises(ValueError, match=r"mpp|mask_scale"):
             lt.open_tiles(table, tmp_path, **wrong)
 
 
@@ -235,7 +242,8 @@ def test_frames_padding_and_whole_images(tmp_path):
     table = pd.concat([table_of([(0, 0, 128, 128), (200, 200, 328, 328)], label_id=year) for year in ("2017", "2018")])
     tiles = lt.open_tiles(table, tmp_path, frames=[2017, 2018], mpp=1.0, pad="constant", fill=255)
     assert tiles.shape == (2, 2, 32, 32, 3)
-    assert (tiles[1, :, 16:] == 255).all() and not tiles.valid_pixels[1, :, 16:].any()
+    assert (tiles[1, :, 16:] == 255).all()
+    assert not tiles.valid_pixels[1, :, 16:].any()
     level = np.asarray(Image.fromarray(images[1]).resize((150, 128), Image.Resampling.BOX))
     assert abs(tiles[0, 1] - resized(level, (32, 32), (0, 0, 64, 64))).max() <= 1
     whole = lt.open_tiles(pd.DataFrame({"path": ["2017/r.tif", "2018/r.tif"]}), tmp_path, mpp=1.0)
@@ -250,13 +258,14 @@ def test_maps_of_tiles_of_some_micrometres(mpp, tmp_path):
     tiles = lt.open_tiles(grid, tmp_path, mpp=mpp)
     (scan,) = lt.predict(lambda x: x.astype("f4"), tiles, out=tmp_path / "maps")
     found = lt.open_region(tmp_path / "maps/r.tif")
-    assert found.shape[:2] == (np.ceil(500 * MPP / mpp), np.ceil(600 * MPP / mpp))
+    assert found.shape[:2] == (round(500 * MPP / mpp), round(600 * MPP / mpp))
     assert found.mpp == pytest.approx((mpp, mpp), rel=1e-4)
     if mpp == 0.5:
         assert np.array_equal(scan["y_pred"][:], lt.open_region(tmp_path / "r.tif", level=1)[:])
-    stored = lt.export(tiles, tmp_path / "tiles.zarr")
+    stored = lt.export(tiles, tmp_path / "tiles.h5")
     (again,) = lt.predict(lambda x: x.astype("f4"), stored)
     assert np.array_equal(again["y_pred"], np.asarray(scan["y_pred"]))
+    assert not np.isnan(again["y_pred"]).any()
 
 
 def test_only_the_level_that_is_needed_is_decoded(tmp_path):

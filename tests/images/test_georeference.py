@@ -279,6 +279,15 @@ def test_nodata_is_that_of_gdal(text: str, dtype: str, tmp_path: Path) -> None:
         assert found == wanted or (found is None and beyond)
 
 
+def test_nodata_is_read_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    extra = [(42113, 2, 0, "-3.4028234663852886e+38", True)]
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((5, 7), np.float32), metadata=None, extratags=extra)
+    assert lt.open_region(tmp_path / "a.tif").nodata == np.finfo(np.float32).min
+    assert not caplog.records
+    with tifffile.TiffFile(tmp_path / "a.tif"):  # what others do with tifffile is theirs
+        assert "GDAL_NODATA" in caplog.records[0].getMessage()
+
+
 def test_nodata_that_is_no_number() -> None:
     for text in ("", "none", "12abc", "0x10", "--", None, b"1", 3.0):
         assert parse_nodata(text, np.dtype("f4")) is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 import struct
 import sys
@@ -366,7 +365,7 @@ def test_files_that_a_document_names_are_never_opened(tmp_path):
     path = tmp_path / "a.ome.tif"
     tifffile.imwrite(path, pixels((1, 8, 8)), description=document, metadata=None)
     opened = []
-    sys.addaudithook(lambda event, args, to=opened: to.append(os.fsdecode(args[0])) if event == "open" else None)
+    sys.addaudithook(lambda event, args, to=opened: to.append(str(args[0])) if event == "open" else None)
     for ask in ({"series": 0}, {"axes": "ZYX"}, {"channels": [0]}):
         with pytest.raises(
             lt.RegionError, match=r"1 of its 2 planes lie in other files \(other\.ome\.tif\).*stack_reg"

@@ -248,7 +248,6 @@ def test_a_class_that_is_the_nodata_of_the_region_needs_a_fill(tmp_path):
     assert not (tmp_path / "map.tif").exists()
 
 
-@pytest.mark.skipif(not hasattr(lt.Region, "mpp"), reason="comes with the levels of files")
 def test_maps_say_the_micrometres_of_their_pixels(tmp_path):
     image = np.zeros((600, 300), np.uint8)
     tifffile.imwrite(tmp_path / "a.tif", image, resolution=(40000, 20000), resolutionunit="CENTIMETER")

@@ -24,49 +24,15 @@ import tifffile
 
 import lazytiles as lt
 from lazytiles import KerasAdapter
-from lazytiles.errors import LazyTilesError, RegionError
+from lazytiles.errors import LazyTilesError
 from tests.limits import within_limits
+from tests.sources import Planned
 
 ROOT = Path(__file__).resolve().parents[3]
 BACKEND = keras.backend.backend()
 N, B = 23, 4
 IDS = np.arange(N, dtype="float32").reshape(N, 1)
 Y = np.arange(N, dtype="float32")
-
-
-class Planned:
-    """A source that plans several batches together, as lazytiles' own do; some rows cannot be read."""
-
-    def __init__(self, array: np.ndarray, *, bad: tuple[int, ...] = (), pause_s: float = 0) -> None:
-        self.array, self.bad, self.pause_s = array, bad, pause_s
-        self.shape, self.dtype = array.shape, array.dtype
-        self.read = 0
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    def __getitem__(self, key: Any) -> Any:
-        return self.array[key]
-
-    def name_of(self, position: int) -> str:
-        return f"tile t{position:03}"
-
-    def take(self, indices: np.ndarray, out: None = None, *, threads: int | None = None) -> np.ndarray:
-        self.read += 1
-        time.sleep(self.pause_s)
-        for row in indices:
-            if row in self.bad:
-                raise RegionError(f"tile t{row:03}: box (0, 0, 4, 4) leaves region r.tif")
-        return self.array[indices]
-
-    def take_batches(self, batches, done, *, threads=None, stop=None) -> None:
-        for k, rows in enumerate(batches):
-            if stop is not None and stop.is_set():
-                return
-            try:
-                done(k, self.take(rows))
-            except LazyTilesError as error:
-                done(k, error)
 
 
 class Watched(keras.Sequential):
@@ -1004,13 +970,14 @@ def test_resuming_after_looks_gives_each_remaining_sample_once(tmp_path, shuffle
     rest_of(2, seen)
 
 
-@pytest.mark.parametrize("target", ["Int64", "boolean", "category", "Float32", "frame", "list", "tensor"])
+@pytest.mark.parametrize("target", ["Int64", "boolean", "category", "Float32", "frame", "list", "tensor", "variable"])
 def test_line_7_forms_of_targets(target):
     values = np.arange(N) % 2
     y = {
         "frame": pd.DataFrame({"a": values, "b": pd.Series(values, dtype="Int64")}),
         "list": [values],
         "tensor": keras.ops.convert_to_tensor(values.astype("float32")),
+        "variable": keras.Variable(values.astype("float32")),
     }
     y = y[target] if target in y else pd.Series(values).astype(target)
     found = KerasAdapter(IDS, y, batch_size=B)[1][1]
