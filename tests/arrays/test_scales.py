@@ -309,8 +309,12 @@ def test_the_commands_take_them(tmp_path):
     assert "source_mpp=" in said.output
     for options in (scales, ["--coordinates", "base", "--level", "2"]):
         page = tmp_path / "page.html"
-        done = run.invoke(main, ["preview", manifest, "--images", str(tmp_path), *options, "-o", str(page)])
+        done = run.invoke(
+            main, ["preview", manifest, "--images", str(tmp_path), *options, "-o", str(page), "--overwrite"]
+        )
         assert done.exit_code == 0, done.output
         assert 'viewBox="0 0 512 512"' in page.read_text()
-    done = run.invoke(main, ["preview", manifest, "--images", str(tmp_path), "--level", "1", "-o", str(page)])
+    done = run.invoke(
+        main, ["preview", manifest, "--images", str(tmp_path), "--level", "1", "-o", str(page), "--overwrite"]
+    )
     assert 'viewBox="0 0 256 256"' in page.read_text()
