@@ -138,7 +138,7 @@ class MultiSourceArray(Ordered):
         self.shape: tuple[int, ...] = (len(self._rows), *inner)
         first = sources[0]
         self.form: TileForm | None = first.form if all(isinstance(s, RegionTiles) for s in sources) else None
-        self._row_axes = 2 if self.form is not None and first.timed else 1
+        self._row_axes = 1 + len(first.lead) if self.form is not None else 1
 
     def _in_step(self, companions: Companions) -> Companions:
         """With lazy labels as an array of this class, which selects as this one does."""
