@@ -4,6 +4,7 @@ from lazytiles.arrays.cluster import connected, in_order, result_of, results
 from lazytiles.arrays.companions import Companions, check_classes, class_name, is_numeric
 from lazytiles.arrays.cost import codec_name, mebibytes
 from lazytiles.arrays.form import TileForm
+from lazytiles.arrays.kept import KeptValid
 from lazytiles.arrays.layout import ONE_PAGE, Layout
 from lazytiles.arrays.multisource import MultiSourceArray
 from lazytiles.arrays.patches import PatchGenerator

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lazytiles.aliases import Int64s
+from lazytiles.arrays.kept import KeptValid
 from lazytiles.arrays.view import DelayedView, held
 from lazytiles.augment import Boxes
 
@@ -30,6 +31,7 @@ class Companions:
     places : the regions that written samples came from, and of each sample its region, its place there and here,
         int64 (n, 3); None where the sources are the regions
     note : why there are no labels
+    kept : which values are valid, of samples that were written, whose images are elsewhere; see `KeptValid`
     by_source : whether the labels are the numbers of the sources, because nobody gave others
     """
 
@@ -42,6 +44,7 @@ class Companions:
     places: tuple[tuple[Any, ...], Int64s] | None = None
     note: str = ""
     by_source: bool = False
+    kept: KeptValid | None = None
 
     @classmethod
     def of(cls, sources: Sequence[Any], labels: Any, classes: Any, table: pd.DataFrame | None) -> Companions:
@@ -78,6 +81,7 @@ class Companions:
             table=None if self.table is None else self.table.iloc[rows],
             valid=None if self.valid is None else self.valid[rows],
             places=places,
+            kept=None if self.kept is None else self.kept.at(rows),
         )
 
 

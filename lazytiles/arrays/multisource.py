@@ -203,12 +203,16 @@ class MultiSourceArray(Ordered):
 
     def validity(self, kind: str) -> MultiSourceArray | None:
         """As `valid_pixels`; with the kind ``"bands"`` each value by itself, (n, [frames,] height, width, C)."""
-        if self.form is None:
+        kept, rows = self.companions.kept, None if self.companions.kept is not None else self._rows
+        sources = self.sources if kept is None else (kept,)
+        found = [own(kind) for source in sources if (own := getattr(source, "of_validity", None)) is not None]
+        if len(found) < len(sources) or any(each is None for each in found):
             return None
-        sources = [source.of_validity(kind) for source in self.sources]
-        twin = type(self).assembled(sources, Companions(table=self.companions.table), self._rows)
+        twin = type(self).assembled(found, Companions(table=self.companions.table), rows)
         twin._order, twin.seed = self._order, self.seed
         return twin
+
+    of_validity = validity  # of an array that is the source of another
 
     @property
     def region_ids(self) -> NDArray[np.int64]:

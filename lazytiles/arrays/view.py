@@ -223,6 +223,16 @@ class DelayedView(Ordered):
         whole: NDArray[np.bool_] | None = known if isinstance(known, np.ndarray) else None
         return None if whole is None else whole[self.samples]
 
+    def of_validity(self, kind: str) -> DelayedView | None:
+        """Which pixels, or values, of the same samples are valid; None where the source does not say it."""
+        own = getattr(self.source, "of_validity", None)
+        found = None if own is None else own(kind)
+        if found is None:
+            return None
+        twin = self.copy()
+        twin.source, twin.shape, twin.dtype = found, (len(self), *found.shape[1:]), np.dtype(np.bool_)
+        return twin
+
     @property
     def samples(self) -> Int64s:
         """Which sample of the source each position of the current order shows, int64, shape (n,)."""

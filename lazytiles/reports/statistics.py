@@ -170,7 +170,7 @@ def statistics(
     shape = len(tiles), tiles.shape[1] if framed else 1
     if not isinstance(there, np.ndarray) or there.shape != shape or there.all():
         there = None  # all are there
-    judge = tiles.validity("bands") if isinstance(tiles, MultiSourceArray) else None
+    judge = tiles.of_validity("bands") if hasattr(tiles, "of_validity") else None
     asked = [(part, None if there is None else there[part]) for part in _parts(tiles, batch_bytes)]
     total = len(tiles) * (1 if edges is not None else 2)
     done = 0
@@ -225,7 +225,7 @@ def _each(
         yield from (_sum_part((edges, tiles, judge), one, threads) for one in asked)
         return
     if not isinstance(tiles, MultiSourceArray):
-        yield from in_order(client, _sum_part, (edges, tiles, None), asked)
+        yield from in_order(client, _sum_part, (edges, tiles, judge), asked)
         return
     # Each task carries its own windows; the array itself, with its table, is not sent.
     parts = [part for part, _ in asked]
@@ -242,10 +242,12 @@ def _sum_part(shared: tuple[Any, Any, Any], asked: tuple[Int64s, Any], threads: 
     (edges, tiles, judge), (part, there) = shared, asked
     is_ours = hasattr(tiles, "take_batches")
     block = tiles.take(part, threads=threads) if is_ours else read_rows(tiles, part)
-    if judge is not None:  # by now the images are open
+    if judge is not None and isinstance(tiles, MultiSourceArray):  # by now the images are open
         numbers = np.unique(tiles.index_pairs[part, 0]).tolist()
-        judge = None if all(tiles.sources[number].is_all_valid for number in numbers) else judge
-    return _sums(block, edges, there, None if judge is None else judge.take(part, threads=threads))
+        judge = None if all(getattr(tiles.sources[k], "is_all_valid", False) for k in numbers) else judge
+    if judge is None:
+        return _sums(block, edges, there)
+    return _sums(block, edges, there, judge.take(part, **({"threads": threads} if is_ours else {})))
 
 
 def _sums(

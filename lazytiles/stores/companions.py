@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from lazytiles.aliases import Int64s
-from lazytiles.arrays import Companions, MultiSourceArray, RegionTiles, VolumeTiles, open_ahead
+from lazytiles.arrays import Companions, KeptValid, MultiSourceArray, RegionTiles, VolumeTiles, open_ahead
 from lazytiles.augment import Boxes
 from lazytiles.errors import LazyTilesError, LimitError, StoreError
 from lazytiles.stores.formats.base import array_in
@@ -185,6 +185,8 @@ class StoredCompanions:
             buffer = io.BytesIO()
             held.table.to_parquet(buffer, index=False)
             found["table.parquet"] = buffer.getvalue()
+        if held.kept is not None and len(held.kept.packed):
+            found |= {"kept.npy": _saved(held.kept.packed), "kept_ends.npy": _saved(held.kept.ends)}
         return found
 
     def about(self) -> dict[str, Any]:
@@ -195,7 +197,8 @@ class StoredCompanions:
             {"name": region.name, "space": region.space, "flat": region.flat, **region.ground.record(systems)}
             for region in regions
         ]
-        return {"tabular": self.held.tabular, "seed": self.seed, "regions": said, "systems": list(systems)}
+        facts = {"tabular": self.held.tabular, "seed": self.seed, "regions": said, "systems": list(systems)}
+        return facts | ({} if self.held.kept is None else {"kept": True})
 
     def difference(self, other: StoredCompanions) -> str | None:
         """What of another is not the same, such as ``"label of row 3"``; None where all is. Mask labels are not read.
@@ -259,8 +262,26 @@ class StoredCompanions:
             tuple(about["tabular"]) if about.get("tabular") else None,
             arrays.get("valid"),
             _places_of(about.get("regions"), arrays.get("regions"), arrays.get("windows"), about.get("systems", ())),
+            kept=_kept_of(store) if about.get("kept") else None,
         )
         return cls(held, arrays.get("order"), about.get("seed"))
+
+
+def _kept_of(store: StoreArray) -> KeptValid:
+    """Which values of a store are valid, as it says it."""
+    members, inner = store.opened.members, store.shape[1:]
+    if "kept.npy" not in members:
+        return KeptValid.whole(len(store), inner)
+    packed, ends = array_in(members["kept.npy"]), array_in(members["kept_ends.npy"])
+    is_sound = packed.dtype == np.uint8 and packed.ndim == 1 and ends.dtype == np.int64
+    if (
+        not is_sound
+        or ends.shape != (len(store) + 1,)
+        or (np.diff(ends, prepend=0) < 0).any()
+        or ends[-1] > len(packed)
+    ):
+        raise StoreError(f"{store.path} is damaged: what says which values are valid has other lengths")
+    return KeptValid(packed, ends, inner)
 
 
 def _places_of(

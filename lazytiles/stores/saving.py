@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from lazytiles.arrays import MultiSourceArray
+from lazytiles.arrays import KeptValid, MultiSourceArray
 from lazytiles.errors import LazyTilesError, StoreError
 from lazytiles.stores.companions import StoredCompanions, label_store
 from lazytiles.stores.distributed import write_on
@@ -259,7 +260,18 @@ class Job:
         held = self.beside.held
         if isinstance(held.labels, MultiSourceArray):
             held = replace(held, labels=persist(held.labels, threads=self.threads))
-        return replace(self.beside, held=held).join(data)
+        return replace(self.beside, held=replace(held, kept=self._kept())).join(data)
+
+    def _kept(self) -> KeptValid | None:
+        """Which values are valid, in the order of what is written, read where any may not be; None where unknown."""
+        valid, rows = getattr(self.tiles, "of_validity", lambda kind: None)("bands"), self.positions
+        if valid is None or rows is None or self.beside.held.places is None:
+            return None
+        if is_all_valid(self.tiles):
+            return None if self.tiles.dtype.kind in "fc" else KeptValid.whole(len(rows), valid.shape[1:])
+        step = max(1, _READ_BYTES // max(1, valid.nbytes // max(1, len(rows))))
+        blocks = (valid.take(rows[start : start + step]) for start in range(0, len(rows), step))
+        return KeptValid.of(blocks, valid.shape[1:])
 
     def write(self, path: Path, chunk: int | None, progress: bool | OnProgress, client: Any = None) -> None:
         """All samples into a store, and mask labels into one beside it first."""
@@ -273,7 +285,8 @@ class Job:
         if self.resume and not self.overwrite and (os.path.exists(file) or is_interrupted(file)):
             self._compare(path)
             return
-        members, state = self.beside.members(), self.state.copy()
+        beside = replace(self.beside, held=replace(self.beside.held, kept=self._kept()))
+        members, state = beside.members(), self.state.copy()
         for name, content in sorted(members.items()):
             state.update(name.encode() + hashlib.sha256(content).digest())
         fingerprint = state.hexdigest()[:32]
@@ -288,7 +301,7 @@ class Job:
             length=len(tiles),
             fingerprint=fingerprint,
             members=members,
-            about={**self.beside.about(), "fingerprint": fingerprint},
+            about={**beside.about(), "fingerprint": fingerprint},
             sync=self.sync,
             scattered=client is not None,
         ) as sink:
@@ -385,6 +398,17 @@ class Job:
                 if start + step < last:
                     ahead.append(pool.submit(block, start + step))
                 yield start, rows
+
+
+def is_all_valid(tiles: MultiSourceArray) -> bool:
+    """Whether no pixel of some tiles can be invalid but by being NaN; the tags of all their images are read."""
+    if tiles.form is None:
+        return False
+    for source in map(copy.copy, tiles.sources):  # what is opened here is forgotten
+        faulty = any(True for _ in source.faults())  # which opens every frame
+        if faulty or not source.is_all_valid:
+            return False
+    return True
 
 
 def _state_of(tiles: MultiSourceArray, positions: NDArray[np.int64]) -> Any:

@@ -13,6 +13,7 @@ from rasterio.enums import Resampling
 from rasterio.warp import reproject
 
 import lazytiles as lt
+from lazytiles.reports.statistics import statistics
 from tests.arrays.test_grids import NORTH_UP, on_ground, table_of, write
 
 EMPTY = -9999
@@ -75,6 +76,23 @@ def test_valid_pixels_follow_orders_and_selections(tmp_path):
     with lt.BatchFlow((tiles, tiles.valid_pixels), 4) as flow:
         assert (np.concatenate([there for _, there in flow]) == wanted[tiles.order]).all()
     assert (tiles.validity("bands")[0][:, 8:] == (tiles[0] != EMPTY)[:, 8:]).all()
+
+
+@pytest.mark.parametrize("store", [None, "tiles.npy", "tiles.h5"])
+def test_written_tiles_and_tiles_of_tiles_know_what_is_valid(store, tmp_path):
+    write(tmp_path / "r.tif", holed((64, 64, 2)), nodata=EMPTY)
+    table = table_of([(x, y, x + 16, y + 16) for y in range(0, 64, 16) for x in (-8, 8, 24, 40)])
+    tiles = lt.open_tiles(table, tmp_path, pad="reflect").shuffle(3)
+    kept = tiles.persist(None if store is None else tmp_path / store)
+    measured = tiles.statistics()
+    assert measured.not_valid.all()
+    for again in (kept, pickle.loads(pickle.dumps(kept)), lt.MultiSourceArray([kept]), lt.MultiSourceArray([tiles])):
+        assert (again.valid_pixels[:] == tiles.valid_pixels[:]).all()
+        assert (again.select([5, 2]).valid_pixels[1, 3:] == tiles.valid_pixels[2, 3:]).all()
+        assert (again.statistics().mean == measured.mean).all()
+    assert (statistics(lt.DelayedView(tiles)).not_valid == measured.not_valid).all()
+    whole = lt.open_tiles(table_of([(0, 0, 16, 16)]), write(tmp_path / "w" / "r.tif", np.ones((64, 64), "u1")).parent)
+    assert whole.persist().valid_pixels[:].all()
 
 
 def test_missing_frames_and_padding_are_invalid(tmp_path):
