@@ -11,4 +11,4 @@ from lazytiles.arrays.reading import open_ahead
 from lazytiles.arrays.region_tiles import RegionTiles
 from lazytiles.arrays.relations import MapBoxes, Units, ground_of, level_of
 from lazytiles.arrays.view import DelayedView, held
-from lazytiles.arrays.volumes import VolumeTiles
+from lazytiles.arrays.volumes import Sampling, VolumeTiles, open_volume

@@ -352,7 +352,7 @@ class MultiSourceArray(Ordered):
         return block if out is None else out if direct is not None else into(block, out)
 
     def read_box(self, rows: Int64s, box: Box, origins: Int64s | None) -> NDArray[Any]:
-        """See `lazytiles.arrays.view.read_box`."""
+        """Read a box out of each of some samples; see `Region.read_box`."""
         if self._row_axes == 1:
             return self._block(Request((rows,), box, origins, len(rows)))
         return super().read_box(rows, box, origins)

@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from lazytiles.aliases import Box, Fault, Int64s
 from lazytiles.config import check_limit
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError
-from lazytiles.images import Region, Windows, open_region, read_windows
+from lazytiles.images import Region, Windows, around, open_region, read_windows, resize, to_integers
 from lazytiles.indexing import LazyArray, box_words, each_at, needed, padded, request
 
 
@@ -139,6 +140,116 @@ def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts], name
 
 
+class ChannelsLast(LazyArray):
+    """A region with slices and channels as a volume `(Z, H, W, C)`.
+
+    Parameters
+    ----------
+    region : of the axes CZYX or ZCYX
+    """
+
+    def __init__(self, region: Region) -> None:
+        self.region, self.path, self.spacing = region, region.path, region.spacing
+        self.dtype, self._at = region.dtype, region.axes.index("C")
+        shape = list(region.shape)
+        shape.append(shape.pop(self._at))
+        self.shape: tuple[int, ...] = tuple(shape)
+        self.axes = f"{region.axes.replace('C', '')}C"
+
+    def __getitem__(self, key: Any) -> Any:
+        asked = request(key, self.shape, row_axes=0)
+        blocks = []
+        for origin in [(0,) * self.ndim] if asked.origins is None else asked.origins.tolist():
+            cut = [slice(a + o, b + o) for (a, b), o in zip(asked.box, origin, strict=True)]
+            cut.insert(self._at, cut.pop())
+            blocks.append(np.moveaxis(self.region[tuple(cut)], self._at, -1))
+        return asked.finish(np.stack(blocks))
+
+    def __repr__(self) -> str:
+        return f"<ChannelsLast of {self.region!r}>"
+
+
+def open_volume(
+    path: str | os.PathLike[str], *, page: int | str | None = None, **options: Any
+) -> Region | ChannelsLast:
+    """One file as a volume `(Z, H, W[, S])`: all of its pages, or a series with channels last.
+
+    Parameters
+    ----------
+    path : the file
+    page, options : of `open_region`; without `series`, `axes` or `channels` all pages are slices
+
+    Raises
+    ------
+    RegionError : it has more axes than a volume
+    """
+    named = any(options.get(name) is not None for name in ("series", "axes", "channels"))
+    region = open_region(path, page=page if named or page is not None else "all", **options)
+    letters = region.axes.partition("Y")[0]
+    if len(letters) == 2 and "C" in letters and "S" not in region.axes:
+        return ChannelsLast(region)
+    if len(letters) > 1:
+        raise RegionError(
+            f"{region.path}: has the axes {region.axes}, {region.shape}; a volume has slices, rows, columns and "
+            "channels: choose a page, a series, or one channel of it"
+        )
+    return region
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How boxes of volumes become tiles of another size.
+
+    Parameters
+    ----------
+    size : (depth, height, width) of a tile, voxels
+    spacing : (z, y, x), micrometres, of a tile's voxels, which then begin at the box's first corner; None: the box
+        becomes the tile
+    source : spacing of the volumes, by hand
+    method : of `resize`
+    """
+
+    size: tuple[int, int, int]
+    spacing: tuple[float, float, float] | None = None
+    source: tuple[float, float, float] | None = None
+    method: str = "bilinear"
+
+    def stops(self, volume: Any, windows: Int64s) -> NDArray[np.float64]:
+        """Where the boxes of tiles end in a volume, voxels, shape (n, 3).
+
+        Raises
+        ------
+        RegionError : the volume does not say its spacing
+        """
+        if self.spacing is None:
+            return windows[:, 3:].astype(np.float64)
+        own = self.source or getattr(volume, "spacing", None)
+        if own is None:
+            where = getattr(volume, "path", "an array")
+            raise RegionError(f"{where}: does not say its spacing; pass source_spacing=(z, y, x), micrometres")
+        ends: NDArray[np.float64] = windows[:, :3] + np.array(self.size) * np.divide(self.spacing, own)
+        return ends
+
+    def hull(self, low: Int64s, high: NDArray[np.float64], shape: Sequence[int]) -> Int64s:
+        """The voxels that a tile is made of, (z0, y0, x0, z1, y1, x1), with the margins of the kernel."""
+        ends = [
+            around((a, a, b, b), (n, n), self.method, (length, length))
+            for a, b, n, length in zip(low.tolist(), high.tolist(), self.size, shape, strict=False)
+        ]
+        return np.array([end[0] for end in ends] + [end[2] for end in ends])
+
+    def __call__(self, block: NDArray[Any], low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[Any]:
+        """A tile from a block (depth, height, width, bands) of which the box low to high becomes it."""
+        depth, height, width = self.size
+        exact = block if self.method == "nearest" or block.dtype.kind == "f" else block.astype(np.float64)
+        box = (low[1], low[2], high[1], high[2])
+        flat = np.stack([resize(one, (height, width), self.method, box=box) for one in exact])
+        columns = flat.reshape(len(flat), height * width, -1)
+        deep = resize(columns, (depth, height * width), self.method, box=(low[0], 0, high[0], height * width))
+        tile = deep.reshape(depth, height, width, -1)
+        return tile if tile.dtype == block.dtype else to_integers(tile, block.dtype)
+
+
 class VolumeTiles(LazyArray):
     """Boxes of one volume as a source `(n, depth, height, width, bands)`.
 
@@ -153,6 +264,7 @@ class VolumeTiles(LazyArray):
     name : of the region, for messages
     tile_name : the words for one of its boxes, by its number
     whole : whether each box is the whole volume, which then must have its extent
+    sampling : how boxes become tiles of another size; None: they are the tiles
     """
 
     def __init__(
@@ -167,6 +279,7 @@ class VolumeTiles(LazyArray):
         name: str = "",
         tile_name: Callable[[int], str] = "tile {}".format,
         whole: bool = False,
+        sampling: Sampling | None = None,
     ) -> None:
         self.opener, self.windows, self.pad, self.context = opener, windows, pad, context
         self.name, self.tile_name, self.samples, self._is_whole = name, tile_name, samples, whole
@@ -174,13 +287,17 @@ class VolumeTiles(LazyArray):
         self.partner: VolumeTiles | None = None  # the masks of these tiles, or the tiles of these masks
         self._volume: Any = None
         self._lock = threading.RLock()
+        self.sampling = sampling
         self._extent = tuple((windows[0, 3:] - windows[0, :3]).tolist())
+        if sampling is not None and context is not None:
+            raise ValueError("pass context= or size= and spacing=, not both")
         if context is not None and (isinstance(context, bool) or context < 0):
             raise ValueError(f"context={context}: how many neighbouring slices on either side, 0 or more")
         if context is not None and self._extent[0] != 1:
             raise ManifestError(f"context={context} needs boxes of one slice, not of {self._extent[0]}")
         height, width = self._extent[1:]
-        inner = (*self._extent, samples) if context is None else (height, width, (2 * context + 1) * samples)
+        extent = self._extent if sampling is None else sampling.size
+        inner = (*extent, samples) if context is None else (height, width, (2 * context + 1) * samples)
         self.shape: tuple[int, ...] = (len(windows), *inner)
 
     def pair(self, masks: VolumeTiles) -> None:
@@ -208,21 +325,30 @@ class VolumeTiles(LazyArray):
                         f"region {self.name}: is {tuple(volume.shape)} {volume.dtype}; volumes of (Z, H, W) with "
                         f"{self.samples} bands of {self.dtype} are expected, as the first is"
                     )
-                if self._is_whole and tuple(volume.shape[:3]) != self._extent:
+                if self._is_whole and self.sampling is None and tuple(volume.shape[:3]) != self._extent:
                     raise RegionError(
                         f"region {self.name}: is {tuple(volume.shape)}, the first is {self._extent}; without boxes "
                         "all volumes have one extent"
                     )
+                if self._is_whole:
+                    self.windows = np.tile([0, 0, 0, *volume.shape[:3]], (len(self.windows), 1))
                 self._volume = volume
             return self._volume
 
     def read_box(self, rows: Int64s, box: Box, origins: Int64s | None) -> NDArray[Any]:
-        """See `lazytiles.arrays.view.read_box`."""
+        """Read a box out of each of some samples; see `Region.read_box`."""
         out = np.empty((len(rows), *self.shape[1:]), self.dtype)
         check_limit(out.nbytes, "a read of {} from region {}", out.shape, self.name)
         volume, wide = self.volume(), self.windows[rows].copy()
         for _, bad, cause in self._faults_of(volume, rows):
             raise ManifestError(self._words(int(rows[np.flatnonzero(bad)[0]]), cause))
+        if self.sampling is not None:
+            self._sample(volume, wide, self.sampling, out)
+            return (
+                out[(slice(None), *(slice(a, b) for a, b in box))]
+                if origins is None
+                else each_at(out, np.arange(len(rows)), box, origins)
+            )
         wide[:, 0] -= self.context or 0
         wide[:, 3] += self.context or 0
         inside = (wide[:, :3] >= 0).all(axis=1) & (wide[:, 3:] <= volume.shape[:3]).all(axis=1)
@@ -234,6 +360,13 @@ class VolumeTiles(LazyArray):
         if origins is None:
             return out[(slice(None), *(slice(a, b) for a, b in box))]
         return each_at(out, np.arange(len(rows)), box, origins)
+
+    def _sample(self, volume: Any, windows: Int64s, sampling: Sampling, out: NDArray[Any]) -> None:
+        """Write resampled boxes."""
+        for k, (window, high) in enumerate(zip(windows, sampling.stops(volume, windows), strict=True)):
+            hull = sampling.hull(window[:3], high, volume.shape)
+            check_limit(int(np.prod(hull[3:] - hull[:3])) * self.samples * 8, "a box of {} voxels", hull[3:] - hull[:3])
+            out[k] = sampling(self._padded(volume, hull), window[:3] - hull[:3], high - hull[:3])
 
     def _padded(self, volume: Any, window: Int64s) -> NDArray[Any]:
         modes = [self.pad] * 3
@@ -260,6 +393,12 @@ class VolumeTiles(LazyArray):
         if not len(windows):
             return
         space = tuple(volume.shape[:3])
+        if self.sampling is not None and self.sampling.spacing is not None:
+            stops = self.sampling.stops(volume, windows)
+            off = np.asarray((np.abs(stops - windows[:, 3:]) > 1).any(axis=1))
+            if off.any():
+                sides = " x ".join(f"{n:.1f}" for n in (stops - windows[:, :3])[np.flatnonzero(off)[0]])
+                yield "extent differs", off, f": tiles of that size and spacing are {sides} voxels; correct the box"
         other = None
         with suppress(LazyTilesError):  # what cannot be opened says so when it is read
             other = None if self.partner is None else self.partner.volume()

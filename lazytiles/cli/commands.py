@@ -7,6 +7,7 @@ import math
 import os
 import textwrap
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from lazytiles.cli.options import (
     say,
 )
 from lazytiles.display import plural
-from lazytiles.errors import ManifestError, require, visible
+from lazytiles.errors import ManifestError, RegionError, StoreError, require, visible
 from lazytiles.images import open_region
 from lazytiles.indexing import EDGES, cover
 from lazytiles.manifests import (
@@ -123,7 +124,8 @@ def info(manifest: str, batch_size: int, as_json: bool, **options: Any) -> None:
       lazytiles info tiles.csv --images Images --batch-size 64 --json
     """
     if not manifest.lower().endswith((".csv", ".parquet", ".pq", ".txt")):
-        facts = _facts_of(manifest)
+        names = ("page", "series", "axes", "channels", "level")
+        facts = _facts_of(manifest, {name: options[name] for name in names if options.get(name) is not None})
         say(json.dumps(facts)) if as_json else _print_facts(manifest, facts)
         return
     tiles = open_named(manifest, **options)
@@ -148,24 +150,37 @@ def info(manifest: str, batch_size: int, as_json: bool, **options: Any) -> None:
         say(f"- {said}")
 
 
-def _facts_of(path: str) -> dict[str, Any]:
-    """What a store, or an image, says of itself."""
-    if os.path.isdir(path) or path.lower().endswith(_STORES):
+def _facts_of(path: str, chosen: dict[str, Any]) -> dict[str, Any]:
+    """What a store, or an image, says of itself; `chosen` are options of `open_region`."""
+    if not (os.path.isdir(path) or path.lower().endswith(_STORES)):
+        return _facts_of_image(path, chosen)
+    try:
         tiles = open_store(path)
-        table = [] if tiles.table is None else list(tiles.table.columns)
-        facts: dict[str, Any] = {"shape": list(tiles.shape), "dtype": str(tiles.dtype), "bytes in memory": tiles.nbytes}
-        return facts | {"labels": tiles.labels is not None, "table": ", ".join(map(str, table))}
-    region = open_region(path)
-    return {
+    except StoreError:
+        with suppress(RegionError):  # the folder is no multiscale image either
+            return _facts_of_image(path, chosen)
+        raise
+    table = [] if tiles.table is None else list(tiles.table.columns)
+    facts: dict[str, Any] = {"shape": list(tiles.shape), "dtype": str(tiles.dtype), "bytes in memory": tiles.nbytes}
+    return facts | {"labels": tiles.labels is not None, "table": ", ".join(map(str, table))}
+
+
+def _facts_of_image(path: str, chosen: dict[str, Any]) -> dict[str, Any]:
+    region = open_region(path, **chosen)
+    facts = {
         "shape": list(region.shape),
         "axes": region.axes,
         "dtype": str(region.dtype),
         "stored as": codec_name(region),
         "segments": int(np.prod(region.pages[0].grid)) * region.pages[0].planes,
         "levels": [list(level.shape) for level in region.levels],
+        "other images": region.associated,
+        "channels": ", ".join(region.channels),
+        "micrometres a pixel": region.mpp,
         "bytes in memory": region.nbytes,
         "bytes on disk": os.path.getsize(path),
     }
+    return {name: said for name, said in facts.items() if said not in ({}, "", None)}
 
 
 def _print_facts(title: str, facts: dict[str, Any]) -> None:

@@ -14,5 +14,5 @@ from lazytiles.images.reader import carry_out, read_windows
 from lazytiles.images.readers import is_sendable
 from lazytiles.images.region import Region, open_region, thumbnail
 from lazytiles.images.remote import are_there, is_remote, listed
-from lazytiles.images.resample import METHODS, Extent, around, resize, resize_valid
+from lazytiles.images.resample import METHODS, Extent, around, resize, resize_valid, to_integers
 from lazytiles.images.validity import has_invalid, judged, mask_of, may_be_invalid, scaled, valid_bands, valid_of

@@ -57,6 +57,7 @@ class Asked:
     channels : numbers and names, or None: all
     level : which resolution
     mpp : (y, x) of full resolution, by hand
+    fill : what missing segments hold where the file has no nodata, or None: 0
     """
 
     inner: str | None = None
@@ -66,6 +67,7 @@ class Asked:
     channels: tuple[int | str, ...] | None = None
     level: int = 0
     mpp: Mpp | None = None
+    fill: float | None = None
 
     @property
     def is_array(self) -> bool:
@@ -273,13 +275,22 @@ def _mask_at(key: FileKey, directory: int, extent: tuple[int, int]) -> Page | No
     return None
 
 
-def facts(key: FileKey, page: tifffile.TiffPage, number: str, *, head: tifffile.TiffPage | None = None) -> Page:
+def facts(
+    key: FileKey,
+    page: tifffile.TiffPage,
+    number: str,
+    *,
+    head: tifffile.TiffPage | None = None,
+    mpp: Mpp | None = None,
+    origin: Any = None,
+) -> Page:
     """Check a parsed page and take from it what reading needs.
 
     Parameters
     ----------
     key, page, number : the file, its page, and the page's name
     head : of a level, the page at full resolution: place and nodata are its
+    mpp, origin : of the page, as `Page` has them
 
     Raises
     ------
@@ -321,6 +332,8 @@ def facts(key: FileKey, page: tifffile.TiffPage, number: str, *, head: tifffile.
         alpha=_alpha(page, dtype),
         place=place_of(page) if head is None else place_of(head, page),
         directory=page.index if len(page.treeindex) == 1 else None,
+        mpp=mpp,
+        origin=origin,
     )
     return _bounded(where, found, _raw_offsets(page, found))
 

@@ -320,6 +320,7 @@ def open_region(
     gray: bool = False,
     scaled: bool = False,
     mpp: float | tuple[float, float] | None = None,
+    fill: float | None = None,
 ) -> Region:
     """Open one image file as a lazy array; its tags are read and checked, no pixel is decoded.
 
@@ -342,6 +343,8 @@ def open_region(
     scaled : whether numbers are made what they mean: float32 by the file's scale and offset, NaN where nodata
     mpp : micrometres from one pixel to the next at full resolution, where the file says nothing or something wrong:
         a number, or (y, x)
+    fill : what segments hold that the file leaves out, such as 255 for the white of a slide; nodata where the file has
+        such a value. Default 0
 
     Returns
     -------
@@ -355,21 +358,23 @@ def open_region(
     name = os.fspath(path)
     if not (page is None or page == "all" or (isinstance(page, str) and is_page_name(page))):
         page = _from_zero("page", page, " or 'all', or the name of an associated image such as 'macro'")
+    key, inner = identify(name)
     asked = Asked(
+        inner=inner,
         page=page,
         series=None if series is None else _from_zero("series", series, ""),
         axes=None if axes is None else _letters(axes),
         channels=None if channels is None else _channels(channels),
         level=_from_zero("level", level, ""),
         mpp=None if mpp is None else _micrometres(mpp),
+        fill=None if fill is None else float(fill),
     )
     if asked.page is not None and asked.series is not None:
         raise ValueError(f"pass page={page!r} or series={series}, not both")
     chosen = asked_bands(bands)
     if chosen is not None and asked.channels is not None:
         raise ValueError("pass bands= or channels=, not both")
-    key, inner = identify(name)
-    return _region(key, replace(asked, inner=inner), chosen, gray, scaled)
+    return _region(key, asked, chosen, gray, scaled)
 
 
 def _from_zero(name: str, value: Any, others: str) -> int:

@@ -13,10 +13,19 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lazytiles.aliases import Int64s
-from lazytiles.arrays import Companions, MapBoxes, MultiSourceArray, RegionTiles, TileForm, VolumeTiles
+from lazytiles.arrays import (
+    Companions,
+    MapBoxes,
+    MultiSourceArray,
+    RegionTiles,
+    Sampling,
+    TileForm,
+    VolumeTiles,
+    open_volume,
+)
 from lazytiles.augment import Boxes, scaled_boxes
 from lazytiles.errors import ManifestError
-from lazytiles.images import Bands, open_region
+from lazytiles.images import METHODS, Bands, open_region
 from lazytiles.indexing import PAD_MODES, region_column
 from lazytiles.manifests.asked import Asked, form_of, mask_form_of
 from lazytiles.manifests.catalog import by_name
@@ -101,7 +110,8 @@ def open_tiles(
     pad : NumPy's ``"constant"``, ``"edge"``, ``"reflect"``, ``"symmetric"`` or ``"wrap"`` for windows that leave
         their region; None refuses them. NumPy's ``"maximum"``, ``"mean"``, ``"median"``, ``"minimum"`` and
         ``"linear_ramp"`` read the whole lines of the region that such a window crosses
-    fill : what padding by ``"constant"`` and missing frames hold: one value, or one a band
+    fill : what padding by ``"constant"`` and missing frames hold: one value, or one a band. One value also stands for
+        segments that a file leaves out, such as 255 for the white of a slide, unless the file has a nodata value
     mask_fill : the same for masks, such as 255
     bands : which samples of the images, in this order (of several files they are numbered through); or ``"rgb"``: red,
         green and blue of images of one, three or four bands, gray ones repeated and opacity left out
@@ -163,6 +173,14 @@ def open_volumes(
     frames: Any = None,
     pad: str | None = None,
     context: int | None = None,
+    size: tuple[int, int, int] | None = None,
+    spacing: float | tuple[float, float, float] | None = None,
+    source_spacing: float | tuple[float, float, float] | None = None,
+    resample: str = "bilinear",
+    series: int | None = None,
+    axes: str | None = None,
+    channels: Sequence[int | str] | None = None,
+    level: int = 0,
     bands: Bands = None,
     classes: Sequence[Any] | None = None,
     where: Mapping[str, Any] | None = None,
@@ -188,6 +206,13 @@ def open_volumes(
     pad : a NumPy pad mode for boxes that leave their volume; None refuses them
     context : boxes of one slice get so many neighbouring slices on either side as bands; at the ends of the
         volume the last slice is repeated, or `pad` says what is there
+    size : (depth, height, width), voxels: every box, or whole volume, is resampled to it, masks by the nearest voxel
+    spacing : micrometres from one voxel of such a tile to the next, (z, y, x) or one number for all: a tile then begins
+        at its box's first corner and is `size` times `spacing` large, which the box has to agree with
+    source_spacing : of the volumes, where they do not say it or say something wrong
+    resample : ``"nearest"``, ``"bilinear"``, ``"bicubic"`` or ``"area"``, along each axis; smoothed when reducing
+    series, axes, channels, level : of volumes in files, as in `open_region`; channels come last. By default all
+        pages are slices
     bands : which samples of volumes in files, or ``"rgb"``
     where : keeps the boxes whose table has these values, as in `open_tiles`
     follow_symlinks, verify : as in `open_tiles`, of volumes in files
@@ -226,8 +251,36 @@ def open_volumes(
         follow_symlinks=follow_symlinks,
         verify=verify,
     )
+    sampling = _sampling(size, spacing, source_spacing, resample)
+    opening = {"series": series, "axes": axes, "channels": channels, "level": level}
     table = asked.read(manifest)
-    return _volumes_of(table, folder_of(manifest) if volumes is None else volumes, asked, context)
+    return _volumes_of(table, folder_of(manifest) if volumes is None else volumes, asked, context, sampling, opening)
+
+
+def _sampling(size: Any, spacing: Any, source: Any, method: str) -> Sampling | None:
+    """How the boxes of volumes are resampled; None where no size is asked for."""
+    if size is None:
+        if spacing is not None or source is not None:
+            raise ValueError("spacing= and source_spacing= are for tiles of size=(depth, height, width) voxels")
+        return None
+    if method not in METHODS:
+        raise ValueError(f"resample must be one of {', '.join(METHODS)}, not {method!r}")
+
+    def triple(name: str, value: Any, kind: type) -> Any:
+        numbers = (value,) * 3 if kind is float and isinstance(value, int | float) else value
+        try:
+            found = tuple(kind(number) for number in numbers)
+            if len(found) == 3 and min(found) > 0 and all(a == b for a, b in zip(found, numbers, strict=True)):
+                return found
+        except (TypeError, ValueError):
+            pass
+        raise ValueError(f"{name} is three numbers above 0, for slices, rows and columns, not {value!r}")
+
+    own, given = (
+        None if value is None else triple(name, value, float)
+        for name, value in (("spacing", spacing), ("source_spacing", source))
+    )
+    return Sampling(triple("size", size, int), own, given, method)
 
 
 def tiles_of(table: pd.DataFrame, image_dir: Any, asked: Asked, opener: Any = open_region) -> MultiSourceArray:
@@ -299,7 +352,14 @@ def _refuse_for_volumes(asked: Asked, why: str) -> None:
         raise ManifestError(f"{why}; {wrong[0]}={getattr(asked, wrong[0])!r} is for images")
 
 
-def _volumes_of(table: pd.DataFrame, volumes: Any, asked: Asked, context: int | None = None) -> MultiSourceArray:
+def _volumes_of(
+    table: pd.DataFrame,
+    volumes: Any,
+    asked: Asked,
+    context: int | None = None,
+    sampling: Sampling | None = None,
+    opening: Mapping[str, Any] | None = None,
+) -> MultiSourceArray:
     """The boxes of volumes of a table that was read for this and is sound."""
     rows = Frames.of(asked.frames).samples(table, asked.where)
     if not len(rows):
@@ -307,35 +367,46 @@ def _volumes_of(table: pd.DataFrame, volumes: Any, asked: Asked, context: int | 
     if "xmin" in table and "zmin" not in table:
         raise ManifestError(_VOLUME_BOXES)
 
-    def images(place: Any, template: Any, bands: Bands) -> Images:
+    def images(place: Any, template: Any, **how: Any) -> Images:
         if isinstance(place, Mapping):
             return Images.given(table, rows, place)
-        opener = partial(open_region, page="all", bands=bands)
+        opener = partial(open_volume, **how)
         links, frames = asked.follow_symlinks, Frames(None, False)
         return Images.of(table, rows, template or default_template(table), place, frames, opener, follow_symlinks=links)
 
-    found, masked = images(volumes, asked.path, asked.bands), None
+    found, masked = images(volumes, asked.path, bands=asked.bands, **(opening or {})), None
     if not isinstance(volumes, Mapping):
         found.verify(asked.verify, volumes)
     if isinstance(asked.masks, str):
-        masked = images(volumes, asked.masks, None)
+        masked = images(volumes, asked.masks)
     elif asked.masks is not None:
-        masked = images(asked.masks, None, None)
+        masked = images(asked.masks, None)
     table = table if len(rows) == len(table) else table.iloc[rows].reset_index(drop=True)
     windows, groups = windows_of(table), found.groups(masked)
-    if windows is not None:
+    if windows is not None and sampling is None:
         common_extent(table, windows)
 
-    def assembled(part: Images, context: int | None) -> MultiSourceArray:
+    def assembled(part: Images, context: int | None, sampling: Sampling | None) -> MultiSourceArray:
         (first,) = part.first()
         if len(first.shape) not in (3, 4):
-            raise ManifestError(f"a volume is (Z, H, W) or (Z, H, W, S); the first is {tuple(first.shape)}")
+            raise ManifestError(
+                f"a volume is (Z, H, W) or (Z, H, W, S); the first is {tuple(first.shape)}; "
+                'of a TIFF, open_region(path, page="all") takes all pages'
+            )
         whole = np.tile([0, 0, 0, *first.shape[:3]], (len(table), 1)) if windows is None else None
-        made = partial(_deep, samples=(*first.shape, 1)[3], dtype=first.dtype, pad=asked.pad, context=context)
+        if sampling is not None and np.dtype(first.dtype).kind not in "uif" and sampling.method != "nearest":
+            raise ManifestError(
+                f"{sampling.method} resampling of {first.dtype} makes no sense; pass resample='nearest'"
+            )
+        how: dict[str, Any] = {"pad": asked.pad, "context": context, "sampling": sampling}
+        made = partial(_deep, samples=(*first.shape, 1)[3], dtype=first.dtype, **how)
         return _assembled(table, windows, part, groups, made, whole)
 
-    array = assembled(found, context)
-    return _labelled(array, table, asked, None if masked is None else assembled(masked, context and 0))
+    array = assembled(found, context, sampling)
+    if masked is None:
+        return _labelled(array, table, asked)
+    near = None if sampling is None else replace(sampling, method="nearest")
+    return _labelled(array, table, asked, assembled(masked, context and 0, near))
 
 
 def _deep(openers: Sequence[Any], windows: Int64s, *, tile_name: _Names, **options: Any) -> VolumeTiles:

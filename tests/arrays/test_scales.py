@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
+from click.testing import CliRunner
 from PIL import Image
 
 import lazytiles as lt
+from lazytiles.cli.commands import main
 from lazytiles.config import counters
 from tests.made import pixels
 
@@ -274,3 +276,45 @@ def test_only_the_level_that_is_needed_is_decoded(tmp_path):
     before = counters()["segments_decoded"]
     tiles[0]
     assert counters()["segments_decoded"] - before == 1
+
+
+def test_labels_that_are_boxes(tmp_path):
+    pyramid(tmp_path / "r.tif", smooth((512, 512)))
+    table = table_of([(10, 20, 131, 141)], xa=[20], ya=[10], xb=[140], yb=[130])
+    columns = ["xa", "ya", "xb", "yb"]
+    tiles = lt.open_tiles(table, tmp_path, mpp=0.3, size=(100, 100), target=columns, scale_boxes=columns)
+    assert np.allclose(tiles.labels, [[0, 0, 100, 100]])
+
+
+def test_places_on_the_ground_of_boxes_of_level_0(tmp_path):
+    tags = [(33550, "d", 3, (10.0, 10.0, 0.0)), (33922, "d", 6, (0, 0, 0, 5000.0, 9000.0, 0))]
+    pyramid(tmp_path / "r.tif", smooth((512, 512)), extratags=tags)
+    table = table_of([(64, 32, 128, 96)])
+    expected = [[5320, 9000 - 1280, 5960, 9000 - 640]]
+    for options in ({}, {"level": 1}, {"level": 2}, {"mpp": 0.5}):
+        tiles = lt.open_tiles(table, tmp_path, coordinates="base", **options)
+        assert np.allclose(tiles.bounds, expected)
+
+
+def test_the_commands_take_them(tmp_path):
+    pyramid(tmp_path / "r.tif", smooth((512, 512)), mpp=None)
+    (tmp_path / "masks").mkdir()
+    tifffile.imwrite(tmp_path / "masks/r.tif", pixels((32, 32)))
+    table_of([(0, 0, 128, 128), (128, 0, 256, 128)]).to_csv(tmp_path / "tiles.csv", index=False)
+    run, manifest = CliRunner(), str(tmp_path / "tiles.csv")
+    scales = ["--mpp", "0.5", "--source-mpp", "0.25", "--masks", "masks/{region_id}.tif", "--mask-scale", "16"]
+    assert run.invoke(main, ["check", manifest, "--images", str(tmp_path), *scales]).exit_code == 0
+    said = run.invoke(main, ["check", manifest, "--images", str(tmp_path), "--mpp", "0.5"])
+    assert said.exit_code == 1
+    assert "source_mpp=" in said.output
+    for options in (scales, ["--coordinates", "base", "--level", "2"]):
+        page = tmp_path / "page.html"
+        done = run.invoke(
+            main, ["preview", manifest, "--images", str(tmp_path), *options, "-o", str(page), "--overwrite"]
+        )
+        assert done.exit_code == 0, done.output
+        assert 'viewBox="0 0 512 512"' in page.read_text()
+    done = run.invoke(
+        main, ["preview", manifest, "--images", str(tmp_path), "--level", "1", "-o", str(page), "--overwrite"]
+    )
+    assert 'viewBox="0 0 256 256"' in page.read_text()

@@ -282,7 +282,7 @@ def test_whole_volumes_need_no_boxes(tmp_path):
     np.testing.assert_array_equal(plain[3, ..., 0], arrays[3])
     with pytest.raises(lt.ManifestError, match="the column region_id is missing"):
         lt.open_tiles(table.drop(columns="region_id"), tmp_path)
-    with pytest.raises(lt.ManifestError, match=r"id-0\.npy is a volume; size= is for images"):
+    with pytest.raises(lt.ManifestError, match=r"id-0\.npy is a volume; size=.* is for images"):
         lt.open_tiles(table, tmp_path, path="{tile_id}.npy", size=(8, 8))
     np.save(tmp_path / "flat.npy", arrays[0, 0])
     mixed = pd.DataFrame({"tile_id": ["flat", "id-1"]})
@@ -350,7 +350,7 @@ def test_open_tiles_opens_boxes_of_six_numbers(scans):
     table.to_csv(folder / "boxes.csv", index=False)
     np.testing.assert_array_equal(lt.open_tiles(folder / "boxes.csv")[5], tiles[5])
     np.testing.assert_array_equal(lt.open_volumes(folder / "boxes.csv").labels, table.target)
-    with pytest.raises(lt.ManifestError, match="boxes of six numbers lie in volumes; size= is for images"):
+    with pytest.raises(lt.ManifestError, match=r"boxes of six numbers lie in volumes; size=.* is for images"):
         lt.open_tiles(table, folder, size=(8, 8))
 
 
@@ -361,3 +361,82 @@ def test_leaks_between_volumes_are_found(scans):
     first, second = tiles.split(0.5, by="region_id")
     assert not len(lt.leakage(first, second))
     assert len(lt.leakage(tiles.select([0]), tiles.select(slice(1, None))))
+
+
+# -- other sizes and files with channels -------------------------------------------------------------------------
+
+
+def boxes(*rows):
+    names = ["xmin", "ymin", "zmin", "xmax", "ymax", "zmax"]
+    ids = pd.DataFrame({"tile_id": [f"t{k}" for k in range(len(rows))], "region_id": ["v"] * len(rows)})
+    return pd.concat([ids, pd.DataFrame(rows, columns=names)], axis=1)
+
+
+def ramp(shape, slopes=(3.0, 2.0, 1.0)):
+    """A volume whose value is linear in the place of a voxel's centre, which linear resampling keeps."""
+    lines = np.meshgrid(*(np.arange(n) + 0.5 for n in shape), indexing="ij")
+    return sum(slope * line for slope, line in zip(slopes, lines, strict=True))
+
+
+@pytest.mark.parametrize("size", [(3, 4, 5), (6, 16, 12), (9, 20, 14)])
+def test_boxes_are_resampled_in_three_dimensions(size):
+    volume = ramp((20, 40, 36))
+    table = boxes((8, 8, 6, 20, 24, 12), (12, 10, 4, 24, 26, 10))
+    tiles = lt.open_volumes(table, {"v": volume}, size=size)
+    assert tiles.shape == (2, *size, 1)
+    for tile, low in zip(np.asarray(tiles), ((6, 8, 8), (4, 10, 12)), strict=True):
+        steps = [extent / n for extent, n in zip((6, 16, 12), size, strict=True)]
+        lines = [a + (np.arange(n) + 0.5) * step for a, n, step in zip(low, size, steps, strict=True)]
+        expected = sum(s * line for s, line in zip((3, 2, 1), np.meshgrid(*lines, indexing="ij"), strict=True))
+        np.testing.assert_allclose(tile[..., 0], expected, atol=0.03)  # a kernel of few voxels is not quite even
+    whole = lt.open_volumes(table, {"v": np.round(volume).astype(np.int16)}, size=size, masks={"v": volume > 90})
+    assert (whole.dtype, whole.labels.shape, whole.labels.dtype) == (np.int16, (2, *size, 1), bool)
+    assert np.abs(np.asarray(whole) - np.asarray(tiles)).max() <= 1
+
+
+def test_boxes_are_resampled_to_a_spacing(tmp_path):
+    volume = ramp((20, 40, 36)).astype(np.float32)
+    about = {"axes": "ZYX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5, "PhysicalSizeZ": 2.0}
+    tifffile.imwrite(tmp_path / "v.ome.tif", volume, ome=True, metadata=about, photometric="minisblack")
+    table = boxes((8, 8, 6, 20, 24, 12))
+    how = {"path": "{region_id}.ome.tif", "size": (12, 8, 6), "spacing": (1.0, 1.0, 1.0)}
+    tile = lt.open_volumes(table, tmp_path, series=0, **how)[0, ..., 0]
+    expected = ramp((40, 20, 18), (1.5, 4, 2))[12:24, 4:12, 4:10]  # at voxels of a micrometre
+    np.testing.assert_allclose(tile, expected, rtol=1e-5)
+    same = lt.open_volumes(table, {"v": volume}, size=(12, 8, 6), spacing=1.0, source_spacing=(2, 0.5, 0.5))
+    np.testing.assert_allclose(same[0, ..., 0], expected, rtol=1e-5)
+    with pytest.raises(lt.RegionError, match=r"does not say its spacing; pass source_spacing="):
+        lt.open_volumes(table, {"v": volume}, size=(12, 8, 6), spacing=1.0)[0]
+    with pytest.raises(lt.ManifestError, match=r"tiles of that size and spacing are 12\.0 x 16\.0 x 12\.0 voxels"):
+        lt.open_volumes(table, tmp_path, series=0, **{**how, "spacing": (2.0, 1.0, 1.0)})[0]
+
+
+def test_sizes_of_volumes_are_three_numbers():
+    table, volumes = boxes((0, 0, 0, 4, 4, 4)), {"v": np.zeros((8, 8, 8))}
+    for wrong in ({"size": (4, 4)}, {"size": (4, 4, 0)}, {"size": (4, 4, 4), "spacing": (1, 1)}):
+        with pytest.raises(ValueError, match="is three numbers above 0, for slices, rows and columns"):
+            lt.open_volumes(table, volumes, **wrong)
+    with pytest.raises(ValueError, match="are for tiles of size="):
+        lt.open_volumes(table, volumes, spacing=1)
+    with pytest.raises(ValueError, match="not both"):
+        lt.open_volumes(boxes((0, 0, 0, 4, 4, 1)), volumes, size=(1, 4, 4), context=1)
+    with pytest.raises(lt.ManifestError, match="resampling of bool makes no sense"):
+        lt.open_volumes(table, {"v": np.zeros((8, 8, 8), bool)}, size=(2, 2, 2))
+
+
+@pytest.mark.parametrize("axes", ["CZYX", "ZCYX"])
+def test_channels_of_volumes_come_last(axes, tmp_path):
+    stack = np.random.default_rng(0).integers(0, 255, (3, 5, 20, 18)).astype(np.uint8)  # C, Z, Y, X
+    stored = stack if axes == "CZYX" else stack.swapaxes(0, 1)
+    about = {"axes": axes, "Channel": {"Name": ["a", "b", "c"]}}
+    tifffile.imwrite(tmp_path / "v.ome.tif", stored, ome=True, metadata=about, photometric="minisblack")
+    np.save(tmp_path / "v.npy", stored)
+    table, expected = boxes((2, 3, 1, 12, 11, 4)), np.moveaxis(stack, 0, -1)[1:4, 3:11, 2:12]
+    for path, how in (("{region_id}.ome.tif", {"series": 0}), ("{region_id}.npy", {"axes": axes})):
+        np.testing.assert_array_equal(lt.open_volumes(table, tmp_path, path=path, **how)[0], expected)
+        some = lt.open_volumes(table, tmp_path, path=path, **how | {"channels": [2, 0]})
+        np.testing.assert_array_equal(some[0], expected[..., [2, 0]])
+        np.testing.assert_array_equal(some[0, 1, ::-2, [0, 3], 1], expected[1, ::-2, [0, 3]][..., 0])
+    np.save(tmp_path / "v.npy", stack[None])
+    with pytest.raises(lt.RegionError, match=r"has the axes TCZYX.*a volume has slices, rows, columns and channels"):
+        lt.open_volumes(table, tmp_path, path="{region_id}.npy", axes="TCZYX")

@@ -310,6 +310,26 @@ def test_any_image_has_facts(name: str, stored: str, desk: Path) -> None:
     assert (facts["shape"], facts["stored as"]) == ([40, 50, 3], stored)
 
 
+def test_stacks_have_facts(desk: Path) -> None:
+    about = {"axes": "CYX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5, "Channel": {"Name": ["a", "b"]}}
+    stack = np.zeros((2, 40, 50), np.uint8)
+    tifffile.imwrite("a.ome.tif", stack, ome=True, metadata=about, photometric="minisblack")
+    facts = json.loads(run("info", "a.ome.tif", "--json").output)
+    assert (facts["shape"], facts["axes"], facts["micrometres a pixel"]) == ([40, 50], "YX", [0.5, 0.5])
+    assert {"other images", "channels"} & set(facts) == set()
+
+
+@pytest.mark.leaks(reason="zarr keeps its event loop")
+def test_multiscale_groups_have_facts(desk: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    group = zarr.open_group("a.ome.zarr", mode="w", zarr_format=2)
+    group.create_array("0", data=np.zeros((2, 40, 50), np.uint8), chunks=(1, 20, 20))
+    axes = [{"name": "c"}, {"name": "y"}, {"name": "x"}]
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": [{"path": "0"}]}]
+    facts = json.loads(run("info", "a.ome.zarr", "--json").output)
+    assert (facts["shape"], facts["axes"], facts["levels"]) == ([2, 40, 50], "CYX", [[40, 50]])
+
+
 def test_large_strips_are_advised_against(desk: Path) -> None:
     image = np.zeros((2048, 2048), np.uint8)
     tifffile.imwrite("Images/2017/big.tif", image, rowsperstrip=2048, compression="lzw")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -280,6 +281,22 @@ def test_scale_by_resolution_tags_and_by_hand(tmp_path):
     for wrong in (0, -1, "x", (1, 2, 3), float("nan")):
         with pytest.raises(ValueError, match="mpp is a number of micrometres above 0"):
             mpp((72, 72), "inch", mpp=wrong)
+
+
+def test_missing_tiles_are_filled_by_request(tmp_path):
+    image = pixels((64, 48, 3))
+    path = written(tmp_path / "a.tif", [(image, {**TILED, "compression": "zlib"})])
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        counts = list(tiff.pages[0].databytecounts)
+        tiff.pages[0].tags["TileByteCounts"].overwrite([0, *counts[1:]])
+        tiff.pages[0].tags["TileOffsets"].overwrite([0, *tiff.pages[0].dataoffsets[1:]])
+    for fill, expected in ((None, 0), (255, 255)):
+        image[:16, :16] = expected
+        region = lt.open_region(path, fill=fill)
+        np.testing.assert_array_equal(region, image)
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(region)), image)
+    with pytest.raises(lt.RegionError, match=r"uint8 samples cannot hold fill=256"):
+        lt.open_region(path, fill=256)
 
 
 @pytest.mark.parametrize("photometric", ["ycbcr", "cielab"])

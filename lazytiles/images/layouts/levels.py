@@ -135,15 +135,21 @@ def is_level(head: Leaf, leaf: Leaf, *, padded: bool = False) -> bool:
 def scanner_of(tiff: tifffile.TiffFile) -> str | None:
     """Whose slide scanner wrote a file, by the tags of its first page; None for all other files."""
     first = page_at(tiff, 0)
-    for name in ("svs", "ndpi", "scn", "bif", "qpi", "philips"):
-        if getattr(first, f"is_{name}"):
-            return name if name != "svs" or first.is_tiled else None
-    return None
+    description = first.description
+    if description.startswith("Aperio "):
+        return "svs" if first.is_tiled else None
+    if description[-10:].strip().endswith("</scn>"):
+        return "scn"
+    if first.software.startswith(("PerkinElmer-QPI", "Philips DP")):
+        return "qpi" if first.is_qpi else "philips" if first.is_philips else None
+    if 65420 in first.tags and first.is_ndpi:
+        return "ndpi"
+    return "bif" if 700 in first.tags and first.is_bif else None
 
 
 def needs_catalog(tiff: tifffile.TiffFile) -> bool:
     """Whether the tags of the first page do not say alone which page is the slide, or of what scale it is."""
-    return scanner_of(tiff) in ("ndpi", "scn", "bif", "philips") or bool(page_at(tiff, 0).is_lsm)
+    return scanner_of(tiff) not in (None, "svs", "qpi") or bool(page_at(tiff, 0).is_lsm)
 
 
 def catalog(found: Directories) -> Catalog:
@@ -405,13 +411,14 @@ _LAYOUTS: dict[str, Callable[[Directories, list[Leaf]], Layout]] = {
 def page_spacing(tiff: tifffile.TiffFile, number: int) -> Spacing:
     """(z, y, x) of a page by what the file's tags say; of a page behind the first, by its resolution tags alone."""
     page = page_at(tiff, number)
-    if number == 0 and page.is_svs:
-        aperio = aperio_mpp(page.description)
+    description = "" if number else page.description
+    if description.startswith("Aperio "):
+        aperio = aperio_mpp(description)
         return None, aperio, aperio
-    if number == 0 and page.is_ome:
+    if description[-10:].strip().endswith("OME>"):
         with suppress(RegionError):  # of a document that is damaged
-            return ome_spacing(tiff.filename, page.description)
-    if number == 0 and page.is_imagej:
+            return ome_spacing(tiff.filename, description)
+    if description.startswith("ImageJ=") or (description and page.is_imagej):
         return imagej_spacing(page, tiff.imagej_metadata or {})
     return _tagged(page)
 

@@ -91,9 +91,22 @@ def open_pages(key: FileKey, asked: Asked) -> Opened:
     mpp, pages = mpp_of(found.spacing), found.pages
 
     def known(k: int) -> Page:
-        return replace(pages[k], mpp=mpp, origin=pages[k].origin or (asked, k))
+        page = pages[k]
+        if page.origin is not None and page.mpp == mpp and asked.fill is None:
+            return page
+        fill = page.fill if asked.fill is None or page.nodata is not None else _fill(page, asked.fill)
+        return replace(page, mpp=mpp, fill=fill, origin=(asked, k) if page.origin is None else page.origin)
 
-    return replace(found, pages=_planes(len(pages), known))
+    return Opened(_planes(len(pages), known), found.axes, found.lead, found.spacing, found.bands, found.channels)
+
+
+def _fill(page: Page, fill: float) -> Any:
+    """What missing segments of a page hold by request."""
+    with np.errstate(invalid="ignore"):
+        value = np.asarray(fill).astype(page.dtype)[()]
+    if value != fill and fill == fill:
+        raise RegionError(f"{page}: {page.dtype} samples cannot hold fill={fill}")
+    return value
 
 
 def reopened(key: FileKey, origin: tuple[Asked, int]) -> Page:
@@ -159,8 +172,10 @@ def _image(key: FileKey, tiff: tifffile.TiffFile, asked: Asked) -> Opened:
         known = catalog(Directories(key, tiff))
     number = _number_of(key, tiff, asked.page, known)
     if known is None:
-        page = facts(key, page_at(tiff, number), str(number))
-        return Opened([page], spacing=_by_hand(page_spacing(tiff, number), asked))
+        tags = page_at(tiff, number)
+        spacing = _by_hand(page_spacing(tiff, number), asked)
+        page = facts(key, tags, str(number), mpp=mpp_of(spacing), origin=(asked, 0))
+        return Opened([page], spacing=spacing)
     if number >= len(known.leaves):
         raise RegionError(f"{key.path}: has no page {number}; it has {len(known.leaves)}")
     series, plane = known.holder(number)

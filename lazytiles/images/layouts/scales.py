@@ -60,6 +60,8 @@ def imagej_spacing(page: tifffile.TiffPage, told: dict[str, Any]) -> Spacing:
 
 def tagged_mpp(page: tifffile.TiffPage) -> Mpp | None:
     """What the resolution tags say, where it may be a measurement: 0.01 to 100 micrometres."""
+    if 282 not in page.tags:
+        return None
     unit = page.tags.valueof(296, default=2)
     factor = _TAG_UNITS.get(unit) if isinstance(unit, int) else None
     if factor is None:
