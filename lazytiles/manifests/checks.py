@@ -363,10 +363,9 @@ class _Checkup:
         for count, names in held.items():
             one = self.regions[names[0]].pages[0].number
             have = f"{len(names)} files hold" if len(names) > 1 else "1 file holds"
-            said = (
-                f"{have} {count} images of one shape, such as {names[0]}; page {one} is read: pass channels= or axes= "
-            )
-            self.report.warnings.add("other pages", said + "to read them all, or page= to say which")
+            said = f"{have} {count} images of one shape, such as {names[0]}; page {one} is read: "
+            said += "pass channels= or axes= to read them all, or page= to say which"
+            self.report.warnings.add("other pages", said)
 
     def _check_alike(self, regions: dict[str, Region], first: dict[str, int]) -> set[str]:
         """Images of one training set have one dtype, and bands unless some are chosen; codecs may differ, at a cost."""
