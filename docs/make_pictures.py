@@ -183,10 +183,10 @@ def tissue_png(path: Path) -> None:
         column[0].imshow(image)
         column[0].set_title(title)
         column[1].imshow(stain(image), cmap="gray")
-        column[1].set_title(f"saturation above {stain.threshold:.2f}")
+        column[1].set_title(f"tissue: saturation above {stain.threshold:.2f}")
         for axes in column:
             axes.set_axis_off()
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=64)
 
 
 def boxes_png(path: Path) -> None:

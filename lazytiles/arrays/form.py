@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from lazytiles.arrays.layout import ONE_PAGE, Layout
+
 
 @dataclass(frozen=True, slots=True)
 class TileForm:
@@ -26,10 +28,13 @@ class TileForm:
     resample : how windows of another size are brought to `size`; None where none has one
     method : how pixels of an image on another grid than the tile's are brought to it
     segment : (height, width) of the segments of the images, as far as is known
-    counts : where a tile is made of several files or pages, the samples of each
+    layout : the axes of an image before its rows and columns
+    files : how many files make a frame
+    counts : where a tile is made of several files or channels, the samples of each
     parts : which of these are read, and which bands of the tile they are
     fill : what padding by "constant" and missing frames hold, band by band
     scaled : whether numbers become what they mean, by the scale and offset of their file, NaN where nothing is valid
+    area : about how many pixels a tile is made of, where windows do not say it; else 0
     valid : ``"bands"`` for tiles that say which of their values are valid, band by band; ``"any"`` for one such value
         a pixel, without an axis of bands: whether any band is
     """
@@ -46,10 +51,13 @@ class TileForm:
     segment: tuple[int, int] | None = None
     pixels: np.dtype[Any] | None = None
     casts: bool = False
+    layout: Layout = ONE_PAGE
+    files: int = 1
     counts: tuple[int, ...] = ()
     parts: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
     fill: tuple[float, ...] = (0,)
     scaled: bool = False
+    area: int = 0
     valid: str = ""
 
     @property

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lazytiles.aliases import Box, Int64s
 from lazytiles.arrays.form import TileForm
-from lazytiles.arrays.making import Whole, made, on_another_grid, on_its_own_grid
+from lazytiles.arrays.making import Whole, is_whole, made, on_another_grid, on_its_own_grid
 from lazytiles.buffers import Memory, Placed, shared_shelf, shelf
 from lazytiles.config import settings
 from lazytiles.errors import LazyTilesError
@@ -74,22 +74,23 @@ class Gather:
         """Windows (y0, x0, y1, x1) of a page, any size, maybe leaving it, and the rows of the blocks they fill.
 
         With `straight` all have a tile's size and lie inside the page. Windows of floats lie on another grid than the
-        pixels, and are resampled to a tile's size.
+        pixels, and are resampled to a tile's size where they are no whole pixels.
         """
         number = self._numbers.setdefault(id(page), len(self.pages))
         if number == len(self.pages):
             self.pages.append(page)
         made = self.form.is_made or self._band_origins() or page.dtype != self.form.dtype
+        wholes: dict[int, Whole] = {}
         if windows.dtype.kind == "f":
-            found = [on_another_grid(page, box, self.form) for box in windows.tolist()]
-            windows = np.array([whole.window for whole in found], np.int64).reshape(-1, 4)
-            wholes = dict(enumerate(found))
-        elif made or not straight:
+            exact, windows = windows, np.round(windows).astype(np.int64)
+            for k in np.flatnonzero(~is_whole(exact, self.form.size)).tolist():
+                wholes[k] = on_another_grid(page, exact[k].tolist(), self.form)
+                windows[k] = wholes[k].window
+        if made or not straight:
             left = np.ones(len(windows), np.bool_) if made else ~is_straight(windows, self.form.size, page.shape[:2])
-            numbers = np.flatnonzero(left).tolist()
-            wholes = {k: on_its_own_grid(page, windows[k].tolist(), self.form) for k in numbers}
-        else:
-            wholes = {}
+            for k in np.flatnonzero(left).tolist():
+                if k not in wholes:
+                    wholes[k] = on_its_own_grid(page, windows[k].tolist(), self.form)
         for k, whole in wholes.items():
             whole.part = part
             if self.form.valid and not may_be_invalid(page):  # then nothing is read

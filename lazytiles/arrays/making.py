@@ -32,6 +32,8 @@ from lazytiles.images import (
 )
 from lazytiles.indexing import LINE_MODES, needed, padded
 
+_EXACT = 1e-6  # pixels by which whole ones may be missed
+
 
 @dataclass(slots=True, eq=False)
 class Whole:
@@ -75,11 +77,23 @@ def on_its_own_grid(page: Page, window: Sequence[int], form: TileForm) -> Whole:
     return Whole(page, (y0, x0, y1, x1), np.array([top, left, bottom, right], np.int64), (rows, columns))
 
 
+def is_whole(extents: NDArray[Any], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Which extents, in pixels, are whole pixels and as many of them as a tile has."""
+    near: NDArray[np.float64] = np.round(extents)
+    whole = (abs(extents - near) <= _EXACT).all(axis=1) & (near[:, 2:] - near[:, :2] == size).all(axis=1)
+    return np.asarray(whole)
+
+
 def on_another_grid(page: Page, extent: Sequence[float], form: TileForm) -> Whole:
     """What an extent between pixels needs, with the margin of the kernel that resamples it."""
     y0, x0, y1, x1 = extent
     ordered = min(y0, y1), min(x0, x1), max(y0, y1), max(x0, x1)
-    found = on_its_own_grid(page, around(ordered, form.size, form.method, page.shape[:2]), form)
+    window = around(ordered, form.size, form.method, page.shape[:2])
+    if form.pad is None:  # an image that ends within a pixel of the tile serves it with its last pixels
+        height, width, _ = page.shape
+        top, left = min(window[0], height - 1), min(window[1], width - 1)
+        window = top, left, min(window[2], height), min(window[3], width)
+    found = on_its_own_grid(page, window, form)
     found.extent = extent
     return found
 

@@ -138,7 +138,7 @@ class MultiSourceArray(Ordered):
         self.shape: tuple[int, ...] = (len(self._rows), *inner)
         first = sources[0]
         self.form: TileForm | None = first.form if all(isinstance(s, RegionTiles) for s in sources) else None
-        self._row_axes = 2 if self.form is not None and first.timed else 1
+        self._row_axes = 1 + len(first.lead) if self.form is not None else 1
 
     def _in_step(self, companions: Companions) -> Companions:
         """With lazy labels as an array of this class, which selects as this one does."""
@@ -352,7 +352,7 @@ class MultiSourceArray(Ordered):
         return block if out is None else out if direct is not None else into(block, out)
 
     def read_box(self, rows: Int64s, box: Box, origins: Int64s | None) -> NDArray[Any]:
-        """See `lazytiles.arrays.view.read_box`."""
+        """Read a box out of each of some samples; see `Region.read_box`."""
         if self._row_axes == 1:
             return self._block(Request((rows,), box, origins, len(rows)))
         return super().read_box(rows, box, origins)

@@ -43,9 +43,8 @@ def gathered(parts: Parts, box: Box, origins: Int64s | None, form: TileForm) -> 
     open_ahead(tiles for tiles, _, _ in parts)
     gather = Gather(form, box, origins, name)
     for tiles, slots, places in parts:
-        frames = places[1] if tiles.timed else np.zeros(len(slots), dtype=np.int64)
         where.append((tiles, slots, places[0]))
-        tiles.add_to(gather, places[0], frames, slots)
+        tiles.add_to(gather, places[0], tiles.plane_of(places), slots)
     return gather
 
 
@@ -60,7 +59,7 @@ def open_ahead(sources: Iterable[Any]) -> None:
     ]
     if len(waiting) > 1:
         with ThreadPoolExecutor(min(32, len(waiting)), thread_name_prefix="lazytiles-open") as threads:
-            for opened in [threads.submit(tiles.page, frame) for tiles, frame in waiting]:
+            for opened in [threads.submit(tiles.page, tiles.first_of(frame)) for tiles, frame in waiting]:
                 with suppress(LazyTilesError):
                     opened.result()
 

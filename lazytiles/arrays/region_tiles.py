@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,32 +16,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.aliases import Box, Fault, Int64s
+from lazytiles.arrays.faults import check_page, faults_on
 from lazytiles.arrays.form import TileForm
 from lazytiles.arrays.gather import Gather, is_straight
+from lazytiles.arrays.layout import ONE_PAGE
+from lazytiles.arrays.making import is_whole
 from lazytiles.arrays.reading import read_tiles
-from lazytiles.arrays.relations import MapBoxes, Relation, apart, are_placed, by_place, by_size
+from lazytiles.arrays.relations import (
+    MapBoxes,
+    Pair,
+    Relation,
+    Units,
+    found_relation,
+    grid_of,
+    level_of,
+)
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError
-from lazytiles.images import Page, Region, bands_read, check_resample, cut_windows, has_invalid, slice_page
+from lazytiles.images import Level, Page, Region, cut_windows, has_invalid, slice_page
 from lazytiles.indexing import LazyArray, box_words, request, token
 
 _EXACT = 1e-6  # pixels by which a box may leave its image and still lie in it
 
 
 class RegionTiles(LazyArray):
-    """Windows of one region, in one or several frames, as a source `(n, [frames,] height, width, bands)`.
+    """Windows of one region, in one or several frames, as a source `(n, [frames,] [slices,] height, width, bands)`.
 
     Parameters
     ----------
-    regions : for each frame, and of it for each part of the form, the function that opens its region (called when a
-        tile of it is first read), or None for what is missing and filled
-    windows : int64, shape (n, 4), (y0, x0, y1, x1), pixels of the base, the image of the last frame's first part; or
-        where they lie on the ground, which says so when the base is opened
+    regions : for each frame, and of it for each file, the function that opens its region (called when a tile of it is
+        first read), or None for what is missing and filled
+    windows : int64, shape (n, 4), (y0, x0, y1, x1), pixels of the base, the image of the last frame's first part, or of
+        its level 0; or where they lie on the ground, which says so when the base is opened
     form : what every tile looks like
     timed : whether the frames are an axis of the samples
     name : of the region, for messages
     tile_name : the words for one of its windows, by its number
     whole : whether each window is the whole image, whatever its size; `windows` are then set when it is opened
-    on_ground : whether all images are brought to the grid of the base by their georeference
+    units : what the windows count; those in map units bring all images to the grid of the base by their georeference
     """
 
     def __init__(
@@ -53,7 +65,7 @@ class RegionTiles(LazyArray):
         name: str,
         tile_name: Callable[[int], str],
         whole: bool = False,
-        on_ground: bool = False,
+        units: Units = Units(),  # noqa: B008  # frozen
     ) -> None:
         self.regions = tuple(regions)
         self.boxes = windows if isinstance(windows, MapBoxes) else None
@@ -61,26 +73,29 @@ class RegionTiles(LazyArray):
         self.form = form
         self.timed = timed
         self.whole = whole
-        self.on_ground = on_ground
+        self.units = units
+        self.on_ground = units.kind == "map"
         self.name = name
         self.tile_name = tile_name
         self.partner: RegionTiles | None = None  # the masks of these tiles, or the tiles of these masks
         self.follows = False  # whether these are masks, whose base is that of their partner
-        self._pages: list[Page | None] = [None] * len(self.regions)
+        frames = len(self.regions) // form.files
+        self._pages: list[Page | None] = [None] * (frames * form.layout.planes * self.parts)
+        self.levels: dict[int, Level] = {}  # of the pages of `there`: the shape of level 0, and how far down it is
         self._relations: dict[int, Relation | None] = {}
         self.is_sound = False  # whether every frame has been opened and no window leaves its region
         self.is_sliced = False  # whether every tile is nothing but a slice of an uncompressed page on this machine
         self._straight = False
         self._lock = threading.RLock()
         rows = len(windows.values) if isinstance(windows, MapBoxes) else len(windows)
-        frames = (len(self.regions) // self.parts,) if timed else ()
-        self.shape: tuple[int, ...] = (rows, *frames, *form.inner_shape)
+        self.lead: tuple[int, ...] = ((frames,) if timed else ()) + form.layout.lead
+        self.shape: tuple[int, ...] = (rows, *self.lead, *form.inner_shape)
         self.dtype = form.dtype
 
     @property
     def parts(self) -> int:
-        """How many files or pages a frame is made of."""
-        return len(self.form.parts) or 1
+        """How many pages a plane of a tile is made of: the channels of each file."""
+        return self.form.files * self.form.layout.channels
 
     @property
     def windows(self) -> Int64s:
@@ -91,103 +106,177 @@ class RegionTiles(LazyArray):
         RegionError : it cannot be opened, or does not say where on the ground it lies
         """
         windows = self._windows
-        if windows is None or (self.whole and self.on_ground):
-            base = self.base()
+        if windows is None or (self.whole and self.is_bound):
+            base, level = self.base_of(0) if self.is_bound else (self.base(), Level((0, 0)))
             if base is None:
                 raise RegionError(f"region {self.name}: no image of it is there that says where its boxes lie")
             if self.boxes is None:
-                return np.broadcast_to(np.array([0, 0, *base.shape[:2]], np.int64), (len(self), 4))
+                return self._whole(base, level, slice(None))
             windows = self._windows = self.boxes.windows(base)
         return windows
 
+    def exact_windows(self, rows: Int64s | slice = slice(None)) -> NDArray[Any]:
+        """What tiles show, in the units of `windows`: of tiles of so many micrometres, floats from the same corner."""
+        windows = self.windows[rows]
+        if self.units.mpp is None or not len(windows):
+            return windows
+        owner = self._owner()
+        number = owner.last()
+        if number is None:
+            return windows
+        ratio = self.units.ratio(owner.opened_page(number), owner.levels[number])
+        return np.column_stack([windows[:, :2], windows[:, :2] + np.multiply(self.form.size, ratio)])
+
     def __getitem__(self, key: Any) -> Any:
-        asked = request(key, self.shape, row_axes=1 + self.timed)
+        asked = request(key, self.shape, row_axes=1 + len(self.lead))
         return asked.finish(read_tiles([(self, np.arange(asked.n), asked.rows)], asked, self.form))
 
+    def plane_of(self, places: tuple[Int64s, ...]) -> Int64s:
+        """Which plane, of all frames, some places on the axes after the first are."""
+        if not self.lead:
+            return np.zeros(len(places[0]), np.int64)
+        return np.asarray(np.ravel_multi_index(places[1:], self.lead), np.int64)
+
     def page(self, number: int) -> Page | None:
-        """The page of a frame, or of a part of it, opened now if it was not yet; None for a missing one."""
-        page = self._pages[number]
-        opener = self.regions[number]
-        if page is None and opener is not None:
+        """A page, plane by plane and of each part by part, opened now if it was not yet; None for a missing one."""
+        page, opener = self._pages[number], self.opener_of(number)
+        if page is None and self.regions[opener] is not None:
             with self._lock:
+                if self._pages[number] is None:
+                    self._open(opener)
                 page = self._pages[number]
-                if page is None:
-                    page = self._pages[number] = self._open(opener, number)
             # Outside the lock: a mask looks at its image, and the image at its mask.
             self._look()
         return page
 
+    def opener_of(self, number: int) -> int:
+        """What opens a page, as an index into `regions`."""
+        layout = self.form.layout
+        frame, file = number // (self.parts * layout.planes), number % self.parts // layout.channels
+        return frame * self.form.files + file
+
+    def first_of(self, opener: int, plane: int = 0) -> int:
+        """The first page, of a plane, that an opener opens."""
+        frame, file = divmod(opener, self.form.files)
+        return (frame * self.form.layout.planes + plane) * self.parts + file * self.form.layout.channels
+
+    def first_plane(self, number: int) -> int:
+        """The page of the same part in the first plane of its region, which stands for all of them."""
+        return self.first_of(self.opener_of(number)) + number % self.form.layout.channels
+
+    def _open(self, opener: int) -> None:
+        """Open a region and take its pages."""
+        function, layout, first = self.regions[opener], self.form.layout, self.first_of(opener)
+        assert function is not None
+        region = function()
+        if not self.follows:
+            region = self.units.level_read(region)
+        if len(region.pages) > 1 and layout == ONE_PAGE:
+            raise RegionError(f"{region.path}: is a volume of {len(region.pages)} slices; use open_volumes")
+        pages = layout.pages(region)
+        for channel in range(layout.channels):
+            check_page(pages[channel], self.form, first % self.parts + channel)
+        level = level_of(region) if self.units.knows_levels else Level(pages[0].shape[:2])
+        self.levels.update(dict.fromkeys(range(first, first + layout.channels), level))
+        if self.whole and first % self.parts == 0:
+            self._windows = self._whole(pages[0], level, slice(None))
+        for plane in range(layout.planes):
+            start = self.first_of(opener, plane)
+            self._pages[start : start + layout.channels] = pages[plane * layout.channels :][: layout.channels]
+
     def _look(self) -> None:
         """See, with one more page open, whether all is sound and what may be read straight."""
         with suppress(LazyTilesError):  # who reads a tile is told
-            for number in self._there():
-                self._relation(number)  # which may open the base
-        there = self._there()
-        sound = len(there) + self.regions.count(None) == len(self.regions)
-        sound = sound and not any(True for number in there for _ in self._faults_of(number))
+            for number in self.there():
+                self.relation(number)  # which may open the base
+        there = self.there()
+        opened = {self.opener_of(number) for number in there}
+        sound = len(opened) + self.regions.count(None) == len(self.regions)
+        sound = sound and not any(True for number in there for _ in faults_on(self, number))
         straight = sliced = sound
         for number, page in there.items() if sound else ():
-            windows = self._shown(number, slice(None))
-            is_whole = windows.dtype.kind != "f" and bool(is_straight(windows, self.form.size, page.shape[:2]).all())
-            straight = straight and is_whole
-            sliced = sliced and page.raw_offsets is not None and not page.file.is_remote
-            sliced = sliced and page.dtype == self.form.dtype and self._relation(number) is None
+            windows = self.shown(number, slice(None))
+            as_they_are = windows.dtype.kind != "f" and is_straight(windows, self.form.size, page.shape[:2]).all()
+            straight = straight and bool(as_they_are)
+            sliced = sliced and not page.file.is_remote and page.dtype == self.form.dtype
+            sliced = sliced and self.relation(number) is None and not self.units.mpp
         self._straight = straight
-        self.is_sliced = straight and sliced and not self.form.is_made and None not in self.regions
+        sliced = sliced and not self.form.is_made and None not in self.regions
+        self.is_sliced = straight and sliced and all(page and page.raw_offsets is not None for page in self._pages)
         self.is_sound = sound
 
-    def _there(self) -> dict[int, Page]:
-        """The pages that have been opened, by their number."""
-        return {number: page for number, page in enumerate(self._pages) if page is not None}
+    def there(self) -> dict[int, Page]:
+        """The pages that have been opened, by their number; of the planes of one region the first stands for all."""
+        firsts = (number for number in range(len(self._pages)) if number == self.first_plane(number))
+        return {number: page for number in firsts if (page := self._pages[number]) is not None}
 
     def base(self) -> Page | None:
         """The page whose whole pixels the windows count: the last frame's that is there, of masks their image's."""
-        owner = self.partner if self.follows and self.partner is not None else self
-        return owner.last_page()
+        return self._owner().last_page()
 
-    def _relation(self, number: int) -> Relation | None:
+    def _owner(self) -> RegionTiles:
+        """The tiles that have the base: themselves, of masks those of the images."""
+        return self.partner if self.follows and self.partner is not None else self
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether these are masks of a scale that is given."""
+        return self.follows and self.units.mask_scale is not None
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the windows count no pixels of these images, but of the base."""
+        return self.on_ground or self.is_scaled or (self.follows and self.units.kind == "base")
+
+    def relation(self, number: int) -> Relation | None:
         """How a page lies on the base; None where its pixels are those of the base.
 
         Raises
         ------
         RegionError : their grids cannot be brought together
         """
+        number = self.first_plane(number)
         if number not in self._relations:
-            self._relations[number] = self._find_relation(number)
+            self._relations[number] = found_relation(self, number)
         return self._relations[number]
 
-    def _find_relation(self, number: int) -> Relation | None:
-        page, base = self._pages[number], self._base_of(number)
-        assert page is not None
-        if base is None or base is page:
-            return None
-        found = by_place(base, page) if self.on_ground or are_placed(base, page) else by_size(base, page)
-        shift = found.shift(page.shape)
-        if shift is None or self.whole:
-            check_resample(page, self.form.method)
-        return None if shift is not None and not shift.any() and page.shape[:2] == base.shape[:2] else found
+    def base_of(self, number: int) -> tuple[Page | None, Level]:
+        """The page on whose grid a page is brought, and its level.
 
-    def _base_of(self, number: int) -> Page | None:
-        """The page on whose grid a page is brought: that of its frame's first part unless all lie on the ground."""
-        return self.base() if self.on_ground else self.page(number - number % self.parts)
+        That of its frame's first part; the base, where all lie on the ground, and of masks of another scale.
+        """
+        owner = self._owner() if self.is_bound else self
+        at = owner.last() if self.is_bound else number - number % self.parts
+        page = None if at is None else owner.page(at)
+        return page, Level((0, 0)) if at is None or page is None else owner.levels[at]
 
-    def _shown(self, number: int, rows: Int64s | slice) -> NDArray[Any]:
+    def _whole(self, base: Page, level: Level, rows: Int64s | slice) -> Int64s:
+        """The windows of whole images, in pixels of the base, or of its level 0."""
+        shape = level.shape if self.units.kind == "base" else base.shape[:2]
+        return np.broadcast_to(np.array([0, 0, *shape], np.int64), (len(np.arange(len(self))[rows]), 4))
+
+    def shown(self, number: int, rows: Int64s | slice) -> NDArray[Any]:
         """Windows as (y0, x0, y1, x1) of a page: whole pixels where its grid is that of the base, else floats."""
-        page, relation = self._pages[number], self._relation(number)
-        assert page is not None
-        windows = self.windows[rows]
-        if self.whole:
-            base = self._base_of(number) or page
-            windows = np.broadcast_to(np.array([0, 0, *base.shape[:2]], np.int64), windows.shape)
-        if relation is None:
-            return windows
-        shift = relation.shift(page.shape)
-        return relation.boxes(windows) if shift is None else windows + shift
+        page, relation = self.opened_page(number), self.relation(number)
+        windows = self.exact_windows(rows)
+        if self.whole and self.units.mpp is None:
+            base, level = self.base_of(number)
+            windows = self._whole(base or page, level, rows)
+        if relation is not None:
+            shift = relation.shift(page.shape)
+            windows = relation.boxes(windows) if shift is None else windows + shift
+        if windows.dtype.kind == "f" and len(windows) and is_whole(windows, self.form.size).all():
+            return np.round(windows).astype(np.int64)
+        return windows
+
+    def grid(self) -> tuple[tuple[int, int], Int64s, Pair]:
+        """What maps of the tiles lie on; see `grid_of`."""
+        return grid_of(self._owner())
 
     @property
     def opened(self) -> list[Page]:
         """The pages of the frames that have been opened."""
-        return list(self._there().values())
+        return list(self.there().values())
 
     @property
     def scratch_bytes(self) -> int:
@@ -196,11 +285,10 @@ class RegionTiles(LazyArray):
         Those of whole images are not known before they are opened, and are not counted.
         """
         form = self.form
-        if self.whole or self._windows is None or not (form.resample or form.is_made or form.pad):
+        if self.whole or self._windows is None or not (form.resample or form.is_made or form.pad or form.area):
             return 0
-        area = int((self._windows[:, 2:] - self._windows[:, :2]).prod(axis=1).max(initial=0))
-        frames = len(self.regions) // self.parts if self.timed else 1
-        return area * max(form.samples, 4 if form.is_mixed else 1) * form.dtype.itemsize * frames
+        area = form.area or int((self._windows[:, 2:] - self._windows[:, :2]).prod(axis=1).max(initial=0))
+        return math.prod(self.lead) * area * max(form.samples, 4 if form.is_mixed else 1) * form.dtype.itemsize
 
     def sliced(self, box: Box, places: tuple[Int64s, ...]) -> NDArray[Any] | None:
         """Tiles, cut by a box of rows and columns, as one new array; None where it takes `slice_into`."""
@@ -213,39 +301,12 @@ class RegionTiles(LazyArray):
         """Write tiles, cut by a box of rows and columns, into some rows of a block; only where `is_sliced`."""
         (y0, y1), (x0, x1) = box
         boxes = self.windows[places[0]][:, [0, 1, 0, 1]] + np.array([y0, x0, y1, x1], dtype=np.int64)
-        for frame, page in enumerate(self._pages):
+        planes = self.plane_of(places)
+        for plane, page in enumerate(self._pages):
             assert page is not None
-            chosen = np.flatnonzero(places[1] == frame) if len(self._pages) > 1 else slice(None)
+            chosen = np.flatnonzero(planes == plane) if len(self._pages) > 1 else slice(None)
             targets = (block[slot] for slot in slots[chosen].tolist())
             slice_page(page, boxes[chosen], self.form.bands, targets)
-
-    def _open(self, opener: Callable[[], Region], number: int) -> Page:
-        region = opener()
-        page = region.pages[0]
-        if len(region.pages) > 1:
-            raise RegionError(f"{region.path}: is a volume of {len(region.pages)} slices; use open_volumes")
-        form = self.form
-        read = bands_read(page, form.asked, form.gray) if not form.parts else tuple(range(page.shape[2]))
-        wanted = form.pixels or form.dtype
-        samples = form.counts[number % self.parts] if form.parts else form.samples
-        alike = page.dtype == wanted or (form.casts and (wanted.kind == "f" or np.can_cast(page.dtype, wanted)))
-        counted = bool(form.parts) or (form.asked is None and not form.gray)
-        if not alike or (counted and len(read) != samples):
-            raise RegionError(
-                f"{page}: holds {page.shape[2]} bands of {page.dtype}, the other regions hold {samples} of "
-                f"{wanted}; regions of one array must agree: convert it, or choose bands=[...]"
-                + (', bands="rgb" or gray=True' if page.shape[2] in (1, 3, 4) and samples in (1, 3, 4) else "")
-                + ("; or say dtype=" if page.dtype != wanted and not form.casts else "")
-            )
-        if form.bands is not None and read != form.bands:
-            raise RegionError(
-                f"{page}: has {page.shape[2]} bands, of which bands={list(form.asked or ())} are {list(read)}, but "
-                f"{list(form.bands)} of the other regions; count the bands from the first, 0"
-            )
-        check_resample(page, form.resample)
-        if self.whole and number % self.parts == 0:
-            self._windows = np.broadcast_to(np.array([0, 0, *page.shape[:2]], dtype=np.int64), (len(self), 4))
-        return page
 
     def describe(self, row: int) -> str:
         """The words for one of its windows, with its box as users write it."""
@@ -260,79 +321,30 @@ class RegionTiles(LazyArray):
         box = "" if self.whole else f": {self._box(row)}"
         return f"{self.tile_name(row)}{box}{cause}"
 
-    def _faults_of(self, number: int, rows: Int64s | slice = slice(None)) -> Iterator[Fault]:
-        """What is wrong with all or some windows on a page that is open, by its tags."""
-        page = self._pages[number]
-        assert page is not None
-        try:
-            shown = self._shown(number, rows)
-        except LazyTilesError as error:
-            yield "other grid", np.ones(len(np.arange(len(self))[rows]), np.bool_), f": {error}"
-            return
-        every = np.ones(len(shown), np.bool_)
-        if not len(shown):
-            return
-        if not self.on_ground and number % self.parts == 0:
-            yield from ((kind, every, cause) for kind, cause in self._disagreements(page))
-        form, windows = self.form, self.windows[rows]
-        size = f"{page.shape[0]} x {page.shape[1]}"
-        extents = windows[:, 2:] - windows[:, :2]
-        if form.resample is None and number % self.parts == 0 and (self.whole or self.boxes is not None):
-            other = (extents != form.size).any(axis=1)
-            high, wide = extents[np.argmax(other)].tolist()
-            height, width = form.size
-            cause = f": {page} is {size} pixels, the first image is {height} x {width}"
-            if not self.whole:
-                cause = f" is {high} x {wide} pixels of {page}, the first is {height} x {width}"
-            if other.any():
-                yield "mixed size", other, f"{cause}; pass size=(height, width) to resample them to one size"
-        if self.whole and not self.on_ground:
-            return
-        low, high = shown[:, :2], shown[:, 2:]
-        if shown.dtype.kind == "f":  # the centres of the outer pixels
-            half = (high - low) / (2 * np.array(form.size))
-            low, high = np.minimum(low, high) + abs(half), np.maximum(low, high) - abs(half)
-        if form.pad is None:
-            outside = np.asarray(((low < -_EXACT) | (high > np.array(page.shape[:2]) + _EXACT)).any(axis=1))
-            cause = f' leaves region {self.name} ({page.file.path}, {size}); pass pad="reflect" or correct the box'
-        else:
-            outside = np.asarray(((high <= 0) | (low >= page.shape[:2])).any(axis=1))
-            cause = f" does not meet region {self.name} ({page.file.path}, {size}): there is nothing to pad; correct it"
-        if outside.any():
-            yield "window outside", outside, cause
-
-    def _disagreements(self, page: Page) -> Iterator[tuple[str, str]]:
-        """What forbids to cut a page by the same boxes of pixels as the other frames, and as its mask or image."""
-        beside = None
-        with suppress(LazyTilesError):  # what cannot be opened says so when it is read
-            beside = None if self.partner is None else self.partner.last_page()
-        firsts = (one for number, one in self._there().items() if number % self.parts == 0)
-        frames = [one for one in firsts if one is not page]
-        is_resized = self.whole and self.form.resample is not None
-        for kind, said, others in (
-            ("frames differ", "the frames of a tile are cut by one box, ", [] if is_resized else frames),
-            ("mask differs", "an image and its mask are cut by one box, ", [] if beside is None else [beside]),
-        ):
-            for other in others:
-                if are_placed(page, other) and (far := apart(other, page)):
-                    cure = "so they lie on one grid: bring them to one, or give boxes in map units with coordinates="
-                    yield "other grid", f': {page.file.path} {far}; {said}{cure}"map"'
-                    break
-                if other.shape[:2] != page.shape[:2] and not are_placed(page, other):
-                    cure = "so they have one extent" + (": bring them to one size and place" if other in frames else "")
-                    sizes = f"{page.file.path} is {page.shape[0]} x {page.shape[1]} pixels, {_sized(other)}"
-                    yield kind, f": {sizes}; {said}{cure}"
-                    break
+    def sized(self, number: int) -> tuple[int, int]:
+        """The height and width of an image in the units of windows: of its level 0, or of the page that is open."""
+        return self.levels[number].shape if self.units.kind == "base" else self.opened_page(number).shape[:2]
 
     def pair(self, masks: RegionTiles) -> None:
         """Let tiles and the masks of the same windows see that they have one extent."""
         self.partner, masks.partner = masks, self
         masks.follows = True
 
+    def last(self) -> int | None:
+        """The number of the first page of the last frame that is there, which is opened."""
+        firsts = reversed(range(0, len(self._pages), self.parts * self.form.layout.planes))
+        return next((number for number in firsts if self.page(number) is not None), None)
+
     def last_page(self) -> Page | None:
         """The page of the last frame that is there."""
-        firsts = reversed(range(0, len(self.regions), self.parts))
-        return next((page for page in map(self.page, firsts) if page is not None), None)
+        number = self.last()
+        return None if number is None else self._pages[number]
+
+    def opened_page(self, number: int) -> Page:
+        """A page that has been opened."""
+        page = self._pages[number]
+        assert page is not None
+        return page
 
     def faults(self) -> Iterator[Fault]:
         """Everything that would fail when tiles of this region are read, by its tags; opens every frame.
@@ -342,13 +354,13 @@ class RegionTiles(LazyArray):
         the kind of fault, the mask of the tiles that have it, and the cause, to stand behind the words for a tile
         """
         said: dict[str, NDArray[np.bool_]] = {}
-        for number in range(len(self.regions)):
+        for number in sorted({self.first_plane(number) for number in range(len(self._pages))}):
             try:
                 page = self.page(number)
             except LazyTilesError as error:
                 yield "unreadable image", np.arange(len(self)) == 0, f": {error}"
                 continue
-            for kind, bad, cause in self._faults_of(number) if page is not None else ():
+            for kind, bad, cause in faults_on(self, number) if page is not None else ():
                 new = bad & ~said.get(kind, np.zeros(len(self), np.bool_))
                 said[kind] = bad | said.get(kind, bad)
                 if new.any():
@@ -362,21 +374,17 @@ class RegionTiles(LazyArray):
             for kind, row, cause in found
         ]
 
-    def add_to(self, gather: Gather, rows: Int64s, frames: Int64s, slots: Int64s) -> None:
-        """Put some of its tiles on the way, or say why they cannot be read."""
+    def add_to(self, gather: Gather, rows: Int64s, planes: Int64s, slots: Int64s) -> None:
+        """Put some of its tiles, each of one of the planes, on the way, or say why they cannot be read."""
         parts = self.parts
-        is_single = len(self.regions) == parts
-        for frame in range(len(self.regions) // parts):
-            chosen = slice(None) if is_single else np.flatnonzero(frames == frame)
-            if not len(rows[chosen]):
-                continue
-            if self.regions[frame * parts] is None:
+        for plane in np.unique(planes).tolist() if len(self._pages) > parts else [0] * bool(len(rows)):
+            chosen = np.flatnonzero(planes == plane) if len(self._pages) > parts else slice(None)
+            if self.regions[self.opener_of(plane * parts)] is None:
                 gather.leave_out(slots[chosen])
                 continue
             for part in range(parts):
-                if self.form.parts and not self.form.parts[part][0]:
-                    continue
-                self._add_page(gather, frame * parts + part, rows[chosen], slots[chosen])
+                if not self.form.parts or self.form.parts[part][0]:
+                    self._add_page(gather, plane * parts + part, rows[chosen], slots[chosen])
 
     def _add_page(self, gather: Gather, number: int, rows: Int64s, slots: Int64s) -> None:
         """Put what one page gives to some tiles on the way."""
@@ -385,13 +393,13 @@ class RegionTiles(LazyArray):
             assert page is not None
             if not self.is_sound:
                 good = np.ones(len(rows), np.bool_)
-                for _, bad, cause in self._faults_of(number, rows):
+                for _, bad, cause in faults_on(self, self.first_plane(number), rows):
                     gather.fail(slots[bad], rows[bad], partial(self._refusal, cause))
                     good &= ~bad
                 rows, slots = rows[good], slots[good]
             if len(rows):
                 part = number % self.parts
-                gather.add(page, self._shown(number, rows), slots, straight=self._straight, part=part)
+                gather.add(page, self.shown(number, rows), slots, straight=self._straight, part=part)
         except LazyTilesError as error:
             gather.fail(slots, rows, partial(self._unopened, error))
 
@@ -416,41 +424,47 @@ class RegionTiles(LazyArray):
     @property
     def is_all_valid(self) -> bool:
         """Whether all is open, and no pixel of a tile can be invalid but by being NaN."""
-        pages = self._there().items()
+        pages = self.there().items()
         if not self.is_sound or None in self.regions or any(has_invalid(page) for _, page in pages):
             return False
-        shown = ((self._shown(number, slice(None)), page.shape[:2]) for number, page in pages)
+        shown = ((self.shown(number, slice(None)), page.shape[:2]) for number, page in pages)
         return all((windows[:, :2] >= 0).all() and (windows[:, 2:] <= shape).all() for windows, shape in shown)
+
+    @property
+    def base_windows(self) -> NDArray[Any]:
+        """The windows in pixels of the page of the base, which is opened."""
+        owner = self._owner()
+        number = owner.last()
+        relation = None if number is None or self.units.kind != "base" else owner.relation(number)
+        return self.exact_windows() if relation is None else relation.boxes(self.exact_windows())
 
     def of_validity(self, kind: str) -> RegionTiles:
         """The same tiles, saying which of their pixels are valid, by ``"any"`` band or by ``"bands"``."""
         twin = copy.copy(self)
         twin.form = self.form.of_validity(kind)
-        twin.dtype, twin.shape = twin.form.dtype, (*self.shape[: 1 + self.timed], *twin.form.inner_shape)
+        twin.dtype, twin.shape = twin.form.dtype, (len(self), *self.lead, *twin.form.inner_shape)
         twin.is_sliced = False
         twin._pages, twin._relations, twin._lock = list(self._pages), dict(self._relations), threading.RLock()
+        twin.levels = dict(self.levels)
         return twin
 
     def __dask_tokenize__(self) -> Any:
         paths = [o.args[0] if isinstance(o, partial) else None for o in self.regions]
         openers = [(o, stamp(p) if isinstance(p, str) else None) for o, p in zip(self.regions, paths, strict=True)]
         boxes = self._windows if self.boxes is None else (self.boxes.values, self.boxes.crs)
-        return token("lazytiles.RegionTiles", openers, boxes, astuple(self.form), self.timed, self.on_ground)
+        return token("lazytiles.RegionTiles", openers, boxes, astuple(self.form), self.timed, astuple(self.units))
 
     def __getstate__(self) -> dict[str, Any]:
         closed = dict.fromkeys(("is_sound", "is_sliced", "_straight"), False)
         found: dict[str, Any] = {"_windows": self._windows if self.boxes is None else None, "_relations": {}}
-        return {**self.__dict__, **closed, **found, "_pages": [None] * len(self.regions), "_lock": None}
+        found["levels"] = {}
+        return {**self.__dict__, **closed, **found, "_pages": [None] * len(self._pages), "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.RLock())
 
     def __repr__(self) -> str:
         return f"<RegionTiles of {self.name!r}: {self.shape} {self.dtype}>"
-
-
-def _sized(page: Page) -> str:
-    return f"{page.file.path} is {page.shape[0]} x {page.shape[1]}"
 
 
 def stamp(path: str) -> tuple[int, int]:

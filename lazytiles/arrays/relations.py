@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from affine import Affine
@@ -17,11 +17,16 @@ from numpy.typing import NDArray
 
 from lazytiles.aliases import Int64s
 from lazytiles.errors import LazyTilesError, RegionError, require
-from lazytiles.images import Page
+from lazytiles.images import Level, Page, Region, check_resample
 from lazytiles.indexing import Ground
 
 _AGREE = 0.01  # pixels by which two grids that are one may differ, anywhere in an image
 _EXACT = 1e-6  # pixels by which a number of pixels that is meant to be whole may miss it
+_SAME_MPP = 1.001  # by which the pixels of a level may be larger than those that are wanted, and serve for them
+_SCALE_DRIFT = 0.01  # of its length by which a mask may be larger or smaller than micrometres, often rounded, say
+
+
+Pair: TypeAlias = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +34,13 @@ class Relation:
     """From pixels of the base to those of a page, rows before columns: ``page = scale * base + offset``."""
 
     scale: tuple[float, float]
-    offset: tuple[float, float]
+    offset: tuple[float, float] = (0.0, 0.0)
+
+    def after(self, first: Relation) -> Relation:
+        """From what another relation begins with to what this one ends with, where that one ends with its base."""
+        scale = self.scale[0] * first.scale[0], self.scale[1] * first.scale[1]
+        offset = (self.scale[k] * first.offset[k] + self.offset[k] for k in (0, 1))
+        return Relation(scale, (next(offset), next(offset)))
 
     def boxes(self, windows: NDArray[Any]) -> NDArray[np.float64]:
         """Windows (y0, x0, y1, x1) of the base as boxes in pixels of the page."""
@@ -42,6 +53,100 @@ class Relation:
         whole = np.round(starts)
         drift = np.abs(sizes - 1) * shape[:2] + np.abs(starts - whole)
         return np.tile(whole.astype(np.int64), 2) if (drift <= _AGREE).all() else None
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """What the boxes of tiles count, and at which scale their images and masks are read.
+
+    Parameters
+    ----------
+    kind : ``"pixels"`` of the level that is opened, of level 0 (``"base"``), or ``"map"`` units
+    mpp : micrometres a pixel of the tiles; None for the level that is opened
+    mask_scale : pixels of level 0 of an image in one of its mask's, or ``"mpp"`` where both files say theirs; None
+        for masks that have the extent of their image
+    """
+
+    kind: str = "pixels"
+    mpp: float | None = None
+    mask_scale: float | str | None = None
+
+    @property
+    def knows_levels(self) -> bool:
+        """Whether it matters which level of its image a page is."""
+        return self.kind == "base" or self.mask_scale is not None
+
+    def level_read(self, region: Region) -> Region:
+        """An image at the level that its tiles are read from: the smallest whose pixels are as fine as is wanted.
+
+        Raises
+        ------
+        RegionError : it does not say how large its pixels are
+        """
+        if self.mpp is None:
+            return region
+        own, most = mpp_of(region.pages[0]), self.mpp * _SAME_MPP
+        fine = [k for k, one in enumerate(region.levels) if max(np.multiply(own, one.downsample)) <= most]
+        return region.at_level(fine[-1] if fine else 0)
+
+    def ratio(self, page: Page, level: Level) -> tuple[float, float]:
+        """Pixels of level 0 (y, x) in a pixel of a tile of so many micrometres, by the page of one of its levels."""
+        assert self.mpp is not None
+        y, x = (self.mpp * down / own for down, own in zip(level.downsample, mpp_of(page), strict=True))
+        return y, x
+
+    def size(self, extent: tuple[int, int], page: Page, level: Level) -> tuple[int, int]:
+        """The tile that a box of so many pixels of level 0 is: as `make_grid` makes boxes, else the nearest."""
+        if self.mpp is None:
+            height, width = (max(1, round(n / down)) for n, down in zip(extent, level.downsample, strict=True))
+            return height, width
+        found = []
+        for n, ratio in zip(extent, self.ratio(page, level), strict=True):
+            within = int(n / ratio + _EXACT)
+            touches = int(np.ceil(within * ratio - _EXACT)) == n
+            found.append(max(1, within if touches else round(n / ratio)))
+        return found[0], found[1]
+
+    def scale_of(self, image: Page, level: Level, mask: Page) -> tuple[float, float]:
+        """Pixels of level 0 (y, x) of an image, of which the page of one level is given, in one of its mask's.
+
+        Raises
+        ------
+        RegionError : one does not say how large its pixels are, where that is to tell it
+        """
+        if not isinstance(self.mask_scale, str):
+            scale = float(self.mask_scale or 1)
+            return scale, scale
+        pixels = zip(
+            level.downsample, mpp_of(image), mpp_of(mask, "the scale itself, such as mask_scale=16"), strict=True
+        )
+        y, x = (down * own / one for down, one, own in pixels)
+        return y, x
+
+    def fits(self, image: Page, level: Level, mask: Page) -> bool:
+        """Whether a mask has the extent of its image, as far as its scale tells: within one of its pixels."""
+        pairs = zip(level.shape, self.scale_of(image, level, mask), mask.shape[:2], strict=True)
+        drift = _SCALE_DRIFT if isinstance(self.mask_scale, str) else 0.0
+        return all(abs(n / scale - length) < 1 + _EXACT + drift * length for n, scale, length in pairs)
+
+
+def level_of(region: Region) -> Level:
+    """The shape of level 0 of an image, and how many of its pixels one of the level is that is open."""
+    if not region.level:
+        return Level(region.inner_shape[:2])
+    return Level(region.levels[0].shape, region.levels[region.level].downsample)
+
+
+def mpp_of(page: Page, cure: str = "source_mpp=, a number or the name of a column of the table") -> tuple[float, float]:
+    """Micrometres (y, x) from one pixel to the next.
+
+    Raises
+    ------
+    RegionError : the file does not say it
+    """
+    if page.mpp is None:
+        raise RegionError(f"{page}: does not say how many micrometres a pixel is; pass {cure}")
+    return page.mpp
 
 
 def transform_of(page: Page) -> Affine:
@@ -77,22 +182,77 @@ def by_place(base: Page, page: Page) -> Relation:
     return Relation((both.e, both.a), (both.f, both.c))
 
 
-def by_size(base: Page, page: Page) -> Relation:
-    """How two pages without a georeference that show the same place lie on each other.
+def by_size(base: Page, page: Page, base_shape: tuple[int, int], shape: tuple[int, int]) -> Relation:
+    """How the level 0 of two pages without a georeference that show the same place lie on each other, by their shapes.
 
     Raises
     ------
     RegionError : their sizes have no exact ratio
     """
-    sizes = page.shape[:2], base.shape[:2]
+    sizes = shape, base_shape
     ratios = {(max(pair) / min(pair), pair[0] > pair[1]) for pair in zip(*sizes, strict=True)}
     if len(ratios) > 1 or not ratios.pop()[0].is_integer():
         raise RegionError(
             f"{page}: is {_by(sizes[0])} pixels, {base} is {_by(sizes[1])}: without a georeference the files of one "
             "tile have sizes whose ratio is a whole number"
         )
-    scale = page.shape[0] / base.shape[0], page.shape[1] / base.shape[1]
-    return Relation(scale, (0.0, 0.0))
+    return Relation((shape[0] / base_shape[0], shape[1] / base_shape[1]))
+
+
+def found_relation(tiles: Any, number: int) -> Relation | None:
+    """How a page of a region's tiles lies on what their windows count; None where its pixels are that."""
+    page = tiles.opened_page(number)
+    base, level = tiles.base_of(number)
+    is_base_level = tiles.units.kind == "base"
+    if base is None or (base is page and not (is_base_level and level.downsample != (1, 1))):
+        return None
+    down = Relation((1 / level.downsample[0], 1 / level.downsample[1]))
+    # What windows count is level 0 of the base, or the page of it that is open.
+    to_top = Relation((1.0, 1.0) if is_base_level else level.downsample)
+    to_base = down if is_base_level else Relation((1.0, 1.0))
+    own = tiles.levels[number]
+    from_own = Relation((1 / own.downsample[0], 1 / own.downsample[1]))
+    if tiles.is_scaled:
+        y, x = tiles.units.scale_of(base, level, page)
+        found = Relation((1 / y, 1 / x)).after(to_top)
+    elif base is page:
+        found = to_base
+    elif tiles.on_ground or are_placed(base, page):
+        found = by_place(base, page).after(to_base)
+    elif tiles.is_bound:  # `_disagreements` says where their extents differ
+        found = from_own.after(to_top)
+    else:
+        found = from_own.after(by_size(base, page, level.shape, own.shape)).after(to_top)
+    shift = found.shift(page.shape)
+    if shift is None or tiles.whole:
+        check_resample(page, tiles.form.method)
+    return None if shift is not None and not shift.any() and page.shape[:2] == base.shape[:2] else found
+
+
+def grid_of(tiles: Any) -> tuple[tuple[int, int], Int64s, Pair]:
+    """What maps of a region's tiles lie on.
+
+    Returns
+    -------
+    its extents; the window of each tile, whole pixels of it; and how many pixels (y, x) of the page of the base one
+    of them is: 1 unless the tiles are of so many micrometres
+    """
+    number = tiles.last()
+    assert number is not None
+    page = tiles.opened_page(number)
+    if tiles.units.kind != "base":
+        return page.shape[:2], tiles.windows, (1.0, 1.0)
+    scale, relation = (1.0, 1.0), tiles.relation(number)
+    boxes = tiles.exact_windows() if relation is None else relation.boxes(tiles.exact_windows())
+    if tiles.units.mpp is not None:
+        down = tiles.levels[number].downsample
+        y, x = tiles.units.ratio(page, tiles.levels[number])
+        scale = y / down[0], x / down[1]
+        boxes = boxes / np.array(scale * 2)
+    starts = np.floor(boxes[:, :2] + 0.5).astype(np.int64)
+    extents = np.maximum(1, np.round(boxes[:, 2:] - boxes[:, :2])).astype(np.int64)
+    height, width = (max(1, int(np.floor(n / each + 0.5))) for n, each in zip(page.shape, scale, strict=False))
+    return (height, width), np.concatenate([starts, starts + extents], axis=1), scale
 
 
 def are_placed(*pages: Page) -> bool:
@@ -100,7 +260,7 @@ def are_placed(*pages: Page) -> bool:
     return all(page.georeference is not None and page.georeference.transform is not None for page in pages)
 
 
-def bounds_of(page: Page, windows: Int64s) -> NDArray[np.float64]:
+def bounds_of(page: Page, windows: NDArray[Any]) -> NDArray[np.float64]:
     """(left, bottom, right, top) of windows (y0, x0, y1, x1) of a placed page, map units."""
     place = transform_of(page)
     y, x = windows[:, [0, 0, 2, 2]], windows[:, [1, 3, 1, 3]]
@@ -113,7 +273,7 @@ def ground_of(sources: Sequence[Any]) -> Ground:
 
     Parameters
     ----------
-    sources : each has a length, `base`, which opens the image, and its `windows`
+    sources : each has a length, `base`, which opens the image, and its `base_windows` in pixels of that
     """
     systems: list[Any] = []
     parts = []
@@ -126,7 +286,7 @@ def ground_of(sources: Sequence[Any]) -> Ground:
                 known = [k for k, one in enumerate(systems) if place.shares_system(one)]
                 if not known:
                     systems.append(place)
-                found[0][:], found[1][:] = (known or [len(systems) - 1])[0], bounds_of(base, source.windows)
+                found[0][:], found[1][:] = (known or [len(systems) - 1])[0], bounds_of(base, source.base_windows)
                 found[2][:] = math.sqrt(abs(place.transform.determinant))
         except LazyTilesError:  # who reads it is told
             pass

@@ -162,7 +162,7 @@ def agreement(sources: Sequence[Any], dtype: Any) -> tuple[tuple[int, ...], np.d
         if not getattr(source, "shape", ()) or not hasattr(source, "dtype"):
             raise ValueError(
                 f"source {k} ({type(source).__name__}) has no samples: it needs a shape (n, …) and a dtype; "
-                "of a list make an array by np.asarray"
+                "of a list make an array by np.asarray, of a path a region by open_region"
             )
     wanted = np.dtype(first.dtype if dtype is None else dtype).newbyteorder("=")
     for k, source in enumerate(sources):

@@ -241,7 +241,7 @@ class DelayedView(Ordered):
         return self
 
     def read_box(self, rows: Int64s, box: Box, origins: Int64s | None) -> NDArray[Any]:
-        """See `lazytiles.arrays.view.read_box`."""
+        """Read a box out of each of some samples; see `Region.read_box`."""
         return read_box(self.source, self._held(rows), box, origins)
 
     def _glimpse(self, rows: Int64s | None = None) -> NDArray[np.uint8] | None:

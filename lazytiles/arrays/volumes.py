@@ -336,7 +336,7 @@ class VolumeTiles(LazyArray):
             return self._volume
 
     def read_box(self, rows: Int64s, box: Box, origins: Int64s | None) -> NDArray[Any]:
-        """See `lazytiles.arrays.view.read_box`."""
+        """Read a box out of each of some samples; see `Region.read_box`."""
         out = np.empty((len(rows), *self.shape[1:]), self.dtype)
         check_limit(out.nbytes, "a read of {} from region {}", out.shape, self.name)
         volume, wide = self.volume(), self.windows[rows].copy()

@@ -176,7 +176,9 @@ def scaled_boxes(tiles: Any, labels: NDArray[Any], boxes: Boxes) -> Floats:
     for source in tiles.sources:
         if source.whole:
             source.last_page()  # opened, a whole image knows its extent
-    windows = tiles.sample_windows
+    starts, pairs = np.cumsum([0, *map(len, tiles.sources)]), tiles.index_pairs
+    every = np.concatenate([source.exact_windows() for source in tiles.sources])
+    windows = every[starts[pairs[:, 0]] + pairs[:, 1]]
     size = np.array(tiles.shape[-3:-1], np.float64)
     ratio = size / (windows[:, 2:] - windows[:, :2])
     labels = np.array(labels, np.float64)

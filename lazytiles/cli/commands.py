@@ -348,8 +348,9 @@ def preview(
 
 def _preview_html(manifest: str, images: str | None, options: dict[str, Any], progress: Callable[..., None]) -> str:
     path, frames, target, bands = (options[name] for name in ("path", "frames", "target", "bands"))
-    where = {name: options[name] for name in ("coordinates", "boxes_crs")}
-    table = Asked(path=path, pad=options["pad"], target=None, **where).read(manifest)
+    where = {name: options[name] for name in ("coordinates", "boxes_crs", "level", "mpp")}
+    asked = Asked(path=path, pad=options["pad"], target=None, **where)
+    table = asked.read(manifest)
     wanted, folder = Frames.of("each" if frames is None else frames), images or os.path.dirname(manifest) or "."
     rows = wanted.samples(table, options["where"])
     template, problems = path or default_template(table), Problems(manifest)  # noted, so that each row has its own
@@ -361,7 +362,7 @@ def _preview_html(manifest: str, images: str | None, options: dict[str, Any], pr
     table, codes = table.iloc[shown].reset_index(drop=True), codes[shown]
     title, column = os.path.basename(manifest), target[0] if target else "target"
     shown_bands = None if isinstance(bands, str) else bands
-    how = {"bands": shown_bands, "boxes_crs": options["boxes_crs"], "progress": progress}
+    how = {"bands": shown_bands, "boxes_crs": options["boxes_crs"], "level": asked.drawn_level, "progress": progress}
     return preview_page(table, codes, names, title=title, target=column, **how)
 
 

@@ -19,6 +19,7 @@ from lazytiles.errors import LazyTilesError, visible
 from lazytiles.images import METHODS
 from lazytiles.manifests import open_tiles
 
+PLACES = ("pixels", "base", "map")
 _EXPECTED = (LazyTilesError, ValueError, OSError, ImportError)
 # What errors of the library advise, and how the same is said to the command line.
 _ADVICE: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
@@ -27,7 +28,8 @@ _ADVICE: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...
     (re.compile(r"mode='a' to append"), "--overwrite to replace it"),
     (re.compile(r"\b(overwrite|resume)=True"), r"--\1"),
     (re.compile(r"\b(frames|missing|pad|resample|bands|path)=([\"'])([^\"']*)\2"), r"--\1 \3"),
-    (re.compile(r"\b(frames|size|classes|target|masks|where)=(?![^\s,;.)])"), r"--\1"),
+    (re.compile(r"\b(source|mask)_(mpp|scale)="), r"--\1-\2 "),
+    (re.compile(r"\b(frames|size|classes|target|masks|where|mpp)=(?![^\s,;.)])"), r"--\1"),
 )
 
 
@@ -171,6 +173,19 @@ def parse_numbers(ctx: click.Context, parameter: click.Parameter, value: str) ->
     return numbers[0] if len(numbers) == 1 else numbers
 
 
+def parse_scale(ctx: click.Context, parameter: click.Parameter, value: str | None) -> float | str | None:
+    """``"0.25"`` as a number; a word as it is."""
+    try:
+        return None if value is None else float(value)
+    except ValueError:
+        return value
+
+
+def parse_page(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | str | None:
+    """``"2"`` as a number; a word as it is."""
+    return int(value) if value is not None and value.isdecimal() else value
+
+
 def parse_paths(ctx: click.Context, parameter: click.Parameter, values: Sequence[str]) -> str | list[str] | None:
     """No path, one, or several, whose files are bands."""
     return None if not values else values[0] if len(values) == 1 else list(values)
@@ -209,7 +224,17 @@ def opening(function: Any) -> Any:
         ),
         click.option("--missing", type=click.Choice(["raise", "fill"]), default="raise", help="Frames without image."),
         click.option("--resample", type=click.Choice(list(METHODS)), default="bilinear", help="How --size resamples."),
+        click.option("--channels", callback=parse_channels, help="Channels of each file, as bands: 0,2, or names."),
+        click.option("--axes", help="A letter an axis of each file: CYX, TCZYX."),
+        click.option("--series", type=click.IntRange(min=0), help="Which series of pages of each file, as axes."),
+        click.option("--page", callback=parse_page, help="Which page of each file: a number, all, or macro."),
+        click.option("--mask-axes", help="A letter an axis of each mask."),
         click.option("--level", type=click.IntRange(min=0), default=0, help="Resolution of each pyramid; 0 is full."),
+        click.option("--mpp", type=float, help="Micrometres a pixel of the tiles; boxes are pixels of level 0."),
+        click.option(
+            "--source-mpp", callback=parse_scale, help="Micrometres a pixel of the images: 0.25, or a column."
+        ),
+        click.option("--mask-scale", callback=parse_scale, help="Pixels of an image in one of its mask's: 16, or mpp."),
         click.option("--gray", is_flag=True, help="Colours as one luminance band."),
         click.option("--bands", callback=parse_bands, help="Bands to read, such as 3,2,1, or rgb."),
         click.option("--scaled", is_flag=True, help="What values mean by their file's scale and offset, as floats."),
@@ -224,7 +249,7 @@ def opening(function: Any) -> Any:
         click.option("--classes", callback=parse_list, help="Names in a target column, in the order of their numbers."),
         click.option("--frames", callback=parse_frames, help="Label ids of the time steps, in order: 2016,2017,2018."),
         click.option("--boxes-crs", help="CRS of boxes in map units, if it is not the images': EPSG:4326."),
-        click.option("--coordinates", type=click.Choice(["pixels", "map"]), default="pixels", help="What boxes count."),
+        click.option("--coordinates", type=click.Choice(PLACES), default="pixels", help="What boxes count."),
         click.option(
             "--path",
             multiple=True,

@@ -24,7 +24,7 @@ class LazyArray:
     dtype: np.dtype[Any]
 
     def read_box(self, rows: Int64s, box: Box, origins: Int64s | None) -> NDArray[Any]:
-        """Samples, cut by a box: ``self[rows[k]][box]``, moved by ``origins[k]``.
+        """Read a box out of each of some samples: ``self[rows[k]][box]``, the box moved by ``origins[k]``.
 
         Parameters
         ----------

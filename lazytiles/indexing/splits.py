@@ -104,10 +104,15 @@ def kfold_indices(
 
 
 class Leak(NamedTuple):
-    """Two tiles, one of each side, that share pixels; boxes are ``(xmin, ymin, xmax, ymax)``, pixels.
+    """Two tiles, one of each side, that share pixels of a region, or ground in two regions.
 
-    They lie in one region, or in two (`region_id` that of the first, `region_b` of the second) that share ground;
-    `shared_pixels` is then the ground that they share in pixels of the first.
+    Attributes
+    ----------
+    tile_a, tile_b : the tiles, by `tile_id`
+    region_id : the region of the first
+    box_a, box_b : their boxes ``(xmin, ymin, xmax, ymax)``, pixels
+    shared_pixels : how many pixels they share; of two regions, the shared ground in pixels of the first
+    region_b : the region of the second
     """
 
     tile_a: str

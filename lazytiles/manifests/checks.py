@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lazytiles.aliases import Int64s
-from lazytiles.arrays import MapBoxes, MultiSourceArray, codec_name, ground_of, results
+from lazytiles.arrays import MapBoxes, MultiSourceArray, codec_name, ground_of, level_of, results
 from lazytiles.config import usable_cpus
 from lazytiles.errors import LazyTilesError, ManifestError
 from lazytiles.images import Page, Region, is_remote, open_region, split_name
@@ -104,13 +104,13 @@ def check(
         broken = Problems(name)
         broken.add("not a table", str(error).removeprefix(f"{name}: "))
         return Report(name, broken, warnings)
-    report = Report(name, problems, warnings, table=table, boxes_crs=asked.boxes_crs)
+    report = Report(name, problems, warnings, table=table, boxes_crs=asked.boxes_crs, level=asked.drawn_level)
     report.facts = table_facts(table)
     check_windows(report, min_size)
     check_targets(report, names_of(asked.target))
     lost = check_frames(report, wanted)
-    look = _Look(read, digest, "zmin" in table, asked.level)
-    checkup = _Checkup(report, table, image_dir, asked, lambda paths: _looks(look, paths, threads, client), tell)
+    look = _Look(read, digest)
+    checkup = _Checkup(report, table, image_dir, asked, lambda openers: _looks(look, openers, threads, client), tell)
     if len(table):
         checkup.run(wanted, lost)
     if split is not None:
@@ -128,14 +128,12 @@ class _Look:
 
     read: bool
     digest: bool
-    deep: bool
-    level: int
 
-    def __call__(self, path: str) -> Seen:
+    def __call__(self, opener: Any) -> Seen:
         """The region, what is wrong with it, and its digest."""
-        region = None
+        region, path = None, opener.args[0]
         try:
-            region = open_region(path, page="all") if self.deep else open_region(path, level=self.level)
+            region = opener()
             damaged = sum(int(np.count_nonzero(page.is_cut)) for page in region.pages)
             if damaged:
                 return region, f"{path}: {damaged} segments are damaged or cut off", self._digest(path)
@@ -152,13 +150,15 @@ class _Look:
         return sha256(file) if self.digest and os.path.isfile(file) else ""
 
 
-def _looks(look: _Look, images: Sequence[str], threads: int | None, client: Any) -> Iterator[Seen]:
+def _looks(look: _Look, openers: Sequence[Any], threads: int | None, client: Any) -> Iterator[Seen]:
     """What is seen of each image, in their order: on threads here, or on the workers of a cluster."""
     if client is None:
         with ThreadPoolExecutor(threads or min(4, usable_cpus())) as pool:
-            yield from pool.map(look, images)
+            yield from pool.map(look, openers)
         return
-    futures = client.map(look, [image if is_remote(image) else os.path.abspath(image) for image in images], pure=False)
+    places = [one.args[0] if is_remote(one.args[0]) else os.path.abspath(one.args[0]) for one in openers]
+    found = [partial(one.func, place, **one.keywords) for one, place in zip(openers, places, strict=True)]
+    futures = client.map(look, found, pure=False)
     yield from results(client, futures)
 
 
@@ -178,10 +178,12 @@ class _Placed:
         return None if self.region is None else self.region.pages[0]
 
     @property
-    def windows(self) -> NDArray[Any]:
-        """(y0, x0, y1, x1), pixels."""
-        page = self.base()
-        if self.asked.coordinates != "map" or page is None:
+    def base_windows(self) -> NDArray[Any]:
+        """(y0, x0, y1, x1), pixels of that page."""
+        page, kind = self.base(), self.asked.units.kind
+        if kind == "base" and self.region is not None:
+            return np.asarray(self.boxes / np.array(level_of(self.region).downsample * 2))
+        if kind != "map" or page is None:
             return self.boxes
         return MapBoxes(self.boxes[:, [1, 0, 3, 2]].astype(np.float64), self.asked.boxes_crs).windows(page)
 
@@ -194,7 +196,7 @@ class _Checkup:
     ----------
     folder : where the images are; None looks at none
     asked : what `open_tiles` would be asked for
-    looks : from paths to what is seen of each
+    looks : from what opens images to what is seen of each
     regions, damaged : the images that were opened, and what is wrong with some of their segments
     """
 
@@ -202,7 +204,7 @@ class _Checkup:
     table: pd.DataFrame
     folder: Any
     asked: Asked
-    looks: Callable[[Sequence[str]], Iterator[Seen]]
+    looks: Callable[[Sequence[Any]], Iterator[Seen]]
     tell: Progress
     regions: dict[str, Region] = field(default_factory=dict)
     damaged: dict[str, str] = field(default_factory=dict)
@@ -228,7 +230,7 @@ class _Checkup:
             problems.extend("several rows", [said] * bool(said))
             wanted = each  # to look at them all the same
         good = np.ones(len(rows), np.bool_)
-        if self.asked.size is None and windows is not None and len(rows) and self.asked.coordinates == "pixels":
+        if self.asked.size is None and windows is not None and len(rows) and self.asked.units.kind == "pixels":
             good = self._usual(rows, (high - low)[rows])
         if self.folder is None:
             return
@@ -246,7 +248,7 @@ class _Checkup:
     def ground(self) -> Ground | None:
         """Where the rows of the table lie on the ground by the images that were opened; None where none says it."""
         codes, windows = self.report.paths, windows_of(self.table)
-        if codes is None or windows is None or windows.shape[1] != 4 or self.asked.coordinates == "base":
+        if codes is None or windows is None or windows.shape[1] != 4:
             return None
         by_image = np.argsort(codes, kind="stable")
         cuts = np.searchsorted(codes[by_image], np.arange(-1, len(self.report.images) + 1))
@@ -284,19 +286,24 @@ class _Checkup:
             self.table,
             rows,
             image_dir=self.folder,
-            opener=None,
             follow_symlinks=self.asked.follow_symlinks,
             problems=self.report.problems,
             name_row=lambda row: f"{tile_at(self.report, row)}: ",
         )
         path, masks = self.asked.path or default_template(self.table), self.asked.masks
-        images = find(path, frames=wanted, missing=self.asked.missing)
+        how: dict[str, Any] = {"missing": self.asked.missing, "mpp": self.asked.source_mpp}
+        images = find(path, frames=wanted, opener=self._opener(self.asked.opening), **how)
         self.report.paths, self.report.images = images.by_row(len(self.table))
         self.report.facts["images"] = len(self.report.images)
-        beside = find(masks, frames=Frames(None, False)) if isinstance(masks, str) else None
+        beside = None
+        if isinstance(masks, str):
+            beside = find(masks, frames=Frames(None, False), opener=self._opener(self.asked.mask_opening))
         if beside is not None:
             self.report.facts["masks"] = len(beside.by_row(len(self.table))[1])
         return images, beside
+
+    def _opener(self, options: dict[str, Any]) -> Any:
+        return partial(open_region, **({"page": "all"} if "zmin" in self.table else options))
 
     def _look_at(self, images: Images, masks: Images | None) -> NDArray[np.bool_]:
         """Look at every image and mask; the samples whose images are all there and alike."""
@@ -304,7 +311,8 @@ class _Checkup:
         names = list(dict.fromkeys([*images.names(), *([] if masks is None else masks.names())]))
         first = self._first_rows(images, masks)
         bad: set[str] = set()
-        for done, (name, seen) in enumerate(zip(names, self.looks(names), strict=True)):
+        openers = ({} if masks is None else masks.opener_of_each()) | images.opener_of_each()
+        for done, (name, seen) in enumerate(zip(names, self.looks([openers[name] for name in names]), strict=True)):
             region, wrong, digest = seen
             if region is not None:
                 self.regions[name] = region
@@ -406,7 +414,10 @@ class _Checkup:
             self.report.problems.add("unreadable image", self.damaged[name])
 
     def _opened(self, path: str, **options: Any) -> Region:
-        return self.regions[path] if path in self.regions else open_region(path, **options)
+        region = self.regions.get(path)
+        return (
+            region if region is not None and region.level == options.get("level", 0) else open_region(path, **options)
+        )
 
     def _note_faults(self, source: Any, rows: Int64s, said: dict[str, NDArray[np.bool_]]) -> None:
         faults = list(source.faults())

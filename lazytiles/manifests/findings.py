@@ -37,6 +37,7 @@ class Report:
     images : the different images
     digests : SHA-256 of each image, where asked for
     boxes_crs : of boxes in map units, where it is not that of the images
+    level : of the images, whose pixels boxes count
     """
 
     name: str
@@ -48,6 +49,7 @@ class Report:
     images: list[str] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)
     boxes_crs: str | None = None
+    level: int = 0
 
     @property
     def is_sound(self) -> bool:

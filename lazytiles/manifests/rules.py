@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +82,9 @@ def judge(region: Region, windows: Int64s, keep: str | Rule) -> Bools:
     """
     boxes = np.clip(windows, 0, [*_cut(region, windows.shape[1] // 2)] * 2)
     if not isinstance(keep, str):
-        return np.array([bool(keep(region[_key(region, box)])) for box in boxes], bool)
+        lead = (slice(None),) * len(_lead(region, boxes.shape[1] // 2))
+        places = [(*lead, *map(slice, *np.split(box, 2))) for box in boxes]
+        return np.array([bool(keep(region[place])) for place in places], bool)
     kept, rule = np.ones(len(boxes), bool), parse_rule(keep)
     for one in rule:
         if one.measure == "tissue" and kept.any():
@@ -96,14 +98,12 @@ def judge(region: Region, windows: Int64s, keep: str | Rule) -> Bools:
 
 def _cut(region: Region, axes: int) -> tuple[int, ...]:
     """The lengths of the axes that windows are cut along."""
-    end = region.axes.index("X") + 1
-    return region.shape[end - axes : end]
+    return region.shape[region.axes.index("X") + 1 - axes :][:axes]
 
 
-def _key(region: Region, box: Sequence[int]) -> tuple[slice, ...]:
-    axes = len(box) // 2
-    lead = region.axes.index("X") + 1 - axes
-    return (slice(None),) * lead + tuple(map(slice, box[:axes], box[axes:]))
+def _lead(region: Region, axes: int) -> tuple[int, ...]:
+    """The lengths of the axes before these, along which a tile takes all."""
+    return region.shape[: region.axes.index("X") + 1 - axes]
 
 
 def _parts(region: Region, boxes: NDArray[Any]) -> Iterator[tuple[Int64s, NDArray[Any], Bools, Int64s]]:
@@ -111,25 +111,27 @@ def _parts(region: Region, boxes: NDArray[Any]) -> Iterator[tuple[Int64s, NDArra
 
     Yields
     ------
-    its beginning along the axes of the boxes; pixels, shape (k, height, width, samples); which of them are valid; and
+    its beginning along the axes of the boxes; pixels, shape (height, width, samples); which of them are valid; and
     the numbers of its boxes
     """
     axes = boxes.shape[1] // 2
     low, high = np.floor(boxes[:, :axes]).astype(np.int64), np.ceil(boxes[:, axes:]).astype(np.int64)
-    page, shape, lead = region.pages[0], _cut(region, axes), region.axes.index("Y")
-    most = max(1, _PART_BYTES // page.segment_bytes)
+    page, shape, rows = region.pages[0], _cut(region, axes), region.axes.index("Y")
+    most = max(1, _PART_BYTES // (page.segment_bytes * page.planes))
     across = min(math.isqrt(most), page.grid[1])
     step = np.array([1] * (axes - 2) + [page.segment[0] * (most // across), page.segment[1] * across])
     for start in itertools.product(*(range(0, n, k) for n, k in zip(shape, step.tolist(), strict=True))):
         members = np.flatnonzero(((low < start + step) & (high > start)).all(axis=1))
-        if len(members):
-            first = np.maximum(low[members].min(axis=0), start)
-            last = np.minimum(high[members].max(axis=0), np.minimum(start + step, shape))
-            key = _key(region, [*first.tolist(), *last.tolist()])
-            asked = request(key, region.shape[: lead + 2], row_axes=lead, cells=region.chunks[lead : lead + 2])
+        if not len(members):
+            continue
+        first = np.maximum(low[members].min(axis=0), start)
+        last = np.minimum(high[members].max(axis=0), np.minimum(start + step, shape))
+        for place in np.ndindex(*_lead(region, axes)):
+            key = (*place, *map(slice, first.tolist(), last.tolist()))
+            asked = request(key, region.shape[: rows + 2], row_axes=rows, cells=region.chunks[rows : rows + 2])
             windows = region.windows(asked)
             pixels = region.read(windows)
-            yield first, pixels, judged(windows, pixels), members
+            yield first, pixels[0], judged(windows, pixels)[0], members
 
 
 def _sums(marks: NDArray[Any], first: Int64s, boxes: NDArray[Any]) -> Floats:
@@ -169,25 +171,22 @@ def _areas(boxes: NDArray[Any]) -> Floats:
 
 def _measured(region: Region, boxes: Int64s, wanted: set[str]) -> dict[str, Floats]:
     """Measures of some boxes at the resolution of the region, in one pass."""
-    n, lead = len(boxes), math.prod(region.shape[: region.axes.index("X") + 1 - boxes.shape[1] // 2])
-    counts, moments, page = np.zeros((2, n)), _Moments(np.zeros((5, n))), region.pages[0]
+    page, slices = region.pages[0], math.prod(_lead(region, boxes.shape[1] // 2))
     tells = page.nodata is not None or mask_of(page) is not None
+    counts, moments = np.zeros((2, len(boxes))), _Moments(np.zeros((5, len(boxes))))
     for first, pixels, valid, members in _parts(region, boxes):
         if not wanted.isdisjoint(_FRACTIONS):
-            empty = ~valid.any(axis=-1) if tells else _is_empty(pixels)
-            for k, marks in enumerate((valid.any(axis=-1), empty)):
-                counts[k, members] += _sums(marks.sum(axis=0), first, boxes[members])
+            some = np.asarray(valid.any(axis=-1))
+            # A file that names no nodata may still have left pixels out.
+            empty = np.asarray(~some if tells else ((pixels == 0) | ~valid).all(axis=-1))
+            for counted, marks in zip(counts, (some, empty), strict=True):
+                counted[members] += _sums(marks, first, boxes[members])
         if not wanted.isdisjoint(_MOMENTS):
             for row in members.tolist():
                 (y0, x0), (y1, x1) = np.maximum(boxes[row].reshape(2, -1)[:, -2:] - first[-2:], 0).tolist()
-                moments.add(row, pixels[:, y0:y1, x0:x1][valid[:, y0:y1, x0:x1]])
-    valid_part, empty_part = counts / (_areas(boxes) * lead)
+                moments.add(row, pixels[y0:y1, x0:x1][valid[y0:y1, x0:x1]])
+    valid_part, empty_part = counts / (_areas(boxes) * slices)
     return {"valid": valid_part, "nodata": empty_part, **moments.result()}
-
-
-def _is_empty(pixels: NDArray[Any]) -> Bools:
-    """Pixels of an image that names no nodata: 0 or NaN, which is not itself, in all bands."""
-    return np.asarray(((pixels == 0) | (pixels != pixels)).all(axis=-1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,21 +296,22 @@ def _has_tissue(base: Region, boxes: Int64s, asked: Comparison) -> Bools:
     if not base.axes.endswith("S") or base.inner_shape[2] < 3:
         raise ValueError("the rule 'tissue' needs images of red, green and blue; use 'std' or 'mean'")
     levels = base.levels[base.level :]
-    scales = [np.divide(one.downsample, levels[0].downsample) for one in levels]
-    sides = (boxes[:, 2:] - boxes[:, :2]).min()
+    axes = boxes.shape[1] // 2
+    scales = [np.r_[np.ones(axes - 2), np.divide(one.downsample, levels[0].downsample)] for one in levels]
+    sides, slices = (boxes[:, -2:] - boxes[:, axes - 2 : axes]).min(), math.prod(_lead(base, axes))
     first = max((k for k, scale in enumerate(scales) if sides >= _FEWEST_PIXELS * scale.max()), default=0)
     small = thumbnail(base, longest=_WIDE)
     assert small is not None
     stain, kept, pending = Stain.of(small), np.zeros(len(boxes), bool), np.arange(len(boxes))
     for k in range(first, -1, -1):
         region = base.at_level(base.level + k)
-        mine = np.clip(boxes[pending] / np.tile(scales[k], 2), 0, [*_cut(region, 2)] * 2)
+        mine = np.clip(boxes[pending] / np.tile(scales[k], 2), 0, [*_cut(region, axes)] * 2)
         sums = np.zeros((2, len(mine)))
         for start, pixels, valid, members in _parts(region, mine):
-            tissue = stain(pixels[0]) & valid[0].any(axis=-1)
+            tissue = stain(pixels) & valid.any(axis=-1)
             for row, marks in enumerate((tissue, _borders(tissue)) if k else (tissue,)):
                 sums[row, members] += _sums(marks, start, mine[members])
-        fraction, unsure = np.round(sums / _areas(mine), 9)  # parts of pixels do not sum up exactly
+        fraction, unsure = np.round(sums / (_areas(mine) * slices), 9)  # parts of pixels do not sum up exactly
         kept[pending] = asked.holds(fraction)
         pending = pending[asked.holds(fraction - unsure) != asked.holds(fraction + unsure)]
         if not len(pending):

@@ -20,7 +20,7 @@ from lazytiles.images import are_there, is_remote, split_name
 from lazytiles.indexing import region_column
 from lazytiles.manifests.catalog import rows_where
 from lazytiles.manifests.columns import column_hashes, count_distinct, names_of
-from lazytiles.manifests.paths import checked_columns, resolve_paths, verify_digests
+from lazytiles.manifests.paths import checked_columns, first_of, resolve_paths, verify_digests
 from lazytiles.manifests.problems import BOX_3D, IDS, Problems, tile_words
 
 SIZE_CURES = {
@@ -142,6 +142,7 @@ class Images:
     opener : from a path to what is there
     arrays : what is there, by its name, where that is given
     parts : how many files make a frame
+    mpp : micrometres a pixel of the image that each row of the table names, where a column says them
     """
 
     codes: list[Int64s]
@@ -151,6 +152,7 @@ class Images:
     opener: Any
     arrays: dict[str, Any] | None = None
     parts: int = 1
+    mpp: NDArray[np.float64] | None = None
 
     @classmethod
     def of(
@@ -163,6 +165,7 @@ class Images:
         opener: Any,
         *,
         missing: str = "raise",
+        mpp: Any = None,
         follow_symlinks: bool = True,
         problems: Problems | None = None,
         name_row: Callable[[int], str] | None = None,
@@ -177,6 +180,7 @@ class Images:
         table : a manifest from `read_manifest`
         rows : the numbers of the samples' rows
         missing : ``"raise"``, or ``"fill"`` where an image may be missing
+        mpp : the column of micrometres a pixel of the images, where it is a name
         problems : where to note what is wrong, by its row, instead of raising it
         name_row : the words for a row, to stand before what is wrong with it
         others : as for `resolve_paths`
@@ -184,7 +188,8 @@ class Images:
         noted = Problems("the manifest") if problems is None else problems
         templates = names_of(template)
         words = name_row or (lambda row: f"{tile_words(table, row)}: ")
-        found = cls([], [], [], [], opener, parts=len(templates))
+        scales = table[mpp].to_numpy(np.float64) if isinstance(mpp, str) else None
+        found = cls([], [], [], [], opener, parts=len(templates), mpp=scales)
         tiles = None
         if frames.labels is not None and len(frames.labels) > 1:
             every = {column for one in templates for column in checked_columns(table.columns, one)}
@@ -215,6 +220,9 @@ class Images:
             found.paths.append(names)
             found.there.append(_there(names, asked=missing == "fill"))
             found.rows.append(own)
+            for k in found.odd_scales():
+                said = f"the rows of one image, {names[int(code[k])]}, say different micrometres in the column {mpp}"
+                noted.add("source_mpp", f"{words(int(own[k]))}{said}", int(own[k]))
         if problems is None:
             noted.raise_any()
         return found
@@ -273,12 +281,39 @@ class Images:
     def openers(self, row: int) -> list[Any]:
         """For each file of each frame what opens the image of a sample; None for all of a frame that lacks one."""
         found = []
-        for codes, paths, there in zip(self.codes, self.paths, self.there, strict=True):
-            name = paths[int(codes[row])]
-            opener = partial(self.opener, name) if self.arrays is None else partial(_itself, self.arrays[name])
+        for codes, paths, there, rows in zip(self.codes, self.paths, self.there, self.rows, strict=True):
+            opener = self._opener(paths[int(codes[row])], int(rows[row]))
             found.append(opener if there[int(codes[row])] else None)
         frames = (found[k : k + self.parts] for k in range(0, len(found), self.parts))
         return [one for frame in frames for one in (frame if None not in frame else [None] * self.parts)]
+
+    def _opener(self, name: str, row: int) -> Any:
+        """What opens an image that a row of the table names."""
+        if self.arrays is not None:
+            return partial(_itself, self.arrays[name])
+        return partial(self.opener, name) if self.mpp is None else partial(self.opener, name, mpp=float(self.mpp[row]))
+
+    def opener_of_each(self) -> dict[str, Any]:
+        """What opens each of the images that are there, by its name."""
+        found: dict[str, Any] = {}
+        for codes, paths, there, rows in zip(self.codes, self.paths, self.there, self.rows, strict=True):
+            first = first_of(codes, len(paths))
+            found |= {
+                name: self._opener(name, int(rows[k]))
+                for name, k, is_there in zip(paths, first, there, strict=True)
+                if is_there
+            }
+        return found
+
+    def odd_scales(self) -> list[int]:
+        """The first sample of each image, of the files of the last frame noted, whose rows differ in their `mpp`."""
+        if self.mpp is None:
+            return []
+        codes, values = self.codes[-1], self.mpp[self.rows[-1]]
+        own = np.full(len(self.paths[-1]), np.nan)
+        own[codes[::-1]] = values[::-1]
+        odd = np.flatnonzero(values != own[codes])
+        return [int(k) for k in odd[np.unique(codes[odd], return_index=True)[1]]]
 
     def groups(self, beside: Images | None = None) -> Int64s:
         """Samples that share the images of all frames, and the masks, have one number, by first appearance."""

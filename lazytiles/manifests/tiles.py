@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -47,6 +47,7 @@ def open_tiles(
     target: str | Sequence[str] | None = "target",
     tabular: str | Sequence[str] | None = None,
     masks: str | Mapping[str, Any] | None = None,
+    mask_axes: str | None = None,
     coordinates: str = "pixels",
     boxes_crs: str | None = None,
     size: tuple[int, int] | None = None,
@@ -58,7 +59,14 @@ def open_tiles(
     gray: bool = False,
     dtype: Any = None,
     scaled: bool = False,
+    page: int | str | None = None,
+    series: int | None = None,
+    axes: str | None = None,
+    channels: Sequence[int | str] | None = None,
     level: int = 0,
+    mpp: float | None = None,
+    source_mpp: float | Sequence[float] | str | None = None,
+    mask_scale: float | str | None = None,
     missing: str = "raise",
     scale_boxes: Sequence[str] = (),
     box_format: str = "xyxy",
@@ -89,7 +97,9 @@ def open_tiles(
     tabular : columns given to the model as a second input
     masks : a path template; the labels are then mask tiles cut with the same windows, of masks of the same extent as
         their image, or on the same grid where both say where they lie. Of volumes also a mapping
-    coordinates : what boxes count: ``"pixels"`` of the images; or ``"map"`` units of their CRS, where each box is
+    mask_axes : of masks, as `axes` of images
+    coordinates : what boxes count: ``"pixels"`` of the level that is read; ``"base"``, pixels of level 0, whatever
+        `level` is read; or ``"map"`` units of their CRS, where each box is
         rounded to whole pixels of the image of the last frame, and other frames, masks and files of bands are
         sampled at the centres of these, by their own georeference (masks take the nearest pixel)
     boxes_crs : the CRS of boxes in map units, such as ``"EPSG:4326"``, where it is not that of the images; they are
@@ -100,14 +110,26 @@ def open_tiles(
     pad : NumPy's ``"constant"``, ``"edge"``, ``"reflect"``, ``"symmetric"`` or ``"wrap"`` for windows that leave
         their region; None refuses them. NumPy's ``"maximum"``, ``"mean"``, ``"median"``, ``"minimum"`` and
         ``"linear_ramp"`` read the whole lines of the region that such a window crosses
-    fill : what padding by ``"constant"`` and missing frames hold: one value, or one a band
+    fill : what padding by ``"constant"`` and missing frames hold: one value, or one a band. One value also stands for
+        segments that a file leaves out, such as 255 for the white of a slide, unless the file has a nodata value
     mask_fill : the same for masks, such as 255
     bands : which samples of the images, in this order (of several files they are numbered through); or ``"rgb"``: red,
         green and blue of images of one, three or four bands, gray ones repeated and opacity left out
     gray : whether red, green and blue become one luminance band
     dtype : what values are cast to; without it all images have one dtype
     scaled : whether values become what they mean by the scale and offset of their file, float32, NaN where not valid
-    level : resolution of each pyramid; boxes are in pixels of that level
+    page, series, axes, channels : what of each file is read, as in `open_region`. Channels become bands, a time axis
+        stands behind that of the samples, an axis of slices behind both
+    level : resolution of each pyramid; boxes are in pixels of that level, or with ``coordinates="base"`` of level 0:
+        tiles are then read straight where their box falls on whole pixels of the level, else resampled
+    mpp : micrometres a pixel of the tiles: boxes are in pixels of level 0 (``coordinates="base"``), as
+        ``make_grid(mpp=)`` writes them, and a tile is `size` pixels of that scale from the upper left corner of its
+        box, resampled from the level of its slide that is just fine enough. A box of another extent than that, by more
+        than a pixel, is refused; without `size` it follows from the boxes
+    source_mpp : micrometres a pixel of the images at level 0, where they do not say it, or say it wrongly: a number,
+        (y, x), or the name of a column of the table
+    mask_scale : of masks that are smaller than their image: how many of its pixels at level 0 one of theirs is, such
+        as 16; or ``"mpp"``, where both files say their micrometres. Tiles have the nearest pixel of the mask
     missing : ``"raise"``, or ``"fill"`` to give `fill` for a frame whose image or row is missing (see `valid`); behind
         an address the server is asked for it
     scale_boxes : label columns that are boxes in pixels of the image, four to a box; they become boxes in pixels of
@@ -126,39 +148,16 @@ def open_tiles(
     Returns
     -------
     MultiSourceArray of shape (N, height, width, C), or (N, T, height, width, C) with a list of frames, or
-    (N, depth, height, width, C) of volumes; sample i is the i-th tile of the table
+    (N, depth, height, width, C) of volumes; sample i is the i-th tile of the table. Its ``valid_pixels`` say which
+    pixels are not nodata, NaN, masked, transparent, padding, or of a missing frame
 
     Raises
     ------
     ManifestError : the table is damaged or contradicts itself, an image is missing or lies outside `image_dir`
     RegionError : the first image cannot be opened
     """
-    asked = Asked(
-        frames=frames,
-        path=path,
-        target=target,
-        tabular=tabular,
-        masks=masks,
-        coordinates=coordinates,
-        boxes_crs=boxes_crs,
-        size=size,
-        resample=resample,
-        pad=pad,
-        fill=fill,
-        mask_fill=mask_fill,
-        bands=bands,
-        gray=gray,
-        dtype=dtype,
-        scaled=scaled,
-        level=level,
-        missing=missing,
-        scale_boxes=scale_boxes,
-        box_format=box_format,
-        classes=classes,
-        where=where,
-        follow_symlinks=follow_symlinks,
-        verify=verify,
-    )
+    given = locals()
+    asked = Asked(**{option.name: given[option.name] for option in fields(Asked)})
     table = asked.read(manifest)
     return tiles_of(table, folder_of(manifest) if image_dir is None else image_dir, asked)
 
@@ -298,32 +297,32 @@ def tiles_of(table: pd.DataFrame, image_dir: Any, asked: Asked, opener: Any = op
         )
         return _volumes_of(table, image_dir, asked)
     rows = wanted.samples(table, asked.where)
-    images = partial(
-        Images.of,
-        table,
-        rows,
-        image_dir=image_dir,
-        opener=partial(opener, level=asked.level),
-        follow_symlinks=asked.follow_symlinks,
-    )
-    found = images(asked.path or default_template(table), frames=wanted, missing=asked.missing)
+    images = partial(Images.of, table, rows, image_dir=image_dir, follow_symlinks=asked.follow_symlinks)
+    how: dict[str, Any] = {
+        "opener": partial(opener, **asked.opening),
+        "missing": asked.missing,
+        "mpp": asked.source_mpp,
+    }
+    found = images(asked.path or default_template(table), frames=wanted, **how)
     found.verify(asked.verify, image_dir)
     firsts = found.first()
-    if "xmin" not in table and firsts[0].lead:
+    if "xmin" not in table and firsts[0].lead and not asked.has_axes:
         _refuse_for_volumes(asked, f"{firsts[0].path} is a volume")
         return _volumes_of(table, image_dir, asked)
     table = table if len(rows) == len(table) else table.iloc[rows].reset_index(drop=True)
     windows = _boxes_of(table, asked)
     form = form_of(firsts, found.first_row(), windows, table, asked)
+    if wanted.timed and "T" in form.layout.letters:
+        raise ManifestError(f"frames={list(wanted.labels or ())}: the images have a time axis of their own")
     masked = None
     if asked.masks is not None:
         if not isinstance(asked.masks, str):
             raise ManifestError("masks= is a path template, such as 'masks/{region_id}.tif'; of volumes also a mapping")
-        masked = images(asked.masks, frames=Frames(None, False))
+        masked = images(asked.masks, frames=Frames(None, False), opener=partial(opener, **asked.mask_opening))
     groups = found.groups(masked)
 
     def assembled(part: Images, form: TileForm, *, timed: bool) -> MultiSourceArray:
-        made = partial(RegionTiles, form=form, timed=timed, on_ground=asked.coordinates == "map")
+        made = partial(RegionTiles, form=form, timed=timed, units=asked.units)
         return _assembled(table, windows, part, groups, made)
 
     array = assembled(found, form, timed=wanted.timed)
@@ -345,8 +344,10 @@ def _refuse_for_volumes(asked: Asked, why: str) -> None:
     """Refuse what is asked for and says nothing about volumes."""
     flat = {"frames": Frames.of(asked.frames).timed, "missing": asked.missing == "fill"}
     flat |= {name: getattr(asked, name) for name in ("size", "gray", "dtype", "scaled", "level", "scale_boxes")}
+    flat |= {name: getattr(asked, name) is not None for name in ("mpp", "source_mpp", "mask_scale")}
     flat |= {name: bool(np.any(getattr(asked, name))) for name in ("fill", "mask_fill")}
     flat |= {"coordinates": asked.coordinates != "pixels", "path": not isinstance(asked.path, str | None)}
+    flat |= {name: getattr(asked, name) is not None for name in ("page", "series", "axes", "channels", "mask_axes")}
     if wrong := [name for name, value in flat.items() if value]:
         raise ManifestError(f"{why}; {wrong[0]}={getattr(asked, wrong[0])!r} is for images")
 
@@ -388,7 +389,10 @@ def _volumes_of(
     def assembled(part: Images, context: int | None, sampling: Sampling | None) -> MultiSourceArray:
         (first,) = part.first()
         if len(first.shape) not in (3, 4):
-            raise ManifestError(f"a volume is (Z, H, W) or (Z, H, W, S); the first is {tuple(first.shape)}")
+            raise ManifestError(
+                f"a volume is (Z, H, W) or (Z, H, W, S); the first is {tuple(first.shape)}; "
+                'of a TIFF, open_region(path, page="all") takes all pages'
+            )
         whole = np.tile([0, 0, 0, *first.shape[:3]], (len(table), 1)) if windows is None else None
         if sampling is not None and np.dtype(first.dtype).kind not in "uif" and sampling.method != "nearest":
             raise ManifestError(

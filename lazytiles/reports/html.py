@@ -59,6 +59,7 @@ def preview_page(
     target: str = "target",
     bands: Sequence[int] | None = None,
     boxes_crs: str | None = None,
+    level: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> str:
     """One page with an index of regions, each with its tiles drawn over it; hover says which tile.
@@ -71,6 +72,7 @@ def preview_page(
     target : the column that colours the tiles
     bands : which bands are shown, three or one
     boxes_crs : of boxes in map units, where it is not that of the images
+    level : of the images, whose pixels boxes count
     progress : called with regions done and regions in all
 
     Returns
@@ -84,7 +86,9 @@ def preview_page(
     for k, (region, rows) in enumerate(shown):
         name = escape(str(region), quote=True)
         links.append(f'<a href="#region-{k}" data-region="{name}">{name}</a>')
-        frames = "".join(_frames(table, np.asarray(rows), codes, images, target, each.__getitem__, bands, boxes_crs))
+        how: dict[str, Any] = {"target": target, "colour": each.__getitem__, "bands": bands}
+        drawn = _frames(table, np.asarray(rows), codes, images, **how, boxes_crs=boxes_crs, level=level)
+        frames = "".join(drawn)
         count = table["tile_id"].iloc[rows].nunique()
         cards.append(
             f'<section class="card" id="region-{k}" data-region="{name}"><h2>{name}</h2>{frames}'
@@ -128,13 +132,14 @@ def _frames(
     colour: Callable[[int], str],
     bands: Sequence[int] | None,
     boxes_crs: str | None,
+    level: int,
 ) -> Iterator[str]:
     """Each image of a region with the tiles of its rows over it."""
     for code in dict.fromkeys(codes[rows][codes[rows] >= 0].tolist()):
         mine = rows[codes[rows] == code]
         label = str(table["label_id"].iloc[mine[0]]) if "label_id" in table else ""
         try:
-            region = open_region(images[code])
+            region = open_region(images[code], level=level)
             small = thumbnail(region)
             assert small is not None
             picture = png(stretched(small, bands=bands))
@@ -224,8 +229,8 @@ def _worst(report: Report) -> str:
     rows = list(dict.fromkeys(row for numbers in report.problems.rows.values() for row in numbers))
     for row in [row for row in rows if report.paths[row] >= 0][:_MOST_WORST]:
         code = int(report.paths[row])
-        drawn = partial(_frames, target="target", colour=lambda _: "#ff3333", bands=None, boxes_crs=report.boxes_crs)
-        frames = "".join(drawn(table, np.array([row]), report.paths, report.images))
+        drawn = partial(_frames, target="target", colour=lambda _: "#ff3333", bands=None, level=report.level)
+        frames = "".join(drawn(table, np.array([row]), report.paths, report.images, boxes_crs=report.boxes_crs))
         kinds = [kind for kind, numbers in report.problems.rows.items() if row in numbers]
         cards.append(
             f'<section class="card"><h2>{escape(report.problems.where(row))}: {escape(", ".join(kinds))}</h2>{frames}'

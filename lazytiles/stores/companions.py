@@ -70,7 +70,7 @@ def windows_in(source: Any, indices: Int64s) -> tuple[tuple[int, ...], Int64s] |
         if first is None:  # no frame of it is there: it is as large as its tiles need it
             windows = np.tile([0, 0, *source.form.size], (len(windows), 1)) if source.whole else windows
             return tuple(windows[:, 2:].max(axis=0).tolist()), windows[indices]
-        space, windows = first.shape[:2], source.windows  # those of whole images are known now
+        space, windows, _ = source.grid()  # those of whole images are known now
     return tuple(space), windows[indices]
 
 
@@ -80,10 +80,11 @@ def ground_of(source: Any) -> Ground:
         return source.ground
     if isinstance(source, VolumeTiles):
         return Ground.of(next(iter(getattr(source.volume(), "pages", ())), None))
-    if not isinstance(source, RegionTiles):
+    if not isinstance(source, RegionTiles) or source.base() is None:
         return Ground()
-    own = source.last_page()  # of masks, which lie on the grid of their image
-    return replace(Ground.of(source.base()), nodata=None if own is None else own.nodata)
+    ground, page, (_, _, scale) = Ground.of(source.base()), source.last_page(), source.grid()
+    ground = ground if scale == (1, 1) else ground.shifted(0, 0, scale)
+    return replace(ground, nodata=None if page is None else page.nodata)
 
 
 def region_name(source: Any, number: int) -> Any:

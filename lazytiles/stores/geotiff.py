@@ -6,6 +6,7 @@ tifffile read them as levels, which SubIFDs are not for all of these.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
@@ -111,6 +112,7 @@ class Pyramid:
         self._places: list[tuple[int, int]] = []
         # Tiles are multiples of 16 (TIFF 6.0, section 15); of a small image there is one.
         self._tile = tuple(min(TILE, -(-n // 16) * 16) for n in shape[is_volume : is_volume + 2])
+        self._tile_bytes = math.prod((*self._tile, *shape[is_volume + 2 :])) * self.dtype.itemsize
         self._held = np.empty((0 if is_volume else self._tile[0], *shape[1:]), self.dtype)
         self._count = 0
         self._below: Pyramid | None = None
@@ -146,14 +148,15 @@ class Pyramid:
         for y in range(0, page.shape[0], height):
             for x in range(0, page.shape[1], width):
                 part = page[y : y + height, x : x + width]
-                tile = np.zeros((height, width, *page.shape[2:]), self.dtype)
+                buffer = bytearray(self._tile_bytes)
+                tile = np.frombuffer(buffer, self.dtype).reshape(height, width, *page.shape[2:])
                 tile[: part.shape[0], : part.shape[1]] = part
                 if self._predicts:
                     tile[:, 1:] -= tile[:, :-1]
-                packed = deflate_encode(tile.tobytes(), 1)
+                packed = deflate_encode(buffer, 1)
                 self._places.append((self._spool.seek(0, 2), len(packed)))
                 self._spool.write(packed)
-                del tile, packed
+                del tile, buffer, packed
                 if small is not None:
                     small[:, x // 2 : (x + width) // 2] = halved(part, nodata)
         if self._below is not None and small is not None:

