@@ -299,3 +299,12 @@ def levels_of(key: FileKey, asked: Asked) -> tuple[tuple[Level, ...], dict[str, 
             return known.levels(series), known.associated
         number = _number_of(key, tiff, asked.page, known)
         return known.levels(*known.holder(number)), known.associated
+
+
+def images_beside(key: FileKey, asked: Asked) -> int:
+    """How many images of one shape the series has that an image is one of, itself counted; 1 of what is no TIFF."""
+    if asked.is_array or group_of(key) is not None or other_pages(key, asked.inner, asked.page, asked.axes) is not None:
+        return 1
+    with parsed(key) as tiff:
+        known = catalog(Directories(key, tiff))
+        return math.prod(known.holder(_number_of(key, tiff, asked.page, known))[0].lead)
