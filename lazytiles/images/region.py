@@ -21,8 +21,9 @@ from lazytiles.images.containers import identify
 from lazytiles.images.files import FileKey, pool
 from lazytiles.images.georeference import Bounds
 from lazytiles.images.layouts.levels import Level, is_page_name
-from lazytiles.images.layouts.opening import Planes, images_beside, levels_of, open_pages
+from lazytiles.images.layouts.opening import images_beside, levels_of, open_pages
 from lazytiles.images.page import Asked, Page
+from lazytiles.images.pictures import Planes
 from lazytiles.images.plan import Plan, Windows, planned
 from lazytiles.images.reader import read_windows
 from lazytiles.images.validity import Valid, scaled
