@@ -132,12 +132,13 @@ def made(form: TileForm, whole: Whole, pixels: NDArray[Any], bands: tuple[int, .
         pixels, valid = step(form, pixels, valid)
     if not is_resized:
         return pixels
-    (pixels, valid, inside), box = _turned(whole, pixels, valid, _inside(whole))
+    is_outside = is_mixing and bool(whole.places) and form.pad in (None, "constant")
+    (pixels, valid, inside), box = _turned(whole, pixels, valid, _inside(whole) if is_outside else None)
     if not is_mixing:
         return resize(pixels, form.size, method, box=box)
     empty = np.nan if form.scaled or (page.nodata is None and pixels.dtype.kind == "f") else page.nodata
     tile = resize(pixels, form.size, method, box=box, valid=valid, empty=0 if empty is None else empty)
-    if whole.places and form.pad in (None, "constant"):
+    if is_outside:
         outside = ~resize(inside, form.size, "nearest", box=box)
         tile = np.where(outside, np.asarray(fill, tile.dtype), tile)
     return tile

@@ -31,6 +31,7 @@ from lazytiles.images.pictures import (
     picture_format,
     picture_pages,
     plain_dtype,
+    planes_of,
     split_name,
     split_shape,
 )
@@ -485,14 +486,13 @@ def _chunked(
     segment = (min(chunks[form.before], height), min(chunks[form.before + 1], width))
     depths = chunks[: form.before]
 
-    def page(place: tuple[int, ...], number: str) -> Page:
-        slices = tuple(zip(place[: form.before], depths, strict=True))
+    def page(k: int) -> Page:
+        slices = tuple(zip(form.index(k)[: form.before], depths, strict=True))
         codec = Chunks(key, inner, slices, form.inner, segment, dtype)
-        at, has_samples = f"{name}{number}", form.has_samples
+        at, has_samples = f"{name}{form.place(k)}", form.has_samples
         return one_page(key, at, form.inner, dtype, codec=codec, samples_axis=has_samples, segment=segment, size=1)
 
     # Chunks that are too large with all their slices are refused as large ones of one slice are.
     deep = (segment[0] * math.prod(depths), segment[1])
     one_page(key, f"{key.path}{name}", form.inner, dtype, codec=None, samples_axis=False, segment=deep, size=1)
-    pages = [page(place, number) for place, number in zip(np.ndindex(*form.lead), form.places(), strict=True)]
-    return pages, form.axes, form.lead
+    return planes_of(form.count, page), form.axes, form.lead

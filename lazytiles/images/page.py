@@ -57,7 +57,7 @@ class Asked:
     channels : numbers and names, or None: all
     level : which resolution
     mpp : (y, x) of full resolution, by hand
-    fill : what missing segments hold where the file has no nodata, or None: 0
+    fill : what missing segments hold where the file has no nodata
     """
 
     inner: str | None = None
@@ -400,12 +400,10 @@ def _dimensions(where: str, page: tifffile.TiffPage) -> tuple[int, int, int]:
 
 def _refuse_colours(where: str, page: tifffile.TiffPage) -> None:
     """Refuse samples that are neither gray nor red, green and blue, and that no codec converts."""
-    if page.compression == 33003 or (page.photometric == 6 and page.compression not in JPEG):
-        what = "Y, Cb and Cr, and not as JPEG"
-    elif page.photometric in (8, 9, 10):
-        what = "L, a and b"
-    else:
+    is_ycbcr = page.compression == 33003 or (page.photometric == 6 and page.compression not in JPEG)
+    if not is_ycbcr and page.photometric not in (8, 9, 10):
         return
+    what = "Y, Cb and Cr, and not as JPEG" if is_ycbcr else "L, a and b"
     raise RegionError(
         f"{where}: stores {what} (PhotometricInterpretation {int(page.photometric)}, compression "
         f"{int(page.compression)}), which would pass for red, green and blue; refused: convert it to RGB"

@@ -6,7 +6,7 @@ import io
 import math
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -37,10 +37,42 @@ _MARKS = (
 PICTURES = (*dict.fromkeys(name for _, name in _MARKS), "WEBP")
 _HEAD = 65536
 MOST_IMAGES = 2**20
+_MANY = 1024  # pages that are made one by one
 _LAST_AXIS = 16  # a last axis of at most this is samples, a longer one is columns
 
-Pages = tuple[list[Page], str, tuple[int, ...]]
+Pages = tuple[Sequence[Page], str, tuple[int, ...]]
 """The pages of a region in C order over its leading axes, the letters of these axes, and their lengths."""
+
+
+class Planes(Sequence[Page]):
+    """The pages of a long stack, each made when it is first wanted.
+
+    Parameters
+    ----------
+    count : how many
+    make : gives a page by its number
+    """
+
+    def __init__(self, count: int, make: Callable[[int], Page]) -> None:
+        self._count, self._make = count, make
+        self._made: dict[int, Page] = {}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, k: Any) -> Any:
+        if isinstance(k, slice):
+            return [self[j] for j in range(*k.indices(self._count))]
+        if not -self._count <= k < self._count:
+            raise IndexError(k)
+        k %= self._count
+        page = self._made.get(k)
+        return self._made.setdefault(k, self._make(k)) if page is None else page
+
+
+def planes_of(count: int, make: Callable[[int], Page]) -> Sequence[Page]:
+    """The pages of a stack; few are made at once, so that what is wrong with them is known at once."""
+    return Planes(count, make) if count > _MANY else [make(k) for k in range(count)]
 
 
 def picture_format(head: bytes) -> str | None:
@@ -86,20 +118,13 @@ def pages_of_array(
     form = split_shape(f"{key.path} {number}".rstrip(), shape, axes)
     page_bytes = math.prod(form.inner) * dtype.itemsize
     check_room(key, form.count * page_bytes, offset)
-    pages = [
-        one_page(
-            key,
-            f"{number}{place}",
-            form.inner,
-            dtype,
-            codec=_Plain(),
-            samples_axis=form.has_samples,
-            raw=offset + k * page_bytes,
-            stored=stored,
-        )
-        for k, place in enumerate(form.places())
-    ]
-    return pages, form.axes, form.lead
+
+    def page(k: int) -> Page:
+        at, raw, plain = f"{number}{form.place(k)}", offset + k * page_bytes, _Plain()
+        has_samples = form.has_samples
+        return one_page(key, at, form.inner, dtype, codec=plain, samples_axis=has_samples, raw=raw, stored=stored)
+
+    return planes_of(form.count, page), form.axes, form.lead
 
 
 def is_stack(shape: Sequence[int]) -> bool:
@@ -134,9 +159,13 @@ class Form:
         """Images in the array."""
         return math.prod(self.lead)
 
-    def places(self) -> list[str]:
-        """For messages, the index of each image."""
-        return [f"[{', '.join(map(str, place))}]" if place else "" for place in np.ndindex(*self.lead)]
+    def index(self, k: int) -> tuple[int, ...]:
+        """The place of the k-th image."""
+        return tuple(int(n) for n in np.unravel_index(k, self.lead)) if self.lead else ()
+
+    def place(self, k: int) -> str:
+        """The same for messages."""
+        return f"[{', '.join(map(str, self.index(k)))}]" if self.lead else ""
 
 
 def split_shape(where: str, shape: Sequence[int], axes: str | None = None) -> Form:

@@ -220,6 +220,7 @@ def _by_crew(
 
 def _from_afar(plan: Plan, jobs: Jobs, progress: _Progress, threads: int) -> Iterator[Arrived]:
     """The same with files behind addresses: what a portion of the plan needs is fetched first, in one go."""
+    yield from progress.arrivals(lambda: True)  # batches of windows without a pixel are complete
     raw = plan.raw.tolist()
     pages, boxes = plan.windows.pages, plan.windows.boxes.tolist()
     slices = [row_ranges(pages[plan.windows.page[number]], boxes[number]) for number in raw]

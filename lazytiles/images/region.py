@@ -21,8 +21,9 @@ from lazytiles.images.containers import identify
 from lazytiles.images.files import FileKey, pool
 from lazytiles.images.georeference import Bounds
 from lazytiles.images.layouts.levels import Level, is_page_name
-from lazytiles.images.layouts.opening import Planes, levels_of, open_pages
+from lazytiles.images.layouts.opening import images_beside, levels_of, open_pages
 from lazytiles.images.page import Asked, Page
+from lazytiles.images.pictures import Planes
 from lazytiles.images.plan import Plan, Windows, planned
 from lazytiles.images.reader import read_windows
 from lazytiles.images.validity import Valid, scaled
@@ -105,6 +106,11 @@ class Region(LazyArray):
     def associated(self) -> dict[str, int]:
         """Page numbers of the other images of the file by their names, which `open_region(path, page=name)` opens."""
         return dict(self._catalog()[1])
+
+    @property
+    def in_series(self) -> int:
+        """How many images of one shape the series of its file has that this one is of; 1 where all are read."""
+        return images_beside(*self._reopen) if self._reopen else 1
 
     @property
     def level(self) -> int:

@@ -110,6 +110,8 @@ class Asked:
         given: dict[str, Any] = {"page": self.page, "series": self.series, "axes": self.axes}
         given["channels"] = None if self.channels is None else tuple(self.channels)
         given["mpp"] = None if isinstance(self.source_mpp, str) else self.source_mpp
+        is_plain = np.ndim(self.fill) == 0 and not self.scaled and self.dtype is None
+        given["fill"] = self.fill if is_plain and self.fill != 0 else None
         return {"level": self.level, **{name: value for name, value in given.items() if value is not None}}
 
     @property

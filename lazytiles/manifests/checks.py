@@ -324,6 +324,7 @@ class _Checkup:
             if digest and name in images.names():
                 report.digests[split_name(name)[0]] = digest
             self.tell("looking at images", done + 1, len(names))
+        self._note_pages(images)
         for number in range(images.parts):
             own = [name for name in images.names(number) if name in self.regions]
             bad |= self._check_alike({name: self.regions[name] for name in own}, first)
@@ -349,6 +350,22 @@ class _Checkup:
                 for name, row in zip(paths, least.tolist(), strict=True):
                     first[name] = min(row, first.get(name, row))
         return first
+
+    def _note_pages(self, images: Images) -> None:
+        """Files of several images of one shape, of which one is read because nothing is said."""
+        if self.asked.page is not None or self.asked.has_axes:
+            return
+        held: dict[int, list[str]] = {}
+        for name in images.names():
+            with suppress(LazyTilesError):  # what is wrong with a file is noted where it is opened
+                if name in self.regions and (count := self.regions[name].in_series) > 1:
+                    held.setdefault(count, []).append(name)
+        for count, names in held.items():
+            one = self.regions[names[0]].pages[0].number
+            have = f"{len(names)} files hold" if len(names) > 1 else "1 file holds"
+            said = f"{have} {count} images of one shape, such as {names[0]}; page {one} is read: "
+            said += "pass channels= or axes= to read them all, or page= to say which"
+            self.report.warnings.add("other pages", said)
 
     def _check_alike(self, regions: dict[str, Region], first: dict[str, int]) -> set[str]:
         """Images of one training set have one dtype, and bands unless some are chosen; codecs may differ, at a cost."""

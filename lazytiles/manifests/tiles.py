@@ -110,7 +110,8 @@ def open_tiles(
     pad : NumPy's ``"constant"``, ``"edge"``, ``"reflect"``, ``"symmetric"`` or ``"wrap"`` for windows that leave
         their region; None refuses them. NumPy's ``"maximum"``, ``"mean"``, ``"median"``, ``"minimum"`` and
         ``"linear_ramp"`` read the whole lines of the region that such a window crosses
-    fill : what padding by ``"constant"`` and missing frames hold: one value, or one a band
+    fill : what padding by ``"constant"`` and missing frames hold: one value, or one a band. One value also stands for
+        segments that a file leaves out, such as 255 for the white of a slide, unless the file has a nodata value
     mask_fill : the same for masks, such as 255
     bands : which samples of the images, in this order (of several files they are numbered through); or ``"rgb"``: red,
         green and blue of images of one, three or four bands, gray ones repeated and opacity left out

@@ -270,3 +270,30 @@ def test_whole_images_of_several_files(tmp_path):
     assert (tiles[0, ..., 1] == files[2].repeat(2, 0).repeat(2, 1)).all()
     small = lt.open_tiles(table, tmp_path, path=path, resample="nearest", size=(60, 60))
     assert (small[0, ..., 1] == files[2]).all()
+
+
+@pytest.mark.leaks("fsspec keeps its thread")
+def test_files_behind_addresses(tmp_path):
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    table, _ = two_years(tmp_path)
+    bands_of_a_scene(tmp_path)
+    for path in tmp_path.rglob("*.tif"):
+        memory.pipe(f"/grids/{path.relative_to(tmp_path)}", path.read_bytes())
+    options: list[tuple[pd.DataFrame, dict[str, Any]]] = [
+        (table, {"frames": [2017, 2018], "coordinates": "map"}),
+        (table_of([(0, 0, 24, 24), (48, 24, 72, 48)]), {"path": [f"{{region_id}}_{k}.tif" for k in (10, 20, 60)]}),
+    ]
+    for rows, how in options:
+        here, there = (lt.open_tiles(rows, folder, **how) for folder in (tmp_path, "memory://grids"))
+        assert (there[:] == here[:]).all()
+        assert there.valid_pixels[:].all()
+        assert (there.to_dask().compute() == here[:]).all()
+
+
+def test_workers_that_decode(tmp_path):
+    bands_of_a_scene(tmp_path)
+    tiles = lt.open_tiles(
+        table_of([(0, 0, 24, 24), (48, 24, 72, 48)]), tmp_path, path=[f"{{region_id}}_{k}.tif" for k in (10, 20, 60)]
+    )
+    rows = np.array([0, 1] * 40)
+    assert (tiles.take(rows, readers=2) == tiles.take(rows, readers=0)).all()

@@ -763,7 +763,7 @@ def test_levels_of_a_pyramid(tmp_path):
     [
         ({"size": 7}, r"size is \(height, width\)"),
         ({"size": (3,)}, r"size is \(height, width\)"),
-        ({"size": 3}, r"size is \(height, width\) in pixels, not 3"),
+        ({"size": 3}, r"size is \(height, width\) in pixels, such as \(64, 64\), not 3"),
         ({"size": (True, 3)}, r"size is \(height, width\)"),
         ({"size": (0, 3)}, r"size is \(height, width\)"),
         ({"size": (2, 2), "resample": "cubic"}, r"resample must be one of 'nearest', 'bilinear', 'bicubic', 'area'"),

@@ -137,8 +137,20 @@ def test_fills(tmp_path):
     assert lt.open_tiles(table_of([(-4, 0, 4, 8)]), tmp_path, bands=[1], pad="constant", fill=[3])[0, 0, 0] == 3
     with pytest.raises(ValueError, match="one for each of the 2 bands, that uint8 can hold"):
         lt.open_tiles(table_of([(0, 0, 8, 8)]), tmp_path, fill=[1, 2, 3])
-    with pytest.raises(ValueError, match="that uint8 can hold"):
+    with pytest.raises(lt.RegionError, match=r"r\.tif.*uint8 samples cannot hold fill=-1"):
         lt.open_tiles(table_of([(0, 0, 8, 8)]), tmp_path, fill=-1)
+
+
+@pytest.mark.parametrize("nodata", [None, 7])
+def test_one_fill_stands_for_what_a_file_leaves_out_unless_it_has_nodata(nodata, tmp_path):
+    profile = {"driver": "GTiff", "height": 64, "width": 64, "count": 3, "dtype": "uint8", "nodata": nodata}
+    profile |= {"tiled": True, "blockxsize": 32, "blockysize": 32, "interleave": "pixel", "sparse_ok": True}
+    profile |= {"crs": "EPSG:32633", "transform": NORTH_UP}
+    with rasterio.open(tmp_path / "r.tif", "w", **profile) as file:
+        file.write(np.full((3, 32, 32), 5, np.uint8), window=((0, 32), (0, 32)))
+    tiles = lt.open_tiles(table_of([(0, 0, 64, 64)]), tmp_path, fill=255)
+    assert np.unique(tiles[0, :32, :32]).tolist() == [5]
+    assert np.unique(tiles[0, 32:]).tolist() == [255 if nodata is None else nodata]
 
 
 def test_scaled(tmp_path):

@@ -8,8 +8,8 @@ from xml.parsers import expat
 
 from lazytiles.errors import RegionError
 
-MOST_XML = 64 * 2**20  # characters
-MOST_ELEMENTS = 2**22
+MOST_XML = 48 * 2**20  # characters
+MOST_ELEMENTS = 2**20
 _STEP = 2**16
 
 Element = tuple[str, dict[str, str], str]

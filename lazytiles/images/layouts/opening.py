@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -20,10 +20,9 @@ from lazytiles.images.layouts.multiscale import group_of, multiscale
 from lazytiles.images.layouts.scales import Spacing, mpp_of
 from lazytiles.images.layouts.series import Series
 from lazytiles.images.page import Asked, Page, facts, page_at, parsed, stacked_plane
-from lazytiles.images.pictures import split_shape
+from lazytiles.images.pictures import planes_of, split_shape
 
 _NOTHING: Spacing = (None, None, None)
-_MANY = 1024
 _KEPT = 4  # stacks whose pages a worker process keeps, by one of which another is found
 
 
@@ -48,37 +47,6 @@ class Opened:
     channels: tuple[str, ...] = ()
 
 
-class Planes(Sequence[Page]):
-    """The pages of a long stack, each made when it is first wanted.
-
-    Parameters
-    ----------
-    count : how many
-    make : gives a page by its number
-    """
-
-    def __init__(self, count: int, make: Callable[[int], Page]) -> None:
-        self._count, self._make = count, make
-        self._made: dict[int, Page] = {}
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, k: Any) -> Any:
-        if isinstance(k, slice):
-            return [self[j] for j in range(*k.indices(self._count))]
-        if not -self._count <= k < self._count:
-            raise IndexError(k)
-        k %= self._count
-        page = self._made.get(k)
-        return self._made.setdefault(k, self._make(k)) if page is None else page
-
-
-def _planes(count: int, make: Callable[[int], Page]) -> Sequence[Page]:
-    """The pages of a stack; few are made at once, so that what is wrong with them is known at once."""
-    return Planes(count, make) if count > _MANY else [make(k) for k in range(count)]
-
-
 def open_pages(key: FileKey, asked: Asked) -> Opened:
     """The pages that a region is made of.
 
@@ -97,7 +65,7 @@ def open_pages(key: FileKey, asked: Asked) -> Opened:
         fill = page.fill if asked.fill is None or page.nodata is not None else _fill(page, asked.fill)
         return replace(page, mpp=mpp, fill=fill, origin=(asked, k) if page.origin is None else page.origin)
 
-    return Opened(_planes(len(pages), known), found.axes, found.lead, found.spacing, found.bands, found.channels)
+    return Opened(planes_of(len(pages), known), found.axes, found.lead, found.spacing, found.bands, found.channels)
 
 
 def _fill(page: Page, fill: float) -> Any:
@@ -225,7 +193,7 @@ def _array(key: FileKey, tiff: tifffile.TiffFile, asked: Asked) -> Opened:
         found = found if images == 1 else stacked_plane(found, image, images)
         return found if samples == 1 else found.separate(sample)
 
-    pages = _planes(len(planes) * images * samples, page)
+    pages = planes_of(len(planes) * images * samples, page)
     told = series.spacing if any(series.spacing) else page_spacing(tiff, int(head.number))
     level = known.levels(series)[asked.level]
     axes, lead = _named(key, series, asked.axes, pages[0])
@@ -293,7 +261,7 @@ def _chosen(key: FileKey, found: Opened, asked: Asked) -> Opened:
         return found if places == list(range(count)) else replace(found, bands=tuple(places))
     order = np.arange(len(found.pages)).reshape(found.lead).take(places, axis=at)
     at_places = order.ravel().tolist()
-    pages = _planes(len(at_places), lambda k: found.pages[at_places[k]])
+    pages = planes_of(len(at_places), lambda k: found.pages[at_places[k]])
     kept = tuple(found.channels[k] for k in places) if len(found.channels) == count else ()
     return replace(found, pages=pages, lead=order.shape, channels=kept)
 
@@ -308,9 +276,12 @@ def _from_group(key: FileKey, group: Any, asked: Asked) -> Opened:
     below = Asked(axes=asked.axes or image.axes)
     array = image.arrays[asked.level]
     pages, axes, lead = other_pages(array, None, None, below.axes) or ([], "", ())
-    pages = [replace(page, origin=(below, k)) for k, page in enumerate(pages)]
+
+    def page(k: int) -> Page:
+        return replace(pages[k], origin=(below, k))
+
     spacing = _by_hand(image.spacing, asked, image.levels[asked.level].downsample)
-    return Opened(pages, axes, lead, spacing, channels=image.channels)
+    return Opened(planes_of(len(pages), page), axes, lead, spacing, channels=image.channels)
 
 
 def levels_of(key: FileKey, asked: Asked) -> tuple[tuple[Level, ...], dict[str, int]]:
@@ -328,3 +299,12 @@ def levels_of(key: FileKey, asked: Asked) -> tuple[tuple[Level, ...], dict[str, 
             return known.levels(series), known.associated
         number = _number_of(key, tiff, asked.page, known)
         return known.levels(*known.holder(number)), known.associated
+
+
+def images_beside(key: FileKey, asked: Asked) -> int:
+    """How many images of one shape the series has that an image is one of, itself counted; 1 of what is no TIFF."""
+    if asked.is_array or group_of(key) is not None or other_pages(key, asked.inner, asked.page, asked.axes) is not None:
+        return 1
+    with parsed(key) as tiff:
+        known = catalog(Directories(key, tiff))
+        return math.prod(known.holder(_number_of(key, tiff, asked.page, known))[0].lead)

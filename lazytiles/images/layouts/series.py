@@ -22,6 +22,7 @@ from lazytiles.images.layouts.documents import elements
 from lazytiles.images.layouts.scales import Spacing, imagej_spacing, length
 
 _PLAIN_LETTERS = "RQP"
+_MOST_TIFFDATA, _MOST_IMAGES, _MOST_PLANES = 2**18, 2**14, 2**20  # of one document
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,7 +72,10 @@ def series_of(found: Directories, leaves: Sequence[Leaf]) -> list[Series]:
     tiff, full = found.tiff, [leaf for leaf in leaves if not (leaf.is_reduced or leaf.is_mask)]
     first = leaves[0].model
     if first.is_ome:
-        told = _ome(found, leaves)
+        try:
+            told = _ome(found, leaves)
+        except RegionError as error:  # its pages can be read all the same
+            return [_with_trouble(leaves, str(error).removeprefix(f"{found.key.path}: "))]
         if told:
             return told
     if not full:
@@ -250,13 +254,15 @@ _OME = ("OME", "Image", "Pixels", "Channel", "TiffData", "BinaryOnly")
 def _ome_images(where: str, text: str) -> tuple[list[_OmeImage], str, str]:
     """The images of a document, its own UUID, and the file that holds the document where this one does not."""
     images: list[_OmeImage] = []
-    own = elsewhere = ""
+    own, elsewhere, count = "", "", 0
     for name, told, said in elements(where, text, _OME, ("UUID",)):
         if name == "OME":
             own = told.get("UUID", "")
         elif name == "BinaryOnly":
             elsewhere = told.get("MetadataFile", "another file")
         elif name == "Image":
+            if len(images) >= _MOST_IMAGES:
+                raise RegionError(f"{where}: its OME-XML has more than {_MOST_IMAGES} images")
             images.append(_OmeImage(told.get("Name", "")))
         elif not images:
             continue
@@ -269,6 +275,9 @@ def _ome_images(where: str, text: str) -> tuple[list[_OmeImage], str, str]:
             images[-1].samples = max(images[-1].samples, _size(where, told.get("SamplesPerPixel", "1")))
             images[-1].channels.append(told.get("Name", ""))
         elif name == "TiffData":
+            count += 1
+            if count > _MOST_TIFFDATA:
+                raise RegionError(f"{where}: its OME-XML has more than {_MOST_TIFFDATA} elements TiffData")
             images[-1].data.append((told, "", ""))
         elif images[-1].data:
             images[-1].data[-1] = (images[-1].data[-1][0], said, told.get("FileName", ""))
@@ -303,14 +312,19 @@ def _ome(found: Directories, leaves: Sequence[Leaf]) -> list[Series]:
     if elsewhere:
         said = f"its OME-XML lies in {elsewhere!r}, and files that a file names are never opened"
         return [_with_trouble(leaves, said)]
-    return [_ome_series(found, leaves, image, own) for image in images if image.data or len(images) == 1]
+    series, budget = [], _MOST_PLANES
+    for image in images:
+        if image.data or len(images) == 1:
+            series.append(_ome_series(found, leaves, image, own, budget))
+            budget -= math.prod(series[-1].lead)
+    return series
 
 
 def _with_trouble(leaves: Sequence[Leaf], trouble: str) -> Series:
     return Series("", "P", (len(leaves),), tuple(leaves), trouble=trouble)
 
 
-def _ome_series(found: Directories, leaves: Sequence[Leaf], image: _OmeImage, own: str) -> Series:
+def _ome_series(found: Directories, leaves: Sequence[Leaf], image: _OmeImage, own: str, most: int) -> Series:
     order = image.order[::-1][:3]
     samples = image.samples
     sizes = {**image.sizes, "C": max(1, image.sizes.get("C", 1) // samples)}
@@ -318,8 +332,10 @@ def _ome_series(found: Directories, leaves: Sequence[Leaf], image: _OmeImage, ow
         return _with_trouble(leaves, f"its OME-XML orders its dimensions as {image.order!r:.20}")
     lead = tuple(sizes.get(letter, 1) for letter in order)
     count = math.prod(lead)
-    if count > MOST_PAGES:
-        return _with_trouble(leaves, f"its OME-XML says {count} planes; at most {MOST_PAGES} are read")
+    if count > min(most, MOST_PAGES):
+        return _with_trouble(
+            leaves, f"its OME-XML says {count} planes; at most {max(0, min(most, MOST_PAGES))} are read"
+        )
     places = np.full(count, -1, np.int64)
     files = {file for _, uuid, file in image.data if file and not _is_own(found, uuid, file, own)}
     for told, _, file in image.data or [({}, "", "")]:
@@ -359,7 +375,9 @@ def _place(
         raise RegionError(f"{where}: its OME-XML has a damaged TiffData element: {error}") from error
     if any(not 0 <= k < n for k, n in zip(index, lead, strict=True)):
         return
-    at = int(np.ravel_multi_index(index, lead))
+    at = (index[0] * lead[1] + index[1]) * lead[2] + index[2]
     number = min(number, len(places) - at, pages - first)
-    if first >= 0 and number > 0:
+    if first >= 0 and number == 1:
+        places[at] = first
+    elif first >= 0 and number > 0:
         places[at : at + number] = np.arange(first, first + number)
