@@ -60,13 +60,16 @@ def identify(name: str) -> tuple[FileKey, str | None]:
     """
     path, inner = split_name(name)
     folder = path if inner is None else os.path.join(path, inner)
-    if not os.path.isdir(path):
+    try:
         return pool.identify(path), inner
+    except RegionError:  # asked before whether it is a folder, each file would cost a look more
+        if not os.path.isdir(path):
+            raise
     if inner is not None and not os.path.realpath(folder).startswith(os.path.realpath(path) + os.sep):
         raise RegionError(f"{name}: the array does not lie in {path}")
-    for metadata in dict.fromkeys(_ZARR + GROUPS):
-        if os.path.isfile(os.path.join(folder, metadata)):
-            return pool.identify(os.path.join(folder, metadata)), inner
+    for metadata in (os.path.join(folder, name) for name in dict.fromkeys(_ZARR + GROUPS)):
+        if os.path.isfile(metadata):
+            return pool.identify(metadata), inner
     return pool.identify(folder), inner
 
 
@@ -84,6 +87,8 @@ def other_pages(key: FileKey, inner: str | None, page: int | str | None, axes: s
     RegionError : damaged, or of no kind that is read
     """
     head = pool.read(key, 0, min(key.size, 16))
+    if inner is None and head.startswith((b"II", b"MM")):
+        return None
     if os.path.basename(key.path) in _ZARR:
         array = _open_zarr(key)
         with _readable(key, "Zarr array"):
@@ -98,14 +103,11 @@ def other_pages(key: FileKey, inner: str | None, page: int | str | None, axes: s
     picture = picture_format(head)
     if picture is not None:
         if axes is not None:
-            raise RegionError(
-                f"{key.path}: axes={axes!r} are of arrays and TIFFs; a {picture} file has rows and columns"
-            )
+            said = f"axes={axes!r} are of arrays and TIFFs; a {picture} file has rows and columns"
+            raise RegionError(f"{key.path}: {said}")
         return picture_pages(key, head_of(key), picture, page)
-    if head[:2] not in (b"II", b"MM"):
-        begins = f"begins with {head[:8]!r}" if head else "is empty"
-        raise RegionError(f"{key.path}: {begins}; TIFF, {', '.join(PICTURES)}, .npy, HDF5 and Zarr are read")
-    return None
+    said = f"begins with {head[:8]!r}" if head else "is empty"
+    raise RegionError(f"{key.path}: {said}; TIFF, {', '.join(PICTURES)}, .npy, HDF5 and Zarr are read")
 
 
 def _only(pages: Pages, key: FileKey, page: int | str | None) -> Pages:

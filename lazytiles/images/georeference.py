@@ -25,6 +25,7 @@ _SCALE, _TIES, _MATRIX = 33550, 33922, 34264  # ModelPixelScale, ModelTiepoint, 
 _KEYS, _DOUBLES, _TEXTS = 34735, 34736, 34737  # GeoKeyDirectory and what its keys refer to
 _METADATA, _NODATA = 42112, 42113
 _PLACE = (_SCALE, _TIES, _MATRIX, _KEYS, _DOUBLES, _TEXTS, _METADATA)
+_PLACED = frozenset(_PLACE)
 _TYPES = {2: "S1", 3: "u2", 4: "u4", 11: "f4", 12: "f8"}
 _MOST_BYTES = 2**24  # of a tag
 _MODEL, _RASTER, _GEOGRAPHIC, _PROJECTED = 1024, 1025, 2048, 3072
@@ -117,9 +118,10 @@ _NOWHERE = {byteorder: Place(byteorder) for byteorder in "<>"}  # of most images
 
 def place_of(page: tifffile.TiffPage, level: tifffile.TiffPage | None = None) -> Place:
     """The place of a page, or of a level of the pyramid that it heads."""
-    found = [page.tags[code] for code in _PLACE if code in page.tags]
-    if not found and level is None:
+    codes = page.tags.keys()
+    if level is None and _PLACED.isdisjoint(codes):
         return _NOWHERE[page.parent.byteorder]
+    found = [page.tags[code] for code in _PLACE if code in codes]
     tags = tuple((tag.code, int(tag.dtype), tag.count, tag.valueoffset) for tag in found)
     scale = (1.0, 1.0)
     if level is not None:

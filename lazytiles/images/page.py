@@ -82,7 +82,7 @@ class Page:
     Parameters
     ----------
     file : identity of the file
-    number : which page of the file, for messages, such as ``"0"`` or ``"0 level 2"``
+    number : which page, for messages, such as ``"0"`` or ``"0 level 2"``
     shape : (height, width, samples), pixels
     dtype : of one decoded sample, native byte order
     segment : (height, width), pixels, of a whole segment
@@ -302,9 +302,8 @@ def facts(
     _refuse_colours(where, page)
     dtype = _sample_type(where, page)
     planes = shape[2] if page.planarconfig == 2 else 1
-    segment = (
-        (page.tilelength, page.tilewidth) if page.is_tiled else (min(page.rowsperstrip or shape[0], shape[0]), shape[1])
-    )
+    strip = min(page.rowsperstrip or shape[0], shape[0]), shape[1]
+    segment = (page.tilelength, page.tilewidth) if page.is_tiled else strip
     if min(segment) < 1 or max(segment) >= 2**31:
         raise RegionError(f"{where}: segments of {segment[0]} x {segment[1]} pixels make no sense")
     expected = planes * -(-shape[0] // segment[0]) * -(-shape[1] // segment[1])
@@ -324,7 +323,7 @@ def facts(
         counts=counts,
         fill=0 if nodata is None else nodata,
         codec=codec_of(page, dtype, nodata),
-        raw_offsets=None,
+        raw_offsets=_raw_offsets(page, shape, segment, planes, dtype, (offsets, counts)),
         stored_dtype=dtype.newbyteorder(page.parent.byteorder),
         samples_axis=len(page.shape) == 3,
         palette=page.photometric == 3,
@@ -335,7 +334,7 @@ def facts(
         mpp=mpp,
         origin=origin,
     )
-    return _bounded(where, found, _raw_offsets(page, found))
+    return _bounded(found)
 
 
 def twin_page(page: Page, tags: tifffile.TiffPage, number: str, offsets: Sequence[int], counts: Sequence[int]) -> Page:
@@ -348,10 +347,10 @@ def twin_page(page: Page, tags: tifffile.TiffPage, number: str, offsets: Sequenc
     offsets, counts : its tables as they are stored
     """
     expected = page.planes * page.grid[0] * page.grid[1]
-    where = f"{page.file.path} page {number}"
-    tables = _tables(where, tags, (offsets, counts), expected, page.segment, page.shape, page.planes)
-    twin = replace(page, number=number, offsets=tables[0], counts=tables[1], raw_offsets=None)
-    return _bounded(where, twin, _raw_offsets(tags, twin))
+    where, stored = f"{page.file.path} page {number}", (offsets, counts)
+    tables = _tables(where, tags, stored, expected, page.segment, page.shape, page.planes)
+    raw = _raw_offsets(tags, page.shape, page.segment, page.planes, page.dtype, tables)
+    return _bounded(replace(page, number=number, offsets=tables[0], counts=tables[1], raw_offsets=raw))
 
 
 def _alpha(page: tifffile.TiffPage, dtype: np.dtype[Any]) -> int | None:
@@ -372,14 +371,13 @@ def stacked_plane(page: Page, k: int, count: int) -> Page:
     return replace(page, number=f"{page.number} plane {k}", raw_offsets=start)
 
 
-def _bounded(where: str, page: Page, raw: tuple[int, ...] | None) -> Page:
-    """The page, uncompressed where its planes begin at `raw`; else with segments that may be decoded."""
-    if raw is None and page.segment_bytes > settings().max_segment_bytes:
-        raise LimitError(
-            f"{where}: one segment is {page.segment_bytes} bytes decoded, max_segment_bytes is "
-            f"{settings().max_segment_bytes}; raise it with lazytiles.configure(max_segment_bytes=...)"
-        )
-    return page if raw is None else replace(page, raw_offsets=raw)
+def _bounded(page: Page) -> Page:
+    """The page, whose segments are not too large to be decoded; those of uncompressed planes never are."""
+    most = settings().max_segment_bytes
+    if page.raw_offsets is None and page.segment_bytes > most:
+        said = f"one segment is {page.segment_bytes} bytes decoded, max_segment_bytes is {most}"
+        raise LimitError(f"{page}: {said}; raise it with lazytiles.configure(max_segment_bytes=...)")
+    return page
 
 
 def _dimensions(where: str, page: tifffile.TiffPage) -> tuple[int, int, int]:
@@ -437,9 +435,8 @@ def _tables(
     planes: int,
 ) -> tuple[Int64s, Int64s]:
     if tables is None:  # NDPI: tifffile has derived tables of restart intervals
-        return _checked(where, "offsets", page.dataoffsets, expected), _checked(
-            where, "byte counts", page.databytecounts, expected
-        )
+        offsets = _checked(where, "offsets", page.dataoffsets, expected)
+        return offsets, _checked(where, "byte counts", page.databytecounts, expected)
     offsets, stored = _checked(where, "offsets", tables[0], expected), tables[1]
     if page.compression == 1 and not page.is_tiled:
         # What a writer claims for plain rows is often wrong; what they need is known.
@@ -483,15 +480,17 @@ def _checked(where: str, name: str, values: Sequence[int], expected: int) -> Int
     return table
 
 
-def _raw_offsets(tags: tifffile.TiffPage, page: Page) -> tuple[int, ...] | None:
+def _raw_offsets(
+    tags: tifffile.TiffPage, shape: tuple[int, int, int], segment: tuple[int, int], planes: int, dtype: Any, tables: Any
+) -> tuple[int, ...] | None:
     """Where each plane begins, if all its strips lie one after the other as plain samples."""
     plain = tags.compression == 1 and tags.predictor == 1 and tags.fillorder == 1 and not tags.is_subsampled
-    exact = tags.bitspersample == page.dtype.itemsize * 8 and tags.sampleformat not in {5}
-    (height, width, _), (rows, columns) = page.shape, page.segment
+    exact = tags.bitspersample == dtype.itemsize * 8 and tags.sampleformat not in {5}
+    (height, width, samples), (rows, columns) = shape, segment
     if not (plain and exact) or (tags.is_tiled and (columns != width or height % rows)):
         return None
-    row_bytes = page.strides[0]
-    table, sizes = page.offsets.reshape(page.planes, -1), page.counts.reshape(page.planes, -1)
+    row_bytes = width * samples * dtype.itemsize // planes
+    table, sizes = (each.reshape(planes, -1) for each in tables)
     tops = np.arange(table.shape[1], dtype=np.int64) * rows
     needed = np.minimum(rows, height - tops) * row_bytes
     if (table[:, :1] <= 0).any() or (table - table[:, :1] != tops * row_bytes).any() or (sizes < needed).any():

@@ -363,7 +363,7 @@ class _Checkup:
         for count, names in held.items():
             one = self.regions[names[0]].pages[0].number
             have = f"{len(names)} files hold" if len(names) > 1 else "1 file holds"
-            said = f"{have} {count} images of one shape, such as {names[0]}; page {one} is read: "
+            said = f"{have} {count} pages of one shape, such as {names[0]}; page {one} is read: "
             said += "pass channels= or axes= to read them all, or page= to say which"
             self.report.warnings.add("other pages", said)
 

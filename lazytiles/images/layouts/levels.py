@@ -132,9 +132,8 @@ def is_level(head: Leaf, leaf: Leaf, *, padded: bool = False) -> bool:
     return down[0] * (1 - _ASPECT) <= across[1] and across[0] * (1 - _ASPECT) <= down[1]
 
 
-def scanner_of(tiff: tifffile.TiffFile) -> str | None:
+def scanner_of(first: tifffile.TiffPage) -> str | None:
     """Whose slide scanner wrote a file, by the tags of its first page; None for all other files."""
-    first = page_at(tiff, 0)
     description = first.description
     if description.startswith("Aperio "):
         return "svs" if first.is_tiled else None
@@ -147,15 +146,15 @@ def scanner_of(tiff: tifffile.TiffFile) -> str | None:
     return "bif" if 700 in first.tags and first.is_bif else None
 
 
-def needs_catalog(tiff: tifffile.TiffFile) -> bool:
+def needs_catalog(first: tifffile.TiffPage) -> bool:
     """Whether the tags of the first page do not say alone which page is the slide, or of what scale it is."""
-    return scanner_of(tiff) not in (None, "svs", "qpi") or bool(page_at(tiff, 0).is_lsm)
+    return scanner_of(first) not in (None, "svs", "qpi") or bool(first.is_lsm)
 
 
 def catalog(found: Directories) -> Catalog:
     """What the pages of a file are, by the format that wrote it."""
     leaves = found.chain()
-    scanner = scanner_of(found.tiff)
+    scanner = scanner_of(page_at(found.tiff, 0))
     if scanner is not None:
         slide, names, others = _LAYOUTS[scanner](found, leaves)
         return _slide_catalog(found, leaves, slide, names, others)
@@ -408,10 +407,9 @@ _LAYOUTS: dict[str, Callable[[Directories, list[Leaf]], Layout]] = {
 }
 
 
-def page_spacing(tiff: tifffile.TiffFile, number: int) -> Spacing:
+def page_spacing(page: tifffile.TiffPage) -> Spacing:
     """(z, y, x) of a page by what the file's tags say; of a page behind the first, by its resolution tags alone."""
-    page = page_at(tiff, number)
-    description = "" if number else page.description
+    tiff, description = page.parent, "" if page.index else page.description
     if description.startswith("Aperio "):
         aperio = aperio_mpp(description)
         return None, aperio, aperio

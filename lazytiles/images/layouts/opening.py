@@ -122,7 +122,7 @@ def _number_of(key: FileKey, tiff: tifffile.TiffFile, page: int | str | None, kn
     """The number of the page that is meant."""
     if isinstance(page, int):
         return page
-    if known is None or (page is None and scanner_of(tiff) is None):
+    if known is None or (page is None and scanner_of(page_at(tiff, 0)) is None):
         return 0
     if page is None:
         return int(known.series[0].planes[0].number)
@@ -134,14 +134,13 @@ def _number_of(key: FileKey, tiff: tifffile.TiffFile, page: int | str | None, kn
 
 def _image(key: FileKey, tiff: tifffile.TiffFile, asked: Asked) -> Opened:
     """One page, or a lower resolution of it."""
-    is_first = asked.page in (None, 0)
-    known = None
-    if asked.level or isinstance(asked.page, str) or (is_first and needs_catalog(tiff)):
+    first, known = page_at(tiff, 0), None
+    if asked.level or isinstance(asked.page, str) or (not asked.page and needs_catalog(first)):
         known = catalog(Directories(key, tiff))
     number = _number_of(key, tiff, asked.page, known)
     if known is None:
-        tags = page_at(tiff, number)
-        spacing = _by_hand(page_spacing(tiff, number), asked)
+        tags = page_at(tiff, number) if number else first
+        spacing = _by_hand(page_spacing(tags), asked)
         page = facts(key, tags, str(number), mpp=mpp_of(spacing), origin=(asked, 0))
         return Opened([page], spacing=spacing)
     if number >= len(known.leaves):
@@ -154,7 +153,7 @@ def _image(key: FileKey, tiff: tifffile.TiffFile, asked: Asked) -> Opened:
     leaf = known.pyramid(series, plane)[asked.level]
     head = known.pyramid(series, plane)[0]
     page = known.directories.page(leaf, f"{number} level {asked.level}" if asked.level else str(number), head)
-    told = series.spacing if any(series.spacing) else page_spacing(tiff, number)
+    told = series.spacing if any(series.spacing) else page_spacing(page_at(tiff, number))
     return Opened([page], spacing=_by_hand(told, asked, levels[asked.level].downsample))
 
 
@@ -194,7 +193,7 @@ def _array(key: FileKey, tiff: tifffile.TiffFile, asked: Asked) -> Opened:
         return found if samples == 1 else found.separate(sample)
 
     pages = planes_of(len(planes) * images * samples, page)
-    told = series.spacing if any(series.spacing) else page_spacing(tiff, int(head.number))
+    told = series.spacing if any(series.spacing) else page_spacing(page_at(tiff, int(head.number)))
     level = known.levels(series)[asked.level]
     axes, lead = _named(key, series, asked.axes, pages[0])
     if math.prod(lead) != len(pages):

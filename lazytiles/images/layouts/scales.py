@@ -60,16 +60,12 @@ def imagej_spacing(page: tifffile.TiffPage, told: dict[str, Any]) -> Spacing:
 
 def tagged_mpp(page: tifffile.TiffPage) -> Mpp | None:
     """What the resolution tags say, where it may be a measurement: 0.01 to 100 micrometres."""
-    if 282 not in page.tags:
-        return None
-    unit = page.tags.valueof(296, default=2)
+    (y, x), unit = _per_pixel(page), page.tags.valueof(296, default=2)
     factor = _TAG_UNITS.get(unit) if isinstance(unit, int) else None
-    if factor is None:
+    if y is None or x is None or factor is None:
         return None
-    y, x = (None if each is None else each * factor for each in _per_pixel(page))
-    if y is None or x is None or not all(_LIKELY[0] <= each <= _LIKELY[1] for each in (y, x)):
-        return None
-    return y, x
+    y, x = y * factor, x * factor
+    return (y, x) if _LIKELY[0] <= min(y, x) and max(y, x) <= _LIKELY[1] else None
 
 
 def _per_pixel(page: tifffile.TiffPage) -> tuple[float | None, float | None]:
