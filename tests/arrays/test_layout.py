@@ -30,7 +30,7 @@ def test_channels_of_a_file_are_bands(tmp_path):
     assert first.shape == (2, 16, 16, 1)
     report = lt.check(table, tmp_path)
     assert report.warnings.counts == {"other pages": 1}
-    assert "1 file holds 5 images of one shape" in str(report)
+    assert "1 file holds 5 pages of one shape" in str(report)
     assert lt.check(table, tmp_path, page=0).warnings.counts == {}
     tiles = lt.open_tiles(table, tmp_path, series=0)
     assert tiles.shape == (2, 16, 16, 5)
