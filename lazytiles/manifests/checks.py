@@ -364,7 +364,7 @@ class _Checkup:
             one = self.regions[names[0]].pages[0].number
             have = f"{len(names)} files hold" if len(names) > 1 else "1 file holds"
             said = f"{have} {count} pages of one shape, such as {names[0]}; page {one} is read: "
-            said += "pass channels= or axes= to read them all, or page= to say which"
+            said += 'pass channels=[...] or axes=, such as "CYX", to read them all, or page= to say which'
             self.report.warnings.add("other pages", said)
 
     def _check_alike(self, regions: dict[str, Region], first: dict[str, int]) -> set[str]:

@@ -46,6 +46,21 @@ def test_channels_of_a_file_are_bands(tmp_path):
     assert lt.check(table, tmp_path, series=0).is_sound
 
 
+def test_pages_of_a_plain_stack_are_channels_where_channels_are_asked_for(tmp_path):
+    image = RNG.integers(0, 999, (5, 48, 48), np.uint16)
+    with tifffile.TiffWriter(tmp_path / "r.tif") as file:
+        for page in image:
+            file.write(page, photometric="minisblack", tile=(16, 16), contiguous=False, metadata=None)
+    table = table_of([(0, 0, 16, 16), (8, 16, 24, 32)])
+    wanted = np.moveaxis(image, 0, -1)[16:32, 8:24]
+    assert (lt.open_tiles(table, tmp_path, channels=range(5))[1] == wanted).all()
+    assert (lt.open_tiles(table, tmp_path, channels=[3, -5])[1] == wanted[..., [3, 0]]).all()
+    assert (lt.open_tiles(table, tmp_path, axes="CYX")[1] == wanted).all()
+    assert lt.check(table, tmp_path, channels=[3, 0]).is_sound
+    with pytest.raises(lt.RegionError, match="has no channel 5; it has channels 0 to 4"):
+        lt.open_tiles(table, tmp_path, channels=[5])
+
+
 def test_frames_and_slices_of_a_file_are_axes(tmp_path):
     image = RNG.integers(0, 999, (3, 2, 4, 40, 48), np.uint16)
     tifffile.imwrite(tmp_path / "r.tif", image, metadata={"axes": "TCZYX"}, ome=True, photometric="minisblack")

@@ -243,9 +243,11 @@ def _named(key: FileKey, series: Series, axes: str | None, page: Page) -> tuple[
 
 
 def _chosen(key: FileKey, found: Opened, asked: Asked) -> Opened:
-    """The channels that were asked for, along the axis C, else the samples of a page."""
+    """The channels that were asked for: along the axis C, else one a page of a plain stack, else the samples."""
     if asked.channels is None:
         return found
+    if found.axes == "P" and found.pages[0].shape[2] == 1:
+        found = replace(found, axes="C")
     at = found.axes.find("C")
     samples = found.pages[0].shape[2]
     count = found.lead[at] if at >= 0 else samples
