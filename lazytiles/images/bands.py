@@ -54,8 +54,9 @@ def bands_read(page: Page, bands: tuple[int, ...] | str | None, gray: bool) -> t
     samples = page.shape[2]
     if gray or bands == "rgb":
         asked = "gray=True" if gray else 'bands="rgb"'
-        if page.palette:
-            raise RegionError(f"{page}: {asked} makes no sense of a palette's indices; convert it to colours")
+        if page.palette or page.is_ink:
+            what = "a palette's indices" if page.palette else "amounts of ink (CMYK)"
+            raise RegionError(f"{page}: {asked} makes no sense of {what}; convert it to colours")
         has_opacity = samples == 2 and hasattr(page.codec, "format")  # the second of a picture's two samples
         if samples not in (1, 3, 4) and not has_opacity:
             raise RegionError(f"{page}: {asked} needs images of 1, 3 or 4 samples, not {samples}; choose by bands=[k]")

@@ -95,6 +95,7 @@ class Page:
     stored_dtype : dtype with the byte order of the file
     samples_axis : whether users see a samples axis
     palette : whether samples are places in a table of colours
+    is_ink : whether samples are amounts of ink: cyan, magenta, yellow and black
     nodata : the number that means nothing, a scalar of `dtype`; None where there is none
     alpha : the sample that says how opaque a pixel is; None where there is none
     place : where the tags lie that say where on the ground it is; None of a kind of file that cannot say it
@@ -117,6 +118,7 @@ class Page:
     stored_dtype: np.dtype[Any]
     samples_axis: bool
     palette: bool = False
+    is_ink: bool = False
     nodata: Any = None
     alpha: int | None = None
     place: Place | None = None
@@ -327,6 +329,7 @@ def facts(
         stored_dtype=dtype.newbyteorder(page.parent.byteorder),
         samples_axis=len(page.shape) == 3,
         palette=page.photometric == 3,
+        is_ink=page.photometric == 5,
         nodata=nodata,
         alpha=_alpha(page, dtype),
         place=place_of(page) if head is None else place_of(head, page),
@@ -342,8 +345,7 @@ def twin_page(page: Page, tags: tifffile.TiffPage, number: str, offsets: Sequenc
 
     Parameters
     ----------
-    page, tags : the other, checked and as it was parsed
-    number : of this page, for messages
+    page, tags, number : the other, checked and as it was parsed; what messages call this one
     offsets, counts : its tables as they are stored
     """
     expected = page.planes * page.grid[0] * page.grid[1]

@@ -390,7 +390,7 @@ def _picture(key: FileKey, data: bytes, image: Image.Image, format: str, frame: 
     codec = Picture(format, frame, shape, dtype, deep)
     page = one_page(key, str(frame), shape, dtype, codec=codec, samples_axis=samples > 1)
     alpha = samples - 1 if image.mode in ("LA", "RGBA") else None
-    return replace(page, palette=image.mode in ("P", "PA"), alpha=alpha, place=Place())
+    return replace(page, palette=image.mode in ("P", "PA"), is_ink=image.mode == "CMYK", alpha=alpha, place=Place())
 
 
 def opened_picture(file: Any, format: str) -> Image.Image:  # noqa: A002

@@ -107,6 +107,16 @@ def test_bands_are_numbers(bands: Any, photos: Any) -> None:
             opened()
 
 
+@pytest.mark.parametrize("suffix", ["tif", "jpg"])
+def test_ink_is_not_taken_for_colours(suffix: str, tmp_path: Path) -> None:
+    path, inks = tmp_path / f"cmyk.{suffix}", RNG.integers(0, 255, (16, 16, 4), np.uint8)
+    Image.fromarray(inks, "CMYK").save(path)
+    assert lt.open_region(path).shape == (16, 16, 4)
+    for options in ({"gray": True}, {"bands": "rgb"}):
+        with pytest.raises(lt.RegionError, match=r"amounts of ink \(CMYK\); convert it to colours"):
+            lt.open_region(path, **options)
+
+
 @pytest.mark.parametrize("kind", ["png", "gif", "tif"])
 def test_a_palette_is_not_interpolated(kind: str, tmp_path: Path) -> None:
     indices = RNG.integers(0, 200, (20, 20), np.uint8)
