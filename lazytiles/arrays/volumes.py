@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import threading
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from lazytiles.aliases import Box, Fault, Int64s
 from lazytiles.config import check_limit
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError
-from lazytiles.images import Region, Windows, around, open_region, read_windows, resize, to_integers
+from lazytiles.images import Region, Windows, around, open_region, read_windows, resize, to_integers, valid_windows
 from lazytiles.indexing import LazyArray, box_words, each_at, needed, padded, request
 
 
@@ -286,6 +287,7 @@ class VolumeTiles(LazyArray):
         self.dtype = np.dtype(dtype).newbyteorder("=")
         self.partner: VolumeTiles | None = None  # the masks of these tiles, or the tiles of these masks
         self._volume: Any = None
+        self._judges = False  # whether these are not voxels, but which of them are valid
         self._lock = threading.RLock()
         self.sampling = sampling
         self._extent = tuple((windows[0, 3:] - windows[0, :3]).tolist())
@@ -320,7 +322,8 @@ class VolumeTiles(LazyArray):
             if self._volume is None:
                 volume = self.opener()
                 bands = (*volume.shape, 1)[3] if 3 <= len(volume.shape) <= 4 else None
-                if bands != self.samples or np.dtype(volume.dtype).newbyteorder("=") != self.dtype:
+                other = np.dtype(volume.dtype).newbyteorder("=") != self.dtype and not self._judges
+                if bands != self.samples or other:
                     raise RegionError(
                         f"region {self.name}: is {tuple(volume.shape)} {volume.dtype}; volumes of (Z, H, W) with "
                         f"{self.samples} bands of {self.dtype} are expected, as the first is"
@@ -330,10 +333,32 @@ class VolumeTiles(LazyArray):
                         f"region {self.name}: is {tuple(volume.shape)}, the first is {self._extent}; without boxes "
                         "all volumes have one extent"
                     )
+                if self.sampling is not None and self.sampling.method != "nearest" and _may_be_empty(volume):
+                    raise RegionError(
+                        f"{volume.path}: has voxels that are no data, which {self.sampling.method} would mix with "
+                        'others; pass resample="nearest"'
+                    )
                 if self._is_whole:
                     self.windows = np.tile([0, 0, 0, *volume.shape[:3]], (len(self.windows), 1))
                 self._volume = volume
             return self._volume
+
+    def of_validity(self, kind: str) -> VolumeTiles | None:
+        """Which values of the same boxes are valid, by ``"bands"``; None for other kinds, and of resampled boxes."""
+        if kind != "bands" or self.sampling is not None:
+            return None
+        twin = copy.copy(self)
+        twin.dtype, twin.pad = np.dtype(np.bool_), self.pad and "constant"
+        twin._judges, twin._volume, twin._lock = True, None, threading.RLock()
+        return twin
+
+    @property
+    def is_all_valid(self) -> bool:
+        """Whether no voxel of a box can be invalid but by being NaN; the volume is opened for it."""
+        first = 0 if self.context is None else 1  # neighbouring slices are repeated at the ends
+        low, high = self.windows[:, first:3], self.windows[:, 3 + first :]
+        inside = (low >= 0).all() and (high <= self.space[first:]).all()
+        return bool(inside) and not _may_be_empty(self.volume())
 
     def read_box(self, rows: Int64s, box: Box, origins: Int64s | None) -> NDArray[Any]:
         """Read a box out of each of some samples; see `Region.read_box`."""
@@ -353,7 +378,11 @@ class VolumeTiles(LazyArray):
         wide[:, 3] += self.context or 0
         inside = (wide[:, :3] >= 0).all(axis=1) & (wide[:, 3:] <= volume.shape[:3]).all(axis=1)
         whole = np.flatnonzero(inside)
-        blocks = dict(zip(whole.tolist(), _cuts(volume, wide[whole], self.samples), strict=True)) if len(whole) else {}
+        blocks = (
+            dict(zip(whole.tolist(), _cuts(volume, wide[whole], self.samples, self._judges), strict=True))
+            if len(whole)
+            else {}
+        )
         for k, window in enumerate(wide):
             block = blocks[k] if k in blocks else self._padded(volume, window)
             out[k] = block if self.context is None else np.moveaxis(block, 0, 2).reshape(*block.shape[1:3], -1)
@@ -381,7 +410,7 @@ class VolumeTiles(LazyArray):
         )
         if any(start == stop for start, stop in zip(starts, stops, strict=True)):
             return np.zeros((*map(len, places), self.samples), self.dtype)
-        (near,) = _cuts(volume, np.array([[*starts, *stops]]), self.samples)
+        (near,) = _cuts(volume, np.array([[*starts, *stops]]), self.samples, self._judges)
         return padded(near, places, None)
 
     def _words(self, row: int, cause: str) -> str:
@@ -446,14 +475,26 @@ class VolumeTiles(LazyArray):
         return f"<VolumeTiles of {self.name!r}: {self.shape} {self.dtype}>"
 
 
-def _cuts(volume: Any, windows: Int64s, samples: int) -> NDArray[Any] | list[NDArray[Any]]:
-    """Boxes inside a volume, `(n, depth, height, width, samples)`; those of files as one plan."""
+def _may_be_empty(volume: Any) -> bool:
+    """Whether the files of a volume say that some of its numbers are no data."""
+    pages: Any = getattr(volume, "pages", ())
+    told = any(page.nodata is not None or page.alpha is not None for page in pages)
+    return told or (len(pages) > 0 and pages[0].mask is not None)
+
+
+def _cuts(volume: Any, windows: Int64s, samples: int, judges: bool) -> NDArray[Any] | list[NDArray[Any]]:
+    """Boxes inside a volume, `(n, depth, height, width, samples)`, or which of their values are valid.
+
+    Those of files are read as one plan; arrays hold nothing but values, of which NaN is not valid.
+    """
     pages = getattr(volume, "pages", None)
     if pages is None or len(pages) != volume.shape[0] or getattr(volume, "gray", False):
         blocks = [np.asarray(volume[z0:z1, y0:y1, x0:x1]) for z0, y0, x0, z1, y1, x1 in windows.tolist()]
-        return [block.reshape(*block.shape[:3], samples) for block in blocks]
+        found: list[Any] = [block.reshape(*block.shape[:3], samples) for block in blocks]
+        return [block == block for block in found] if judges else found
     depth, height, width = (windows[0, 3:] - windows[0, :3]).tolist()
     slices = (windows[:, :1] + np.arange(depth)).ravel()
     boxes = np.repeat(windows[:, [1, 2, 4, 5]], depth, axis=0)
-    found = read_windows(Windows(pages, slices, boxes, volume.bands), (height, width, samples), volume.dtype)
-    return found.reshape(len(windows), depth, height, width, samples)
+    asked = Windows(pages, slices, boxes, volume.bands)
+    read = valid_windows(asked) if judges else read_windows(asked, (height, width, samples), volume.dtype)
+    return read.reshape(len(windows), depth, height, width, samples)

@@ -402,7 +402,7 @@ class Job:
 
 def is_all_valid(tiles: MultiSourceArray) -> bool:
     """Whether no pixel of some tiles can be invalid but by being NaN; the tags of all their images are read."""
-    if tiles.form is None:
+    if not all(hasattr(source, "faults") for source in tiles.sources):
         return False
     for source in map(copy.copy, tiles.sources):  # what is opened here is forgotten
         faulty = any(True for _ in source.faults())  # which opens every frame

@@ -411,6 +411,26 @@ def test_boxes_are_resampled_to_a_spacing(tmp_path):
         lt.open_volumes(table, tmp_path, series=0, **{**how, "spacing": (2.0, 1.0, 1.0)})[0]
 
 
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+def test_statistics_of_volumes_leave_out_nodata_and_padding(dtype, tmp_path):
+    volume = np.random.default_rng(0).integers(0, 99, (6, 24, 20)).astype(dtype)
+    volume[2:4, :12] = -9
+    tifffile.imwrite(tmp_path / "v.tif", volume, photometric="minisblack", extratags=[(42113, "s", 0, "-9", False)])
+    table = boxes((0, 0, 0, 12, 24, 4), (8, -2, 2, 20, 22, 6))
+    tiles = lt.open_volumes(table, tmp_path, pad="constant")
+    shown = [volume[:4, :, :12], volume[2:6, :22, 8:20]]
+    values = np.concatenate([one[one != -9] for one in shown])
+    for asked in (tiles, lt.persist(tiles), pickle.loads(pickle.dumps(tiles))):
+        found = asked.statistics()
+        assert found.count.tolist() == [values.size]
+        np.testing.assert_allclose([found.mean[0], found.min[0]], [values.mean(), values.min()])
+    sized = {"size": (2, 12, 6)}
+    near = lt.open_volumes(table.iloc[:1], tmp_path, resample="nearest", **sized)
+    assert set(np.unique(near[:])) <= set(np.unique(volume))
+    with pytest.raises(lt.RegionError, match=r"v\.tif.*no data.*pass resample=\"nearest\""):
+        lt.open_volumes(table.iloc[:1], tmp_path, **sized)[0]
+
+
 def test_sizes_of_volumes_are_three_numbers():
     table, volumes = boxes((0, 0, 0, 4, 4, 4)), {"v": np.zeros((8, 8, 8))}
     for wrong in ({"size": (4, 4)}, {"size": (4, 4, 0)}, {"size": (4, 4, 4), "spacing": (1, 1)}):
