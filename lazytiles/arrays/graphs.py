@@ -113,7 +113,8 @@ def _whole_segments(region: Any) -> tuple[int, ...]:
     if page is not None and page.raw_offsets is not None:
         steps[region.axes.index("Y")] = 1  # uncompressed rows are read one by one
     room = CHUNK_BYTES // max(1, math.prod(steps) * region.dtype.itemsize)
-    for axis in sorted(range(len(steps)), key=lambda k: "SXY".find(region.axes[k]) % (len(steps) + 9 - k)):
+    inner = [region.axes.index(letter) for letter in "SXY" if letter in region.axes]
+    for axis in [*inner, *(k for k in reversed(range(len(steps))) if k not in inner)]:
         times = max(1, min(room, -(-region.shape[axis] // steps[axis])))
         steps[axis] = min(region.shape[axis], steps[axis] * times)
         room //= times
