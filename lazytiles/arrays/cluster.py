@@ -40,7 +40,8 @@ def connected(scheduler: Any) -> Iterator[Any]:
             raise ValueError(
                 f"scheduler is 'threads', an address such as tcp://host:8786, or a client, not {scheduler!r}"
             )
-        with require("distributed", extra="cluster").Client(scheduler) as client:
+        # A client that failed to connect would remain the default of dask and break the next `compute`.
+        with require("distributed", extra="cluster").Client(scheduler, set_as_default=False) as client:
             yield client
     else:
         yield scheduler
