@@ -523,17 +523,21 @@ def test_what_a_consumer_drops_is_not_kept():
 
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow reads ahead by itself")
 def test_loading_and_stepping_overlap():
+    met = []
+
     class Step(keras.callbacks.Callback):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            time.sleep(0.02)
+            end = time.monotonic() + 20
+            while source.read < min(batch + 2, len(adapter)) and time.monotonic() < end:
+                time.sleep(0.002)
+            met.append(source.read >= min(batch + 2, len(adapter)))
 
     source = Planned(np.tile(IDS, (8, 1)), pause_s=0.02)
     adapter = KerasAdapter(source, np.tile(Y, 8), batch_size=B, shuffle=True)
     model = plain()
     model.fit(IDS, Y, batch_size=B, verbose=0)
-    before = time.monotonic()
     model.fit(adapter, verbose=0, callbacks=[Step()])
-    assert time.monotonic() - before < 0.85 * 0.04 * len(adapter)
+    assert met == [True] * len(adapter)  # while a step went on, its next batch was read
 
 
 @pytest.mark.parametrize("change", [copy.deepcopy, lambda a: pickle.loads(pickle.dumps(a))])
@@ -652,27 +656,29 @@ from test_keras import Planned, plain
 from lazytiles import KerasAdapter
 model = plain()
 model.fit(np.zeros((8, 1)), np.zeros(8), verbose=0)
-adapter = KerasAdapter(Planned(np.zeros((4000, 1)), pause_s=0.02), np.zeros(4000), batch_size=4)
+source = Planned(np.zeros((40000, 1)), pause_s=0.02)
+adapter = KerasAdapter(source, np.zeros(40000), batch_size=4)
 def press():
     global pressed
-    pressed = time.monotonic()
+    pressed = source.read
     _thread.interrupt_main()
 threading.Timer(1, press).start()
 try:
     model.fit(adapter, verbose=0)
 except KeyboardInterrupt:
-    print(time.monotonic() - pressed, flush=True)
+    print(pressed, source.read, flush=True)
 # TensorFlow waits at exit for its own reader of any PyDataset, ours or a hand-written one, and may wait for ever.
 os._exit(0)
 """
 
 
-def test_control_c_returns_within_a_second():
+def test_control_c_returns_at_once():
     child = subprocess.run(
         [sys.executable, "-c", CONTROL_C], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
     assert child.returncode == 0, child.stderr
-    assert float(child.stdout.split()[-1]) < 1
+    pressed, read = map(int, child.stdout.split()[-2:])
+    assert read <= pressed + 100  # batches, of 10,000
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution is JAX's")
