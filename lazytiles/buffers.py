@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 _LEAST = 2**16  # bytes; of smaller arrays the C library uses the memory again by itself
 _LIMIT = 64 * 2**20  # bytes that wait for their next use
 _SHARED_LIMIT = 256 * 2**20  # the same of shared memory: as much as is read ahead by default
-_MOST_FILES = 16  # shared memories that wait: each holds two descriptors
+_MOST_FILES = 64  # shared memories that wait: each holds two descriptors; a batch or a plan is one
 _LINE = 64  # bytes; arrays begin at a multiple of it
 _EIGHTHS = 4  # bits of a size that count: sizes are rounded up to eighths of a power of two
 
