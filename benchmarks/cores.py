@@ -5,7 +5,8 @@
 processor time a segment.
 
 With ``--sleep 0.001`` every decoder sleeps instead of computing, which shows the serial part of the reader on any
-machine: what sleeping alone would reach is known.
+machine: what sleeping alone would reach is known. The images are the large ones then, as with ``--full``: a plan must
+have many segments for each worker.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from lazytiles.images import jobs as jobs_room
 from lazytiles.images import readers as room
 from lazytiles.images.codecs import Codec
 
-BATCHES = 16
+BATCHES = 48
 WAYS = ("threads", "readers", "alone", "apart", "loader")
 _blank: dict[tuple[int, ...], np.ndarray] = {}
 
@@ -249,11 +250,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("benchmarks-data"), help="where the images are made")
     parser.add_argument("--workers", default="", help="numbers of workers, such as 1,2,4; default up to the cores")
     parser.add_argument("--sleep", type=float, default=0.0, help="seconds that each decoder sleeps instead")
-    parser.add_argument("--only", default="W1,W2,W5")
+    parser.add_argument("--only", default="W1,W2,W5", help="workloads, as `docs/understand/speed.md` names them")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads-a-process", type=int, default=2, help="threads of each reader process")
+    parser.add_argument("--threads-a-process", type=int, default=4, help="threads of each reader process")
     parser.add_argument("--batches", type=int, default=BATCHES, help="batches of 32 that are planned together")
-    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--full", action="store_true", help="large images, of which many segments are read")
     parser.add_argument("--json", type=Path, nargs="?", const=Path("cores.json"))
     parser.add_argument("--png", type=Path, help="a picture, as docs/images/cores.png")
     given = parser.parse_args()
@@ -263,7 +264,7 @@ def main() -> None:
     ]
     given.folder.mkdir(parents=True, exist_ok=True)
     made = {"W1": workloads.w1, "W2": workloads.w2, "W3": workloads.w3, "W5": workloads.w5}
-    every = {name: made[name](given.folder, full=given.full) for name in given.only.split(",")}
+    every = {name: made[name](given.folder, full=given.full or given.sleep > 0) for name in given.only.split(",")}
     if given.sleep:
         sleep_instead(given.sleep)
         room.PROGRAM = f"from benchmarks.cores import sleep_instead; sleep_instead({given.sleep}); {room.PROGRAM}"
