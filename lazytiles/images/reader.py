@@ -179,11 +179,11 @@ def _from_here(
         progress.settle_windows(*slice_windows(plan.windows, plan.raw.tolist(), jobs.targets))
     first = (lambda: _advise(plan)) if len(plan.jobs) > 1 else None
     if placed is not None and readers:
-        parts = Parts(plan, placed, jobs, readers, lambda done: progress.settle(*done), progress.is_enough)
-        # One thread talks to the workers; others read while no worker is ready, or what is kept here.
-        others = threads - 1 if parts.is_local else 0
-        tasks = [parts.run, *[parts.help] * others]
-        yield from _by_crew(lambda k: tasks[k](), len(tasks), progress, len(tasks), first=first, aside=aside)
+        with Parts(plan, placed, jobs, readers, lambda done: progress.settle(*done), progress.is_enough) as parts:
+            # One thread talks to the workers; others read while no worker is ready, or what is kept here.
+            others = threads - 1 if parts.is_local else 0
+            tasks = [parts.run, *[parts.help] * others]
+            yield from _by_crew(lambda k: tasks[k](), len(tasks), progress, len(tasks), first=first, aside=aside)
         return
     if plan.bytes_decoded < _LARGE_JOB * len(plan.jobs):
         threads = min(threads, _MOST_FOR_SMALL_JOBS)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from zlib import crc32
 
 import numpy as np
@@ -164,10 +164,9 @@ class Readers:
 
         They are the caller's until they are given back.
         """
-        threads = max(1, min(_MOST_THREADS, usable_cpus() // max(1, wanted)))
         with self._lock:
             while len(self.workers) < wanted and self._failures < _STARTS:
-                self.workers.append(Worker(threads))
+                self.workers.append(Worker(_threads_of(wanted)))
             self._look()
             taken = [each for worker in self.workers[:wanted] for each in worker.connections if each in self._idle]
             self._idle.difference_update(taken)
@@ -236,6 +235,11 @@ class Readers:
         configure(readers=0)  # such a child is one of many, as those of a `DataLoader` are
 
 
+def _threads_of(workers: int) -> int:
+    """How many threads each of so many workers has."""
+    return max(1, min(_MOST_THREADS, usable_cpus() // max(1, workers)))
+
+
 readers = Readers()
 when_configured.append(readers.fit)
 atexit.register(readers.close)
@@ -253,7 +257,7 @@ def is_sendable(plan: Plan) -> bool:
 
 
 class Parts:
-    """A plan in parts, for workers and, while none is ready, for threads of this process.
+    """A plan in parts, for workers and, while none is ready, for threads of this process; `with` it workers are leased.
 
     Parameters
     ----------
@@ -276,23 +280,21 @@ class Parts:
     ) -> None:
         self._jobs, self._workers, self._settle, self._is_enough = jobs, workers, settle, is_enough
         self._keeps = settings().cache_bytes > 0
-        self._leased = readers.lease(workers)
-        size = max(1, min(_MOST_JOBS, len(plan.jobs) // (8 * max(len(self._leased), settings().threads))))
-        if self._keeps:
-            owners = _owners(plan, workers)
-            every = [(k, np.flatnonzero(owners == k)) for k in range(-1, workers)]
-            cut = [(k, numbers[at : at + size]) for k, numbers in every for at in range(0, len(numbers), size)]
-            cut.sort(key=lambda part: (part[0] >= 0, part[1][0]))  # what is kept here comes first
-        else:
-            cut = [(0, np.arange(at, min(at + size, len(plan.jobs)))) for at in range(0, len(plan.jobs), size)]
-        self._parts = [numbers.tolist() for _, numbers in cut]
+        self._plan = plan
+        self._tables, self._sheet, self._memories = _sheet_of(plan, placed, workers)
+        owners = _owners(plan, workers) if self._keeps else np.zeros(len(plan.jobs), np.int64)
         self._suspects = deque[int]()  # begun by workers that have died
         # Of each worker, or of all where nothing is kept, and last of this process: the parts not begun.
         self._left = [deque[int]() for _ in range((workers if self._keeps else 1) + 1)]
+        self._leased: list[Connection] = []
+        threads = max(workers * _threads_of(workers), settings().threads)
+        size = max(1, min(_MOST_JOBS, len(plan.jobs) // (8 * threads)))
+        every = [(k, np.flatnonzero(owners == k)) for k in range(-1, len(self._left) - 1)]
+        cut = [(k, numbers[at : at + size]) for k, numbers in every for at in range(0, len(numbers), size)]
+        cut.sort(key=lambda part: (part[0] >= 0, part[1][0]))  # what is kept here comes first
+        self._parts = [numbers.tolist() for _, numbers in cut]
         for part, (owner, _) in enumerate(cut):
             self._left[owner].append(part)
-        self._plan = plan
-        self._tables, self._sheet, self._memories = _sheet_of(plan, placed, workers)
 
     @property
     def is_local(self) -> bool:
@@ -331,22 +333,18 @@ class Parts:
                 if busy:
                     for connection in select.select(busy, [], [], _PATIENCE_S)[0]:
                         self._collect(connection)
-                elif not any(self._left):
-                    if not self._suspects:
-                        return
-                    self._try_alone()
-                elif self._leased or not readers.workers:  # what is left is nobody's, or a worker's that is not ready
+                elif any(self._left):  # of workers that are not ready, or busy with other plans
                     with suppress(IndexError):
                         self._do_here(self._next(None))
+                elif self._suspects:
+                    self._try_alone()
                 else:
-                    time.sleep(_PATIENCE_S / 10)
+                    return
         except BaseException:
             for connection in self._leased:
                 readers.replace(connection.worker)  # it may be in mid-answer, and writing
             self._leased = []
             raise
-        finally:
-            self._finish()
 
     def _feed(self, connection: Connection) -> None:
         if connection not in self._leased:  # its worker has died meanwhile, by what another connection of it says
@@ -430,7 +428,11 @@ class Parts:
         for number in self._parts[part]:
             self._settle(self._jobs.do(number))
 
-    def _finish(self) -> None:
+    def __enter__(self) -> Self:
+        self._leased = readers.lease(self._workers)
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Wait for what is begun, which writes into memory that may be used again, and give the connections back."""
         try:
             for connection in self._leased:

@@ -148,6 +148,24 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(connections: int, tmp_p
             np.testing.assert_array_equal(whole(tiles, 2), dense)
 
 
+def test_workers_come_back_from_a_read_that_never_began(tmp_path: Path, monkeypatch: Any) -> None:
+    tiles, dense = opened(tmp_path, layouts=(TILED,))
+    start(tiles, 2)
+    stop = threading.Event()
+    stop.set()
+    tiles.take_batches([np.arange(60)], lambda k, batch: None, readers=2, stop=stop)
+    with monkeypatch.context() as change:
+        change.setattr(room, "_sheet_of", lambda *_: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(MemoryError):
+            tiles.take(np.arange(60), readers=2)
+    leased = readers.lease(2)
+    try:
+        assert len(leased) == sum(len(worker.connections) for worker in readers.workers)
+        np.testing.assert_array_equal(tiles.take(np.arange(60), readers=2, threads=1), dense)  # while others have them
+    finally:
+        readers.give_back(leased)
+
+
 def test_files_are_found_from_another_working_directory(tmp_path: Path, monkeypatch: Any) -> None:
     made = make(tmp_path / "made", tiles=60)
     monkeypatch.chdir(tmp_path)
