@@ -290,8 +290,3 @@ def clear_cache() -> None:
     segment_cache.clear()
     shelf.clear()
     pool.clear()
-
-
-def filled(shape: tuple[int, int, int], dtype: np.dtype[Any], value: float) -> NDArray[Any]:
-    """A segment that the file leaves out, without a byte of memory for each pixel."""
-    return np.broadcast_to(np.array(value, dtype=dtype), shape)
