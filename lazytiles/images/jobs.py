@@ -173,6 +173,12 @@ class Jobs:
         return _decoded(page, segments, row, column, rows, datas, sizes)
 
 
+def kept_jobs(plan: Plan) -> list[bool]:
+    """Which jobs of a plan this process keeps decoded."""
+    pages = plan.windows.pages
+    return segment_cache.held((pages[at].key, first, first + length) for at, first, length, _, _ in plan.jobs.tolist())
+
+
 def _stored(page: Page, segment: int, offset: int, size: int) -> bytes:
     """The bytes of segments, the first of which an error names."""
     if offset < 0 or offset + size > page.file.size:
