@@ -103,7 +103,11 @@ class SegmentCache:
                     other.ready = other.ready or threading.Event()
                     return other
             claim.found, claim.missing = self._split(claim.key, first, stop)
-            self._learn(claim.found)
+            latest = self._entered - len(self._recent) // 4
+            self._soon += sum(self._recent[run][1] > latest for run in claim.found)
+            self._finds += len(claim.found)
+            if self._finds > _MEMORY:  # the past counts less and less
+                self._finds, self._soon = self._finds // 2, self._soon // 2
             claim.keeps = bool(claim.missing) and self._welcomes(claim)
             if claim.keeps:
                 if entered is None:
@@ -123,14 +127,6 @@ class SegmentCache:
             return True
         self._refused += 1
         return self._refused % _ONE_IN == 0
-
-    def _learn(self, found: list[Run]) -> None:
-        """Count what was found, and what of it was kept lately; the past counts less and less."""
-        latest = self._entered - len(self._recent) // 4
-        self._soon += sum(self._recent[run][1] > latest for run in found)
-        self._finds += len(found)
-        if self._finds > _MEMORY:
-            self._finds, self._soon = self._finds // 2, self._soon // 2
 
     def _split(self, key: Hashable, first: int, stop: int) -> tuple[list[Run], list[range]]:
         """The runs that hold some of the segments, and the segments that no run holds."""
@@ -153,18 +149,23 @@ class SegmentCache:
 
     def settle(self, claim: Claim, runs: Sequence[Run] = ()) -> None:
         """Keep what was decoded for a claim, entered or not, within the budget, and leave it."""
-        if claim.keeps or runs:
-            kept = [_owned(run) for run in runs]
-            budget = settings().cache_bytes
-            gone = []
-            with self._changing():
-                for run in kept:
-                    if run.nbytes <= budget:
-                        gone += self._shrink(budget - run.nbytes)
-                        self._keep(claim.key, run)
-                gone += self._shrink(budget)
-            claim.made = kept
-            self.leave(claim)
+        if not claim.keeps and not runs:
+            return
+        kept = [_owned(run) for run in runs]
+        budget = settings().cache_bytes
+        gone = []
+        with self._changing():
+            for run in kept:
+                if run.nbytes <= budget:
+                    gone += self._shrink(budget - run.nbytes)
+                    beside = self._runs.setdefault(claim.key, [])
+                    beside.insert(bisect_right(beside, run.first, key=_first), run)
+                    self._entered += 1
+                    self._recent[run] = claim.key, self._entered
+                    self.nbytes += run.nbytes
+            gone += self._shrink(budget)
+        claim.made = kept
+        self.leave(claim)
 
     def leave(self, claim: Claim) -> None:
         """End a claim, and wake those who wait for it: what must follow `enter`, whatever happens."""
@@ -201,13 +202,6 @@ class SegmentCache:
             run, (key, _) = self._recent.popitem(last=False)
             gone.append(self._forget_run(run, key))
         return gone
-
-    def _keep(self, key: Hashable, run: Run) -> None:
-        runs = self._runs.setdefault(key, [])
-        runs.insert(bisect_right(runs, run.first, key=_first), run)
-        self._entered += 1
-        self._recent[run] = key, self._entered
-        self.nbytes += run.nbytes
 
     def _forget_run(self, run: Run, key: Hashable) -> Run:
         self.nbytes -= run.nbytes
