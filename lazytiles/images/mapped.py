@@ -103,9 +103,10 @@ def _slice(
         shape, dtype, parts = (y1 - y0, x1 - x0, page.segment_samples), page.stored_dtype, []
         for offset in page.raw_offsets:
             start = offset + y0 * row + x0 * pixel
-            if start + span > page.file.size:
-                parts.append(np.empty((0, *shape[1:]), dtype))
-            elif span <= _SMALL_SPAN or size == row:
+            if start + span > page.file.size:  # where one plane is cut short, all are
+                parts = [np.empty((0, *shape[1:]), dtype)]
+                break
+            if span <= _SMALL_SPAN or size == row:
                 parts.append(np.ndarray(shape, dtype, pool.read(page.file, start, span), 0, page.strides))
             else:
                 rows = [pool.read(page.file, start + k * row, size) for k in range(y1 - y0)]
