@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -30,18 +29,10 @@ class Settled(NamedTuple):
 
 
 class Jobs:
-    """The jobs of a plan, to be done in any order by any threads, each once.
+    """The jobs of a plan, to be done in any order by any threads, each once; `tally` collects what was counted."""
 
-    Parameters
-    ----------
-    pages : that its jobs are about
-    plan : jobs, pieces and ranges
-    targets : where the pixels of each window go
-    tally : collects what was counted
-    """
-
-    def __init__(self, pages: Sequence[Page], plan: Plan, targets: Targets, tally: list[Counts]) -> None:
-        self.pages, self.bands = pages, plan.windows.bands
+    def __init__(self, plan: Plan, targets: Targets, tally: list[Counts]) -> None:
+        self.pages, self.bands = plan.windows.pages, plan.windows.bands
         self.targets, self.tally = targets, tally
         self.jobs, self.ranges = plan.jobs.tolist(), plan.ranges.tolist()
         self.starts, self.pieces = plan.starts.tolist(), plan.pieces

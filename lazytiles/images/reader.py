@@ -34,16 +34,10 @@ _MOST_FOR_SMALL_JOBS = 8
 
 
 class Arrived(NamedTuple):
-    """A batch whose windows are all read, or that cannot be completed.
+    """A batch whose windows are all read, or that cannot be completed."""
 
-    Parameters
-    ----------
-    batch : its number in the plan
-    failed : the windows that could not be read, and why; where there are any, others may be missing too
-    """
-
-    batch: int
-    failed: Mapping[int, LazyTilesError]
+    batch: int  # its number in the plan
+    failed: Mapping[int, LazyTilesError]  # why windows could not be read; if any, others may be missing too
 
 
 class _Progress:
@@ -133,7 +127,7 @@ def carry_out(
     progress, tally = _Progress(plan, stop), list[Counts]()
     threads = threads or settings().threads
     progress.settle(plan.empty.tolist(), _changed_files(plan))
-    jobs = Jobs(plan.windows.pages, plan, targets, tally)
+    jobs = Jobs(plan, targets, tally)
     try:
         if any(page.file.is_remote for page in plan.windows.pages):
             yield from _from_afar(plan, jobs, progress, threads)
