@@ -44,12 +44,7 @@ class Claim:
     """What a thread wants of a page: segments ``first:stop``; what of them is kept, and what is left to it to decode.
 
     Where `keeps`, what it decodes is to be kept, and others who want one of the same segments meanwhile wait for it.
-
-    Parameters
-    ----------
-    key : of the page
-    first, stop : its segments
-    nbytes : of one of them, decoded; None: to be kept in any case
+    `nbytes` are those of one of them, decoded; None: to be kept in any case.
     """
 
     __slots__ = ("first", "found", "keeps", "key", "made", "missing", "nbytes", "ready", "stop")

@@ -62,35 +62,20 @@ Decoder = Callable[..., tuple[Any, tuple[int, ...], tuple[int, ...]]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Codec:
-    """How the segments of a page are decoded.
+    """How the segments of a page are decoded."""
 
-    Parameters
-    ----------
-    compression : TIFF's number
-    segment : (height, width, samples) of a whole segment
-    image : (height, width) of the page, pixels
-    tiled : whether segments overhang the page (tiles) or end with it (strips)
-    dtype : of a decoded sample
-    decode : tifffile's decoder of one segment
-    tables, header : JPEG tables and header shared by the segments
-    colors : color space of a JPEG stream and of its pixels
-    lzw : predictor and byte order for libtiff's LZW decoder, or None
-    stored_row : bytes of a row as it is stored, and the fill order, for LZW streams that libtiff cannot decode alone
-    nodata : what pixels become that a LERC stream calls invalid; None of whole numbers where there is none
-    """
-
-    compression: int
-    segment: tuple[int, int, int]
-    image: tuple[int, int]
-    tiled: bool
-    dtype: np.dtype[Any]
-    decode: Decoder
-    tables: bytes | None
+    compression: int  # TIFF's number
+    segment: tuple[int, int, int]  # (height, width, samples) of a whole segment
+    image: tuple[int, int]  # (height, width) of the page, pixels
+    tiled: bool  # whether segments overhang the page (tiles) or end with it (strips)
+    dtype: np.dtype[Any]  # of a decoded sample
+    decode: Decoder  # tifffile's, of one segment
+    tables: bytes | None  # JPEG tables and header shared by the segments
     header: bytes | None
     colors: Colors
-    lzw: tuple[int, str] | None
-    stored_row: tuple[int, int]
-    nodata: Any
+    lzw: tuple[int, str] | None  # predictor and byte order for libtiff's LZW decoder
+    stored_row: tuple[int, int]  # bytes of a row and the fill order, for LZW streams that libtiff cannot decode alone
+    nodata: Any  # what pixels become that a LERC stream calls invalid; None of whole numbers where there is none
 
     def __call__(self, data: bytes | memoryview, index: int, row: int, column: int) -> NDArray[Any]:
         """One segment as an array (height, width, samples) that covers its part of the page; not for `lzw`.
@@ -127,8 +112,8 @@ class Codec:
             width, fill_order = self.stored_row
             shape = (self.segment[0] if self.tiled else needed[0], width, 1)
             data = data if fill_order == 1 else bytes(imagecodecs.bitorder_decode(data))
-            plain = imagecodecs.tiff_decode(wrap_lzw([data], [len(data)], shape, shape[0], np.dtype(np.uint8), 1, "<"))
-            data = bytes(imagecodecs.lzw_encode(plain.tobytes()))
+            rows = imagecodecs.tiff_decode(wrap_lzw([data], [len(data)], shape, shape[0], np.dtype(np.uint8), 1, "<"))
+            data = bytes(imagecodecs.lzw_encode(rows.tobytes()))
             data = data if fill_order == 1 else bytes(imagecodecs.bitorder_encode(data))
         try:
             array = self.decode(data, index)[0]

@@ -21,13 +21,7 @@ _SMALL_SPAN = 2**16  # bytes of a row-wise read below which what lies between th
 def slice_windows(
     windows: Windows, numbers: Sequence[int], targets: Targets
 ) -> tuple[list[int], dict[int, LazyTilesError]]:
-    """Write windows of uncompressed pages into their targets.
-
-    Parameters
-    ----------
-    windows : on whatever pages
-    numbers : which of them; their pages are uncompressed
-    targets : the array (height, width, bands) of each window
+    """Write windows of these numbers, on uncompressed pages, into their targets.
 
     Returns
     -------

@@ -32,20 +32,12 @@ _JOBS = 8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Windows:
-    """Rectangles of pages, in the order in which they are wanted.
+    """Rectangles of pages, in the order in which they are wanted."""
 
-    Parameters
-    ----------
-    pages : the pages that they lie on
-    page : int64, shape (n,), index into `pages` of each window
-    boxes : int64, shape (n, 4), (y0, x0, y1, x1), pixels, half-open, inside the page
-    bands : which samples are wanted, in this order; None for all
-    """
-
-    pages: Sequence[Page]
-    page: Int64s
-    boxes: Int64s
-    bands: tuple[int, ...] | None = None
+    pages: Sequence[Page]  # that they lie on
+    page: Int64s  # shape (n,), index into `pages` of each window
+    boxes: Int64s  # shape (n, 4), (y0, x0, y1, x1), pixels, half-open, inside the page
+    bands: tuple[int, ...] | None = None  # which samples are wanted, in this order; None for all
 
     def __len__(self) -> int:
         return len(self.page)

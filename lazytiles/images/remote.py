@@ -145,14 +145,6 @@ class RemotePool:
             raise _clear(url, known)
         return (known.size, known.stamp) == (size, stamp)
 
-    def is_missing(self, url: str) -> bool:
-        """Whether a server has said, when it was asked last, that there is no such file."""
-        known = self._known[url]
-        is_missing = isinstance(known, FileNotFoundError) and _is_final(known) and not _is_refused(known)
-        if isinstance(known, Exception) and not is_missing and not isinstance(known, IsADirectoryError):
-            raise _clear(url, known)
-        return is_missing
-
     def read(self, url: str, stamp: int, size: int, start: int, end: int) -> bytes:
         """The bytes start..end of a file of `size` bytes: those fetched ahead, or small ones by whole blocks."""
         for spans in self._ahead.get(url, ()):
@@ -425,7 +417,14 @@ def are_there(urls: Sequence[str]) -> list[bool]:
     RegionError : a server that does not say it: it refuses, or cannot be reached
     """
     remote.refresh(urls)
-    return [not remote.is_missing(url) for url in urls]
+    there = []
+    for url in urls:
+        known = remote._known[url]
+        is_missing = isinstance(known, FileNotFoundError) and _is_final(known) and not _is_refused(known)
+        if isinstance(known, Exception) and not is_missing and not isinstance(known, IsADirectoryError):
+            raise _clear(url, known)
+        there.append(not is_missing)
+    return there
 
 
 def listed(url: str) -> list[str]:
