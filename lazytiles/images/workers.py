@@ -198,9 +198,10 @@ def _answer(number: int, numbers: Sequence[int]) -> Answer:
                 failed.update(jobs.do(k).failed)
             except LazyTilesError as error:  # its page cannot be opened
                 failed.update(dict.fromkeys(jobs.windows_of(k), error))
-        while jobs.tally:
-            for name, amount in zip(COUNTED, jobs.tally.pop(), strict=True):
-                count(name, amount)
+        with suppress(IndexError):  # empty, by the threads of other connections, too
+            while True:
+                for name, amount in zip(COUNTED, jobs.tally.pop(), strict=True):
+                    count(name, amount)
     except BaseException as error:
         wrong = error
     with _lock:  # what was counted since the other side was last told
