@@ -63,7 +63,7 @@ class _Alone:
 
     def __init__(self, tiles: lt.MultiSourceArray, batches: list[np.ndarray]) -> None:
         plan = tiles.plan(np.concatenate(batches))
-        self.jobs = jobs_room.Jobs(plan.windows.pages, plan, {}, [])
+        self.jobs = jobs_room.Jobs(plan, {}, [])
         self.numbers = range(len(plan.jobs))
         kept: dict[int, list[bytes]] = {}
         read = jobs_room.pool.read

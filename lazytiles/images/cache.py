@@ -44,12 +44,7 @@ class Claim:
     """What a thread wants of a page: segments ``first:stop``; what of them is kept, and what is left to it to decode.
 
     Where `keeps`, what it decodes is to be kept, and others who want one of the same segments meanwhile wait for it.
-
-    Parameters
-    ----------
-    key : of the page
-    first, stop : its segments
-    nbytes : of one of them, decoded; None: to be kept in any case
+    `nbytes` are those of one of them, decoded; None: to be kept in any case.
     """
 
     __slots__ = ("first", "found", "keeps", "key", "made", "missing", "nbytes", "ready", "stop")
@@ -103,7 +98,11 @@ class SegmentCache:
                     other.ready = other.ready or threading.Event()
                     return other
             claim.found, claim.missing = self._split(claim.key, first, stop)
-            self._learn(claim.found)
+            latest = self._entered - len(self._recent) // 4
+            self._soon += sum(self._recent[run][1] > latest for run in claim.found)
+            self._finds += len(claim.found)
+            if self._finds > _MEMORY:  # the past counts less and less
+                self._finds, self._soon = self._finds // 2, self._soon // 2
             claim.keeps = bool(claim.missing) and self._welcomes(claim)
             if claim.keeps:
                 if entered is None:
@@ -123,14 +122,6 @@ class SegmentCache:
             return True
         self._refused += 1
         return self._refused % _ONE_IN == 0
-
-    def _learn(self, found: list[Run]) -> None:
-        """Count what was found, and what of it was kept lately; the past counts less and less."""
-        latest = self._entered - len(self._recent) // 4
-        self._soon += sum(self._recent[run][1] > latest for run in found)
-        self._finds += len(found)
-        if self._finds > _MEMORY:
-            self._finds, self._soon = self._finds // 2, self._soon // 2
 
     def _split(self, key: Hashable, first: int, stop: int) -> tuple[list[Run], list[range]]:
         """The runs that hold some of the segments, and the segments that no run holds."""
@@ -153,18 +144,23 @@ class SegmentCache:
 
     def settle(self, claim: Claim, runs: Sequence[Run] = ()) -> None:
         """Keep what was decoded for a claim, entered or not, within the budget, and leave it."""
-        if claim.keeps or runs:
-            kept = [_owned(run) for run in runs]
-            budget = settings().cache_bytes
-            gone = []
-            with self._changing():
-                for run in kept:
-                    if run.nbytes <= budget:
-                        gone += self._shrink(budget - run.nbytes)
-                        self._keep(claim.key, run)
-                gone += self._shrink(budget)
-            claim.made = kept
-            self.leave(claim)
+        if not claim.keeps and not runs:
+            return
+        kept = [_owned(run) for run in runs]
+        budget = settings().cache_bytes
+        gone = []
+        with self._changing():
+            for run in kept:
+                if run.nbytes <= budget:
+                    gone += self._shrink(budget - run.nbytes)
+                    beside = self._runs.setdefault(claim.key, [])
+                    beside.insert(bisect_right(beside, run.first, key=_first), run)
+                    self._entered += 1
+                    self._recent[run] = claim.key, self._entered
+                    self.nbytes += run.nbytes
+            gone += self._shrink(budget)
+        claim.made = kept
+        self.leave(claim)
 
     def leave(self, claim: Claim) -> None:
         """End a claim, and wake those who wait for it: what must follow `enter`, whatever happens."""
@@ -201,13 +197,6 @@ class SegmentCache:
             run, (key, _) = self._recent.popitem(last=False)
             gone.append(self._forget_run(run, key))
         return gone
-
-    def _keep(self, key: Hashable, run: Run) -> None:
-        runs = self._runs.setdefault(key, [])
-        runs.insert(bisect_right(runs, run.first, key=_first), run)
-        self._entered += 1
-        self._recent[run] = key, self._entered
-        self.nbytes += run.nbytes
 
     def _forget_run(self, run: Run, key: Hashable) -> Run:
         self.nbytes -= run.nbytes
@@ -290,8 +279,3 @@ def clear_cache() -> None:
     segment_cache.clear()
     shelf.clear()
     pool.clear()
-
-
-def filled(shape: tuple[int, int, int], dtype: np.dtype[Any], value: float) -> NDArray[Any]:
-    """A segment that the file leaves out, without a byte of memory for each pixel."""
-    return np.broadcast_to(np.array(value, dtype=dtype), shape)

@@ -6,6 +6,7 @@ own header before it is decoded, the end of a JPEG stream) and libtiff's LZW dec
 
 from __future__ import annotations
 
+import math
 import struct
 import threading
 import zlib
@@ -23,33 +24,9 @@ from numpy.typing import NDArray
 from tifffile.tifffile import jpeg_decode_colorspace
 
 Frame = tuple[int, int, int, bytes, bytes]
+Colors = tuple[int | str | None, int | str | None]  # of a JPEG stream and of its pixels, as imagecodecs names them
 
 _LINE = 32  # bytes of the widest store of libjpeg-turbo
-
-
-def check_jpeg(data: bytes, needed: tuple[int, int], segment: tuple[int, int, int]) -> Frame | None:
-    """See that a JPEG stream is complete and as large as its tile before it is decoded (ITU T.81 B.2).
-
-    Returns
-    -------
-    its frame, as `jpeg_frame` gives it
-
-    Raises
-    ------
-    ValueError : cut short, or its frame header contradicts the tags
-    """
-    if b"\xff\xd9" not in data[-64:]:
-        raise ValueError("the JPEG stream is cut short: no end marker")
-    frame = jpeg_frame(data)
-    if frame is None:
-        return None
-    height, width, samples = frame[:3]
-    most = (segment[0] + 15, segment[1] + 15)
-    if not (needed[0] <= height <= most[0] and needed[1] <= width <= most[1]):
-        raise ValueError(f"the JPEG frame is {height} x {width}, the tags say {segment[0]} x {segment[1]}")
-    if samples != segment[2]:
-        raise ValueError(f"the JPEG frame has {samples} samples a pixel, the tags say {segment[2]}")
-    return frame
 
 
 def jpeg_frame(data: bytes) -> Frame | None:
@@ -70,35 +47,7 @@ def jpeg_frame(data: bytes) -> Frame | None:
     return None
 
 
-def decode_jpeg(
-    data: bytes,
-    shape: tuple[int, int, int],
-    dtype: np.dtype[Any],
-    tables: bytes | None,
-    colors: tuple[int | str | None, int | str | None],
-) -> NDArray[Any]:
-    """A stream as a new array of the shape of its frame.
-
-    libjpeg-turbo writes rows that begin at a multiple of its widest store past the processor's caches. Pixels that
-    are read again at once come much faster (by a third and more) from rows that begin elsewhere.
-
-    Parameters
-    ----------
-    shape : (height, width, samples)
-    dtype : uint8, or uint16 for streams of more bits
-    tables : shared by the streams of a page, or None
-    colors : color space of the stream and of the pixels, as imagecodecs names them
-    """
-    nbytes = shape[0] * shape[1] * shape[2] * dtype.itemsize
-    memory = np.empty(nbytes + _LINE, np.uint8)
-    begin = (_LINE // 2 - memory.ctypes.data) % _LINE
-    out: NDArray[Any] = memory[begin : begin + nbytes].view(dtype).reshape(shape)
-    target = out if shape[2] > 1 else out[..., 0]
-    imagecodecs.jpeg8_decode(data, tables=tables, colorspace=colors[0], outcolorspace=colors[1], out=target)
-    return out
-
-
-VERBATIM = {1: ("gray", "gray"), 3: ("rgb", "rgb")}  # by samples: color spaces that libjpeg does not convert
+_GRAY, _RGB = ("gray", "gray"), ("rgb", "rgb")  # color spaces that libjpeg does not convert
 JPEG = frozenset({6, 7, 34892, 33007})
 CCITT = frozenset({2, 3, 4})
 DEFLATE = frozenset({8, 32946})
@@ -113,35 +62,20 @@ Decoder = Callable[..., tuple[Any, tuple[int, ...], tuple[int, ...]]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Codec:
-    """How the segments of a page are decoded.
+    """How the segments of a page are decoded."""
 
-    Parameters
-    ----------
-    compression : TIFF's number
-    segment : (height, width, samples) of a whole segment
-    image : (height, width) of the page, pixels
-    tiled : whether segments overhang the page (tiles) or end with it (strips)
-    dtype : of a decoded sample
-    decode : tifffile's decoder of one segment
-    tables, header : JPEG tables and header shared by the segments
-    colors : color space of a JPEG stream and of its pixels
-    lzw : predictor and byte order for libtiff's LZW decoder, or None
-    stored_row : bytes of a row as it is stored, and the fill order, for LZW streams that libtiff cannot decode alone
-    nodata : what pixels become that a LERC stream calls invalid; None of whole numbers where there is none
-    """
-
-    compression: int
-    segment: tuple[int, int, int]
-    image: tuple[int, int]
-    tiled: bool
-    dtype: np.dtype[Any]
-    decode: Decoder
-    tables: bytes | None
+    compression: int  # TIFF's number
+    segment: tuple[int, int, int]  # (height, width, samples) of a whole segment
+    image: tuple[int, int]  # (height, width) of the page, pixels
+    tiled: bool  # whether segments overhang the page (tiles) or end with it (strips)
+    dtype: np.dtype[Any]  # of a decoded sample
+    decode: Decoder  # tifffile's, of one segment
+    tables: bytes | None  # JPEG tables and header shared by the segments
     header: bytes | None
-    colors: tuple[int | str | None, int | str | None]
-    lzw: tuple[int, str] | None
-    stored_row: tuple[int, int]
-    nodata: Any
+    colors: Colors
+    lzw: tuple[int, str] | None  # predictor and byte order for libtiff's LZW decoder
+    stored_row: tuple[int, int]  # bytes of a row and the fill order, for LZW streams that libtiff cannot decode alone
+    nodata: Any  # what pixels become that a LERC stream calls invalid; None of whole numbers where there is none
 
     def __call__(self, data: bytes | memoryview, index: int, row: int, column: int) -> NDArray[Any]:
         """One segment as an array (height, width, samples) that covers its part of the page; not for `lzw`.
@@ -171,43 +105,63 @@ class Codec:
         return array
 
     def _decoded(self, data: bytes, index: int, needed: tuple[int, int]) -> NDArray[Any]:
-        if self.compression == LERC or self.compression in tifffile.TIFF.IMAGE_COMPRESSIONS - JPEG:
+        if self.compression == LERC or self.compression in tifffile.TIFF.IMAGE_COMPRESSIONS:
             return self._image(data, needed)
         if self.compression == LZW:
-            data = self._sound_lzw(data, needed)
+            # imagecodecs follows codes that were never defined, and crashes: libtiff's pixels are packed anew for it.
+            width, fill_order = self.stored_row
+            shape = (self.segment[0] if self.tiled else needed[0], width, 1)
+            data = data if fill_order == 1 else bytes(imagecodecs.bitorder_decode(data))
+            rows = imagecodecs.tiff_decode(wrap_lzw([data], [len(data)], shape, shape[0], np.dtype(np.uint8), 1, "<"))
+            data = bytes(imagecodecs.lzw_encode(rows.tobytes()))
+            data = data if fill_order == 1 else bytes(imagecodecs.bitorder_encode(data))
         try:
             array = self.decode(data, index)[0]
         except Exception:
             if self.compression not in DEFLATE:
                 raise
-            limit = self.segment[0] * self.segment[1] * self.segment[2] * self.dtype.itemsize
+            limit = math.prod(self.segment) * self.dtype.itemsize
             plain = zlib.decompressobj().decompress(data, limit)
             array = self.decode(zlib.compress(plain, 0), index)[0]
         decoded: NDArray[Any] = array[0]
         return decoded
 
-    def _sound_lzw(self, data: bytes, needed: tuple[int, int]) -> bytes:
-        """The same rows as a stream that is safe: imagecodecs follows codes that were never defined, and crashes."""
-        width, fill_order = self.stored_row
-        shape = (self.segment[0] if self.tiled else needed[0], width, 1)
-        data = data if fill_order == 1 else bytes(imagecodecs.bitorder_decode(data))
-        plain = imagecodecs.tiff_decode(wrap_lzw([data], [len(data)], shape, shape[0], np.dtype(np.uint8), 1, "<"))
-        sound = bytes(imagecodecs.lzw_encode(plain.tobytes()))
-        return sound if fill_order == 1 else bytes(imagecodecs.bitorder_encode(sound))
-
     def _jpeg(self, data: bytes, index: int, needed: tuple[int, int]) -> NDArray[Any]:
-        frame = check_jpeg(data, needed, self.segment)
-        if frame is not None and frame[3] == b"RGB":  # the stream itself says so, whatever the page's tags say
-            return decode_jpeg(data, frame[:3], self.dtype, self.tables, ("rgb", "rgb"))
-        if frame is not None and self.header is None:
-            # tifffile would make colours of bands that are none; but what is subsampled is Y, Cb and Cr all the same.
-            is_verbatim = self.colors in VERBATIM.values()
-            colors = (None, None) if is_verbatim and len(set(frame[4])) > 1 else self.colors
-            if frame[:3] == self.segment or (is_verbatim and colors is self.colors):
-                with suppress(Exception):  # tifffile, below, knows other kinds of streams, or says what is wrong
-                    return decode_jpeg(data, frame[:3], self.dtype, self.tables, colors)
+        """A JPEG stream, seen to be complete and as large as its tile before it is decoded (ITU T.81 B.2)."""
+        if b"\xff\xd9" not in data[-64:]:
+            raise ValueError("the JPEG stream is cut short: no end marker")
+        frame = jpeg_frame(data)
+        if frame is not None:
+            (height, width, samples, names, factors), segment = frame, self.segment
+            if not (needed[0] <= height <= segment[0] + 15 and needed[1] <= width <= segment[1] + 15):
+                raise ValueError(f"the JPEG frame is {height} x {width}, the tags say {segment[0]} x {segment[1]}")
+            if samples != segment[2]:
+                raise ValueError(f"the JPEG frame has {samples} samples a pixel, the tags say {segment[2]}")
+            if names == b"RGB":  # the stream itself says so, whatever the page's tags say
+                return self._turbo(data, frame[:3], _RGB)
+            if self.header is None:
+                # tifffile would make colours of bands that are none; what is subsampled is Y, Cb and Cr all the same.
+                is_verbatim = self.colors in (_GRAY, _RGB)
+                colors = (None, None) if is_verbatim and len(set(factors)) > 1 else self.colors
+                if frame[:3] == segment or (is_verbatim and colors is self.colors):
+                    with suppress(Exception):  # tifffile, below, knows other kinds of streams, or says what is wrong
+                        return self._turbo(data, frame[:3], colors)
         decoded: NDArray[Any] = self.decode(data, index, jpegtables=self.tables, jpegheader=self.header)[0][0]
         return decoded
+
+    def _turbo(self, data: bytes, shape: tuple[int, int, int], colors: Colors) -> NDArray[Any]:
+        """A JPEG stream by libjpeg-turbo as a new array of the shape of its frame.
+
+        It writes rows that begin at a multiple of its widest store past the processor's caches. Pixels that are read
+        again at once come much faster (by a third and more) from rows that begin elsewhere.
+        """
+        nbytes = shape[0] * shape[1] * shape[2] * self.dtype.itemsize
+        memory = np.empty(nbytes + _LINE, np.uint8)
+        begin = (_LINE // 2 - memory.ctypes.data) % _LINE
+        out: NDArray[Any] = memory[begin : begin + nbytes].view(self.dtype).reshape(shape)
+        target = out if shape[2] > 1 else out[..., 0]
+        imagecodecs.jpeg8_decode(data, tables=self.tables, colorspace=colors[0], outcolorspace=colors[1], out=target)
+        return out
 
     def _image(self, data: bytes, needed: tuple[int, int]) -> NDArray[Any]:
         """An image codec, held to the extent that the tags give: it refuses before it allocates."""
@@ -222,17 +176,14 @@ class Codec:
                 given = decompress(data, out=out if self.segment[2] > 1 else out[..., 0], **options)
             except ValueError as error:
                 reason = error
-            else:
-                return self._masked(out, given[1]) if self.compression == LERC else out
+                continue
+            mask = given[1] if self.compression == LERC else None
+            if mask is not None and not mask.all():
+                if self.nodata is None:
+                    raise ValueError(f"its LERC mask calls pixels invalid, and no nodata value says so of {self.dtype}")
+                out[~mask] = self.nodata
+            return out
         raise reason
-
-    def _masked(self, array: NDArray[Any], mask: NDArray[np.bool_] | None) -> NDArray[Any]:
-        """Pixels of a LERC stream, those that it calls invalid as NaN or the page's nodata."""
-        if mask is not None and not mask.all():
-            if self.nodata is None:
-                raise ValueError(f"its LERC mask calls pixels invalid, and no nodata value says so of {self.dtype}")
-            array[~mask] = self.nodata
-        return array
 
     def decode_run(
         self, datas: Sequence[bytes | memoryview], sizes: Sequence[int], row: int, rows: int
@@ -271,6 +222,13 @@ def codec_of(page: tifffile.TiffPage, dtype: np.dtype[Any], nodata: Any = None) 
     tiled = bool(page.is_tiled)
     height = page.tilelength if tiled else min(page.rowsperstrip or page.imagelength, page.imagelength)
     segment = (height, page.tilewidth if tiled else page.imagewidth, samples)
+    colors: Colors  # planes, and bands that are no colours, stay
+    if page.planarconfig == 2:
+        colors = _GRAY
+    elif page.photometric in (0, 1) and page.samplesperpixel == 3:
+        colors = _RGB
+    else:
+        colors = jpeg_decode_colorspace(page.photometric, page.planarconfig, page.extrasamples, page.is_jfif)
     bits = page.bitspersample if isinstance(page.bitspersample, int) else 0
     is_whole = bits in {8, 16, 32, 64} and bits == dtype.itemsize * 8 and page.sampleformat in {1, 2, 3}
     is_plain = page.predictor in {1, 2, 3} and page.fillorder == 1 and not page.is_subsampled
@@ -283,23 +241,11 @@ def codec_of(page: tifffile.TiffPage, dtype: np.dtype[Any], nodata: Any = None) 
         decode=_shared_decoder(page),
         tables=page.jpegtables,
         header=page.jpegheader,
-        colors=_colors(page),
+        colors=colors,
         lzw=(int(page.predictor), page.parent.byteorder) if page.compression == LZW and is_whole and is_plain else None,
         stored_row=(-(-segment[1] * samples * bits // 8), int(page.fillorder)),
         nodata=np.nan if dtype.kind == "f" else nodata,
     )
-
-
-def _colors(page: tifffile.TiffPage) -> tuple[int | str | None, int | str | None]:
-    """The color space of a page's JPEG streams and of its pixels; planes, and bands that are no colours, stay."""
-    if page.planarconfig == 2:
-        return VERBATIM[1]
-    if page.photometric in (0, 1) and page.samplesperpixel == 3:
-        return VERBATIM[3]
-    found: tuple[int | str | None, int | str | None] = jpeg_decode_colorspace(
-        page.photometric, page.planarconfig, page.extrasamples, page.is_jfif
-    )
-    return found
 
 
 _decoders: OrderedDict[tuple[Any, ...], Decoder] = OrderedDict()

@@ -130,7 +130,7 @@ class _Handle:
 
     fd: int
     readers: int = 0
-    view: mmap.mmap | None = field(default=None)
+    view: mmap.mmap | None = None
 
     def close(self) -> None:
         # Arrays over the map may be alive; the mapping goes when the last of them does.
@@ -198,10 +198,21 @@ class FilePool:
             return remote.read(key.path, key.mtime_ns, key.size, offset, offset + size)
         handle = self._acquire(key)
         try:
-            return _read_fully(handle.fd, key, offset, size)
+            data = os.pread(handle.fd, size, offset)
+            if len(data) == size:
+                return data
+            parts, missing = [data], size - len(data)
+            while missing and parts[-1]:
+                parts.append(os.pread(handle.fd, min(missing, 0x7FFFF000), offset + size - missing))
+                missing -= len(parts[-1])
+        except OSError as error:
+            raise RegionError(f"{key.path}: reading {size} bytes at {offset} failed: {error}") from error
         finally:
             with self._lock:
                 handle.readers -= 1
+        if missing:
+            raise key.changed()
+        return b"".join(parts)
 
     def map(self, key: FileKey) -> mmap.mmap:
         """The whole file as a read-only memory map, its identity checked anew."""
@@ -212,16 +223,13 @@ class FilePool:
                 self._handles.move_to_end(key)
                 return known.view
         with self._reading(key) as handle:
-            handle.view = handle.view or self._mapped(handle.fd, key)
+            if handle.view is None:
+                try:  # it duplicates its descriptor
+                    handle.view = self._with_room(lambda: mmap.mmap(handle.fd, key.size, prot=mmap.PROT_READ))
+                except (OSError, ValueError) as error:
+                    hint = "pass mmap=False to lazytiles.configure"
+                    raise RegionError(f"{key.path}: cannot be mapped: {error}; {hint}") from error
             return handle.view
-
-    def _mapped(self, fd: int, key: FileKey) -> mmap.mmap:
-        try:
-            return self._with_room(lambda: mmap.mmap(fd, key.size, prot=mmap.PROT_READ))  # it duplicates its descriptor
-        except (OSError, ValueError) as error:
-            raise RegionError(
-                f"{key.path}: cannot be mapped: {error}; pass mmap=False to lazytiles.configure"
-            ) from error
 
     def _with_room(self, make: Callable[[], _T]) -> _T:
         """What a call gives, called again with all idle descriptors closed where the process has too many."""
@@ -274,7 +282,11 @@ class FilePool:
 
     def _opened(self, path: str, wanted: FileKey | None = None) -> tuple[FileKey, _Handle]:
         """A file opened now, and its handle in the pool, with one reader more where it is the wanted one."""
-        fd = self._open(path)
+        count("files_opened")
+        try:
+            fd = self._with_room(lambda: open_plain(path))
+        except (OSError, ValueError) as error:
+            raise RegionError(f"{path}: cannot be opened: {error}") from error
         handle: _Handle | None = None
         try:
             key = FileKey.of(path, os.fstat(fd))
@@ -286,25 +298,15 @@ class FilePool:
                     handle = self._handles[key] = _Handle(fd)
                 self._handles.move_to_end(key)
                 handle.readers += wanted is not None
-                self._evict()
+                surplus = len(self._handles) - self.limit()
+                if surplus > 0:
+                    idle = (known for known, one in self._handles.items() if not one.readers)
+                    for known in list(itertools.islice(idle, surplus)):
+                        self._handles.pop(known).close()
                 return key, handle
         finally:
             if handle is None or handle.fd != fd:
                 os.close(fd)
-
-    def _open(self, path: str) -> int:
-        count("files_opened")
-        try:
-            return self._with_room(lambda: open_plain(path))
-        except (OSError, ValueError) as error:
-            raise RegionError(f"{path}: cannot be opened: {error}") from error
-
-    def _evict(self) -> None:
-        surplus = len(self._handles) - self.limit()
-        if surplus > 0:
-            idle = (key for key, handle in self._handles.items() if not handle.readers)
-            for key in list(itertools.islice(idle, surplus)):
-                self._handles.pop(key).close()
 
     def forget(self) -> None:
         """Start anew in a forked child, where the lock may have been held by another thread."""
@@ -312,23 +314,6 @@ class FilePool:
         handles, self._handles, self._lock = self._handles, OrderedDict(), threading.RLock()
         for handle in handles.values():
             handle.close()
-
-
-def _read_fully(fd: int, key: FileKey, offset: int, size: int) -> bytes:
-    try:
-        data = os.pread(fd, size, offset)
-        if len(data) == size:
-            return data
-        parts = [data]
-        missing = size - len(data)
-        while missing and parts[-1]:
-            parts.append(os.pread(fd, min(missing, 0x7FFFF000), offset + size - missing))
-            missing -= len(parts[-1])
-    except OSError as error:
-        raise RegionError(f"{key.path}: reading {size} bytes at {offset} failed: {error}") from error
-    if missing:
-        raise key.changed()
-    return b"".join(parts)
 
 
 pool = FilePool()

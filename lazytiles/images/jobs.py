@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from numpy.typing import NDArray
+import numpy as np
 
 from lazytiles.config import settings
 from lazytiles.errors import LazyTilesError, SegmentError
-from lazytiles.images.cache import Claim, Run, filled, segment_cache
+from lazytiles.images.cache import Claim, Run, segment_cache
 from lazytiles.images.files import pool
 from lazytiles.images.page import Page
 from lazytiles.images.plan import Plan, Targets
@@ -23,31 +22,17 @@ Piece = list[int]  # a line of `Plan.pieces`
 
 
 class Settled(NamedTuple):
-    """What has come of some jobs.
-
-    Parameters
-    ----------
-    pieces : for each piece that was written, its window
-    failed : the windows that cannot be completed, and why
-    """
+    """What has come of some jobs: the window of each piece that was written; those that have failed, and why."""
 
     pieces: list[int]
     failed: dict[int, LazyTilesError]
 
 
 class Jobs:
-    """The jobs of a plan, to be done in any order by any threads, each once.
+    """The jobs of a plan, to be done in any order by any threads, each once; `tally` collects what was counted."""
 
-    Parameters
-    ----------
-    pages : that its jobs are about
-    plan : jobs, pieces and ranges
-    targets : where the pixels of each window go
-    tally : collects what was counted
-    """
-
-    def __init__(self, pages: Sequence[Page], plan: Plan, targets: Targets, tally: list[Counts]) -> None:
-        self.pages, self.bands = pages, plan.windows.bands
+    def __init__(self, plan: Plan, targets: Targets, tally: list[Counts]) -> None:
+        self.pages, self.bands = plan.windows.pages, plan.windows.bands
         self.targets, self.tally = targets, tally
         self.jobs, self.ranges = plan.jobs.tolist(), plan.ranges.tolist()
         self.starts, self.pieces = plan.starts.tolist(), plan.pieces
@@ -68,50 +53,46 @@ class Jobs:
     def do(self, number: int) -> Settled:
         """Read and decode a job."""
         at, first, length, row, column = self.jobs[number]
-        page = self.pages[at]
-        pieces = self.pieces[self.starts[number] : self.starts[number + 1]].tolist()
-        rows = max(piece[2] for piece in pieces)
-        segments = range(first, first + length)
-        try:
-            self._scatter(self._blocks(page, segments, row, column, rows, self.ranges[number]), pieces)
-        except LazyTilesError as error:
-            return self._rescued(page, segments, row, column, pieces, error)
-        return Settled([piece[0] for piece in pieces], {})
-
-    def _rescued(
-        self, page: Page, segments: range, row: int, column: int, pieces: list[Piece], error: LazyTilesError
-    ) -> Settled:
-        """The pieces of a job that need nothing damaged of it, read by themselves; the others have failed."""
-        if len(segments) == 1 and page.codec.lzw is None:
-            return Settled([], dict.fromkeys(sorted({piece[0] for piece in pieces}), error))
-        good, failed = [], dict[int, LazyTilesError]()
+        page, segments = self.pages[at], range(first, first + length)
         height = page.segment[0]
+        pieces = self.pieces[self.starts[number] : self.starts[number + 1]].tolist()
+        try:
+            rows = max(piece[2] for piece in pieces)
+            runs = self._runs(page, segments, row, column, rows, self.ranges[number])
+            self._scatter(runs, pieces, first, height)
+            return Settled([piece[0] for piece in pieces], {})
+        except LazyTilesError as error:
+            if length == 1 and page.codec.lzw is None:
+                return Settled([], dict.fromkeys(sorted({piece[0] for piece in pieces}), error))
+        # Pieces that need nothing damaged of it are read by themselves; the others have failed.
+        good, failed = [], dict[int, LazyTilesError]()
         for piece in pieces:
             top, bottom = piece[1] // height, (piece[2] - 1) // height + 1
             try:
-                own = segments[top:bottom]
-                blocks = self._blocks(page, own, row + top, column, piece[2] - top * height, anew=True)
-                self._scatter([(top * height + y, block) for y, block in blocks], [piece])
+                rows = piece[2] - top * height
+                runs = self._runs(page, segments[top:bottom], row + top, column, rows, anew=True)
+                self._scatter(runs, [piece], first, height)
+                good.append(piece[0])
             except LazyTilesError as reason:
                 failed[piece[0]] = reason
-            else:
-                good.append(piece[0])
         return Settled(good, failed)
 
-    def _scatter(self, blocks: list[tuple[int, NDArray[Any]]], pieces: list[Piece]) -> None:
+    def _scatter(self, runs: list[Run], pieces: list[Piece], first: int, height: int) -> None:
+        """Write pieces of a job, whose first segment and rows in a segment are told, into their windows."""
         bands = self.bands
-        if len(blocks) == 1 and bands is None and not pieces[0][7]:  # most reads: whole pixels of one array
-            targets, ((top, block),) = self.targets, blocks
+        if len(runs) == 1 and bands is None and not pieces[0][7]:  # most reads: whole pixels of one array
+            targets, block, top = self.targets, runs[0].array, (runs[0].first - first) * height
             for window, y0, y1, x0, x1, y, x, _ in pieces:
                 targets[window][y : y + y1 - y0, x : x + x1 - x0] = block[y0 - top : y1 - top, x0:x1]
             return
         for window, y0, y1, x0, x1, y, x, band in pieces:
             whole = self.targets[window]
-            for top, block in blocks:
-                start, stop = max(y0, top), min(y1, top + block.shape[0])
+            for run in runs:
+                top = (run.first - first) * height
+                start, stop = max(y0, top), min(y1, top + len(run.array))
                 if stop <= start:
                     continue
-                part = block[start - top : stop - top, x0:x1]
+                part = run.array[start - top : stop - top, x0:x1]
                 rows = slice(y + start - y0, y + stop - y0)
                 columns = slice(x, x + x1 - x0)
                 if band:
@@ -119,7 +100,7 @@ class Jobs:
                 else:
                     whole[rows, columns] = part if bands is None else part[..., list(bands)]
 
-    def _blocks(
+    def _runs(
         self,
         page: Page,
         segments: range,
@@ -129,8 +110,8 @@ class Jobs:
         where: list[int] | None = None,
         *,
         anew: bool = False,
-    ) -> list[tuple[int, NDArray[Any]]]:
-        """Decoded segments of one column as (first row among them, array), from top to bottom.
+    ) -> list[Run]:
+        """Decoded segments of one column, out of the cache where it has them.
 
         Parameters
         ----------
@@ -140,26 +121,21 @@ class Jobs:
         where : (offset, bytes, whether they lie side by side), if it is known
         anew : leave the cache alone
         """
-        height, first = page.segment[0], segments.start
+        first, height = segments.start, page.segment[0]
         if not page.counts[first]:
             shape = (height * len(segments), page.segment[1], page.segment_samples)
-            return [(0, filled(shape, page.dtype, page.fill))]
-        read = self._decode if anew or not settings().cache_bytes else self._kept
-        return [((run.first - first) * height, run.array) for run in read(page, segments, row, column, rows, where)]
-
-    def _kept(
-        self, page: Page, segments: range, row: int, column: int, rows: int, where: list[int] | None
-    ) -> list[Run]:
-        """Decoded segments, out of the cache where it has them; what is to be kept is decoded to its end."""
-        claim = Claim(page.key, segments.start, segments.stop, page.segment_bytes)
+            blank = np.broadcast_to(np.array(page.fill, dtype=page.dtype), shape)  # not a byte for each pixel
+            return [Run(first, segments.stop, blank)]
+        if anew or not settings().cache_bytes:
+            return self._decode(page, segments, row, column, rows, where)
+        claim = Claim(page.key, first, segments.stop, page.segment_bytes)
         made: list[Run] = []
-        height = page.segment[0]
         try:
             while (other := segment_cache.enter(claim)) is not None:
                 other.wait()
             for part in claim.missing:
-                before = part.start - segments.start
-                here = len(part) * height if claim.keeps else rows - before * height
+                before = part.start - first
+                here = len(part) * height if claim.keeps else rows - before * height  # what is kept is kept whole
                 whole = where if len(part) == len(segments) else None
                 made += self._decode(page, part, row + before, column, here, whole)
             if claim.keeps:
@@ -174,20 +150,34 @@ class Jobs:
         self, page: Page, segments: range, row: int, column: int, rows: int, where: list[int] | None
     ) -> list[Run]:
         if where is not None and len(segments) == 1:  # most jobs: what the plan says of the run is said of the segment
-            data = pool.read(page.file, *_inside(page, segments.start, where[0], where[1]))
-            self.tally.append((1, where[1], 0))
-            return _decoded(page, segments, row, column, rows, [data], where[1:2])
-        offsets, sizes = (table[segments.start : segments.stop].tolist() for table in (page.offsets, page.counts))
-        if where is None:
-            side_by_side = all(o + n == after for o, n, after in zip(offsets, sizes, offsets[1:], strict=False))
-            where = [offsets[0], sum(sizes), side_by_side]
-        if where[2]:
-            datas: list[Any] = [pool.read(page.file, *_inside(page, segments[0], where[0], where[1]))]
+            datas, sizes = [_stored(page, segments.start, where[0], where[1])], where[1:2]
         else:
-            spans = zip(segments, offsets, sizes, strict=True)
-            datas = [pool.read(page.file, *_inside(page, *span)) for span in spans]
+            offsets, sizes = (table[segments.start : segments.stop].tolist() for table in (page.offsets, page.counts))
+            if where is None:
+                side_by_side = all(o + n == after for o, n, after in zip(offsets, sizes, offsets[1:], strict=False))
+                where = [offsets[0], sum(sizes), side_by_side]
+            if where[2]:
+                datas = [_stored(page, segments.start, where[0], where[1])]
+            else:
+                datas = [_stored(page, *span) for span in zip(segments, offsets, sizes, strict=True)]
         self.tally.append((len(segments), sum(sizes), 0))
         return _decoded(page, segments, row, column, rows, datas, sizes)
+
+
+def kept_jobs(plan: Plan) -> list[bool]:
+    """Which jobs of a plan this process keeps decoded."""
+    pages = plan.windows.pages
+    return segment_cache.held((pages[at].key, first, first + length) for at, first, length, _, _ in plan.jobs.tolist())
+
+
+def _stored(page: Page, segment: int, offset: int, size: int) -> bytes:
+    """The bytes of segments, the first of which an error names."""
+    if offset < 0 or offset + size > page.file.size:
+        raise SegmentError(
+            f"{page}: segment {segment} lies at bytes {offset} to {offset + size} of a file of {page.file.size} "
+            "bytes; the file is cut short or its tables are damaged: restore it or leave its windows out"
+        )
+    return pool.read(page.file, offset, size)
 
 
 def _decoded(
@@ -214,19 +204,10 @@ def _decoded(
                 f"{page}: memory ran out while segment {segment} (row {row + k}, column {column}) was decoded; the "
                 "file may be sound: free memory, or lower cache_bytes or threads, and read it again"
             ) from error
-        except (Exception, RecursionError) as error:
+        except Exception as error:
             raise SegmentError(
                 f"{page}: segment {segment} (row {row + k}, column {column}) cannot be decoded: {error}; "
                 "the file is damaged there or of an unsupported kind: restore it or leave its windows out"
             ) from error
         runs.append(Run(segment, segment + 1, array))
     return runs
-
-
-def _inside(page: Page, segment: int, offset: int, size: int) -> tuple[int, int]:
-    if offset < 0 or offset + size > page.file.size:
-        raise SegmentError(
-            f"{page}: segment {segment} lies at bytes {offset} to {offset + size} of a file of {page.file.size} "
-            "bytes; the file is cut short or its tables are damaged: restore it or leave its windows out"
-        )
-    return offset, size

@@ -21,13 +21,7 @@ _SMALL_SPAN = 2**16  # bytes of a row-wise read below which what lies between th
 def slice_windows(
     windows: Windows, numbers: Sequence[int], targets: Targets
 ) -> tuple[list[int], dict[int, LazyTilesError]]:
-    """Write windows of uncompressed pages into their targets.
-
-    Parameters
-    ----------
-    windows : on whatever pages
-    numbers : which of them; their pages are uncompressed
-    targets : the array (height, width, bands) of each window
+    """Write windows of these numbers, on uncompressed pages, into their targets.
 
     Returns
     -------
@@ -47,10 +41,9 @@ def slice_windows(
                     maps.clear()
                 maps[at] = _mapped_planes(pages[at])
             _slice(pages[at], maps[at], boxes[number], bands, targets[number])
+            written.append(number)
         except LazyTilesError as error:
             failed[number] = error
-        else:
-            written.append(number)
     return written, failed
 
 
@@ -95,7 +88,23 @@ def _slice(
 ) -> None:
     """One window into its target, from the map or, without one, read row by row."""
     y0, x0, y1, x1 = box
-    parts = _row_planes(page, y0, y1, x0, x1) if planes is None else [plane[y0:y1, x0:x1] for plane in planes]
+    if planes is not None:
+        parts = [plane[y0:y1, x0:x1] for plane in planes]
+    else:
+        assert page.raw_offsets is not None
+        row, pixel, _ = page.strides
+        size, span = (x1 - x0) * pixel, (y1 - y0 - 1) * row + (x1 - x0) * pixel
+        shape, dtype, parts = (y1 - y0, x1 - x0, page.segment_samples), page.stored_dtype, []
+        for offset in page.raw_offsets:
+            start = offset + y0 * row + x0 * pixel
+            if start + span > page.file.size:  # where one plane is cut short, all are
+                parts = [np.empty((0, *shape[1:]), dtype)]
+                break
+            if span <= _SMALL_SPAN or size == row:
+                parts.append(np.ndarray(shape, dtype, pool.read(page.file, start, span), 0, page.strides))
+            else:
+                rows = [pool.read(page.file, start + k * row, size) for k in range(y1 - y0)]
+                parts.append(np.frombuffer(b"".join(rows), dtype).reshape(shape))
     if len(parts[0]) < y1 - y0:
         raise SegmentError(
             f"{page}: its rows end before row {y1}: the file of {page.file.size} bytes is cut short; restore it or "
@@ -128,22 +137,3 @@ def row_ranges(page: Page, box: Sequence[int]) -> list[tuple[str, int, int]]:
     starts = [offset + y * row + x0 * pixel for offset in page.raw_offsets for y in range(y0, y1)]
     size = (x1 - x0) * pixel
     return [(page.file.path, start, start + size) for start in starts if start + size <= page.file.size]
-
-
-def _row_planes(page: Page, y0: int, y1: int, x0: int, x1: int) -> list[NDArray[Any]]:
-    """The rows of one window of each plane, read without a map."""
-    assert page.raw_offsets is not None
-    row, pixel, _ = page.strides
-    size, span = (x1 - x0) * pixel, (y1 - y0 - 1) * row + (x1 - x0) * pixel
-    shape = (y1 - y0, x1 - x0, page.segment_samples)
-    planes = []
-    for offset in page.raw_offsets:
-        start = offset + y0 * row + x0 * pixel
-        if start + span > page.file.size:
-            planes.append(np.empty((0, *shape[1:]), page.stored_dtype))
-        elif span <= _SMALL_SPAN or size == row:
-            planes.append(np.ndarray(shape, page.stored_dtype, pool.read(page.file, start, span), 0, page.strides))
-        else:
-            rows = [pool.read(page.file, start + k * row, size) for k in range(y1 - y0)]
-            planes.append(np.frombuffer(b"".join(rows), page.stored_dtype).reshape(shape))
-    return planes

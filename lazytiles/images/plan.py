@@ -32,20 +32,12 @@ _JOBS = 8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Windows:
-    """Rectangles of pages, in the order in which they are wanted.
+    """Rectangles of pages, in the order in which they are wanted."""
 
-    Parameters
-    ----------
-    pages : the pages that they lie on
-    page : int64, shape (n,), index into `pages` of each window
-    boxes : int64, shape (n, 4), (y0, x0, y1, x1), pixels, half-open, inside the page
-    bands : which samples are wanted, in this order; None for all
-    """
-
-    pages: Sequence[Page]
-    page: Int64s
-    boxes: Int64s
-    bands: tuple[int, ...] | None = None
+    pages: Sequence[Page]  # that they lie on
+    page: Int64s  # shape (n,), index into `pages` of each window
+    boxes: Int64s  # shape (n, 4), (y0, x0, y1, x1), pixels, half-open, inside the page
+    bands: tuple[int, ...] | None = None  # which samples are wanted, in this order; None for all
 
     def __len__(self) -> int:
         return len(self.page)
@@ -89,22 +81,17 @@ class Plan:
 
     def part(self, numbers: Int64s) -> Plan:
         """Some jobs alone, about the same windows; small enough to send, but for the pages."""
+        none = self.raw[:0]
+        windows = replace(self.windows, page=none, boxes=self.windows.boxes[:0])
+        return replace(self._picked(numbers), windows=windows, batch=none, raw=none, empty=none, raw_bytes=0)
+
+    def _picked(self, numbers: Int64s) -> Plan:
+        """The same with some of its jobs, in this order."""
         lengths = self.starts[numbers + 1] - self.starts[numbers]
         starts = np.concatenate([[0], np.cumsum(lengths)])
-        inner = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
-        none = self.raw[:0]
-        return replace(
-            self,
-            windows=replace(self.windows, page=none, boxes=self.windows.boxes[:0]),
-            batch=none,
-            raw=none,
-            empty=none,
-            raw_bytes=0,
-            jobs=self.jobs[numbers],
-            starts=starts,
-            pieces=self.pieces[np.repeat(self.starts[numbers], lengths) + inner],
-            ranges=self.ranges[numbers],
-        )
+        pieces = np.repeat(self.starts[numbers] - starts[:-1], lengths) + np.arange(starts[-1])
+        jobs, ranges = self.jobs[numbers], self.ranges[numbers]
+        return replace(self, jobs=jobs, starts=starts, pieces=self.pieces[pieces], ranges=ranges)
 
     def __repr__(self) -> str:
         ratio = self.bytes_decoded / self.bytes_delivered if self.bytes_delivered else 0.0
@@ -140,9 +127,12 @@ def planned(windows: Windows, batch: Int64s | None = None) -> Plan:
     if not len(chosen):
         none = np.empty((0, 8), np.int64)
         return Plan(*head, none[:, :5], np.zeros(1, np.int64), none, none[:, :3], 0, raw_bytes, 0, delivered)
-    touched = _touched(windows, on, chosen)
-    jobs, starts, pieces, ranges, segments, read, decoded = _grouped(windows, geometry, touched, batch)
-    return Plan(*head, jobs, starts, pieces, ranges, segments, read + raw_bytes, decoded, delivered)
+    jobs, starts, pieces, ranges, segments, read, decoded = _grouped(windows, geometry, _touched(windows, on, chosen))
+    plan = Plan(*head, jobs, starts, pieces, ranges, segments, read + raw_bytes, decoded, delivered)
+    if batch is None:
+        return plan
+    first = np.minimum.reduceat(batch[pieces[:, 0]], starts[:-1])
+    return plan._picked(np.argsort(first, kind="stable"))
 
 
 # The lines of a table of `Page.geometry`, which has a column for each page.
@@ -157,20 +147,14 @@ def _table(*columns: Int64s | int) -> Int64s:
     return table
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Touched:
-    """Each segment that each window touches; arrays of one length, the windows rising."""
+def _touched(windows: Windows, on: Int64s, chosen: Int64s) -> tuple[Int64s, ...]:
+    """The segments under some windows, each time that one is touched; `on` is the geometry of the page of every window.
 
-    window: Int64s
-    page: Int64s
-    plane: Int64s
-    row: Int64s
-    column: Int64s
-    band: Int64s  # the band of the window that a plane fills, plus one; 0: whole pixels
-
-
-def _touched(windows: Windows, on: Int64s, chosen: Int64s) -> _Touched:
-    """The segments under some windows; `on` is the geometry of the page of every window."""
+    Returns
+    -------
+    the window (rising), its page, plane, row and column of the segment, and the band of the window that the plane
+    fills, plus one (0: whole pixels)
+    """
     y0, x0, y1, x1 = windows.boxes[chosen].T
     height, width, planes = on[HEIGHT, chosen], on[WIDTH, chosen], on[PLANES, chosen]
     row, column = y0 // height, x0 // width
@@ -188,39 +172,49 @@ def _touched(windows: Windows, on: Int64s, chosen: Int64s) -> _Touched:
         band = np.where(is_planar, which + 1, 0)
     down, right = np.divmod(step, columns[of])
     window = chosen[of]
-    return _Touched(window, windows.page[window], plane, row[of] + down, column[of] + right, band)
+    return window, windows.page[window], plane, row[of] + down, column[of] + right, band
 
 
 def _grouped(
-    windows: Windows, geometry: Int64s, touched: _Touched, groups: Int64s | None
+    windows: Windows, geometry: Int64s, touched: tuple[Int64s, ...]
 ) -> tuple[Int64s, Int64s, Int64s, Int64s, int, int, int]:
     """Jobs, starts, pieces and ranges of a plan, and its segments, bytes read and bytes decoded."""
-    page = touched.page
+    window, page, plane, row, column, band = touched
     grid = geometry[ROWS] * geometry[COLUMNS] * geometry[PLANES]
     base = np.cumsum(grid) - grid
-    every = base[page] + (touched.plane * geometry[ROWS, page] + touched.row) * geometry[COLUMNS, page] + touched.column
+    every = base[page] + (plane * geometry[ROWS, page] + row) * geometry[COLUMNS, page] + column
     order = np.argsort(every, kind="stable")
     in_order = every[order]
     is_new = np.ones(len(order), dtype=np.bool_)
     is_new[1:] = in_order[1:] != in_order[:-1]
     first = order[is_new]  # one touch of each segment
-    page, row, column = touched.page[first], touched.row[first], touched.column[first]
-    numbers = every[first] - base[page]
+    page, row, column, every = page[first], row[first], column[first], every[first]
+    numbers = every - base[page]
     offsets, counts = _stored(windows.pages, page, numbers)
     g = geometry[:, page]
     nbytes = g[HEIGHT] * g[WIDTH] * np.where(g[PLANES] > 1, 1, g[SAMPLES]) * g[ITEMSIZE]
-    begins = _run_starts(g, row, every[first], counts, nbytes)
+    begins = _run_starts(g, row, every, counts, nbytes)
     heads = np.flatnonzero(begins)
-    lengths = np.diff(heads, append=len(first))
     job = (np.cumsum(begins) - 1)[np.cumsum(is_new) - 1]
+    together: Int64s | int = 1
+    total = counts
     if len(heads) < len(first):  # several segments of a run are one piece of a window
-        key = (job * len(windows) + touched.window[order]) * (int(touched.band.max()) + 1) + touched.band[order]
+        key = (job * len(windows) + window[order]) * (int(band.max()) + 1) + band[order]
         _, once = np.unique(key, return_index=True)
         order, job = order[once], job[once]
-    jobs = _table(page[heads], numbers[heads], lengths, row[heads], column[heads])
-    pieces = _pieces(windows, g[:, heads], jobs, touched.window[order], touched.band[order], job)
-    ranges = _ranges(offsets, counts, heads)
-    jobs, starts, pieces, ranges = _ordered(jobs, pieces, job, ranges, groups)
+        side_by_side = np.ones(len(offsets), dtype=np.int64)
+        side_by_side[1:] = offsets[1:] == offsets[:-1] + counts[:-1]
+        side_by_side[heads] = 1
+        total, together = np.add.reduceat(counts, heads), np.minimum.reduceat(side_by_side, heads)
+    ranges = _table(offsets[heads], total, together)
+    jobs = _table(page[heads], numbers[heads], np.diff(heads, append=len(first)), row[heads], column[heads])
+    window, band, g = window[order], band[order], g[:, heads]
+    by0, bx0, by1, bx1 = windows.boxes[window].T
+    top, left = (jobs[:, 3] * g[HEIGHT])[job], (jobs[:, 4] * g[WIDTH])[job]
+    bottom, right = top + (jobs[:, 2] * g[HEIGHT])[job], left + g[WIDTH, job]
+    y0, x0, y1, x1 = np.maximum(by0, top), np.maximum(bx0, left), np.minimum(by1, bottom), np.minimum(bx1, right)
+    pieces = _table(window, y0 - top, y1 - top, x0 - left, x1 - left, y0 - by0, x0 - bx0, band)
+    starts = np.concatenate([[0], np.cumsum(np.bincount(job, minlength=len(jobs)))])
     present = counts > 0
     return jobs, starts, pieces, ranges, int(present.sum()), int(counts.sum()), int(nbytes[present].sum())
 
@@ -251,41 +245,3 @@ def _run_starts(g: Int64s, row: Int64s, every: Int64s, counts: Int64s, nbytes: I
     along = np.arange(len(every)) - heads[np.cumsum(begins) - 1]
     result: NDArray[np.bool_] = along % most == 0
     return result
-
-
-def _pieces(windows: Windows, g: Int64s, jobs: Int64s, window: Int64s, band: Int64s, job: Int64s) -> Int64s:
-    """What each job gives to each window; `g` is the geometry of the page of each job."""
-    by0, bx0, by1, bx1 = windows.boxes[window].T
-    top, left = (jobs[:, 3] * g[HEIGHT])[job], (jobs[:, 4] * g[WIDTH])[job]
-    bottom, right = top + (jobs[:, 2] * g[HEIGHT])[job], left + g[WIDTH, job]
-    y0, x0 = np.maximum(by0, top), np.maximum(bx0, left)
-    y1, x1 = np.minimum(by1, bottom), np.minimum(bx1, right)
-    return _table(window, y0 - top, y1 - top, x0 - left, x1 - left, y0 - by0, x0 - bx0, band)
-
-
-def _ranges(offsets: Int64s, counts: Int64s, heads: Int64s) -> Int64s:
-    """First byte, bytes, and whether the segments lie side by side, of each job."""
-    if len(heads) == len(offsets):
-        return _table(offsets, counts, 1)
-    side_by_side = np.ones(len(offsets), dtype=np.int64)
-    side_by_side[1:] = offsets[1:] == offsets[:-1] + counts[:-1]
-    side_by_side[heads] = 1
-    total = np.add.reduceat(counts, heads)
-    together = np.minimum.reduceat(side_by_side, heads)
-    return _table(offsets[heads], total, together)
-
-
-def _ordered(
-    jobs: Int64s, pieces: Int64s, job: Int64s, ranges: Int64s, groups: Int64s | None
-) -> tuple[Int64s, Int64s, Int64s, Int64s]:
-    """Jobs in the order of the first batch that needs them, their pieces beside each other."""
-    lengths = np.bincount(job, minlength=len(jobs))
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    if groups is None:
-        return jobs, starts, pieces, ranges
-    first = np.minimum.reduceat(groups[pieces[:, 0]], starts[:-1])
-    order = np.argsort(first, kind="stable")
-    moved = np.repeat(starts[:-1][order], lengths[order])
-    inner = np.arange(len(pieces)) - np.repeat(np.cumsum(lengths[order]) - lengths[order], lengths[order])
-    new_starts = np.concatenate([[0], np.cumsum(lengths[order])])
-    return jobs[order], new_starts, pieces[moved + inner], ranges[order]

@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from lazytiles.buffers import Placed
 from lazytiles.config import count, settings
 from lazytiles.errors import LazyTilesError
-from lazytiles.images.cache import segment_cache
 from lazytiles.images.files import FileKey, pool
-from lazytiles.images.jobs import COUNTED, Counts, Jobs
+from lazytiles.images.jobs import COUNTED, Counts, Jobs, kept_jobs
 from lazytiles.images.mapped import row_ranges, slice_windows
 from lazytiles.images.plan import Plan, Targets, Windows, planned
 from lazytiles.images.readers import Parts
@@ -35,24 +34,19 @@ _MOST_FOR_SMALL_JOBS = 8
 
 
 class Arrived(NamedTuple):
-    """A batch whose windows are all read, or that cannot be completed.
+    """A batch whose windows are all read, or that cannot be completed."""
 
-    Parameters
-    ----------
-    batch : its number in the plan
-    failed : the windows that could not be read, and why; where there are any, others may be missing too
-    """
-
-    batch: int
-    failed: Mapping[int, LazyTilesError]
+    batch: int  # its number in the plan
+    failed: Mapping[int, LazyTilesError]  # why windows could not be read; if any, others may be missing too
 
 
 class _Progress:
     """What is still missing of each window and each batch of a plan, and the batches that have arrived."""
 
     def __init__(self, plan: Plan, stop: threading.Event | None) -> None:
-        n = len(plan.windows)
-        self.pieces: list[int] = np.bincount(plan.pieces[:, 0], minlength=n).tolist()
+        # A window that needs no job is one piece.
+        pieces = np.bincount(plan.pieces[:, 0], minlength=len(plan.windows))
+        self.pieces: list[int] = np.maximum(pieces, 1).tolist()
         self.windows: list[int] = np.bincount(plan.batch).tolist()
         self.batch: list[int] = plan.batch.tolist()
         self.left = sum(map(bool, self.windows))  # batches that have not arrived
@@ -66,33 +60,21 @@ class _Progress:
         return self.left == 0 or (self.stop is not None and self.stop.is_set())
 
     def settle(self, pieces: Iterable[int], failed: Mapping[int, LazyTilesError]) -> None:
-        """Pieces of some windows have been written; other windows have failed."""
+        """A piece of each of some windows has been written; other windows have failed."""
         with self.lock:
             left = self.pieces
             for window in pieces:
                 left[window] -= 1
                 if not left[window]:
-                    self._complete(window)
-            self._fail(failed)
-
-    def settle_windows(self, windows: Iterable[int], failed: Mapping[int, LazyTilesError]) -> None:
-        """Some windows are complete; others have failed."""
-        with self.lock:
-            for window in windows:
-                self._complete(window)
-            self._fail(failed)
-
-    def _complete(self, window: int) -> None:
-        batch = self.batch[window]
-        self.windows[batch] -= 1
-        if not self.windows[batch]:
-            self._arrive(batch, {})
-
-    def _fail(self, failed: Mapping[int, LazyTilesError]) -> None:
-        for window, error in failed.items():
-            if self.windows[self.batch[window]] > 0:
-                self.windows[self.batch[window]] = -1  # below zero: nothing that comes later completes it
-                self._arrive(self.batch[window], {window: error})
+                    batch = self.batch[window]
+                    self.windows[batch] -= 1
+                    if not self.windows[batch]:
+                        self._arrive(batch, {})
+            for window, error in failed.items():
+                batch = self.batch[window]
+                if self.windows[batch] > 0:
+                    self.windows[batch] = -1  # below zero: nothing that comes later completes it
+                    self._arrive(batch, {window: error})
 
     def _arrive(self, batch: int, failed: Mapping[int, LazyTilesError]) -> None:
         self.left -= 1
@@ -104,7 +86,7 @@ class _Progress:
         with self.changed:
             self.changed.notify_all()
 
-    def arrivals(self, is_over: Callable[[], bool]) -> Iterator[Arrived]:
+    def arrivals(self, is_over: Callable[[], bool] = lambda: True) -> Iterator[Arrived]:
         """The batches as they arrive, until no more will come or none is wanted."""
         while True:
             with self.changed:
@@ -144,13 +126,13 @@ def carry_out(
     """
     progress, tally = _Progress(plan, stop), list[Counts]()
     threads = threads or settings().threads
-    progress.settle_windows(plan.empty.tolist(), _changed_files(plan))
-    jobs = Jobs(plan.windows.pages, plan, targets, tally)
+    progress.settle(plan.empty.tolist(), _changed_files(plan))
+    jobs = Jobs(plan, targets, tally)
     try:
         if any(page.file.is_remote for page in plan.windows.pages):
             yield from _from_afar(plan, jobs, progress, threads)
         else:
-            yield from _from_here(plan, jobs, progress, threads, placed=placed, readers=readers, aside=aside)
+            yield from _from_here(plan, jobs, progress, threads, placed, readers, aside)
         if not progress.is_enough():
             raise LazyTilesError(f"{progress.left} batches were neither read nor refused; please report this")
     finally:
@@ -159,25 +141,13 @@ def carry_out(
             count(name, amount)
 
 
-def _settled(jobs: Jobs, order: Sequence[int], progress: _Progress, k: int) -> None:
-    """The k-th job of an order, done and told."""
-    progress.settle(*jobs.do(order[k]))
-
-
 def _from_here(
-    plan: Plan,
-    jobs: Jobs,
-    progress: _Progress,
-    threads: int,
-    *,
-    placed: Placed | None,
-    readers: int,
-    aside: bool,
+    plan: Plan, jobs: Jobs, progress: _Progress, threads: int, placed: Placed | None, readers: int, aside: bool
 ) -> Iterator[Arrived]:
     """What a plan of local files says, by readers or by threads."""
     if len(plan.raw):
-        progress.settle_windows(*slice_windows(plan.windows, plan.raw.tolist(), jobs.targets))
-    first = (lambda: _advise(plan)) if len(plan.jobs) > 1 else None
+        progress.settle(*slice_windows(plan.windows, plan.raw.tolist(), jobs.targets))
+    first = partial(_advise, plan) if len(plan.jobs) > 1 else None
     if placed is not None and readers:
         with Parts(plan, placed, jobs, readers, lambda done: progress.settle(*done), progress.is_enough) as parts:
             # One thread talks to the workers; others read while no worker is ready, or what is kept here.
@@ -187,9 +157,33 @@ def _from_here(
         return
     if plan.bytes_decoded < _LARGE_JOB * len(plan.jobs):
         threads = min(threads, _MOST_FOR_SMALL_JOBS)
-    order: Sequence[int] = _kept_first(plan) if settings().cache_bytes else range(len(plan.jobs))
+    order: Sequence[int] = range(len(plan.jobs))
+    if settings().cache_bytes:  # first what is kept decoded: what the others decode would push it out of the cache
+        held = kept_jobs(plan)
+        order = sorted(order, key=lambda k: not held[k])
     work = partial(_settled, jobs, order, progress)
     yield from _by_crew(work, len(order), progress, min(threads, len(order)), first=first, aside=aside)
+
+
+def _from_afar(plan: Plan, jobs: Jobs, progress: _Progress, threads: int) -> Iterator[Arrived]:
+    """The same with files behind addresses: what a portion of the plan needs is fetched first, in one go."""
+    yield from progress.arrivals()  # batches of windows without a pixel are complete
+    raw = plan.raw.tolist()
+    pages, boxes = plan.windows.pages, plan.windows.boxes.tolist()
+    slices = [row_ranges(pages[plan.windows.page[number]], boxes[number]) for number in raw]
+    for part in portions(slices):
+        with remote.ahead(item for k in part for item in slices[k]):
+            progress.settle(*slice_windows(plan.windows, raw[part.start : part.stop], jobs.targets))
+        yield from progress.arrivals()
+    wanted = [jobs.wanted(number) for number in range(len(plan.jobs))]
+    for part in portions(wanted):
+        with remote.ahead(item for k in part for item in wanted[k]):
+            yield from _by_crew(partial(_settled, jobs, part, progress), len(part), progress, threads)
+
+
+def _settled(jobs: Jobs, order: Sequence[int], progress: _Progress, k: int) -> None:
+    """The k-th job of an order, done and told."""
+    progress.settle(*jobs.do(order[k]))
 
 
 def _by_crew(
@@ -202,37 +196,18 @@ def _by_crew(
     aside: bool = False,
 ) -> Iterator[Arrived]:
     """Jobs 0, 1, 2, … on so many threads, and the batches that arrive meanwhile."""
-    if not jobs:
-        yield from progress.arrivals(lambda: True)
-        return
-    helpers = threads if aside else threads - 1
-    crew = Crew(work, jobs, progress.is_enough, helpers=helpers, first=first, ended=progress.wake)
-    try:
-        if aside and crew.has_begun:
-            yield from progress.arrivals(lambda: crew.is_over)
-        else:
-            crew.work()
-        crew.join()
-    finally:
-        crew.close()
-    yield from progress.arrivals(lambda: True)
-
-
-def _from_afar(plan: Plan, jobs: Jobs, progress: _Progress, threads: int) -> Iterator[Arrived]:
-    """The same with files behind addresses: what a portion of the plan needs is fetched first, in one go."""
-    yield from progress.arrivals(lambda: True)  # batches of windows without a pixel are complete
-    raw = plan.raw.tolist()
-    pages, boxes = plan.windows.pages, plan.windows.boxes.tolist()
-    slices = [row_ranges(pages[plan.windows.page[number]], boxes[number]) for number in raw]
-    for part in portions(slices):
-        with remote.ahead(item for k in part for item in slices[k]):
-            progress.settle_windows(*slice_windows(plan.windows, raw[part.start : part.stop], jobs.targets))
-        yield from progress.arrivals(lambda: True)
-    wanted = [jobs.wanted(number) for number in range(len(plan.jobs))]
-    for part in portions(wanted):
-        with remote.ahead(item for k in part for item in wanted[k]):
-            work = partial(_settled, jobs, part, progress)
-            yield from _by_crew(work, len(part), progress, threads)
+    if jobs:
+        helpers = threads if aside else threads - 1
+        crew = Crew(work, jobs, progress.is_enough, helpers=helpers, first=first, ended=progress.wake)
+        try:
+            if aside and crew.has_begun:
+                yield from progress.arrivals(lambda: crew.is_over)
+            else:
+                crew.work()
+            crew.join()
+        finally:
+            crew.close()
+    yield from progress.arrivals()
 
 
 def _changed_files(plan: Plan) -> dict[int, LazyTilesError]:
@@ -249,14 +224,8 @@ def _changed_files(plan: Plan) -> dict[int, LazyTilesError]:
     return failed
 
 
-def _kept_first(plan: Plan) -> list[int]:
-    """The jobs, those first that are kept decoded: what the others decode would push them out of the cache."""
-    pages = plan.windows.pages
-    held = segment_cache.held((pages[j[0]].key, j[1], j[1] + j[2]) for j in plan.jobs.tolist())
-    return sorted(range(len(held)), key=lambda k: not held[k])
-
-
 def _advise(plan: Plan) -> None:
+    """Tell the system what will be read."""
     ranges: dict[FileKey, list[tuple[int, int]]] = {}
     for job, (offset, size, _) in zip(plan.jobs.tolist(), plan.ranges.tolist(), strict=True):
         key = plan.windows.pages[job[0]].file

@@ -25,12 +25,11 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.aliases import Int64s
 from lazytiles.buffers import Memory, Placed, shared_shelf
 from lazytiles.config import configure, count, settings, usable_cpus, when_configured
 from lazytiles.errors import LazyTilesError
 from lazytiles.images.cache import segment_cache
-from lazytiles.images.jobs import Jobs, Settled
+from lazytiles.images.jobs import Jobs, Settled, kept_jobs
 from lazytiles.images.plan import Plan
 from lazytiles.images.workers import Answer, Sheet, receive, send
 
@@ -53,19 +52,19 @@ class Connection:
     """One thread of one worker; for one reading thread at a time."""
 
     def __init__(self, worker: Worker, ours: socket.socket) -> None:
-        self.worker, self._socket = worker, ours
+        self.worker, self.socket = worker, ours
         self.parts = deque[int]()  # asked for and not answered
         self._plan = -1  # the number of the plan that the other end has last got
         self._known: dict[int, weakref.ref[Memory]] = {}  # the memory that it knows
 
     def fileno(self) -> int:
         """For `select`."""
-        return self._socket.fileno()
+        return self.socket.fileno()
 
     def receive(self) -> Any:
         """The next message of the worker, waited for."""
         try:
-            return receive(self._socket)[0]
+            return receive(self.socket)[0]
         except (EOFError, OSError) as error:
             raise GoneError from error
 
@@ -82,29 +81,30 @@ class Connection:
                 gone = tuple(number for number, memory in self._known.items() if memory() is None)
                 fresh = tuple((memory.number, memory.nbytes) for memory in new.values())
                 fds = [memory.fd for memory in new.values() if memory.fd is not None]
-                send(self._socket, sheet._replace(new=fresh, gone=gone), fds)
+                send(self.socket, sheet._replace(new=fresh, gone=gone), fds)
                 self._plan = sheet.number
                 self._known.update((number, weakref.ref(memory)) for number, memory in new.items())
                 for number in gone:
                     del self._known[number]
-            send(self._socket, (sheet.number, numbers))
+            send(self.socket, (sheet.number, numbers))
         except OSError as error:
             raise GoneError from error
         self.parts.append(part)
-
-    def close(self) -> None:
-        """Let the worker end."""
-        self._socket.close()
 
 
 class Worker:
     """A process that reads, and its connections."""
 
     def __init__(self, threads: int) -> None:
+        # It finds what this process has found, but for what lies in the folder of the user's script.
+        own = str(Path(__file__).parents[2])
+        main = getattr(sys.modules.get("__main__"), "__file__", None)
+        script = str(Path(main).resolve().parent) if main else None
+        paths = [*(os.path.abspath(entry) for entry in sys.path if entry and entry not in (own, script)), own]
         pairs = [socket.socketpair() for _ in range(threads)]
         try:
             fds = [theirs.fileno() for _, theirs in pairs]
-            program = f"import sys; sys.path[:] = {_import_path()!r}; " + PROGRAM.format(fds=fds)
+            program = f"import sys; sys.path[:] = {paths!r}; " + PROGRAM.format(fds=fds)
             command = [sys.executable, "-c", program]
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, pass_fds=fds, start_new_session=True, close_fds=True
@@ -117,17 +117,12 @@ class Worker:
             for _, theirs in pairs:
                 theirs.close()
         self.connections = [Connection(self, ours) for ours, _ in pairs]
-        self.is_ready = False
-
-    @property
-    def pid(self) -> int:
-        """Of the process."""
-        return self._process.pid
+        self.is_ready, self.pid = False, self._process.pid
 
     def close(self, *, at_once: bool = False) -> None:
         """Let it end by itself, or end it; nothing of it writes afterwards."""
         for connection in self.connections:
-            connection.close()
+            connection.socket.close()
         if at_once:
             self._process.kill()
         try:
@@ -135,14 +130,6 @@ class Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-
-
-def _import_path() -> list[str]:
-    """Where a worker finds what this process has found, but for the folder of the user's script."""
-    own = str(Path(__file__).parents[2])
-    main = getattr(sys.modules.get("__main__"), "__file__", None)
-    script = str(Path(main).resolve().parent) if main else None
-    return [*(os.path.abspath(entry) for entry in sys.path if entry and entry not in (own, script)), own]
 
 
 class Readers:
@@ -167,7 +154,26 @@ class Readers:
         with self._lock:
             while len(self.workers) < wanted and self._failures < _STARTS:
                 self.workers.append(Worker(_threads_of(wanted)))
-            self._look()
+            starting = {worker.connections[0]: worker for worker in self.workers if not worker.is_ready}
+            for connection in select.select(list(starting), [], [], 0)[0] if starting else ():
+                worker = starting[connection]
+                try:
+                    for each in worker.connections:
+                        each.receive()
+                except GoneError:
+                    self._failures += 1
+                    self.workers.remove(worker)
+                    worker.close()
+                    if self._failures == _STARTS:
+                        warnings.warn(
+                            "reader processes do not start, so threads read instead; pass readers=0, or see what "
+                            '`python -c "import lazytiles.images.workers"` says',
+                            stacklevel=2,
+                        )
+                else:
+                    worker.is_ready = True
+                    self._failures = 0
+                    self._idle.update(worker.connections)
             taken = [each for worker in self.workers[:wanted] for each in worker.connections if each in self._idle]
             self._idle.difference_update(taken)
             return taken
@@ -185,29 +191,6 @@ class Readers:
             self._idle.difference_update(worker.connections)
             self.workers[self.workers.index(worker)] = Worker(len(worker.connections))
         worker.close(at_once=True)
-
-    def _look(self) -> None:
-        """Take up the workers that have become ready; the caller has the lock."""
-        starting = {worker.connections[0]: worker for worker in self.workers if not worker.is_ready}
-        for connection in select.select(list(starting), [], [], 0)[0] if starting else ():
-            worker = starting[connection]
-            try:
-                for each in worker.connections:
-                    each.receive()
-            except GoneError:
-                self._failures += 1
-                self.workers.remove(worker)
-                worker.close()
-                if self._failures == _STARTS:
-                    warnings.warn(
-                        "reader processes do not start, so threads read instead; pass readers=0, or see what "
-                        '`python -c "import lazytiles.images.workers"` says',
-                        stacklevel=2,
-                    )
-                continue
-            worker.is_ready = True
-            self._failures = 0
-            self._idle.update(worker.connections)
 
     def descriptors(self) -> set[int]:
         """The descriptors of all connections."""
@@ -230,7 +213,7 @@ class Readers:
         """Start anew in a forked child; the workers are the parent's."""
         for worker in self.workers:
             for connection in worker.connections:
-                connection.close()
+                connection.socket.close()
         self.__init__()  # type: ignore[misc]  # the same object stays imported everywhere
         configure(readers=0)  # such a child is one of many, as those of a `DataLoader` are
 
@@ -253,20 +236,13 @@ def is_sendable(plan: Plan) -> bool:
     """
     if not all(page.origin is not None and not page.file.is_remote for page in plan.windows.pages):
         return False
-    return len(plan.jobs) >= _LEAST_JOBS or (settings().cache_bytes > 0 and not all(_held(plan)))
+    return len(plan.jobs) >= _LEAST_JOBS or (settings().cache_bytes > 0 and not all(kept_jobs(plan)))
 
 
 class Parts:
-    """A plan in parts, for workers and, while none is ready, for threads of this process; `with` it workers are leased.
+    """A plan in parts, for workers and, while none is ready, for threads of this process; `settle` is told of each.
 
-    Parameters
-    ----------
-    plan : sendable
-    placed : where the pixels of each window go
-    jobs : its jobs with the same memory as targets
-    workers : how many processes read
-    settle : told what has come of a part
-    is_enough : asked before each part; true leaves the rest undone
+    Workers are leased to it by ``with``.
     """
 
     def __init__(
@@ -280,9 +256,14 @@ class Parts:
     ) -> None:
         self._jobs, self._workers, self._settle, self._is_enough = jobs, workers, settle, is_enough
         self._keeps = settings().cache_bytes > 0
-        self._plan = plan
-        self._tables, self._sheet, self._memories = _sheet_of(plan, placed, workers)
-        owners = _owners(plan, workers) if self._keeps else np.zeros(len(plan.jobs), np.int64)
+        owners: Any = np.zeros(len(plan.jobs), np.int64)
+        if self._keeps:
+            pages = plan.windows.pages
+            tall = [_TALL if page.grid[1] == 1 else _WIDE for page in pages]
+            seeds = [crc32(repr((page.file.path, page.number)).encode()) for page in pages]
+            places = plan.jobs[:, [0, 3, 4]].tolist()
+            keepers = [seeds[at] + row // tall[at] + 31 * (column // tall[at]) for at, row, column in places]
+            owners = np.where(kept_jobs(plan), -1, np.array(keepers) % workers)
         self._suspects = deque[int]()  # begun by workers that have died
         # Of each worker, or of all where nothing is kept, and last of this process: the parts not begun.
         self._left = [deque[int]() for _ in range((workers if self._keeps else 1) + 1)]
@@ -295,29 +276,32 @@ class Parts:
         self._parts = [numbers.tolist() for _, numbers in cut]
         for part, (owner, _) in enumerate(cut):
             self._left[owner].append(part)
+        self._tables, self._sheet, self._memories = _sheet_of(plan, placed, workers)
 
     @property
     def is_local(self) -> bool:
         """Whether threads of this process are to help: no worker is ready, or something is kept here."""
         return not self._leased or bool(self._left[-1])
 
-    def help(self, _: int = 0) -> None:
+    def help(self) -> None:
         """Do parts on this thread: those whose segments are kept here, and others while no worker is ready."""
-        while not self._is_enough():
-            try:
-                part = self._next(-1 if self._leased else None)
-            except IndexError:
-                return
+        while not self._is_enough() and (part := self._next(-1 if self._leased else None)) is not None:
             self._do_here(part)
 
-    def _next(self, owner: int | None) -> int:
-        """A part that is not begun: of a worker, or of whomever; IndexError where there is none."""
-        if owner is not None:
-            return self._left[owner if self._keeps or owner < 0 else 0].popleft()
-        for left in reversed(self._left):
+    def _next(self, owner: int | None) -> int | None:
+        """A part that is not begun: of a worker, of this process (-1) or of whomever (None); None: there is none."""
+        if owner is None:
+            left = self._left[::-1]
+        else:
+            left = [self._left[owner if self._keeps or owner < 0 else 0]]
+        for parts in left:
             with suppress(IndexError):
-                return left.popleft()
-        raise IndexError
+                return parts.popleft()
+        return None
+
+    def _do_here(self, part: int) -> None:
+        for number in self._parts[part]:
+            self._settle(self._jobs.do(number))
 
     def run(self) -> None:
         """Keep the workers busy until all is done; what they raise is raised here."""
@@ -334,8 +318,8 @@ class Parts:
                     for connection in select.select(busy, [], [], _PATIENCE_S)[0]:
                         self._collect(connection)
                 elif any(self._left):  # of workers that are not ready, or busy with other plans
-                    with suppress(IndexError):
-                        self._do_here(self._next(None))
+                    if (part := self._next(None)) is not None:
+                        self._do_here(part)
                 elif self._suspects:
                     self._try_alone()
                 else:
@@ -350,15 +334,13 @@ class Parts:
         if connection not in self._leased:  # its worker has died meanwhile, by what another connection of it says
             return
         owner = readers.workers.index(connection.worker) if connection.worker in readers.workers else 0
-        with suppress(IndexError):
-            while len(connection.parts) < _AHEAD and not self._is_enough():
-                part = self._next(owner)
-                try:
-                    connection.ask(self._sheet, self._memories, part, self._parts[part])
-                except GoneError:
-                    connection.parts.append(part)
-                    self._lost(connection.worker)
-                    return
+        while len(connection.parts) < _AHEAD and not self._is_enough() and (part := self._next(owner)) is not None:
+            try:
+                connection.ask(self._sheet, self._memories, part, self._parts[part])
+            except GoneError:
+                connection.parts.append(part)
+                self._lost(connection.worker)
+                return
 
     def _collect(self, connection: Connection) -> None:
         if connection not in self._leased:
@@ -376,9 +358,8 @@ class Parts:
             count(name, amount)
         if answer.error is not None:
             raise answer.error
-        self._settle(
-            Settled([w for w in windows if w not in answer.failed] if answer.failed else windows, answer.failed)
-        )
+        written = [w for w in windows if w not in answer.failed] if answer.failed else windows
+        self._settle(Settled(written, answer.failed))
 
     def _lost(self, worker: Worker) -> None:
         """A worker has died: its parts are begun again, but for one that has killed two."""
@@ -395,38 +376,27 @@ class Parts:
         """Do the jobs of a part one by one with nothing beside, after a worker has died of it or of another."""
         part = self._suspects.popleft()
         for number in self._parts[part]:
-            connection = self._any()
+            while not self._leased:
+                self._leased = readers.lease(self._workers)
+                if not self._leased and not readers.workers:
+                    raise LazyTilesError("reader processes die and cannot be started anew; read with readers=0")
+                time.sleep(0 if self._leased else _PATIENCE_S / 10)
+            connection, windows = self._leased[0], self._jobs.windows_of(number)
             try:
                 connection.ask(self._sheet, self._memories, part, [number])
                 answer: Answer = connection.receive()
             except GoneError:
                 connection.parts.clear()
                 self._lost(connection.worker)
-                windows = self._jobs.windows_of(number)
-                self._settle(Settled([], dict.fromkeys(windows, self._killed(number))))
+                at, segment = self._jobs.jobs[number][:2]
+                error = LazyTilesError(
+                    f"{self._jobs.pages[at]}: two reader processes died while they read segment {segment}: memory ran "
+                    "out, or its codec crashed; read it with readers=0 to see which, or leave its windows out"
+                )
+                self._settle(Settled([], dict.fromkeys(windows, error)))
             else:
                 connection.parts.clear()
-                self._take(answer, self._jobs.windows_of(number))
-
-    def _any(self) -> Connection:
-        """A connection of a worker that is ready, waited for."""
-        while not self._leased:
-            self._leased = readers.lease(self._workers)
-            if not self._leased and not readers.workers:
-                raise LazyTilesError("reader processes die and cannot be started anew; read with readers=0")
-            time.sleep(0 if self._leased else _PATIENCE_S / 10)
-        return self._leased[0]
-
-    def _killed(self, number: int) -> LazyTilesError:
-        page, segment = self._plan.windows.pages[self._jobs.jobs[number][0]], self._jobs.jobs[number][1]
-        return LazyTilesError(
-            f"{page}: two reader processes died while they read segment {segment}: memory ran out, or its codec "
-            "crashed; read it with readers=0 to see which, or leave its windows out"
-        )
-
-    def _do_here(self, part: int) -> None:
-        for number in self._parts[part]:
-            self._settle(self._jobs.do(number))
+                self._take(answer, windows)
 
     def __enter__(self) -> Self:
         self._leased = readers.lease(self._workers)
@@ -447,36 +417,18 @@ class Parts:
             readers.give_back(self._leased)
 
 
-def _held(plan: Plan) -> list[bool]:
-    """Which jobs this process keeps decoded."""
-    pages = plan.windows.pages
-    return segment_cache.held((pages[at].key, first, first + length) for at, first, length, _, _ in plan.jobs.tolist())
-
-
-def _owners(plan: Plan, workers: int) -> Int64s:
-    """Which worker keeps the segments of each job; -1 where this process keeps them already."""
-    pages = plan.windows.pages
-    jobs = plan.jobs.tolist()
-    tall = [_TALL if page.grid[1] == 1 else _WIDE for page in pages]
-    seeds = [crc32(repr((page.file.path, page.number)).encode()) for page in pages]
-    owners = [seeds[at] + row // tall[at] + 31 * (column // tall[at]) for at, _, _, row, column in jobs]
-    return np.where(_held(plan), -1, np.array(owners) % workers)
-
-
 def _sheet_of(plan: Plan, placed: Placed, workers: int) -> tuple[NDArray[np.uint8], Sheet, list[Memory]]:
     """A plan as an array in shared memory, where its parts lie, and all the memory that workers need for it."""
     numbers = np.array([memory.number for memory in placed.memories])
     places = np.column_stack([numbers[placed.where[:, 0]], placed.where[:, 1:]])
-    pages = pickle.dumps([(page.file, page.origin) for page in plan.windows.pages], protocol=5)
     tables = [np.ascontiguousarray(each) for each in (plan.jobs, plan.starts, plan.pieces, plan.ranges, places)]
-    sizes = [*(each.nbytes for each in tables), len(pages)]
-    offsets = np.cumsum([0, *sizes]).tolist()
-    flat = shared_shelf.empty((offsets[-1],), np.dtype(np.uint8))
+    pages = np.frombuffer(pickle.dumps([(page.file, page.origin) for page in plan.windows.pages], protocol=5), np.uint8)
+    parts = [*(each.reshape(-1).view(np.uint8) for each in tables), pages]
+    ends = np.cumsum([len(part) for part in parts]).tolist()
+    flat = shared_shelf.empty((ends[-1],), np.dtype(np.uint8))
+    np.concatenate(parts, out=flat)
     place = shared_shelf.place(flat)
-    begins = [place.offset + offset for offset in offsets]
-    for each, offset in zip(tables, offsets, strict=False):
-        flat[offset : offset + each.nbytes] = each.reshape(-1).view(np.uint8)
-    flat[offsets[-2] :] = np.frombuffer(pages, np.uint8)
+    begins = [place.offset + end - len(part) for end, part in zip(ends, parts, strict=True)]
     limits = settings()
     own = asdict(limits) | {"readers": 0, "cache_bytes": limits.cache_bytes // (workers + 1)}
     own["open_files"] = max(1, limits.open_files // (workers + 1))
@@ -486,7 +438,7 @@ def _sheet_of(plan: Plan, placed: Placed, workers: int) -> tuple[NDArray[np.uint
     sheet = Sheet(
         next(_sheets),
         tuple((place.memory.number, begin, each.shape) for begin, each in zip(begins, tables, strict=False)),
-        (place.memory.number, begins[-2], len(pages)),
+        (place.memory.number, begins[-1], len(pages)),
         plan.windows.bands,
         plan.windows.pages[0].dtype,
         folder,

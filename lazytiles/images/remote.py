@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, TypeAlias
 
 from lazytiles.errors import LazyTilesError, RegionError, require, shown
@@ -93,23 +94,6 @@ class Known:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Spans:
-    """Byte ranges of one file that have come, or why they have not, by their first byte."""
-
-    starts: list[int]
-    ends: list[int]
-    parts: list[bytes | Exception]
-
-    def find(self, start: int, end: int) -> bytes | Exception | None:
-        """The bytes start..end if they lie in one range."""
-        at = bisect_right(self.starts, start) - 1
-        if at < 0 or self.ends[at] < end:
-            return None
-        part = self.parts[at]
-        return part[start - self.starts[at] : end - self.starts[at]] if isinstance(part, bytes) else part
-
-
 class RemotePool:
     """Files behind addresses, known by what their server says of them.
 
@@ -127,7 +111,8 @@ class RemotePool:
         self._systems: OrderedDict[str, tuple[Any, str]] = OrderedDict()
         self._known: dict[str, Known | Exception] = {}
         self._blocks: OrderedDict[tuple[str, int, int], bytes] = OrderedDict()
-        self._ahead: dict[str, list[_Spans]] = {}
+        # Of each file the ranges that have come, or why they have not: lists of (first byte, end, what came), rising.
+        self._ahead: dict[str, list[list[tuple[int, int, bytes | Exception]]]] = {}
         self._ends: dict[str, int] = {}  # where files were seen to end
         self.requests = 0
 
@@ -160,38 +145,39 @@ class RemotePool:
             raise _clear(url, known)
         return (known.size, known.stamp) == (size, stamp)
 
-    def is_missing(self, url: str) -> bool:
-        """Whether a server has said, when it was asked last, that there is no such file."""
-        known = self._known[url]
-        is_missing = isinstance(known, FileNotFoundError) and _is_final(known) and not _is_refused(known)
-        if isinstance(known, Exception) and not is_missing and not isinstance(known, IsADirectoryError):
-            raise _clear(url, known)
-        return is_missing
-
     def read(self, url: str, stamp: int, size: int, start: int, end: int) -> bytes:
         """The bytes start..end of a file of `size` bytes: those fetched ahead, or small ones by whole blocks."""
         for spans in self._ahead.get(url, ()):
-            found = spans.find(start, end)
-            if isinstance(found, Exception):
-                raise _clear(url, found)
-            if found is not None:
-                return found
+            at = bisect_right(spans, start, key=itemgetter(0)) - 1
+            if at >= 0 and spans[at][1] >= end:
+                begin, _, part = spans[at]
+                if isinstance(part, Exception):
+                    raise _clear(url, part)
+                return part[start - begin : end - begin]
         if end - start > BLOCK_BYTES:
             return self._fetched((url, start, end))
         first, last = start // BLOCK_BYTES, (max(end, start + 1) - 1) // BLOCK_BYTES
-        blocks = [self._block(url, stamp, size, number) for number in range(first, last + 1)]
+        blocks = []
+        for number in range(first, last + 1):
+            key = (url, stamp, number)
+            with self._lock:
+                block = self._blocks.get(key)
+                if block is not None:
+                    self._blocks.move_to_end(key)
+            if block is None:
+                begin = number * BLOCK_BYTES
+                block = self._fetched((url, begin, min(size, begin + BLOCK_BYTES)))
+                self._keep(*key, block)
+            blocks.append(block)
         return b"".join(blocks)[start - first * BLOCK_BYTES : end - first * BLOCK_BYTES]
 
     @contextmanager
     def ahead(self, wanted: Iterable[Range]) -> Iterator[None]:
         """Fetch ranges, joined and at once; within the block `read` finds them."""
         ranges = joined(wanted)
-        stores: dict[str, _Spans] = {}
+        stores: dict[str, list[tuple[int, int, bytes | Exception]]] = {}
         for (url, start, end), part in zip(ranges, self._fetch(ranges), strict=True):
-            spans = stores.setdefault(url, _Spans([], [], []))
-            spans.starts.append(start)
-            spans.ends.append(end)
-            spans.parts.append(part)
+            stores.setdefault(url, []).append((start, end, part))
         try:
             with self._lock:
                 for url, spans in stores.items():
@@ -235,11 +221,8 @@ class RemotePool:
 
     def _ask(self, urls: Sequence[str], *, with_head: bool = False) -> None:
         """Note what servers say of some files, all asked at once."""
-
-        def attempt(missing: list[int]) -> list[Any]:
-            return self._infos([urls[k] for k in missing], with_head=with_head)
-
-        for url, info in zip(urls, self._persistently(attempt, len(urls)), strict=True):
+        infos = self._persistently(lambda ks: self._infos([urls[k] for k in ks], with_head=with_head), len(urls))
+        for url, info in zip(urls, infos, strict=True):
             known = info if isinstance(info, Exception) else _known(url, info)
             if isinstance(known, Known) and isinstance(info.get("head"), bytes):
                 head = _whole((url, 0, min(known.size, BLOCK_BYTES)), info["head"])
@@ -250,41 +233,37 @@ class RemotePool:
             self._known[url] = known
 
     def _infos(self, urls: Sequence[str], *, with_head: bool) -> list[Any]:
-        found = []
-        for url in urls:
+        """What servers say of some files, or why they do not; all asked at once on fsspec's thread."""
+        found: list[Any] = []
+        jobs: list[Any] = []
+        asked: list[int] = []  # which files the jobs are of
+        loop: Any = None
+        for k, url in enumerate(urls):
             system, path = self._system(url)
             self.requests += 1 + with_head
-            if not _is_async(system):
+            if _is_async(system):
+                loop = loop or system.loop
+                asked.append(k)
+                jobs.append(system._info(path))
+                if with_head:
+                    jobs.append(system._cat_file(path, start=0, end=BLOCK_BYTES))
+                found.append(None)
+            else:
                 # filecache and blockcache would list its folder: the system behind them is asked
                 is_cache = system.protocol in ("filecache", ("blockcache", "cached"))
                 found.append(_result((system.fs if is_cache else system).info, path))
-                continue
-            jobs = [system._info(path)]
-            if with_head:
-                jobs.append(system._cat_file(path, start=0, end=BLOCK_BYTES))
-            found.append((system, jobs))
-        waiting = [item for item in found if isinstance(item, tuple)]
-        answers = iter(_together(waiting))
-        for k, item in enumerate(found):
-            if isinstance(item, tuple):
-                info, *head = next(answers)
-                if isinstance(info, BaseException):
-                    found[k] = info if isinstance(info, Exception) else RegionError(repr(info))
-                else:
-                    found[k] = {**info, "head": head[0] if head else None}
-        return found
 
-    def _block(self, url: str, stamp: int, size: int, number: int) -> bytes:
-        key = (url, stamp, number)
-        with self._lock:
-            block = self._blocks.get(key)
-            if block is not None:
-                self._blocks.move_to_end(key)
-                return block
-        start = number * BLOCK_BYTES
-        block = self._fetched((url, start, min(size, start + BLOCK_BYTES)))
-        self._keep(*key, block)
-        return block
+        async def answers() -> list[Any]:
+            return list(await asyncio.gather(*jobs, return_exceptions=True))
+
+        told = iter(require("fsspec.asyn", extra="remote").sync(loop, answers) if jobs else ())
+        for k in asked:
+            info, head = next(told), next(told) if with_head else None
+            if isinstance(info, Exception):
+                found[k] = info
+            else:
+                found[k] = RegionError(repr(info)) if isinstance(info, BaseException) else {**info, "head": head}
+        return found
 
     def _keep(self, url: str, stamp: int, number: int, block: bytes) -> None:
         with self._lock:
@@ -301,9 +280,15 @@ class RemotePool:
     def _fetch(self, ranges: Sequence[Range]) -> list[bytes | Exception]:
         """The bytes of ranges, or why they do not come; all asked for at once, failed ones again.
 
-        With the first of a file comes its last byte, asked for as two: where a length is a lie, none or both come.
+        With the first of a file beyond its first block comes its last byte, asked for as two: where the length that a
+        server says is a lie, none or both come.
         """
-        lasts = [(url, end - 1, end) for url, end in self._unseen_ends(ranges).items()]
+        sizes = {url: known.size for url, _, _ in ranges if isinstance(known := self._known.get(url), Known)}
+        lasts = [
+            (url, size - 1, size)
+            for url, size in sizes.items()
+            if size > BLOCK_BYTES and self._ends.get(url) != size and _is_async(self._system(url)[0])
+        ]
         asked = [*ranges, *lasts]
 
         def attempt(missing: list[int]) -> list[Any]:
@@ -331,15 +316,6 @@ class RemotePool:
                 self._ends[url] = end
         return [lies.get(url, part) for (url, _, _), part in zip(ranges, parts, strict=False)]
 
-    def _unseen_ends(self, ranges: Sequence[Range]) -> dict[str, int]:
-        """The lengths that servers say of files, of which more was not seen than their first block."""
-        sizes = {url: known.size for url, _, _ in ranges if isinstance(known := self._known.get(url), Known)}
-        return {
-            url: size
-            for url, size in sizes.items()
-            if size > BLOCK_BYTES and self._ends.get(url) != size and _is_async(self._system(url)[0])
-        }
-
     @staticmethod
     def _persistently(attempt: Any, n: int) -> list[Any]:
         """The n answers of `attempt`, which is asked again, after a pause, for those that are errors."""
@@ -358,20 +334,6 @@ class RemotePool:
 
 def _is_async(system: Any) -> bool:
     return isinstance(system, require("fsspec.asyn", extra="remote").AsyncFileSystem)
-
-
-def _together(waiting: Sequence[tuple[Any, list[Any]]]) -> list[list[Any]]:
-    """The answers to the requests of each item, all made at once on fsspec's thread."""
-    if not waiting:
-        return []
-    sync = require("fsspec.asyn", extra="remote").sync
-
-    async def answers() -> list[Any]:
-        flat = [job for _, jobs in waiting for job in jobs]
-        return list(await asyncio.gather(*flat, return_exceptions=True))
-
-    found = iter(sync(waiting[0][0].loop, answers))
-    return [[next(found) for _ in jobs] for _, jobs in waiting]
 
 
 def _is_final(error: Exception) -> bool:
@@ -455,7 +417,14 @@ def are_there(urls: Sequence[str]) -> list[bool]:
     RegionError : a server that does not say it: it refuses, or cannot be reached
     """
     remote.refresh(urls)
-    return [not remote.is_missing(url) for url in urls]
+    there = []
+    for url in urls:
+        known = remote._known[url]
+        is_missing = isinstance(known, FileNotFoundError) and _is_final(known) and not _is_refused(known)
+        if isinstance(known, Exception) and not is_missing and not isinstance(known, IsADirectoryError):
+            raise _clear(url, known)
+        there.append(not is_missing)
+    return there
 
 
 def listed(url: str) -> list[str]:

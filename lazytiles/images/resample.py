@@ -71,8 +71,8 @@ def resize(
     if valid is not None and valid.all():
         valid = None
     # Pillow takes the ends of a box as 32-bit floats, which is too little where a kernel ends abruptly.
-    by_pillow = box is None or (method != "area" and _lies_inside(box, image.shape))
-    if image.dtype == np.uint8 and valid is None and by_pillow:
+    is_inside = box is None or (min(box[:2]) >= 0 and box[2] <= image.shape[0] and box[3] <= image.shape[1])
+    if image.dtype == np.uint8 and valid is None and is_inside and (box is None or method != "area"):
         parts = [image] if image.shape[2] == 3 else [image[..., band] for band in range(image.shape[2])]
         part_box = None if box is None else (box[1], box[0], box[3], box[2])
         pixels = (
@@ -123,22 +123,12 @@ def around(box: Extent, size: tuple[int, int], method: str, shape: tuple[int, in
     return ends[0][0], ends[1][0], ends[0][1], ends[1][1]
 
 
-def _lies_inside(box: Extent, shape: tuple[int, ...]) -> bool:
-    return box[0] >= 0 and box[1] >= 0 and box[2] <= shape[0] and box[3] <= shape[1]
-
-
-def _nearest_places(
-    shape: tuple[int, ...], size: tuple[int, int], box: Extent | None
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _nearest_places(shape: tuple[int, ...], size: tuple[int, int], box: Extent | None) -> list[NDArray[np.intp]]:
     """The row and the column of an image that stand at each of `size` places."""
     if box is None:
-        return _nearest(shape[0], size[0]), _nearest(shape[1], size[1])
-    lines = (_centres(box[axis], box[axis + 2], size[axis]) for axis in (0, 1))
-    rows, columns = (
-        np.clip(np.floor(line + _TIE), 0, length - 1).astype(np.intp)
-        for line, length in zip(lines, shape, strict=False)
-    )
-    return rows, columns
+        return [_nearest(shape[axis], size[axis]) for axis in (0, 1)]
+    lines = [np.floor(_centres(box[axis], box[axis + 2], size[axis]) + _TIE) for axis in (0, 1)]
+    return [np.clip(line, 0, length - 1).astype(np.intp) for line, length in zip(lines, shape, strict=False)]
 
 
 def _centres(start: float, stop: float, wanted: int) -> NDArray[np.float64]:
@@ -148,17 +138,22 @@ def _centres(start: float, stop: float, wanted: int) -> NDArray[np.float64]:
 
 
 def _resized(image: NDArray[Any], size: tuple[int, int], method: str, box: Extent | None) -> NDArray[Any]:
-    """Both axes at their new length, unrounded."""
-    numbers = image
-    for axis in (0, 1):
+    """Both axes at their new length, unrounded; summed pixel by pixel, so that it is the same everywhere."""
+    for axis, wanted in enumerate(size):
         if box is not None:
-            taps = _taps_of(image.shape[axis], box[axis], box[axis + 2], size[axis], method)
-        elif image.shape[axis] != size[axis]:
-            taps = _taps(image.shape[axis], size[axis], method)
+            pixels, weights = _taps_of(image.shape[axis], box[axis], box[axis + 2], wanted, method)
+        elif image.shape[axis] != wanted:
+            pixels, weights = _taps(image.shape[axis], wanted, method)
         else:
             continue
-        numbers = _resize_axis(numbers, axis, size[axis], *taps)
-    return numbers
+        total = np.zeros((*image.shape[:axis], wanted, *image.shape[axis + 1 :]))
+        for places, weight in zip(pixels, weights, strict=True):
+            # Along rows a weight stands at every band, so that NumPy walks a row in one go.
+            spread = weight[:, None].repeat(image.shape[2], 1) if axis else weight[:, None, None]
+            part = image.take(places, axis) * spread
+            total += part if weight.all() else np.where(spread, part, 0)  # what is not finite has no zero part
+        image = total
+    return image
 
 
 @lru_cache(maxsize=256)
@@ -193,19 +188,6 @@ def _resized_valid(
     """The same of valid pixels alone, as gdalwarp does it; and how much of the kernel's weight lies on them."""
     weights = _resized(valid, size, method, box)
     return _resized(np.where(valid, image, image.dtype.type(0)), size, method, box) / weights, weights
-
-
-def _resize_axis(
-    image: NDArray[Any], axis: int, wanted: int, pixels: NDArray[np.intp], weights: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """The image at another length of one axis, unrounded; summed pixel by pixel, so that it is the same everywhere."""
-    total = np.zeros((*image.shape[:axis], wanted, *image.shape[axis + 1 :]))
-    for places, weight in zip(pixels, weights, strict=True):
-        # Along rows a weight stands at every band, so that NumPy walks a row in one go.
-        spread = weight[:, None].repeat(image.shape[2], 1) if axis else weight[:, None, None]
-        part = image.take(places, axis) * spread
-        total += part if weight.all() else np.where(spread, part, 0)  # what is not finite has no zero part
-    return total
 
 
 @lru_cache(maxsize=64)

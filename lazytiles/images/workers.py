@@ -39,31 +39,18 @@ _MOST_PLANS = 8  # that a worker keeps
 
 
 class Sheet(NamedTuple):
-    """A plan as workers see it.
+    """A plan as workers see it."""
 
-    Parameters
-    ----------
-    number : of the plan
-    tables : of its arrays (jobs, starts, pieces, ranges, places) the number of the memory, first byte and shape
-    pages : the memory, first byte and bytes of what each page is opened by, pickled
-    bands, dtype : of the pixels
-    folder : the working directory that names of files are relative to; None where there is none any more
-    limits : the settings under which it is read
-    clears : how often the cache of the process that asks was cleared
-    new : (number, bytes) of the memory whose descriptors come with the sheet
-    gone : numbers of the memory that will not be used again
-    """
-
-    number: int
-    tables: tuple[tuple[int, int, tuple[int, ...]], ...]
-    pages: tuple[int, int, int]
+    number: int  # of the plan
+    tables: tuple[tuple[int, int, tuple[int, ...]], ...]  # the memory, first byte and shape of its five arrays
+    pages: tuple[int, int, int]  # the memory, first byte and bytes of what each page is opened by, pickled
     bands: tuple[int, ...] | None
-    dtype: np.dtype[Any]
-    folder: str | None
-    limits: dict[str, Any]
-    clears: int
-    new: tuple[tuple[int, int], ...] = ()
-    gone: tuple[int, ...] = ()
+    dtype: np.dtype[Any]  # of the pixels
+    folder: str | None  # the working directory that names of files are relative to; None where there is none any more
+    limits: dict[str, Any]  # the settings under which it is read
+    clears: int  # how often the cache of the process that asks was cleared
+    new: tuple[tuple[int, int], ...] = ()  # (number, bytes) of the memory whose descriptors come with the sheet
+    gone: tuple[int, ...] = ()  # numbers of the memory that will not be used again
 
 
 class Answer(NamedTuple):
@@ -164,17 +151,18 @@ def _take_over(sheet: Sheet, fds: Sequence[int]) -> BaseException | None:
 
 
 def _jobs_of(sheet: Sheet) -> Jobs:
-    jobs, starts, pieces, ranges, places = (
-        np.ndarray(shape, np.int64, _maps[memory], offset) for memory, offset, shape in sheet.tables
-    )
+    # The tables are copied: their memory is used again when the plan is over.
+    tables = [np.ndarray(shape, np.int64, _maps[memory], offset).copy() for memory, offset, shape in sheet.tables]
+    jobs, starts, pieces, ranges, places = tables
     memory, offset, size = sheet.pages
     pages: Any = _Pages(pickle.loads(_maps[memory][offset : offset + size]))  # noqa: S301  # from the other end
-    nothing = np.empty(0, np.int64)
-    windows = Windows(pages, nothing, nothing.reshape(0, 4), sheet.bands)
-    head = windows, nothing, nothing, nothing, 0
-    # The tables are copied: their memory is used again when the plan is over.
-    plan = Plan(*head, jobs.copy(), starts.copy(), pieces.copy(), ranges.copy(), 0, 0, 0, 0)
-    return Jobs(pages, plan, _Targets(places.tolist(), sheet.dtype), [])
+    none = np.empty(0, np.int64)
+    windows = Windows(pages, none, none.reshape(0, 4), sheet.bands)
+    plan = Plan(windows, none, none, none, 0, jobs, starts, pieces, ranges, 0, 0, 0, 0)
+    return Jobs(plan, _Targets(places.tolist(), sheet.dtype), [])
+
+
+_page = lru_cache(_MOST_PAGES)(reopened)
 
 
 class _Pages:
@@ -185,11 +173,6 @@ class _Pages:
 
     def __getitem__(self, k: int) -> Page:
         return _page(*self._origins[k])
-
-
-@lru_cache(_MOST_PAGES)
-def _page(key: FileKey, origin: Any) -> Page:
-    return reopened(key, origin)
 
 
 class _Targets:
@@ -215,18 +198,14 @@ def _answer(number: int, numbers: Sequence[int]) -> Answer:
                 failed.update(jobs.do(k).failed)
             except LazyTilesError as error:  # its page cannot be opened
                 failed.update(dict.fromkeys(jobs.windows_of(k), error))
-        while jobs.tally:
-            for name, amount in zip(COUNTED, jobs.tally.pop(), strict=True):
-                count(name, amount)
+        with suppress(IndexError):  # empty, by the threads of other connections, too
+            while True:
+                for name, amount in zip(COUNTED, jobs.tally.pop(), strict=True):
+                    count(name, amount)
     except BaseException as error:
         wrong = error
-    return Answer({window: type(error)(str(error)) for window, error in failed.items()}, _counted(), wrong)
-
-
-def _counted() -> dict[str, int]:
-    """What this worker has counted since it was last told."""
-    with _lock:
+    with _lock:  # what was counted since the other side was last told
         now = counters()
         new = {name: amount - _told.get(name, 0) for name, amount in now.items() if amount != _told.get(name, 0)}
         _told.update(now)
-        return new
+    return Answer({window: type(error)(str(error)) for window, error in failed.items()}, new, wrong)

@@ -325,7 +325,7 @@ class _Fault:
 def test_an_exception_at_any_line_of_keeping_leaves_no_claim_and_a_sound_cache(tmp_path, error, faulty):
     image = pixels((64, 64))
     region = lt.open_region(write(tmp_path / "a.tif", image, compression="zlib", tile=(32, 32)))
-    names = {"settle", "enter", "_keep", "_shrink", "_forget_run", "_owned", "_split", "_kept", "_decode", "_decoded"}
+    names = {"settle", "enter", "_keep", "_shrink", "_forget_run", "_owned", "_split", "_runs", "_decode", "_decoded"}
     told = set()
     with within_limits(threads=1, cache_bytes=3 * 32 * 32):  # one has to go for the fourth
         for place in range(1, 400):

@@ -339,6 +339,22 @@ def test_a_batch_decodes_each_segment_once_over_regions_and_frames(tmp_path):
     assert done.segments == len(touched)
 
 
+@pytest.mark.parametrize("mapped", [True, False])
+@pytest.mark.parametrize("planes", [1, 3])
+def test_rows_behind_the_end_of_a_file_are_an_error_that_names_it(planes, mapped, tmp_path):
+    image = pixels((3, 64, 48))
+    options = {"photometric": "rgb", "planarconfig": "separate"} if planes > 1 else {"photometric": "minisblack"}
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, image if planes > 1 else image[0], rowsperstrip=64, **options)
+    path.write_bytes(path.read_bytes()[:-1000])
+    region = lt.open_region(path)
+    whole = np.moveaxis(image, 0, -1) if planes > 1 else image[0]
+    with within_limits(mmap=mapped):
+        np.testing.assert_array_equal(region[5:30, 7:9], whole[5:30, 7:9])
+        with pytest.raises(lt.SegmentError, match=r"a\.tif page 0: its rows end before row 60: .* is cut short"):
+            region[50:60, 7:9]
+
+
 def test_reading_ahead_divides_what_is_decoded(tmp_path):
     """W1 at small size: strips, a global shuffle, three frames; many batches as one plan."""
     strips = ({"compression": "lzw", "rowsperstrip": 6},)

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ import pytest
 import lazytiles as lt
 from lazytiles.buffers import shared_shelf
 from lazytiles.images import readers as room
+from lazytiles.images import workers
 from lazytiles.images.readers import readers
 from tests.limits import Counting, within_limits
 from tests.made import LAYOUTS, make
@@ -148,6 +150,26 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(connections: int, tmp_p
             np.testing.assert_array_equal(whole(tiles, 2), dense)
 
 
+class Looked(list[Any]):
+    """A list that lets other threads in after each look at its length."""
+
+    def __len__(self) -> int:
+        length = super().__len__()
+        time.sleep(0.2)
+        return length
+
+
+def test_connections_of_a_worker_count_what_they_share_once(monkeypatch: Any) -> None:
+    monkeypatch.setitem(workers._plans, -1, SimpleNamespace(tally=Looked([(3, 0, 0)])))
+    monkeypatch.setattr(workers, "_told", dict(lt.counters()))
+    answers: list[Any] = []
+    threads = [threading.Thread(target=lambda: answers.append(workers._answer(-1, []))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [answer.error for answer in answers] == [None] * 4
+    assert sum(answer.counted.get("segments_decoded", 0) for answer in answers) == 3
 def test_workers_come_back_from_a_read_that_never_began(tmp_path: Path, monkeypatch: Any) -> None:
     tiles, dense = opened(tmp_path, layouts=(TILED,))
     start(tiles, 2)
