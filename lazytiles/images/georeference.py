@@ -23,7 +23,7 @@ Bounds = tuple[float, float, float, float]
 
 _SCALE, _TIES, _MATRIX = 33550, 33922, 34264  # ModelPixelScale, ModelTiepoint, ModelTransformation
 _KEYS, _DOUBLES, _TEXTS = 34735, 34736, 34737  # GeoKeyDirectory and what its keys refer to
-_METADATA, _NODATA = 42112, 42113
+_METADATA, NODATA = 42112, 42113
 _PLACE = (_SCALE, _TIES, _MATRIX, _KEYS, _DOUBLES, _TEXTS, _METADATA)
 _PLACED = frozenset(_PLACE)
 _TYPES = {2: "S1", 3: "u2", 4: "u4", 11: "f4", 12: "f8"}
@@ -255,14 +255,9 @@ def scale_offset_of(key: FileKey, place: Place, samples: int) -> tuple[tuple[flo
     return scales, tuple(told["offset"].get(k, 0.0) for k in range(samples))
 
 
-def nodata_of(page: tifffile.TiffPage, dtype: np.dtype[Any]) -> Any:
-    """The number that means nothing, as a scalar of the page's dtype; None where there is none that it can hold."""
-    return parse_nodata(page.tags.valueof(_NODATA), dtype) if _NODATA in page.tags else None
-
-
 @lru_cache(256)
 def parse_nodata(text: Any, dtype: np.dtype[Any]) -> Any:
-    """A number in words as a scalar of a dtype, 64-bit integers exactly; None where it cannot be one.
+    """The number that means nothing, by the words of its tag: a scalar of a dtype; None where it cannot hold one.
 
     >>> parse_nodata("-3.40282346638529e+38", np.dtype(np.float32)), parse_nodata("some", np.dtype(np.float32))
     (np.float32(-3.4028235e+38), None)
