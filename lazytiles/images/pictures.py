@@ -91,51 +91,6 @@ def head_of(key: FileKey) -> bytes:
     return pool.read(key, 0, min(key.size, _HEAD))
 
 
-def pages_of_array(
-    key: FileKey,
-    number: str,
-    shape: Sequence[int],
-    dtype: np.dtype[Any],
-    offset: int,
-    *,
-    stored: np.dtype[Any],
-    axes: str | None = None,
-) -> Pages:
-    """Pages over plain samples that lie one after the other in a file, C order, from a byte offset on.
-
-    Parameters
-    ----------
-    key : the file
-    number : name of the array, for messages
-    shape, axes : as `split_shape` takes them
-    dtype, stored : in native byte order, and as it is in the file
-    offset : of the first sample, bytes
-
-    Raises
-    ------
-    RegionError : another number of axes, an empty array, or more bytes than the file has
-    """
-    form = split_shape(f"{key.path} {number}".rstrip(), shape, axes)
-    page_bytes = math.prod(form.inner) * dtype.itemsize
-    check_room(key, form.count * page_bytes, offset)
-
-    def page(k: int) -> Page:
-        at, raw, plain = f"{number}{form.place(k)}", offset + k * page_bytes, _Plain()
-        has_samples = form.has_samples
-        return one_page(key, at, form.inner, dtype, codec=plain, samples_axis=has_samples, raw=raw, stored=stored)
-
-    return planes_of(form.count, page), form.axes, form.lead
-
-
-def is_stack(shape: Sequence[int]) -> bool:
-    """Whether the first axis of an array counts slices.
-
-    >>> is_stack((64, 64, 3)), is_stack((3, 64, 64)), is_stack((3, 64, 64, 2))
-    (False, True, True)
-    """
-    return len(shape) == 4 or (len(shape) == 3 and shape[2] > _LAST_AXIS)
-
-
 @dataclass(frozen=True, slots=True)
 class Form:
     """What the axes of an array are.
@@ -185,6 +140,8 @@ def split_shape(where: str, shape: Sequence[int], axes: str | None = None) -> Fo
 
     >>> split_shape("a.npy", (5, 64, 32)).lead, split_shape("a.npy", (64, 32, 1, 6), "YXZC").inner
     ((5,), (64, 32, 6))
+    >>> [split_shape("a.npy", shape).axes for shape in ((64, 64, 3), (3, 64, 64), (3, 64, 64, 2))]
+    ['', 'P', 'P']
     """
     shape = tuple(shape)
     if axes is None:
@@ -193,7 +150,8 @@ def split_shape(where: str, shape: Sequence[int], axes: str | None = None) -> Fo
                 f"{where}: is an array of shape {shape}; without axes= a region has 2 to 4 axes, (H, W), (H, W, S), "
                 '(Z, H, W) or (Z, H, W, S), and pixels; say what its axes are, such as axes="TCZYX"'
             )
-        axes = "P" * is_stack(shape) + "YX"
+        is_stack = len(shape) == 4 or (len(shape) == 3 and shape[2] > _LAST_AXIS)
+        axes = "P" * is_stack + "YX"
         axes += "S" * (len(shape) - len(axes))
     at = axes.find("YX")
     before, after = axes[:at], axes[at + 2 :]
@@ -222,8 +180,8 @@ def one_page(
     shape: tuple[int, int, int],
     dtype: np.dtype[Any],
     *,
-    codec: Any,
     samples_axis: bool,
+    codec: Any = None,
     segment: tuple[int, int] | None = None,
     size: int | None = None,
     raw: int | None = None,
@@ -234,7 +192,7 @@ def one_page(
     Parameters
     ----------
     shape : (height, width, samples), pixels
-    codec : decodes one segment, called as `Codec` is
+    codec : decodes one segment, called as `Codec` is; None for samples that are stored as they are
     segment : (height, width), pixels; by default the whole image
     size : bytes from the file's start that each segment is decoded from; by default all
     raw : offset of plain samples, bytes; None for decoded ones
@@ -258,7 +216,7 @@ def one_page(
         offsets=np.full(count, raw or 0, np.int64),
         counts=np.full(count, nbytes if raw is not None else key.size if size is None else size, np.int64),
         fill=0,
-        codec=cast(Codec, codec),
+        codec=cast(Codec, codec or _Plain()),
         raw_offsets=None if raw is None else (raw,),
         stored_dtype=stored or dtype,
         samples_axis=samples_axis,
@@ -272,14 +230,14 @@ class _Plain:
     lzw: None = None
 
 
-def npy_header(key: FileKey, head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+def npy_header(key: FileKey) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
     """Shape, whether it is stored column by column, dtype in the file, and offset of the first sample, of a `.npy`.
 
     Raises
     ------
     RegionError : damaged, cut short, or of objects
     """
-    file = io.BytesIO(head)
+    file = io.BytesIO(head_of(key))
     try:
         version = np.lib.format.read_magic(file)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
@@ -287,7 +245,7 @@ def npy_header(key: FileKey, head: bytes) -> tuple[tuple[int, ...], bool, np.dty
     except Exception as error:
         raise RegionError(unreadable(key.path, ".npy file", error)) from error
     check_room(key, math.prod(shape) * plain_dtype(key.path, stored).itemsize, file.tell())
-    return shape, fortran and len(shape) > 1, stored, file.tell()
+    return shape, fortran, stored, file.tell()
 
 
 def check_room(key: FileKey, nbytes: int, offset: int) -> None:
