@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.config import check_chunk
-from lazytiles.errors import LazyTilesError, RegionError, require, unreadable
+from lazytiles.errors import RegionError, require
 from lazytiles.images.cache import segment_cache
 from lazytiles.images.files import FileKey, open_plain, pool
-from lazytiles.images.page import Page
+from lazytiles.images.page import Page, readable
 from lazytiles.images.pictures import (
     PICTURES,
     Pages,
@@ -92,7 +92,7 @@ def other_pages(key: FileKey, inner: str | None, page: int | str | None, axes: s
     is_zarr, picture = os.path.basename(key.path) in _ZARR, picture_format(head)
     if is_zarr or head.startswith(_HDF5):
         inner = None if is_zarr else inner
-        with opened(key, inner) as array, _readable(key, "Zarr array" if is_zarr else "HDF5 file"):
+        with opened(key, inner) as array, readable(key, "Zarr array" if is_zarr else "HDF5 file"):
             is_mapped = not (is_zarr or array.chunks or array.dtype.kind == "b")
             offset = array.id.get_offset() if is_mapped else None
             pages = array_pages(key, inner, array.shape, array.dtype, axes, chunks=array.chunks, offset=offset)
@@ -172,11 +172,7 @@ class Chunks:
 def refuse_bomb(where: object, array: Any, place: tuple[int, ...]) -> None:
     """See that a chunk of an HDF5 dataset unpacks to no more than it should: the filters take what memory they need.
 
-    Parameters
-    ----------
-    where : for messages
-    array : the dataset
-    place : the first index of the chunk along each axis
+    Its place is its first index along each axis.
 
     Raises
     ------
@@ -199,37 +195,21 @@ def refuse_bomb(where: object, array: Any, place: tuple[int, ...]) -> None:
 
 @contextmanager
 def opened(key: FileKey, inner: str | None) -> Iterator[Any]:
-    """The array of a file, open for as long as the block lasts.
-
-    Raises
-    ------
-    RegionError : no such array, or one that lies in another file
-    """
+    """The array of a file, open for as long as the block lasts; one that lies in another file is refused."""
     if os.path.basename(key.path) in _ZARR:
-        with _readable(key, "Zarr array"):
+        with readable(key, "Zarr array"):
             array = open_zarr(os.path.dirname(key.path))
         yield array
     elif pool.read(key, 0, len(_NPY)) == _NPY:
         yield np.load(key.path, mmap_mode="r", allow_pickle=False)
     else:
         h5py = require("h5py", extra="hdf5")
-        with _readable(key, "HDF5 file"):
+        with readable(key, "HDF5 file"):
             file = h5py.File(key.path, "r")
         with file:
-            with _readable(key, "HDF5 file"):
+            with readable(key, "HDF5 file"):
                 array = _dataset(h5py, key, file, inner)
             yield array
-
-
-@contextmanager
-def _readable(key: FileKey, kind: str) -> Iterator[None]:
-    """Turns what another library raises over a damaged file into `RegionError`."""
-    try:
-        yield
-    except (LazyTilesError, ImportError):
-        raise
-    except (Exception, RecursionError) as error:
-        raise RegionError(unreadable(key.path, kind, error)) from error
 
 
 def open_zarr(folder: str | os.PathLike[str], **options: Any) -> Any:
@@ -411,7 +391,7 @@ def datasets(path: str) -> list[str]:
             found.append(name)
 
     key = pool.identify(path)
-    with _readable(key, "HDF5 file"), h5py.File(path, "r") as file:
+    with readable(key, "HDF5 file"), h5py.File(path, "r") as file:
         if "lazytiles" not in file:
             file.visititems(look)  # which follows no links
     return sorted(found)
@@ -422,7 +402,7 @@ def _zarr_arrays(store: str) -> Iterator[str]:
         facts: dict[str, Any] = {}
         for name in {*_ZARR, ".zattrs"}.intersection(files):
             key = pool.identify(os.path.join(at, name))
-            with _readable(key, "Zarr store"):
+            with readable(key, "Zarr store"):
                 facts |= json.loads(pool.read(key, 0, min(key.size, MOST_FACTS)))
         attributes = facts.get("attributes", {})
         is_image = "multiscales" in facts or "multiscales" in attributes.get("ome", attributes)
@@ -433,12 +413,7 @@ def _zarr_arrays(store: str) -> Iterator[str]:
 
 
 def npy_pages(key: FileKey, axes: str | None = None) -> Pages:
-    """The slices of a `.npy` file, mapped; where it is stored column by column, gathered block by block.
-
-    Raises
-    ------
-    RegionError : damaged, cut short, of objects, or column by column behind an address
-    """
+    """The slices of a `.npy` file, mapped; of a local one that is stored column by column, gathered block by block."""
     shape, fortran, stored, start = npy_header(key)
     offset = None if fortran and len(shape) > 1 else start
     if offset is None and key.is_remote:
@@ -467,11 +442,6 @@ def array_pages(
     shape, axes : as `split_shape` takes them
     stored, chunks : its dtype in the file, and its chunks; None where it has none
     offset : of the first sample, bytes, of one that is mapped
-
-    Raises
-    ------
-    RegionError : no numbers, another number of axes, an empty array, or more bytes than the file has
-    LimitError : a chunk, decoded, exceeds `max_segment_bytes`
     """
     name = "" if inner is None else f"::{inner}"
     dtype = plain_dtype(f"{key.path}{name}", stored)

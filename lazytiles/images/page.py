@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from lazytiles.aliases import Int64s
 from lazytiles.config import settings
-from lazytiles.errors import LimitError, RegionError, unreadable
+from lazytiles.errors import LazyTilesError, LimitError, RegionError, unreadable
 from lazytiles.images.codecs import JPEG, Codec, codec_of
 from lazytiles.images.files import FileKey, pool
 from lazytiles.images.georeference import (
@@ -231,19 +231,27 @@ logging.getLogger("tifffile").addFilter(lambda record: not (_is_ours.get() and "
 
 
 @contextmanager
+def readable(key: FileKey, kind: str) -> Iterator[None]:
+    """Turns what another library raises over a damaged file into `RegionError`."""
+    try:
+        yield
+    except (LazyTilesError, ImportError):
+        raise
+    except Exception as error:
+        raise RegionError(unreadable(key.path, kind, error)) from error
+
+
+@contextmanager
 def parsed(key: FileKey) -> Iterator[tifffile.TiffFile]:
-    """The directories of a file, every failure of the parser turned into `RegionError`."""
+    """The directories of a file."""
     name = key.path
     if name.lower().endswith(".ndpi") and int.from_bytes(pool.read(key, 4, 8), "little") > key.size:
         name += ".tif"  # by its name tifffile would read offsets of 64 bits, as real ones have
     before = _is_ours.set(True)
     try:
-        with io.BufferedReader(_Ranges(key), 16384) as file, tifffile.TiffFile(file, name=name) as tiff:
+        file = io.BufferedReader(_Ranges(key), 16384)
+        with readable(key, "TIFF"), file, tifffile.TiffFile(file, name=name) as tiff:
             yield tiff
-    except (RegionError, LimitError, ImportError):
-        raise
-    except (Exception, RecursionError) as error:
-        raise RegionError(unreadable(key.path, "TIFF", error)) from error
     finally:
         _is_ours.reset(before)
 
@@ -289,13 +297,7 @@ def facts(
     head: tifffile.TiffPage | None = None,
     mask_at: int | tuple[int, int] | None = None,
 ) -> Page:
-    """Check a parsed page and take from it what reading needs.
-
-    Parameters
-    ----------
-    key, page, number : the file, its page, and the page's name
-    head : of a level, the page at full resolution: place and nodata are its
-    mask_at : as `Page` has it
+    """Check a parsed page and take from it what reading needs; place and nodata of a level are those of its `head`.
 
     Raises
     ------

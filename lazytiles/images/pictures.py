@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageMode
 
 from lazytiles.config import settings
-from lazytiles.errors import LazyTilesError, LimitError, RegionError, unreadable
+from lazytiles.errors import LimitError, RegionError
 from lazytiles.images.codecs import Codec
 from lazytiles.images.files import FileKey, pool
 from lazytiles.images.georeference import Place
-from lazytiles.images.page import MOST_SAMPLES, Page
+from lazytiles.images.page import MOST_SAMPLES, Page, readable
 from lazytiles.images.page import _Ranges as Ranges
 
 # First bytes of what Pillow may open: of formats that run programs (EPS) or have no mark (TGA) it may not.
@@ -45,13 +45,7 @@ Pages = tuple[Sequence[Page], str, tuple[int, ...]]
 
 
 class Planes(Sequence[Page]):
-    """The pages of a long stack, each made when it is first wanted.
-
-    Parameters
-    ----------
-    count : how many
-    make : gives a page by its number
-    """
+    """The pages of a long stack, each made from its number when it is first wanted."""
 
     def __init__(self, count: int, make: Callable[[int], Page]) -> None:
         self._count, self._make = count, make
@@ -231,19 +225,12 @@ class _Plain:
 
 
 def npy_header(key: FileKey) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, whether it is stored column by column, dtype in the file, and offset of the first sample, of a `.npy`.
-
-    Raises
-    ------
-    RegionError : damaged, cut short, or of objects
-    """
+    """Shape, whether it is stored column by column, dtype in the file, and offset of the first sample, of a `.npy`."""
     file = io.BytesIO(head_of(key))
-    try:
+    with readable(key, ".npy file"):
         version = np.lib.format.read_magic(file)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
         shape, fortran, stored = read(file)
-    except Exception as error:
-        raise RegionError(unreadable(key.path, ".npy file", error)) from error
     check_room(key, math.prod(shape) * plain_dtype(key.path, stored).itemsize, file.tell())
     return shape, fortran, stored, file.tell()
 
@@ -311,20 +298,15 @@ def picture_pages(key: FileKey, head: bytes, format: str, page: int | str | None
     RegionError : damaged, or no such page
     LimitError : decoded it would exceed `max_segment_bytes`
     """
-    try:
-        file = io.BufferedReader(Ranges(key))
-        with file, opened_picture(file, format) as image:
-            frames = int(getattr(image, "n_frames", 1))
-            if isinstance(page, str) and page != "all":
-                raise RegionError(f"{key.path}: has no page {page!r}; it has {frames}, by number")
-            numbers = range(frames) if page == "all" else [int(page or 0)]
-            if numbers[-1] >= frames:
-                raise RegionError(f"{key.path}: has no page {page}; it has {frames}")
-            pages = [_picture(key, head, image, format, number) for number in numbers]
-    except (LazyTilesError, ImportError):
-        raise
-    except Exception as error:
-        raise RegionError(unreadable(key.path, format, error)) from error
+    file = io.BufferedReader(Ranges(key))
+    with readable(key, format), file, opened_picture(file, format) as image:
+        frames = int(getattr(image, "n_frames", 1))
+        if isinstance(page, str) and page != "all":
+            raise RegionError(f"{key.path}: has no page {page!r}; it has {frames}, by number")
+        numbers = range(frames) if page == "all" else [int(page or 0)]
+        if numbers[-1] >= frames:
+            raise RegionError(f"{key.path}: has no page {page}; it has {frames}")
+        pages = [_picture(key, head, image, format, number) for number in numbers]
     for other in pages[1:]:
         if (other.shape, other.dtype) != (pages[0].shape, pages[0].dtype):
             raise RegionError(f"{other}: is {other.shape} {other.dtype}, page 0 is {pages[0].shape} {pages[0].dtype}")
