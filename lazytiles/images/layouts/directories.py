@@ -7,7 +7,6 @@ bytes (TIFF 6.0 section 2; BigTIFF); what decides how a page is decoded is parse
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -78,8 +77,6 @@ class _Shape:
     Parameters
     ----------
     raw : its entries
-    width : bytes of an offset
-    endian : their order
     kept : spans of bytes that are equal
     far : where the offset of a value stands, and the value
     free : the entries that differ: tag, type, count, and where the field stands
@@ -87,34 +84,14 @@ class _Shape:
     """
 
     raw: bytes
-    width: int
-    endian: Literal["little", "big"]
     kept: tuple[tuple[int, int], ...]
     far: tuple[tuple[int, bytes], ...]
     free: tuple[tuple[int, int, int, int], ...]
     model: Any = None
 
-    def fits(self, raw: bytes, read: Callable[[int, int], bytes]) -> bool:
-        """Whether a directory is of this form; `read` gives bytes of the file."""
-        mine, width, endian = self.raw, self.width, self.endian
-        if len(raw) - width != len(mine) or any(raw[a:b] != mine[a:b] for a, b in self.kept):
-            return False
-        return all(read(int.from_bytes(raw[at : at + width], endian), len(value)) == value for at, value in self.far)
-
-    def own(self, raw: bytes) -> dict[int, Entry]:
-        """The entries that differ, of a directory of this form."""
-        width = self.width
-        return {code: (kind, n, raw[at : at + width]) for code, kind, n, at in self.free}
-
 
 class Directories:
-    """Reads directories of one file, each form once.
-
-    Parameters
-    ----------
-    key : the file
-    tiff : the same, as tifffile parses it
-    """
+    """Reads directories of one file, each form once."""
 
     def __init__(self, key: FileKey, tiff: tifffile.TiffFile) -> None:
         self.key, self.tiff = key, tiff
@@ -186,11 +163,6 @@ class Directories:
         """What reading a page needs, checked; see `lazytiles.images.page.facts`.
 
         Of a page like another one that was asked for before, nothing is parsed any more: the file may be closed.
-
-        Parameters
-        ----------
-        leaf, number : the page, and the name that messages give it
-        head : of a level, its page at full resolution
         """
         above = None if head is None or head is leaf else head.model
         name = id(leaf.model), id(above)
@@ -215,24 +187,29 @@ class Directories:
         if not 0 < count <= 4096:
             raise RegionError(f"{self.key.path} page {number}: {count} tags in a directory make no sense")
         raw = self._at(offset + head, count * size + width)
-        after = int.from_bytes(raw[-width:], self._endian)
-        last = self._last
-        if last is not None and last.fits(raw, self._at):
-            return Leaf(number, last.model, last.own(raw)), after
-        shape, form = self._shape(raw[:-width], size, width)
-        model = self._models.get(form)
-        if model is not None:
-            self._last = replace(shape, model=model)
-            return Leaf(number, model, shape.own(raw)), after
-        self._parsed += 1
-        if self._parsed > MOST_FORMS:
-            raise LimitError(f"{self.key.path}: has pages of more than {MOST_FORMS} forms; at most so many are read")
-        self.tiff.filehandle.seek(offset)
-        model = tifffile.TiffPage(self.tiff, index)
-        if not (model.jpegheader or model.compression in {2, 3, 4, 6}):  # their tables are tifffile's to mend
-            self._models[form] = model
-            self._last = replace(shape, model=model)
-        return Leaf(number, model), after
+        after, shape = int.from_bytes(raw[-width:], self._endian), self._last
+        if (
+            shape is None
+            or len(raw) - width != len(shape.raw)
+            or any(raw[a:b] != shape.raw[a:b] for a, b in shape.kept)
+            or any(self._at(int.from_bytes(raw[at : at + width], self._endian), len(v)) != v for at, v in shape.far)
+        ):
+            shape, form = self._shape(raw[:-width], size, width)
+            model = self._models.get(form)
+            if model is None:
+                self._parsed += 1
+                if self._parsed > MOST_FORMS:
+                    said = f"has pages of more than {MOST_FORMS} forms; at most so many are read"
+                    raise LimitError(f"{self.key.path}: {said}")
+                self.tiff.filehandle.seek(offset)
+                model = tifffile.TiffPage(self.tiff, index)
+                if not (model.jpegheader or model.compression in {2, 3, 4, 6}):  # their tables are tifffile's to mend
+                    self._models[form] = model
+                    self._last = replace(shape, model=model)
+                return Leaf(number, model), after
+            shape = self._last = replace(shape, model=model)
+        own = {code: (kind, n, raw[at : at + width]) for code, kind, n, at in shape.free}
+        return Leaf(number, shape.model, own), after
 
     def _shape(self, raw: bytes, size: int, width: int) -> tuple[_Shape, bytes]:
         """Which bytes of a directory tell how its page is decoded, and all of them that its values are."""
@@ -248,18 +225,15 @@ class Directories:
             if not is_free:
                 content = self._content(kind, n, raw[field : field + width], is_far=is_pair)
                 form.append(content)
-                if nbytes <= width and not is_pair:
+                if nbytes > _LONGEST or (nbytes <= width and not is_pair):
                     continue
-                if nbytes <= _LONGEST:
-                    far.append((field, content))
-                else:
-                    continue
+                far.append((field, content))
             kept.append((start, field))
             start = field + width
             if code in _KEPT:
                 free.append((code, kind, n, field))
         kept.append((start, len(raw)))
-        return _Shape(raw, width, self._endian, tuple(kept), tuple(far), tuple(free)), b"".join(form)
+        return _Shape(raw, tuple(kept), tuple(far), tuple(free)), b"".join(form)
 
     def _content(self, kind: int, count: int, field: bytes, *, is_far: bool = False) -> bytes:
         """The bytes of a value; of a long one, where it lies."""
