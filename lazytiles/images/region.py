@@ -202,8 +202,7 @@ class Region(LazyArray):
         return Region(self.pages, **how, has_samples=True, scaled=self.scaled)
 
     def __getitem__(self, key: Any) -> Any:
-        asked = self._request(key)
-        return asked.finish(self._block(asked))
+        return self._read(self._request(key))
 
     def plan(self, key: Any = ...) -> Plan:
         """What `region[key]` would read: segments, bytes read, decoded and delivered; nothing is read.
@@ -216,8 +215,7 @@ class Region(LazyArray):
 
     def take(self, indices: Int64s, out: NDArray[Any] | None = None, *, threads: int | None = None) -> NDArray[Any]:
         """The elements along the first axis at some positions, as one array."""
-        asked = self._request(np.asarray(indices))
-        block: NDArray[Any] = asked.finish(self._block(asked, threads=threads))
+        block: NDArray[Any] = self._read(self._request(np.asarray(indices)), threads=threads)
         if out is None:
             return block
         out[...] = block
@@ -300,18 +298,18 @@ class Region(LazyArray):
                 bands = tuple(range(self.pages[0].shape[2]) if bands is None else bands)[low:high]
         return replace(windows, bands=None if self.gray else bands), cut
 
-    def _block(self, asked: Request, *, threads: int | None = None) -> NDArray[Any]:
+    def _read(self, asked: Request, *, threads: int | None = None) -> Any:
         shape = asked.block_shape
         check_limit(int(np.prod(shape, dtype=np.int64)) * self.dtype.itemsize, "a read of {} from {}", shape, self.path)
         windows, cut = self._windows(asked)
         if not all(shape):
-            return np.empty(shape, self.dtype)
+            return asked.finish(np.empty(shape, self.dtype))
         block = self.read(windows, threads=threads)
         if cut is not None:
             assert asked.origins is not None
             chosen = asked.origins[:, 2, None] + np.arange(*cut)
             block = np.take_along_axis(block, chosen[:, None, None, :], axis=3)
-        return block if self._has_samples else block[..., 0]
+        return asked.finish(block if self._has_samples else block[..., 0])
 
 
 def open_region(
