@@ -7,6 +7,7 @@ same image: the same dtype, samples and aspect.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -63,18 +64,15 @@ class Catalog:
         head = series.planes[plane]
         if series.smaller is not None:
             return [head, *(pages[plane] for pages in series.smaller)]
-        return pyramid_of(self.directories, self.leaves, head)
-
-    def at_level(self, series: Series, level: int) -> list[Leaf]:
-        """All planes of a series at one resolution."""
-        found = []
-        for plane in range(len(series.planes) if level else 0):
-            pyramid = self.pyramid(series, plane)
-            if level >= len(pyramid):
-                where = f"{self.directories.key.path} page {series.planes[plane].number}"
-                raise RegionError(f"{where}: has no level {level}; it has levels 0 to {len(pyramid) - 1}")
-            found.append(pyramid[level])
-        return found or list(series.planes)
+        if self.directories.is_lsm:  # each plane has a thumbnail in red, green and blue behind it
+            return [head]
+        candidates = self.directories.below(head)
+        if not candidates and head.number.isdecimal():
+            behind = (self.leaves[k] for k in range(int(head.number) + 1, len(self.leaves)))
+            smaller = itertools.takewhile(lambda leaf: leaf.is_reduced or leaf.is_mask, behind)
+            candidates = [leaf for leaf in smaller if not leaf.is_mask]
+        fitting = {leaf.shape: leaf for leaf in reversed(candidates) if is_level(head, leaf)}
+        return [head, *sorted(fitting.values(), key=lambda leaf: -leaf.shape[0] * leaf.shape[1])]
 
     def levels(self, series: Series, plane: int = 0) -> tuple[Level, ...]:
         """The resolutions of a series, by those of one of its planes."""
@@ -93,21 +91,6 @@ class Catalog:
         is_level = leaf.is_reduced or any(leaf in pages for one in self.series for pages in one.smaller or ())
         alone = is_level or number in self.associated.values()
         return Series("", "", (), (leaf,), smaller=() if alone else None), 0
-
-
-def pyramid_of(found: Directories, leaves: Sequence[Leaf], head: Leaf) -> list[Leaf]:
-    """A page and its lower resolutions, largest first, each size once: below it, else behind it in the chain."""
-    if found.is_lsm:  # each plane has a thumbnail in red, green and blue behind it
-        return [head]
-    candidates = found.below(head)
-    if not candidates and head.number.isdecimal():
-        for leaf in leaves[int(head.number) + 1 :]:
-            if not (leaf.is_reduced or leaf.is_mask):
-                break
-            if not leaf.is_mask:
-                candidates.append(leaf)
-    fitting = {leaf.shape: leaf for leaf in reversed(candidates) if is_level(head, leaf)}
-    return [head, *sorted(fitting.values(), key=lambda leaf: -leaf.shape[0] * leaf.shape[1])]
 
 
 def is_page_name(name: str) -> bool:

@@ -66,7 +66,7 @@ def open_pages(key: FileKey, asked: Asked) -> Opened:
 
     def known(k: int) -> Page:
         page = pages[k]
-        held = page.fill
+        held: Any = page.fill
         if fill is not None and page.nodata is None:
             with np.errstate(invalid="ignore"):
                 held = np.asarray(fill).astype(page.dtype)[()]
@@ -78,12 +78,7 @@ def open_pages(key: FileKey, asked: Asked) -> Opened:
 
 
 def reopened(key: FileKey, origin: tuple[Asked, int]) -> Page:
-    """A page of a file that was opened before, maybe in another process, opened again by its `origin`.
-
-    Raises
-    ------
-    RegionError : it is no longer the file that it was
-    """
+    """A page of a file that was opened before, maybe in another process; a file that has changed is refused."""
     pool.check(key)
     pool.identify(key.path)
     asked, k = origin
@@ -99,6 +94,11 @@ def _by_hand(spacing: Spacing, asked: Asked, downsample: tuple[float, float] = (
     """A spacing of full resolution, or that given by hand, at some level."""
     z, y, x = spacing if asked.mpp is None else (spacing[0], *asked.mpp)
     return z, y and y * downsample[0], x and x * downsample[1]
+
+
+def _check_level(where: str, asked: Asked, count: int) -> None:
+    if asked.level >= count:
+        raise RegionError(f"{where}: has no level {asked.level}; it has levels 0 to {count - 1}")
 
 
 def _number_of(key: FileKey, tiff: tifffile.TiffFile, page: int | str | None, known: Catalog | None) -> int:
@@ -128,9 +128,7 @@ def _image(key: FileKey, tiff: tifffile.TiffFile, asked: Asked) -> Opened:
         raise RegionError(f"{key.path}: has no page {number}; it has {len(known.leaves)}")
     series, plane = known.holder(number)
     pyramid, levels = known.pyramid(series, plane), known.levels(series, plane)
-    if asked.level >= len(levels):
-        where = f"{key.path} page {number}"
-        raise RegionError(f"{where}: has no level {asked.level}; it has levels 0 to {len(levels) - 1}")
+    _check_level(f"{key.path} page {number}", asked, len(levels))
     name = f"{number} level {asked.level}" if asked.level else str(number)
     page = known.directories.page(pyramid[asked.level], name, pyramid[0])
     told = series.spacing if any(series.spacing) else page_spacing(page_at(tiff, number))
@@ -141,7 +139,11 @@ def _array(key: FileKey, tiff: tifffile.TiffFile, asked: Asked) -> Opened:
     """A series of pages, or all of them."""
     known = catalog(Directories(key, tiff))
     series = _series(key, known, asked)
-    planes = known.at_level(series, asked.level)
+    planes = list(series.planes)
+    for k, own in enumerate(series.planes if asked.level else ()):
+        pyramid = known.pyramid(series, k)
+        _check_level(f"{key.path} page {own.number}", asked, len(pyramid))
+        planes[k] = pyramid[asked.level]
     forms = {(id(own.model), id(leaf.model)): (own, leaf) for own, leaf in zip(series.planes, planes, strict=True)}
     first = known.directories.page(planes[0], head=series.planes[0])
     for own, leaf in forms.values():
@@ -239,8 +241,7 @@ def _from_group(key: FileKey, group: Any, asked: Asked) -> Opened:
     image = multiscale(key, group, asked.series or 0)
     if asked.page not in (None, 0, "all"):
         raise RegionError(f"{key.path}: holds one array, no page {asked.page}; slices are taken by an index")
-    if asked.level >= len(image.levels):
-        raise RegionError(f"{key.path}: has no level {asked.level}; it has levels 0 to {len(image.levels) - 1}")
+    _check_level(key.path, asked, len(image.levels))
     below = Asked(axes=asked.axes or image.axes)
     array = image.arrays[asked.level]
     pages, axes, lead = other_pages(array, None, None, below.axes) or ([], "", ())

@@ -62,13 +62,7 @@ class Series:
 
 
 def series_of(found: Directories, leaves: Sequence[Leaf]) -> list[Series]:
-    """The series of a file that no slide scanner wrote, in its own order.
-
-    Parameters
-    ----------
-    found : its directories
-    leaves : its main chain
-    """
+    """The series of a file that no slide scanner wrote, in its own order."""
     tiff, full = found.tiff, [leaf for leaf in leaves if not (leaf.is_reduced or leaf.is_mask)]
     first = leaves[0].model
     if first.is_ome:
@@ -130,7 +124,8 @@ def _shaped(found: Directories, full: Sequence[Leaf]) -> list[Series]:
             continue
         own = 3 if page.samplesperpixel > 1 else 2
         lead = tuple(told["shape"][:-own])
-        axes = told["axes"][: len(lead)] if len(told["axes"]) == len(told["shape"]) else ""
+        axes = str(told.get("axes", ""))
+        axes = axes[: len(lead)] if len(axes) == len(told["shape"]) else ""
         if math.prod(lead) != count:
             lead, axes = (count,), ""
         if not axes or set(axes) & set("YXS") or len(set(axes)) < len(axes):
@@ -138,9 +133,9 @@ def _shaped(found: Directories, full: Sequence[Leaf]) -> list[Series]:
             lead = lead if len(lead) <= len(_PLAIN_LETTERS) else (count,)
             axes = _PLAIN_LETTERS[len(_PLAIN_LETTERS) - len(lead) :]
         axes, lead = squeezed(axes, lead)
-        images = count if told["truncated"] or count > len(full) - k else 1
+        images = count if told.get("truncated") or count > len(full) - k else 1
         planes = tuple(full[k : k + (1 if images > 1 else count)])
-        series.append(Series(told["name"], axes, lead, planes, images))
+        series.append(Series(str(told.get("name", "")), axes, lead, planes, images))
         k += len(planes)
     return sorted([*series, *_groups(plain)], key=lambda one: int(one.planes[0].number))
 
@@ -150,14 +145,11 @@ def _shape_told(text: str) -> dict[str, Any] | None:
     if not text.startswith('{"shape":'):
         return None
     try:
-        told = json.loads(text)
-        shape = [int(n) for n in told["shape"]]
+        told: dict[str, Any] = json.loads(text)
+        told["shape"] = [int(n) for n in told["shape"]]
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    if not shape or min(shape) < 1:
-        return None
-    axes, name = str(told.get("axes", "")), str(told.get("name", ""))
-    return {"shape": shape, "axes": axes, "name": name, "truncated": bool(told.get("truncated"))}
+    return told if min(told["shape"], default=0) > 0 else None
 
 
 def _imagej(tiff: tifffile.TiffFile, full: Sequence[Leaf]) -> Series:
