@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tifffile
@@ -335,7 +335,7 @@ def facts(
         offsets=_NO_TABLE,
         counts=_NO_TABLE,
         fill=0 if nodata is None else nodata,
-        codec=codec_of(page, dtype, nodata),
+        codec=cast(Codec, None),  # looked for when the tables are known to be sound
         raw_offsets=None,
         stored_dtype=dtype.newbyteorder(page.parent.byteorder),
         samples_axis=len(page.shape) == 3,
@@ -424,7 +424,8 @@ def laid_out(page: Page, tags: tifffile.TiffPage, starts: Sequence[int], sizes: 
         is_one = (table[:, :1] > 0).all() and (table - table[:, :1] == tops * row_bytes).all()
         if is_one and (held >= heights * row_bytes).all():
             raw = tuple(table[:, 0].tolist())
-    page = replace(page, offsets=offsets, counts=counts, raw_offsets=raw)
+    codec = page.codec or codec_of(tags, page.dtype, page.nodata)
+    page = replace(page, offsets=offsets, counts=counts, raw_offsets=raw, codec=codec)
     most = settings().max_segment_bytes
     if raw is None and page.segment_bytes > most:
         said = f"one segment is {page.segment_bytes} bytes decoded, max_segment_bytes is {most}"

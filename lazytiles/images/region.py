@@ -21,7 +21,7 @@ from lazytiles.images.containers import identify
 from lazytiles.images.files import FileKey, pool
 from lazytiles.images.georeference import Bounds
 from lazytiles.images.layouts.levels import Level, is_page_name
-from lazytiles.images.layouts.opening import images_beside, levels_of, open_pages
+from lazytiles.images.layouts.opening import levels_of, open_pages
 from lazytiles.images.page import Asked, Page
 from lazytiles.images.pictures import Planes
 from lazytiles.images.plan import Plan, Windows, planned
@@ -80,7 +80,7 @@ class Region(LazyArray):
         self.channels = channels
         self._letters, self._depth = axes, depth
         self._reopen = reopen
-        self._levels: tuple[tuple[Level, ...], dict[str, int]] | None = None
+        self._levels: tuple[tuple[Level, ...], dict[str, int], int] | None = None
         first = self.pages[0]
         height, width, samples = first.shape
         wanted = 1 if gray else samples if bands is None else len(bands)
@@ -110,7 +110,7 @@ class Region(LazyArray):
     @property
     def in_series(self) -> int:
         """How many images of one shape the series of its file has that this one is of; 1 where all are read."""
-        return images_beside(*self._reopen) if self._reopen else 1
+        return self._catalog()[2] if self._reopen and not self._reopen[1].is_array else 1
 
     @property
     def level(self) -> int:
@@ -124,9 +124,9 @@ class Region(LazyArray):
         key, asked = self._reopen
         return _reopened(key, replace(asked, level=level), self.bands, self.gray, self._has_samples, self.scaled)
 
-    def _catalog(self) -> tuple[tuple[Level, ...], dict[str, int]]:
+    def _catalog(self) -> tuple[tuple[Level, ...], dict[str, int], int]:
         if self._levels is None:
-            self._levels = levels_of(*self._reopen) if self._reopen else ((Level(self._inner[:2]),), {})
+            self._levels = levels_of(*self._reopen) if self._reopen else ((Level(self._inner[:2]),), {}, 1)
         return self._levels
 
     @property

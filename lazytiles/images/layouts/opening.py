@@ -253,30 +253,19 @@ def _from_group(key: FileKey, group: Any, asked: Asked) -> Opened:
     return Opened(planes_of(len(pages), page), axes, lead, spacing, channels=image.channels)
 
 
-def levels_of(key: FileKey, asked: Asked) -> tuple[tuple[Level, ...], dict[str, int]]:
-    """The resolutions of what was asked for, and the numbers of the file's other images by their names."""
+def levels_of(key: FileKey, asked: Asked) -> tuple[tuple[Level, ...], dict[str, int], int]:
+    """The resolutions of what was asked for, the numbers of the file's other images by their names, and how many images
+    of one shape the series has that an image is one of, itself counted; 1 of what is no TIFF.
+    """
     group = group_of(key)
     if group is not None:
-        return multiscale(key, group, asked.series or 0).levels, {}
+        return multiscale(key, group, asked.series or 0).levels, {}, 1
     other = other_pages(key, asked.inner, asked.page, asked.axes)
     if other is not None:
-        return (Level((other[0][0].shape[0], other[0][0].shape[1])),), {}
+        return (Level(other[0][0].shape[:2]),), {}, 1
     with parsed(key) as tiff:
-        known, series, plane = _located(key, tiff, asked)
-        return known.levels(series, plane), known.associated
-
-
-def images_beside(key: FileKey, asked: Asked) -> int:
-    """How many images of one shape the series has that an image is one of, itself counted; 1 of what is no TIFF."""
-    if asked.is_array or group_of(key) is not None or other_pages(key, asked.inner, asked.page, asked.axes) is not None:
-        return 1
-    with parsed(key) as tiff:
-        return math.prod(_located(key, tiff, asked)[1].lead)
-
-
-def _located(key: FileKey, tiff: tifffile.TiffFile, asked: Asked) -> tuple[Catalog, Series, int]:
-    """What the pages of a file are, and of which series what was opened is, and which plane."""
-    known = catalog(Directories(key, tiff))
-    if asked.is_array:
-        return known, _series(key, known, asked), 0
-    return known, *known.holder(_number_of(key, tiff, asked.page, known))
+        known = catalog(Directories(key, tiff))
+        if asked.is_array:
+            return known.levels(_series(key, known, asked)), known.associated, 1
+        series, plane = known.holder(_number_of(key, tiff, asked.page, known))
+        return known.levels(series, plane), known.associated, math.prod(series.lead)
