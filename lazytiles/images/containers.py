@@ -53,10 +53,6 @@ def identify(name: str) -> tuple[FileKey, str | None]:
     """The file that a name means, opened and known, and the dataset in it.
 
     A Zarr array is known by its metadata file, and ``store.zarr::inner`` names an array in a group.
-
-    Raises
-    ------
-    RegionError : missing, or neither a regular file nor a Zarr array
     """
     path, inner = split_name(name)
     folder = path if inner is None else os.path.join(path, inner)
@@ -81,15 +77,11 @@ def other_pages(key: FileKey, inner: str | None, page: int | str | None, axes: s
     key, inner : what `identify` gave
     page : which picture of the file, or ``"all"``; arrays have one, whose slices are always stacked
     axes : what an array's axes are, as `split_shape` takes them
-
-    Raises
-    ------
-    RegionError : damaged, or of no kind that is read
     """
     head = pool.read(key, 0, min(key.size, 16))
     if inner is None and head.startswith((b"II", b"MM")):
         return None
-    is_zarr, picture = os.path.basename(key.path) in _ZARR, picture_format(head)
+    is_zarr = os.path.basename(key.path) in _ZARR
     if is_zarr or head.startswith(_HDF5):
         inner = None if is_zarr else inner
         with opened(key, inner) as array, readable(key, "Zarr array" if is_zarr else "HDF5 file"):
@@ -100,7 +92,7 @@ def other_pages(key: FileKey, inner: str | None, page: int | str | None, axes: s
         raise RegionError(f"{key.path}: is no HDF5 file, so there is no dataset {inner!r} in it")
     elif head.startswith(_NPY):
         pages = npy_pages(key, axes)
-    elif picture is not None:
+    elif (picture := picture_format(head)) is not None:
         if axes is not None:
             said = f"axes={axes!r} are of arrays and TIFFs; a {picture} file has rows and columns"
             raise RegionError(f"{key.path}: {said}")

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -42,7 +42,6 @@ MOST_SAMPLES = 1024
 MOST_SEGMENTS = 2**26
 _INTEGER_TYPES = {1, 3, 4, 13, 16, 18}  # BYTE, SHORT, LONG, IFD, LONG8, IFD8
 _OFFSETS, _COUNTS = (324, 273, 513), (325, 279, 514)
-_NO_TABLE = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,9 +294,11 @@ def facts(
     number: str,
     *,
     head: tifffile.TiffPage | None = None,
-    mask_at: int | tuple[int, int] | None = None,
+    **more: Any,
 ) -> Page:
     """Check a parsed page and take from it what reading needs; place and nodata of a level are those of its `head`.
+
+    What `Page` holds beside, such as `origin`, is taken as it is given.
 
     Raises
     ------
@@ -321,6 +322,8 @@ def facts(
             raise RegionError(f"{where}: the tag {tag.name} has the damaged type {tag.dtype!r}")
         table = () if tag is None else tag.value
         stored.append((table,) if isinstance(table, int) else table)
+    tables = stored or (page.dataoffsets, page.databytecounts)  # of NDPI, of restart intervals
+    offsets, counts, raw = _laid_out(where, page, *tables, shape, segment, dtype)
     nodata = parse_nodata((head or page).tags.valueof(NODATA), dtype)
     # Opacity in a layout in which GDAL takes it as the mask of the other samples.
     is_opacity = any(extra in (1, 2) for extra in page.extrasamples[-1:])
@@ -332,11 +335,11 @@ def facts(
         dtype=dtype,
         segment=segment,
         planes=planes,
-        offsets=_NO_TABLE,
-        counts=_NO_TABLE,
+        offsets=offsets,
+        counts=counts,
         fill=0 if nodata is None else nodata,
-        codec=cast(Codec, None),  # looked for when the tables are known to be sound
-        raw_offsets=None,
+        codec=codec_of(page, dtype, nodata),
+        raw_offsets=raw,
         stored_dtype=dtype.newbyteorder(page.parent.byteorder),
         samples_axis=len(page.shape) == 3,
         palette=page.photometric == 3,
@@ -344,9 +347,9 @@ def facts(
         nodata=nodata,
         alpha=shape[2] - 1 if has_alpha else None,
         place=place_of(page) if head is None else place_of(head, page),
-        mask_at=mask_at,
+        **more,
     )
-    return laid_out(found, page, *(stored or (page.dataoffsets, page.databytecounts)))
+    return _bounded(found)
 
 
 def _form(where: str, page: tifffile.TiffPage) -> tuple[tuple[int, int, int], np.dtype[Any]]:
@@ -386,62 +389,79 @@ def _form(where: str, page: tifffile.TiffPage) -> tuple[tuple[int, int, int], np
     return (page.imagelength, page.imagewidth, page.samplesperpixel), dtype.newbyteorder("=")
 
 
-def laid_out(page: Page, tags: tifffile.TiffPage, starts: Sequence[int], sizes: Sequence[int]) -> Page:
-    """A page with where its segments lie, checked.
+def twin_page(page: Page, tags: tifffile.TiffPage, starts: Sequence[int], sizes: Sequence[int]) -> Page:
+    """A page that differs from another of its file only in where its segments lie.
 
     Parameters
     ----------
-    page, tags : its other facts; itself, or one that differs from it only in where segments lie, as it was parsed
-    starts, sizes : its tables of offsets and byte counts as they are stored; of NDPI those of restart intervals that
-        tifffile has derived
+    page, tags : the other, checked and with the number of this one, and as it was parsed
+    starts, sizes : its tables of offsets and byte counts as they are stored
     """
-    (height, width, _), (rows, columns), planes = page.shape, page.segment, page.planes
-    expected = planes * math.prod(page.grid)
-    offsets = _checked(page, "offsets", starts, expected)
-    tops = np.arange(expected // planes, dtype=np.int64) * rows  # of strips
-    heights = np.minimum(rows, height - tops)
-    if tags.jpegheader is not None:
-        counts = _checked(page, "byte counts", sizes, expected)
-    elif tags.compression == 1 and not tags.is_tiled:
-        # What a writer claims for plain rows is often wrong; what they need is known.
-        counts = np.tile(heights * -(-width * page.segment_samples * int(tags.bitspersample) // 8), planes)
-        if sizes:
-            counts = np.minimum(_checked(page, "byte counts", sizes, expected), counts)
-    else:
-        is_fax = tags.compression in {2, 3, 4} and expected == 1
-        if not sizes and not is_fax:
-            raise RegionError(f"{page}: the byte counts of its {expected} segments are missing")
-        counts = _checked(page, "byte counts", sizes or tags.databytecounts, expected)
-        if is_fax and counts[0] == 0:
-            counts = _checked(page, "byte counts", tags.databytecounts, expected)
-        offsets[(offsets == 0) & (counts > 0)] = -1  # only a byte count of 0 means sparse
-    raw = None
-    plain = tags.compression == 1 and tags.predictor == 1 and tags.fillorder == 1 and not tags.is_subsampled
-    exact = tags.bitspersample == page.dtype.itemsize * 8 and tags.sampleformat not in {5}
-    if plain and exact and not (tags.is_tiled and (columns != width or height % rows)):
-        row_bytes = page.strides[0]
-        table, held = offsets.reshape(planes, -1), counts.reshape(planes, -1)
-        is_one = (table[:, :1] > 0).all() and (table - table[:, :1] == tops * row_bytes).all()
-        if is_one and (held >= heights * row_bytes).all():
-            raw = tuple(table[:, 0].tolist())
-    codec = page.codec or codec_of(tags, page.dtype, page.nodata)
-    page = replace(page, offsets=offsets, counts=counts, raw_offsets=raw, codec=codec)
+    offsets, counts, raw = _laid_out(str(page), tags, starts, sizes, page.shape, page.segment, page.dtype)
+    return _bounded(replace(page, offsets=offsets, counts=counts, raw_offsets=raw))
+
+
+def _bounded(page: Page) -> Page:
+    """The page, whose segments are not too large to be decoded; those of uncompressed planes never are."""
     most = settings().max_segment_bytes
-    if raw is None and page.segment_bytes > most:
+    if page.raw_offsets is None and page.segment_bytes > most:
         said = f"one segment is {page.segment_bytes} bytes decoded, max_segment_bytes is {most}"
         raise LimitError(f"{page}: {said}; raise it with lazytiles.configure(max_segment_bytes=...)")
     return page
 
 
-def _checked(page: Page, name: str, values: Sequence[int], expected: int) -> Int64s:
+def _laid_out(
+    where: str,
+    tags: tifffile.TiffPage,
+    starts: Sequence[int],
+    sizes: Sequence[int],
+    shape: tuple[int, int, int],
+    segment: tuple[int, int],
+    dtype: np.dtype[Any],
+) -> tuple[Int64s, Int64s, tuple[int, ...] | None]:
+    """Offsets and byte counts of segments, and where each plane begins if its strips are plain and in a row."""
+    (height, width, samples), (rows, columns) = shape, segment
+    planes, together = (samples, 1) if tags.planarconfig == 2 else (1, samples)
+    expected = planes * -(-height // rows) * -(-width // columns)
+    offsets = _checked(where, "offsets", starts, expected)
+    tops = np.arange(expected // planes, dtype=np.int64) * rows  # of strips
+    heights = np.minimum(rows, height - tops)
+    if tags.jpegheader is not None:
+        counts = _checked(where, "byte counts", sizes, expected)
+    elif tags.compression == 1 and not tags.is_tiled:
+        # What a writer claims for plain rows is often wrong; what they need is known.
+        counts = np.tile(heights * -(-width * together * int(tags.bitspersample) // 8), planes)
+        if sizes:
+            counts = np.minimum(_checked(where, "byte counts", sizes, expected), counts)
+    else:
+        is_fax = tags.compression in {2, 3, 4} and expected == 1
+        if not sizes and not is_fax:
+            raise RegionError(f"{where}: the byte counts of its {expected} segments are missing")
+        counts = _checked(where, "byte counts", sizes or tags.databytecounts, expected)
+        if is_fax and counts[0] == 0:
+            counts = _checked(where, "byte counts", tags.databytecounts, expected)
+        offsets[(offsets == 0) & (counts > 0)] = -1  # only a byte count of 0 means sparse
+    raw = None
+    plain = tags.compression == 1 and tags.predictor == 1 and tags.fillorder == 1 and not tags.is_subsampled
+    exact = tags.bitspersample == dtype.itemsize * 8 and tags.sampleformat not in {5}
+    if plain and exact and not (tags.is_tiled and (columns != width or height % rows)):
+        row_bytes = width * together * dtype.itemsize
+        table, held = offsets.reshape(planes, -1), counts.reshape(planes, -1)
+        is_one = (table[:, :1] > 0).all() and (table - table[:, :1] == tops * row_bytes).all()
+        if is_one and (held >= heights * row_bytes).all():
+            raw = tuple(table[:, 0].tolist())
+    return offsets, counts, raw
+
+
+def _checked(where: str, name: str, values: Sequence[int], expected: int) -> Int64s:
     if len(values) < expected:
-        raise RegionError(f"{page}: {expected} segments expected, {len(values)} {name} found")
+        raise RegionError(f"{where}: {expected} segments expected, {len(values)} {name} found")
     try:
         table = np.array(values[:expected], dtype=np.int64)
     except (OverflowError, ValueError, TypeError) as error:
-        raise RegionError(f"{page}: its {name} are damaged: {error}") from error
+        raise RegionError(f"{where}: its {name} are damaged: {error}") from error
     if table.min() < 0:
-        raise RegionError(f"{page}: negative {name}")
+        raise RegionError(f"{where}: negative {name}")
     return table
 
 

@@ -292,11 +292,6 @@ def picture_pages(key: FileKey, head: bytes, format: str, page: int | str | None
 
     Samples are what Pillow gives: palettes stay indices, an orientation in EXIF is not applied. PNG files of
     16-bit colours keep their 16 bits.
-
-    Raises
-    ------
-    RegionError : damaged, or no such page
-    LimitError : decoded it would exceed `max_segment_bytes`
     """
     file = io.BufferedReader(Ranges(key))
     with readable(key, format), file, opened_picture(file, format) as image:

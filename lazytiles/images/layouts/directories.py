@@ -14,7 +14,7 @@ import tifffile
 
 from lazytiles.errors import LimitError, RegionError
 from lazytiles.images.files import FileKey, pool
-from lazytiles.images.page import Page, facts, laid_out, page_at
+from lazytiles.images.page import Page, facts, page_at, twin_page
 
 MOST_PAGES = 2**18
 MOST_FORMS = 4096
@@ -178,7 +178,7 @@ class Directories:
             next((self._values(leaf.entries[code]) for code in codes if code in leaf.entries), ())
             for codes in (_OFFSETS, _COUNTS)
         ]
-        return laid_out(model, leaf.model, *stored)
+        return twin_page(model, leaf.model, *stored)
 
     def _leaf(self, offset: int, number: str, index: tuple[int, ...]) -> tuple[Leaf, int]:
         """The page at an offset, and the offset of the next."""

@@ -66,6 +66,8 @@ def open_pages(key: FileKey, asked: Asked) -> Opened:
 
     def known(k: int) -> Page:
         page = pages[k]
+        if page.origin is not None and page.mpp == mpp and fill is None:
+            return page
         held: Any = page.fill
         if fill is not None and page.nodata is None:
             with np.errstate(invalid="ignore"):
@@ -123,7 +125,9 @@ def _image(key: FileKey, tiff: tifffile.TiffFile, asked: Asked) -> Opened:
     number = _number_of(key, tiff, asked.page, known)
     if known is None:
         tags = page_at(tiff, number) if number else first
-        return Opened([facts(key, tags, str(number), mask_at=number)], spacing=_by_hand(page_spacing(tags), asked))
+        spacing = _by_hand(page_spacing(tags), asked)
+        page = facts(key, tags, str(number), mask_at=number, mpp=mpp_of(spacing), origin=(asked, 0))
+        return Opened([page], spacing=spacing)
     if number >= len(known.leaves):
         raise RegionError(f"{key.path}: has no page {number}; it has {len(known.leaves)}")
     series, plane = known.holder(number)
