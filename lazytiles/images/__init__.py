@@ -15,13 +15,4 @@ from lazytiles.images.readers import is_sendable
 from lazytiles.images.region import Region, open_region, thumbnail
 from lazytiles.images.remote import are_there, is_remote, listed
 from lazytiles.images.resample import METHODS, Extent, around, resize, resize_valid, to_integers
-from lazytiles.images.validity import (
-    has_invalid,
-    judged,
-    mask_of,
-    may_be_invalid,
-    scaled,
-    valid_bands,
-    valid_of,
-    valid_windows,
-)
+from lazytiles.images.validity import has_invalid, judged, mask_of, may_be_invalid, scaled, valid_windows

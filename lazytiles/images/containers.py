@@ -17,17 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.config import check_chunk
-from lazytiles.errors import LazyTilesError, RegionError, require, unreadable
+from lazytiles.errors import RegionError, require
 from lazytiles.images.cache import segment_cache
 from lazytiles.images.files import FileKey, open_plain, pool
-from lazytiles.images.page import Page
+from lazytiles.images.page import Page, readable
 from lazytiles.images.pictures import (
     PICTURES,
     Pages,
+    check_room,
     head_of,
     npy_header,
     one_page,
-    pages_of_array,
     picture_format,
     picture_pages,
     plain_dtype,
@@ -53,10 +53,6 @@ def identify(name: str) -> tuple[FileKey, str | None]:
     """The file that a name means, opened and known, and the dataset in it.
 
     A Zarr array is known by its metadata file, and ``store.zarr::inner`` names an array in a group.
-
-    Raises
-    ------
-    RegionError : missing, or neither a regular file nor a Zarr array
     """
     path, inner = split_name(name)
     folder = path if inner is None else os.path.join(path, inner)
@@ -81,36 +77,29 @@ def other_pages(key: FileKey, inner: str | None, page: int | str | None, axes: s
     key, inner : what `identify` gave
     page : which picture of the file, or ``"all"``; arrays have one, whose slices are always stacked
     axes : what an array's axes are, as `split_shape` takes them
-
-    Raises
-    ------
-    RegionError : damaged, or of no kind that is read
     """
     head = pool.read(key, 0, min(key.size, 16))
     if inner is None and head.startswith((b"II", b"MM")):
         return None
-    if os.path.basename(key.path) in _ZARR:
-        array = _open_zarr(key)
-        with _readable(key, "Zarr array"):
-            shape, chunks = tuple(array.shape), tuple(array.chunks)
-            return _only(_chunked(key, None, shape, plain_dtype(key.path, array.dtype), chunks, axes), key, page)
-    if head.startswith(_HDF5):
-        return _only(hdf5_pages(key, inner, axes), key, page)
-    if inner is not None:
+    is_zarr = os.path.basename(key.path) in _ZARR
+    if is_zarr or head.startswith(_HDF5):
+        inner = None if is_zarr else inner
+        with opened(key, inner) as array, readable(key, "Zarr array" if is_zarr else "HDF5 file"):
+            is_mapped = not (is_zarr or array.chunks or array.dtype.kind == "b")
+            offset = array.id.get_offset() if is_mapped else None
+            pages = array_pages(key, inner, array.shape, array.dtype, axes, chunks=array.chunks, offset=offset)
+    elif inner is not None:
         raise RegionError(f"{key.path}: is no HDF5 file, so there is no dataset {inner!r} in it")
-    if head.startswith(_NPY):
-        return _only(npy_pages(key, axes), key, page)
-    picture = picture_format(head)
-    if picture is not None:
+    elif head.startswith(_NPY):
+        pages = npy_pages(key, axes)
+    elif (picture := picture_format(head)) is not None:
         if axes is not None:
             said = f"axes={axes!r} are of arrays and TIFFs; a {picture} file has rows and columns"
             raise RegionError(f"{key.path}: {said}")
         return picture_pages(key, head_of(key), picture, page)
-    said = f"begins with {head[:8]!r}" if head else "is empty"
-    raise RegionError(f"{key.path}: {said}; TIFF, {', '.join(PICTURES)}, .npy, HDF5 and Zarr are read")
-
-
-def _only(pages: Pages, key: FileKey, page: int | str | None) -> Pages:
+    else:
+        said = f"begins with {head[:8]!r}" if head else "is empty"
+        raise RegionError(f"{key.path}: {said}; TIFF, {', '.join(PICTURES)}, .npy, HDF5 and Zarr are read")
     if page not in (None, 0, "all"):
         raise RegionError(f"{key.path}: holds one array, no page {page}; slices are taken by an index")
     return pages
@@ -141,10 +130,18 @@ class Chunks:
     def __call__(self, data: bytes | memoryview, index: int, row: int, column: int) -> NDArray[Any]:
         """The segment as an array (height, width, samples)."""
         first = tuple(at // depth * depth for at, depth in self.slices)
-        lead = tuple(slice(start, start + depth) for start, (_, depth) in zip(first, self.slices, strict=True))
+        y, x = row * self.segment[0], column * self.segment[1]
+        height, width = min(self.segment[0], self.shape[0] - y), min(self.segment[1], self.shape[1] - x)
+        lead = [slice(start, start + depth) for start, (_, depth) in zip(first, self.slices, strict=True)]
 
         def decoded() -> NDArray[Any]:
-            return self._read(lead, row, column)
+            with opened(self.key, self.inner) as array:
+                if hasattr(array, "compression") and array.chunks is not None:
+                    self._refuse_bombs(array, (*first, y, x))
+                block = np.asarray(array[(*lead, slice(y, y + self.segment[0]), slice(x, x + self.segment[1]))])
+                # Of a mapped file a copy is kept, never the map.
+                block = block.astype(self.dtype, copy=isinstance(array, np.memmap))
+            return block.reshape(*block.shape[: len(lead)], height, width, self.shape[2])
 
         name = (self.key, f"{self.inner} chunk {first}", index)
         is_shared = any(depth > 1 for _, depth in self.slices)
@@ -163,27 +160,11 @@ class Chunks:
                     _SOUND.clear()
                 _SOUND.add(chunk)
 
-    def _read(self, lead: tuple[slice, ...], row: int, column: int) -> NDArray[Any]:
-        y, x = row * self.segment[0], column * self.segment[1]
-        box = (*lead, slice(y, y + self.segment[0]), slice(x, x + self.segment[1]))
-        with opened(self.key, self.inner) as array:
-            if hasattr(array, "compression") and array.chunks is not None:
-                self._refuse_bombs(array, (*(part.start for part in lead), y, x))
-            block = np.asarray(array[box])
-            # Of a mapped file a copy is kept, never the map.
-            block = block.astype(self.dtype, copy=isinstance(array, np.memmap))
-        height, width = min(self.segment[0], self.shape[0] - y), min(self.segment[1], self.shape[1] - x)
-        return block.reshape(*block.shape[: len(lead)], height, width, self.shape[2])
-
 
 def refuse_bomb(where: object, array: Any, place: tuple[int, ...]) -> None:
     """See that a chunk of an HDF5 dataset unpacks to no more than it should: the filters take what memory they need.
 
-    Parameters
-    ----------
-    where : for messages
-    array : the dataset
-    place : the first index of the chunk along each axis
+    Its place is its first index along each axis.
 
     Raises
     ------
@@ -206,41 +187,21 @@ def refuse_bomb(where: object, array: Any, place: tuple[int, ...]) -> None:
 
 @contextmanager
 def opened(key: FileKey, inner: str | None) -> Iterator[Any]:
-    """The array of a file, open for as long as the block lasts.
-
-    Raises
-    ------
-    RegionError : no such array, or one that lies in another file
-    """
+    """The array of a file, open for as long as the block lasts; one that lies in another file is refused."""
     if os.path.basename(key.path) in _ZARR:
-        yield _open_zarr(key)
-        return
-    if pool.read(key, 0, len(_NPY)) == _NPY:
-        yield np.load(key.path, mmap_mode="r", allow_pickle=False)
-        return
-    h5py = require("h5py", extra="hdf5")
-    with _readable(key, "HDF5 file"):
-        file = h5py.File(key.path, "r")
-    with file:
-        with _readable(key, "HDF5 file"):
-            array = _dataset(h5py, key, file, inner)
+        with readable(key, "Zarr array"):
+            array = open_zarr(os.path.dirname(key.path))
         yield array
-
-
-@contextmanager
-def _readable(key: FileKey, kind: str) -> Iterator[None]:
-    """Turns what another library raises over a damaged file into `RegionError`."""
-    try:
-        yield
-    except (LazyTilesError, ImportError):
-        raise
-    except (Exception, RecursionError) as error:
-        raise RegionError(unreadable(key.path, kind, error)) from error
-
-
-def _open_zarr(key: FileKey) -> Any:
-    with _readable(key, "Zarr array"):
-        return open_zarr(os.path.dirname(key.path))
+    elif pool.read(key, 0, len(_NPY)) == _NPY:
+        yield np.load(key.path, mmap_mode="r", allow_pickle=False)
+    else:
+        h5py = require("h5py", extra="hdf5")
+        with readable(key, "HDF5 file"):
+            file = h5py.File(key.path, "r")
+        with file:
+            with readable(key, "HDF5 file"):
+                array = _dataset(h5py, key, file, inner)
+            yield array
 
 
 def open_zarr(folder: str | os.PathLike[str], **options: Any) -> Any:
@@ -422,7 +383,7 @@ def datasets(path: str) -> list[str]:
             found.append(name)
 
     key = pool.identify(path)
-    with _readable(key, "HDF5 file"), h5py.File(path, "r") as file:
+    with readable(key, "HDF5 file"), h5py.File(path, "r") as file:
         if "lazytiles" not in file:
             file.visititems(look)  # which follows no links
     return sorted(found)
@@ -433,7 +394,7 @@ def _zarr_arrays(store: str) -> Iterator[str]:
         facts: dict[str, Any] = {}
         for name in {*_ZARR, ".zattrs"}.intersection(files):
             key = pool.identify(os.path.join(at, name))
-            with _readable(key, "Zarr store"):
+            with readable(key, "Zarr store"):
                 facts |= json.loads(pool.read(key, 0, min(key.size, MOST_FACTS)))
         attributes = facts.get("attributes", {})
         is_image = "multiscales" in facts or "multiscales" in attributes.get("ome", attributes)
@@ -444,57 +405,57 @@ def _zarr_arrays(store: str) -> Iterator[str]:
 
 
 def npy_pages(key: FileKey, axes: str | None = None) -> Pages:
-    """The slices of a `.npy` file, mapped; where it is stored column by column, gathered block by block.
-
-    Raises
-    ------
-    RegionError : damaged, cut short, of objects, or column by column behind an address
-    """
-    shape, fortran, stored, offset = npy_header(key, head_of(key))
-    dtype = stored.newbyteorder("=")
-    if not fortran:
-        return pages_of_array(key, "", shape, dtype, offset, stored=stored, axes=axes)
-    if key.is_remote:
+    """The slices of a `.npy` file, mapped; of a local one that is stored column by column, gathered block by block."""
+    shape, fortran, stored, start = npy_header(key)
+    offset = None if fortran and len(shape) > 1 else start
+    if offset is None and key.is_remote:
         raise RegionError(
             f"{key.path}: is stored column by column (Fortran order), which is read from local files only; save "
             "np.ascontiguousarray of it instead"
         )
-    return _chunked(key, None, shape, dtype, None, axes)
+    return array_pages(key, None, shape, stored, axes, offset=offset)
 
 
-def hdf5_pages(key: FileKey, inner: str | None, axes: str | None = None) -> Pages:
-    """The slices of an HDF5 dataset; one that is stored in one piece is mapped."""
-    with opened(key, inner) as array, _readable(key, "HDF5 file"):
-        where = f"{key.path}::{inner}"
-        dtype, shape, offset = plain_dtype(where, array.dtype), array.shape, array.id.get_offset()
-        if array.chunks is None and offset is not None and dtype.kind != "b":
-            return pages_of_array(key, f"::{inner}", shape, dtype, offset, stored=array.dtype, axes=axes)
-        return _chunked(key, inner, shape, dtype, array.chunks, axes)
-
-
-def _chunked(
+def array_pages(
     key: FileKey,
     inner: str | None,
     shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    chunks: tuple[int, ...] | None,
+    stored: np.dtype[Any],
     axes: str | None,
+    *,
+    chunks: tuple[int, ...] | None = None,
+    offset: int | None = None,
 ) -> Pages:
+    """The slices of an array: mapped where its samples lie one after the other, in C order, else chunk by chunk.
+
+    Parameters
+    ----------
+    key, inner : the file, and the dataset in it
+    shape, axes : as `split_shape` takes them
+    stored, chunks : its dtype in the file, and its chunks; None where it has none
+    offset : of the first sample, bytes, of one that is mapped
+    """
     name = "" if inner is None else f"::{inner}"
+    dtype = plain_dtype(f"{key.path}{name}", stored)
     form = split_shape(f"{key.path}{name}", shape, axes)
-    height, width, _ = form.inner
+    size, (height, width, _) = math.prod(form.inner) * dtype.itemsize, form.inner
     if chunks is None:
         chunks = (1,) * form.before + (_WHOLE,) * 2
-    segment = (min(chunks[form.before], height), min(chunks[form.before + 1], width))
-    depths = chunks[: form.before]
+    segment, depths = (min(chunks[form.before], height), min(chunks[form.before + 1], width)), chunks[: form.before]
+    if offset is not None:
+        check_room(key, form.count * size, offset)
+    else:  # chunks that are too large with all their slices are refused as large ones of one slice are
+        deep = (segment[0] * math.prod(depths), segment[1])
+        one_page(key, f"{key.path}{name}", form.inner, dtype, samples_axis=False, segment=deep, size=1)
 
     def page(k: int) -> Page:
-        slices = tuple(zip(form.index(k)[: form.before], depths, strict=True))
-        codec = Chunks(key, inner, slices, form.inner, segment, dtype)
-        at, has_samples = f"{name}{form.place(k)}", form.has_samples
-        return one_page(key, at, form.inner, dtype, codec=codec, samples_axis=has_samples, segment=segment, size=1)
+        how: dict[str, Any]
+        if offset is not None:
+            how = {"raw": offset + k * size, "stored": stored}
+        else:
+            slices = tuple(zip(form.index(k)[: form.before], depths, strict=True))
+            codec = Chunks(key, inner, slices, form.inner, segment, dtype)
+            how = {"codec": codec, "segment": segment, "size": 1}
+        return one_page(key, f"{name}{form.place(k)}", form.inner, dtype, samples_axis=form.has_samples, **how)
 
-    # Chunks that are too large with all their slices are refused as large ones of one slice are.
-    deep = (segment[0] * math.prod(depths), segment[1])
-    one_page(key, f"{key.path}{name}", form.inner, dtype, codec=None, samples_axis=False, segment=deep, size=1)
     return planes_of(form.count, page), form.axes, form.lead

@@ -23,9 +23,8 @@ Bounds = tuple[float, float, float, float]
 
 _SCALE, _TIES, _MATRIX = 33550, 33922, 34264  # ModelPixelScale, ModelTiepoint, ModelTransformation
 _KEYS, _DOUBLES, _TEXTS = 34735, 34736, 34737  # GeoKeyDirectory and what its keys refer to
-_METADATA, _NODATA = 42112, 42113
+_METADATA, NODATA = 42112, 42113
 _PLACE = (_SCALE, _TIES, _MATRIX, _KEYS, _DOUBLES, _TEXTS, _METADATA)
-_PLACED = frozenset(_PLACE)
 _TYPES = {2: "S1", 3: "u2", 4: "u4", 11: "f4", 12: "f8"}
 _MOST_BYTES = 2**24  # of a tag
 _MODEL, _RASTER, _GEOGRAPHIC, _PROJECTED = 1024, 1025, 2048, 3072
@@ -119,9 +118,9 @@ _NOWHERE = {byteorder: Place(byteorder) for byteorder in "<>"}  # of most images
 def place_of(page: tifffile.TiffPage, level: tifffile.TiffPage | None = None) -> Place:
     """The place of a page, or of a level of the pyramid that it heads."""
     codes = page.tags.keys()
-    if level is None and _PLACED.isdisjoint(codes):
-        return _NOWHERE[page.parent.byteorder]
     found = [page.tags[code] for code in _PLACE if code in codes]
+    if level is None and not found:
+        return _NOWHERE[page.parent.byteorder]
     tags = tuple((tag.code, int(tag.dtype), tag.count, tag.valueoffset) for tag in found)
     scale = (1.0, 1.0)
     if level is not None:
@@ -141,7 +140,7 @@ def georeference_of(key: FileKey, place: Place) -> Georeference | None:
 
 @lru_cache(1024)
 def _told(key: FileKey, place: Place) -> Georeference:
-    """The place by the tags alone, of the full resolution."""
+    """The place by the tags alone, of the full resolution; control points alone give no transform."""
     found = ((code, _value(key, place.byteorder, *tag)) for code, *tag in place.tags if code != _METADATA)
     values = {code: value for code, value in found if value and isinstance(value, bytes) == (code == _TEXTS)}
     keys = tuple(
@@ -149,8 +148,14 @@ def _told(key: FileKey, place: Place) -> Georeference:
         for code, value in values.items()
         if code in (_KEYS, _DOUBLES, _TEXTS)
     )
-    entries = _entries(keys)
-    transform = _transform(*(values.get(code, ()) for code in (_SCALE, _TIES, _MATRIX)))
+    entries, transform = _entries(keys), None
+    scale, ties, matrix = (values.get(code, ()) for code in (_SCALE, _TIES, _MATRIX))
+    if len(scale) >= 2 and scale[0] and scale[1]:
+        if len(ties) >= 6:
+            a, e = scale[0], -abs(scale[1])
+            transform = _sound(Affine(a, 0.0, ties[3] - ties[0] * a, 0.0, e, ties[4] - ties[1] * e))
+    elif len(matrix) == 16:
+        transform = _sound(Affine(matrix[0], matrix[1], matrix[3], matrix[4], matrix[5], matrix[7]))
     if transform is not None and entries.get(_RASTER) == 2:  # the centres of pixels are named, not their corners
         transform = transform @ Affine.translation(-0.5, -0.5)
     return Georeference(_crs(entries), transform, keys if _KEYS in values else ())
@@ -183,13 +188,9 @@ def _entries(keys: tuple[tuple[int, int, int, Any], ...]) -> dict[int, Any]:
 
 
 def _crs(entries: dict[int, Any]) -> str | None:
-    codes = entries.get(_PROJECTED, 0), entries.get(_GEOGRAPHIC, 0)
-    if entries.get(_MODEL) not in (2, 3) and codes[0]:
-        code = codes[0]
-    elif entries.get(_MODEL) == 1:
-        code = _USER_DEFINED
-    else:
-        code = codes[1]
+    model, code = entries.get(_MODEL), entries.get(_PROJECTED, 0)
+    if model in (2, 3) or not code:
+        code = _USER_DEFINED if model == 1 else entries.get(_GEOGRAPHIC, 0)
     if isinstance(code, int) and 1024 <= code < _USER_DEFINED:
         return f"EPSG:{code}"
     if not code and _MODEL not in entries:
@@ -199,18 +200,6 @@ def _crs(entries: dict[int, Any]) -> str | None:
         if found := _WKT.search(text):
             return found[0]
     return texts[0].partition("|")[0].removeprefix("GCS Name = ").strip() if texts else "user-defined" if code else None
-
-
-def _transform(scale: Any, ties: Any, matrix: Any) -> Affine | None:
-    """Pixel corners to map units; control points alone give none."""
-    if len(scale) >= 2 and scale[0] and scale[1]:
-        if len(ties) < 6:
-            return None
-        a, e = scale[0], -abs(scale[1])
-        return _sound(Affine(a, 0.0, ties[3] - ties[0] * a, 0.0, e, ties[4] - ties[1] * e))
-    if len(matrix) == 16:
-        return _sound(Affine(matrix[0], matrix[1], matrix[3], matrix[4], matrix[5], matrix[7]))
-    return None
 
 
 def _sound(transform: Affine) -> Affine | None:
@@ -255,14 +244,9 @@ def scale_offset_of(key: FileKey, place: Place, samples: int) -> tuple[tuple[flo
     return scales, tuple(told["offset"].get(k, 0.0) for k in range(samples))
 
 
-def nodata_of(page: tifffile.TiffPage, dtype: np.dtype[Any]) -> Any:
-    """The number that means nothing, as a scalar of the page's dtype; None where there is none that it can hold."""
-    return parse_nodata(page.tags.valueof(_NODATA), dtype) if _NODATA in page.tags else None
-
-
 @lru_cache(256)
 def parse_nodata(text: Any, dtype: np.dtype[Any]) -> Any:
-    """A number in words as a scalar of a dtype, 64-bit integers exactly; None where it cannot be one.
+    """The number that means nothing, by the words of its tag: a scalar of a dtype; None where it cannot hold one.
 
     >>> parse_nodata("-3.40282346638529e+38", np.dtype(np.float32)), parse_nodata("some", np.dtype(np.float32))
     (np.float32(-3.4028235e+38), None)

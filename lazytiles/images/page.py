@@ -24,14 +24,15 @@ from numpy.typing import NDArray
 
 from lazytiles.aliases import Int64s
 from lazytiles.config import settings
-from lazytiles.errors import LimitError, RegionError, unreadable
+from lazytiles.errors import LazyTilesError, LimitError, RegionError, unreadable
 from lazytiles.images.codecs import JPEG, Codec, codec_of
 from lazytiles.images.files import FileKey, pool
 from lazytiles.images.georeference import (
+    NODATA,
     Georeference,
     Place,
     georeference_of,
-    nodata_of,
+    parse_nodata,
     place_of,
     scale_offset_of,
 )
@@ -40,7 +41,6 @@ from lazytiles.images.layouts.scales import Mpp
 MOST_SAMPLES = 1024
 MOST_SEGMENTS = 2**26
 _INTEGER_TYPES = {1, 3, 4, 13, 16, 18}  # BYTE, SHORT, LONG, IFD, LONG8, IFD8
-_WHOLE_BYTES = {8, 16, 32, 64, 128}
 _OFFSETS, _COUNTS = (324, 273, 513), (325, 279, 514)
 
 
@@ -99,7 +99,8 @@ class Page:
     nodata : the number that means nothing, a scalar of `dtype`; None where there is none
     alpha : the sample that says how opaque a pixel is; None where there is none
     place : where the tags lie that say where on the ground it is; None of a kind of file that cannot say it
-    directory : which directory of a TIFF's main chain it is; None for others
+    mask_at : number and offset of the directory of its mask, of a page that was opened with its chain; of one opened
+        alone its own number, by which the mask is looked for; None where there is none
     mpp : (y, x), micrometres from one pixel to the next, by what the file says; None where it says nothing
     origin : by what it is opened again from its file, in another process too; None where it cannot be
     """
@@ -122,7 +123,7 @@ class Page:
     nodata: Any = None
     alpha: int | None = None
     place: Place | None = None
-    directory: int | None = None
+    mask_at: int | tuple[int, int] | None = None
     mpp: tuple[float, float] | None = None
     origin: Any = None
 
@@ -139,7 +140,7 @@ class Page:
     @property
     def mask(self) -> Page | None:
         """The page of its file whose pixels say which of its own are valid; None where there is none."""
-        return None if self.directory is None else _mask_at(self.file, self.directory, self.shape[:2])
+        return None if self.mask_at is None else _mask(self.file, self.mask_at, self.shape[:2])
 
     @property
     def key(self) -> tuple[FileKey, str]:
@@ -216,9 +217,6 @@ class _Ranges(io.RawIOBase):
         self._at = max(0, offset + (0, self._at, self._key.size)[whence])
         return self._at
 
-    def tell(self) -> int:
-        return self._at
-
     def readinto(self, buffer: Any) -> int:
         size = max(0, min(len(buffer), self._key.size - self._at))
         buffer[:size] = pool.read(self._key, self._at, size)
@@ -226,25 +224,33 @@ class _Ranges(io.RawIOBase):
         return size
 
 
-# tifffile warns of nodata values that it cannot take; here `nodata_of` takes them.
+# tifffile warns of nodata values that it cannot take; here `parse_nodata` takes them.
 _is_ours: ContextVar[bool] = ContextVar("lazytiles_parses", default=False)
 logging.getLogger("tifffile").addFilter(lambda record: not (_is_ours.get() and "GDAL_NODATA" in record.getMessage()))
 
 
 @contextmanager
+def readable(key: FileKey, kind: str) -> Iterator[None]:
+    """Turns what another library raises over a damaged file into `RegionError`."""
+    try:
+        yield
+    except (LazyTilesError, ImportError):
+        raise
+    except Exception as error:
+        raise RegionError(unreadable(key.path, kind, error)) from error
+
+
+@contextmanager
 def parsed(key: FileKey) -> Iterator[tifffile.TiffFile]:
-    """The directories of a file, every failure of the parser turned into `RegionError`."""
+    """The directories of a file."""
     name = key.path
     if name.lower().endswith(".ndpi") and int.from_bytes(pool.read(key, 4, 8), "little") > key.size:
         name += ".tif"  # by its name tifffile would read offsets of 64 bits, as real ones have
     before = _is_ours.set(True)
     try:
-        with io.BufferedReader(_Ranges(key), 16384) as file, tifffile.TiffFile(file, name=name) as tiff:
+        file = io.BufferedReader(_Ranges(key), 16384)
+        with readable(key, "TIFF"), file, tifffile.TiffFile(file, name=name) as tiff:
             yield tiff
-    except (RegionError, LimitError, ImportError):
-        raise
-    except (Exception, RecursionError) as error:
-        raise RegionError(unreadable(key.path, "TIFF", error)) from error
     finally:
         _is_ours.reset(before)
 
@@ -259,22 +265,27 @@ def page_at(tiff: tifffile.TiffFile, index: int) -> tifffile.TiffPage:
 
 
 @lru_cache(1024)
-def _mask_at(key: FileKey, directory: int, extent: tuple[int, int]) -> Page | None:
-    """The mask of a page: of its extent, among the masks and overviews that follow a full image."""
+def _mask(key: FileKey, at: int | tuple[int, int], extent: tuple[int, int]) -> Page | None:
+    """The mask of a page, at a known directory; else of its extent among masks and overviews behind a full image."""
     with parsed(key) as tiff:
-        head = directory
-        while head and page_at(tiff, head).subfiletype & 5:
-            head -= 1
-        for k in itertools.count(head + 1):
-            try:
-                page = page_at(tiff, k)
-            except RegionError:
-                return None
-            if not page.subfiletype & 5:
-                return None
-            if page.subfiletype & 4 and (page.imagelength, page.imagewidth) == extent:
-                return replace(facts(key, page, str(k)), origin=(Asked(page=k), 0))
-    return None
+        if isinstance(at, tuple):
+            number = at[0]
+            tiff.filehandle.seek(at[1])
+            page = tifffile.TiffPage(tiff, number)
+        else:
+            head = at
+            while head and page_at(tiff, head).subfiletype & 5:
+                head -= 1
+            for number in itertools.count(head + 1):
+                try:
+                    page = page_at(tiff, number)
+                except RegionError:
+                    return None
+                if not page.subfiletype & 5:
+                    return None
+                if page.subfiletype & 4 and (page.imagelength, page.imagewidth) == extent:
+                    break
+        return replace(facts(key, page, str(number)), origin=(Asked(page=number), 0))
 
 
 def facts(
@@ -283,16 +294,11 @@ def facts(
     number: str,
     *,
     head: tifffile.TiffPage | None = None,
-    mpp: Mpp | None = None,
-    origin: Any = None,
+    **more: Any,
 ) -> Page:
-    """Check a parsed page and take from it what reading needs.
+    """Check a parsed page and take from it what reading needs; place and nodata of a level are those of its `head`.
 
-    Parameters
-    ----------
-    key, page, number : the file, its page, and the page's name
-    head : of a level, the page at full resolution: place and nodata are its
-    mpp, origin : of the page, as `Page` has them
+    What `Page` holds beside, such as `origin`, is taken as it is given.
 
     Raises
     ------
@@ -300,9 +306,7 @@ def facts(
     LimitError : segments larger than `max_segment_bytes`
     """
     where = f"{key.path} page {number}"
-    shape = _dimensions(where, page)
-    _refuse_colours(where, page)
-    dtype = _sample_type(where, page)
+    shape, dtype = _form(where, page)
     planes = shape[2] if page.planarconfig == 2 else 1
     strip = min(page.rowsperstrip or shape[0], shape[0]), shape[1]
     segment = (page.tilelength, page.tilewidth) if page.is_tiled else strip
@@ -311,9 +315,19 @@ def facts(
     expected = planes * -(-shape[0] // segment[0]) * -(-shape[1] // segment[1])
     if expected > MOST_SEGMENTS:
         raise LimitError(f"{where}: {expected} segments; at most {MOST_SEGMENTS} are supported")
-    stored = None if page.jpegheader is not None else (_table(where, page, _OFFSETS), _table(where, page, _COUNTS))
-    offsets, counts = _tables(where, page, stored, expected, segment, shape, planes)
-    nodata = nodata_of(head or page, dtype)
+    stored: list[Any] = []
+    for codes in (_OFFSETS, _COUNTS) if page.jpegheader is None else ():
+        tag = next((page.tags[code] for code in codes if code in page.tags), None)
+        if tag is not None and int(tag.dtype) not in _INTEGER_TYPES:
+            raise RegionError(f"{where}: the tag {tag.name} has the damaged type {tag.dtype!r}")
+        table = () if tag is None else tag.value
+        stored.append((table,) if isinstance(table, int) else table)
+    tables = stored or (page.dataoffsets, page.databytecounts)  # of NDPI, of restart intervals
+    offsets, counts, raw = _laid_out(where, page, *tables, shape, segment, dtype)
+    nodata = parse_nodata((head or page).tags.valueof(NODATA), dtype)
+    # Opacity in a layout in which GDAL takes it as the mask of the other samples.
+    is_opacity = any(extra in (1, 2) for extra in page.extrasamples[-1:])
+    has_alpha = is_opacity and shape[2] in (2, 4) and dtype in (np.uint8, np.uint16)
     found = Page(
         file=key,
         number=number,
@@ -325,64 +339,21 @@ def facts(
         counts=counts,
         fill=0 if nodata is None else nodata,
         codec=codec_of(page, dtype, nodata),
-        raw_offsets=_raw_offsets(page, shape, segment, planes, dtype, (offsets, counts)),
+        raw_offsets=raw,
         stored_dtype=dtype.newbyteorder(page.parent.byteorder),
         samples_axis=len(page.shape) == 3,
         palette=page.photometric == 3,
         is_ink=page.photometric == 5,
         nodata=nodata,
-        alpha=_alpha(page, dtype),
+        alpha=shape[2] - 1 if has_alpha else None,
         place=place_of(page) if head is None else place_of(head, page),
-        directory=page.index if len(page.treeindex) == 1 else None,
-        mpp=mpp,
-        origin=origin,
+        **more,
     )
     return _bounded(found)
 
 
-def twin_page(page: Page, tags: tifffile.TiffPage, number: str, offsets: Sequence[int], counts: Sequence[int]) -> Page:
-    """A page that differs from another of its file only in where its segments lie.
-
-    Parameters
-    ----------
-    page, tags, number : the other, checked and as it was parsed; what messages call this one
-    offsets, counts : its tables as they are stored
-    """
-    expected = page.planes * page.grid[0] * page.grid[1]
-    where, stored = f"{page.file.path} page {number}", (offsets, counts)
-    tables = _tables(where, tags, stored, expected, page.segment, page.shape, page.planes)
-    raw = _raw_offsets(tags, page.shape, page.segment, page.planes, page.dtype, tables)
-    return _bounded(replace(page, number=number, offsets=tables[0], counts=tables[1], raw_offsets=raw))
-
-
-def _alpha(page: tifffile.TiffPage, dtype: np.dtype[Any]) -> int | None:
-    """The last sample, where it is opacity in a layout in which GDAL takes it as the mask of the others."""
-    samples, extra = page.samplesperpixel, page.extrasamples
-    is_alpha = samples in (2, 4) and bool(extra) and extra[-1] in (1, 2) and dtype in (np.uint8, np.uint16)
-    return samples - 1 if is_alpha else None
-
-
-def stacked_plane(page: Page, k: int, count: int) -> Page:
-    """The k-th image of a stack that has one directory and stores its images one after the other."""
-    if page.raw_offsets is None:
-        raise RegionError(f"{page}: a stack of {count} images in one page must be uncompressed")
-    size = math.prod(page.shape) * page.dtype.itemsize
-    if max(page.raw_offsets) + size // page.planes + (count - 1) * size > page.file.size:
-        raise RegionError(f"{page}: {count} images of {size} bytes do not fit the file")
-    start = tuple(offset + k * size for offset in page.raw_offsets)
-    return replace(page, number=f"{page.number} plane {k}", raw_offsets=start)
-
-
-def _bounded(page: Page) -> Page:
-    """The page, whose segments are not too large to be decoded; those of uncompressed planes never are."""
-    most = settings().max_segment_bytes
-    if page.raw_offsets is None and page.segment_bytes > most:
-        said = f"one segment is {page.segment_bytes} bytes decoded, max_segment_bytes is {most}"
-        raise LimitError(f"{page}: {said}; raise it with lazytiles.configure(max_segment_bytes=...)")
-    return page
-
-
-def _dimensions(where: str, page: tifffile.TiffPage) -> tuple[int, int, int]:
+def _form(where: str, page: tifffile.TiffPage) -> tuple[tuple[int, int, int], np.dtype[Any]]:
+    """(height, width, samples) and dtype of a page whose tags make sense, and whose samples are what they seem."""
     for code, name in ((256, "ImageWidth"), (257, "ImageLength")):
         tag = page.tags.get(code)
         if tag is None:
@@ -395,22 +366,13 @@ def _dimensions(where: str, page: tifffile.TiffPage) -> tuple[int, int, int]:
         raise RegionError(f"{where}: volumes within one page (ImageDepth {page.imagedepth}) are not supported")
     if not 1 <= page.samplesperpixel <= MOST_SAMPLES:
         raise RegionError(f"{where}: {page.samplesperpixel} samples a pixel; 1 to {MOST_SAMPLES} are supported")
-    return page.imagelength, page.imagewidth, page.samplesperpixel
-
-
-def _refuse_colours(where: str, page: tifffile.TiffPage) -> None:
-    """Refuse samples that are neither gray nor red, green and blue, and that no codec converts."""
     is_ycbcr = page.compression == 33003 or (page.photometric == 6 and page.compression not in JPEG)
-    if not is_ycbcr and page.photometric not in (8, 9, 10):
-        return
-    what = "Y, Cb and Cr, and not as JPEG" if is_ycbcr else "L, a and b"
-    raise RegionError(
-        f"{where}: stores {what} (PhotometricInterpretation {int(page.photometric)}, compression "
-        f"{int(page.compression)}), which would pass for red, green and blue; refused: convert it to RGB"
-    )
-
-
-def _sample_type(where: str, page: tifffile.TiffPage) -> np.dtype[Any]:
+    if is_ycbcr or page.photometric in (8, 9, 10):
+        what = "Y, Cb and Cr, and not as JPEG" if is_ycbcr else "L, a and b"
+        raise RegionError(
+            f"{where}: stores {what} (PhotometricInterpretation {int(page.photometric)}, compression "
+            f"{int(page.compression)}), which would pass for red, green and blue; refused: convert it to RGB"
+        )
     bits = page.bitspersample
     if page.dtype is None or not isinstance(bits, int) or bits < 1:
         raise RegionError(f"{where}: samples of {bits} bits in format {page.sampleformat!r} are not supported")
@@ -422,52 +384,73 @@ def _sample_type(where: str, page: tifffile.TiffPage) -> np.dtype[Any]:
         raise RegionError(f"{where}: little-endian 24-bit integers are decoded wrongly by tifffile; refused")
     if page.predictor == 3 and dtype.kind != "f":
         raise RegionError(f"{where}: the floating-point predictor on {dtype} samples is refused")
-    if page.predictor == 2 and bits not in _WHOLE_BYTES:
+    if page.predictor == 2 and bits not in {8, 16, 32, 64, 128}:
         raise RegionError(f"{where}: the horizontal predictor on {bits}-bit samples is refused")
-    return dtype.newbyteorder("=")
+    return (page.imagelength, page.imagewidth, page.samplesperpixel), dtype.newbyteorder("=")
 
 
-def _tables(
+def twin_page(page: Page, tags: tifffile.TiffPage, starts: Sequence[int], sizes: Sequence[int]) -> Page:
+    """A page that differs from another of its file only in where its segments lie.
+
+    Parameters
+    ----------
+    page, tags : the other, checked and with the number of this one, and as it was parsed
+    starts, sizes : its tables of offsets and byte counts as they are stored
+    """
+    offsets, counts, raw = _laid_out(str(page), tags, starts, sizes, page.shape, page.segment, page.dtype)
+    return _bounded(replace(page, offsets=offsets, counts=counts, raw_offsets=raw))
+
+
+def _bounded(page: Page) -> Page:
+    """The page, whose segments are not too large to be decoded; those of uncompressed planes never are."""
+    most = settings().max_segment_bytes
+    if page.raw_offsets is None and page.segment_bytes > most:
+        said = f"one segment is {page.segment_bytes} bytes decoded, max_segment_bytes is {most}"
+        raise LimitError(f"{page}: {said}; raise it with lazytiles.configure(max_segment_bytes=...)")
+    return page
+
+
+def _laid_out(
     where: str,
-    page: tifffile.TiffPage,
-    tables: tuple[Sequence[int], Sequence[int]] | None,
-    expected: int,
-    segment: tuple[int, int],
+    tags: tifffile.TiffPage,
+    starts: Sequence[int],
+    sizes: Sequence[int],
     shape: tuple[int, int, int],
-    planes: int,
-) -> tuple[Int64s, Int64s]:
-    if tables is None:  # NDPI: tifffile has derived tables of restart intervals
-        offsets = _checked(where, "offsets", page.dataoffsets, expected)
-        return offsets, _checked(where, "byte counts", page.databytecounts, expected)
-    offsets, stored = _checked(where, "offsets", tables[0], expected), tables[1]
-    if page.compression == 1 and not page.is_tiled:
+    segment: tuple[int, int],
+    dtype: np.dtype[Any],
+) -> tuple[Int64s, Int64s, tuple[int, ...] | None]:
+    """Offsets and byte counts of segments, and where each plane begins if its strips are plain and in a row."""
+    (height, width, samples), (rows, columns) = shape, segment
+    planes, together = (samples, 1) if tags.planarconfig == 2 else (1, samples)
+    expected = planes * -(-height // rows) * -(-width // columns)
+    offsets = _checked(where, "offsets", starts, expected)
+    tops = np.arange(expected // planes, dtype=np.int64) * rows  # of strips
+    heights = np.minimum(rows, height - tops)
+    if tags.jpegheader is not None:
+        counts = _checked(where, "byte counts", sizes, expected)
+    elif tags.compression == 1 and not tags.is_tiled:
         # What a writer claims for plain rows is often wrong; what they need is known.
-        rows = np.minimum(segment[0], shape[0] - segment[0] * np.arange(expected // planes))
-        samples = 1 if planes > 1 else shape[2]
-        row_bytes = -(-shape[1] * samples * int(page.bitspersample) // 8)
-        needed = np.tile(rows.astype(np.int64) * row_bytes, planes)
-        counts = _checked(where, "byte counts", stored, expected) if stored else needed
-        return offsets, np.minimum(counts, needed)
-    if not stored:
-        if page.compression not in {2, 3, 4} or expected != 1:
+        counts = np.tile(heights * -(-width * together * int(tags.bitspersample) // 8), planes)
+        if sizes:
+            counts = np.minimum(_checked(where, "byte counts", sizes, expected), counts)
+    else:
+        is_fax = tags.compression in {2, 3, 4} and expected == 1
+        if not sizes and not is_fax:
             raise RegionError(f"{where}: the byte counts of its {expected} segments are missing")
-        stored = page.databytecounts
-    counts = _checked(where, "byte counts", stored, expected)
-    if page.compression in {2, 3, 4} and expected == 1 and counts[0] == 0:
-        counts = _checked(where, "byte counts", page.databytecounts, expected)
-    offsets[(offsets == 0) & (counts > 0)] = -1  # only a byte count of 0 means sparse
-    return offsets, counts
-
-
-def _table(where: str, page: tifffile.TiffPage, codes: Sequence[int]) -> Sequence[int]:
-    for code in codes:
-        tag = page.tags.get(code)
-        if tag is not None:
-            if int(tag.dtype) not in _INTEGER_TYPES:
-                raise RegionError(f"{where}: the tag {tag.name} has the damaged type {tag.dtype!r}")
-            value = tag.value
-            return (value,) if isinstance(value, int) else value
-    return ()
+        counts = _checked(where, "byte counts", sizes or tags.databytecounts, expected)
+        if is_fax and counts[0] == 0:
+            counts = _checked(where, "byte counts", tags.databytecounts, expected)
+        offsets[(offsets == 0) & (counts > 0)] = -1  # only a byte count of 0 means sparse
+    raw = None
+    plain = tags.compression == 1 and tags.predictor == 1 and tags.fillorder == 1 and not tags.is_subsampled
+    exact = tags.bitspersample == dtype.itemsize * 8 and tags.sampleformat not in {5}
+    if plain and exact and not (tags.is_tiled and (columns != width or height % rows)):
+        row_bytes = width * together * dtype.itemsize
+        table, held = offsets.reshape(planes, -1), counts.reshape(planes, -1)
+        is_one = (table[:, :1] > 0).all() and (table - table[:, :1] == tops * row_bytes).all()
+        if is_one and (held >= heights * row_bytes).all():
+            raw = tuple(table[:, 0].tolist())
+    return offsets, counts, raw
 
 
 def _checked(where: str, name: str, values: Sequence[int], expected: int) -> Int64s:
@@ -482,19 +465,12 @@ def _checked(where: str, name: str, values: Sequence[int], expected: int) -> Int
     return table
 
 
-def _raw_offsets(
-    tags: tifffile.TiffPage, shape: tuple[int, int, int], segment: tuple[int, int], planes: int, dtype: Any, tables: Any
-) -> tuple[int, ...] | None:
-    """Where each plane begins, if all its strips lie one after the other as plain samples."""
-    plain = tags.compression == 1 and tags.predictor == 1 and tags.fillorder == 1 and not tags.is_subsampled
-    exact = tags.bitspersample == dtype.itemsize * 8 and tags.sampleformat not in {5}
-    (height, width, samples), (rows, columns) = shape, segment
-    if not (plain and exact) or (tags.is_tiled and (columns != width or height % rows)):
-        return None
-    row_bytes = width * samples * dtype.itemsize // planes
-    table, sizes = (each.reshape(planes, -1) for each in tables)
-    tops = np.arange(table.shape[1], dtype=np.int64) * rows
-    needed = np.minimum(rows, height - tops) * row_bytes
-    if (table[:, :1] <= 0).any() or (table - table[:, :1] != tops * row_bytes).any() or (sizes < needed).any():
-        return None
-    return tuple(int(offset) for offset in table[:, 0])
+def stacked_plane(page: Page, k: int, count: int) -> Page:
+    """The k-th image of a stack that has one directory and stores its images one after the other."""
+    if page.raw_offsets is None:
+        raise RegionError(f"{page}: a stack of {count} images in one page must be uncompressed")
+    size = math.prod(page.shape) * page.dtype.itemsize
+    if max(page.raw_offsets) + size // page.planes + (count - 1) * size > page.file.size:
+        raise RegionError(f"{page}: {count} images of {size} bytes do not fit the file")
+    start = tuple(offset + k * size for offset in page.raw_offsets)
+    return replace(page, number=f"{page.number} plane {k}", raw_offsets=start)

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageMode
 
 from lazytiles.config import settings
-from lazytiles.errors import LazyTilesError, LimitError, RegionError, unreadable
+from lazytiles.errors import LimitError, RegionError
 from lazytiles.images.codecs import Codec
 from lazytiles.images.files import FileKey, pool
 from lazytiles.images.georeference import Place
-from lazytiles.images.page import MOST_SAMPLES, Page
+from lazytiles.images.page import MOST_SAMPLES, Page, readable
 from lazytiles.images.page import _Ranges as Ranges
 
 # First bytes of what Pillow may open: of formats that run programs (EPS) or have no mark (TGA) it may not.
@@ -45,13 +45,7 @@ Pages = tuple[Sequence[Page], str, tuple[int, ...]]
 
 
 class Planes(Sequence[Page]):
-    """The pages of a long stack, each made when it is first wanted.
-
-    Parameters
-    ----------
-    count : how many
-    make : gives a page by its number
-    """
+    """The pages of a long stack, each made from its number when it is first wanted."""
 
     def __init__(self, count: int, make: Callable[[int], Page]) -> None:
         self._count, self._make = count, make
@@ -89,51 +83,6 @@ def picture_format(head: bytes) -> str | None:
 def head_of(key: FileKey) -> bytes:
     """The first bytes of a file, at most 64 KiB."""
     return pool.read(key, 0, min(key.size, _HEAD))
-
-
-def pages_of_array(
-    key: FileKey,
-    number: str,
-    shape: Sequence[int],
-    dtype: np.dtype[Any],
-    offset: int,
-    *,
-    stored: np.dtype[Any],
-    axes: str | None = None,
-) -> Pages:
-    """Pages over plain samples that lie one after the other in a file, C order, from a byte offset on.
-
-    Parameters
-    ----------
-    key : the file
-    number : name of the array, for messages
-    shape, axes : as `split_shape` takes them
-    dtype, stored : in native byte order, and as it is in the file
-    offset : of the first sample, bytes
-
-    Raises
-    ------
-    RegionError : another number of axes, an empty array, or more bytes than the file has
-    """
-    form = split_shape(f"{key.path} {number}".rstrip(), shape, axes)
-    page_bytes = math.prod(form.inner) * dtype.itemsize
-    check_room(key, form.count * page_bytes, offset)
-
-    def page(k: int) -> Page:
-        at, raw, plain = f"{number}{form.place(k)}", offset + k * page_bytes, _Plain()
-        has_samples = form.has_samples
-        return one_page(key, at, form.inner, dtype, codec=plain, samples_axis=has_samples, raw=raw, stored=stored)
-
-    return planes_of(form.count, page), form.axes, form.lead
-
-
-def is_stack(shape: Sequence[int]) -> bool:
-    """Whether the first axis of an array counts slices.
-
-    >>> is_stack((64, 64, 3)), is_stack((3, 64, 64)), is_stack((3, 64, 64, 2))
-    (False, True, True)
-    """
-    return len(shape) == 4 or (len(shape) == 3 and shape[2] > _LAST_AXIS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +134,8 @@ def split_shape(where: str, shape: Sequence[int], axes: str | None = None) -> Fo
 
     >>> split_shape("a.npy", (5, 64, 32)).lead, split_shape("a.npy", (64, 32, 1, 6), "YXZC").inner
     ((5,), (64, 32, 6))
+    >>> [split_shape("a.npy", shape).axes for shape in ((64, 64, 3), (3, 64, 64), (3, 64, 64, 2))]
+    ['', 'P', 'P']
     """
     shape = tuple(shape)
     if axes is None:
@@ -193,7 +144,8 @@ def split_shape(where: str, shape: Sequence[int], axes: str | None = None) -> Fo
                 f"{where}: is an array of shape {shape}; without axes= a region has 2 to 4 axes, (H, W), (H, W, S), "
                 '(Z, H, W) or (Z, H, W, S), and pixels; say what its axes are, such as axes="TCZYX"'
             )
-        axes = "P" * is_stack(shape) + "YX"
+        is_stack = len(shape) == 4 or (len(shape) == 3 and shape[2] > _LAST_AXIS)
+        axes = "P" * is_stack + "YX"
         axes += "S" * (len(shape) - len(axes))
     at = axes.find("YX")
     before, after = axes[:at], axes[at + 2 :]
@@ -222,8 +174,8 @@ def one_page(
     shape: tuple[int, int, int],
     dtype: np.dtype[Any],
     *,
-    codec: Any,
     samples_axis: bool,
+    codec: Any = None,
     segment: tuple[int, int] | None = None,
     size: int | None = None,
     raw: int | None = None,
@@ -234,7 +186,7 @@ def one_page(
     Parameters
     ----------
     shape : (height, width, samples), pixels
-    codec : decodes one segment, called as `Codec` is
+    codec : decodes one segment, called as `Codec` is; None for samples that are stored as they are
     segment : (height, width), pixels; by default the whole image
     size : bytes from the file's start that each segment is decoded from; by default all
     raw : offset of plain samples, bytes; None for decoded ones
@@ -258,7 +210,7 @@ def one_page(
         offsets=np.full(count, raw or 0, np.int64),
         counts=np.full(count, nbytes if raw is not None else key.size if size is None else size, np.int64),
         fill=0,
-        codec=cast(Codec, codec),
+        codec=cast(Codec, codec or _Plain()),
         raw_offsets=None if raw is None else (raw,),
         stored_dtype=stored or dtype,
         samples_axis=samples_axis,
@@ -272,22 +224,15 @@ class _Plain:
     lzw: None = None
 
 
-def npy_header(key: FileKey, head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, whether it is stored column by column, dtype in the file, and offset of the first sample, of a `.npy`.
-
-    Raises
-    ------
-    RegionError : damaged, cut short, or of objects
-    """
-    file = io.BytesIO(head)
-    try:
+def npy_header(key: FileKey) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, whether it is stored column by column, dtype in the file, and offset of the first sample, of a `.npy`."""
+    file = io.BytesIO(head_of(key))
+    with readable(key, ".npy file"):
         version = np.lib.format.read_magic(file)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
         shape, fortran, stored = read(file)
-    except Exception as error:
-        raise RegionError(unreadable(key.path, ".npy file", error)) from error
     check_room(key, math.prod(shape) * plain_dtype(key.path, stored).itemsize, file.tell())
-    return shape, fortran and len(shape) > 1, stored, file.tell()
+    return shape, fortran, stored, file.tell()
 
 
 def check_room(key: FileKey, nbytes: int, offset: int) -> None:
@@ -347,26 +292,16 @@ def picture_pages(key: FileKey, head: bytes, format: str, page: int | str | None
 
     Samples are what Pillow gives: palettes stay indices, an orientation in EXIF is not applied. PNG files of
     16-bit colours keep their 16 bits.
-
-    Raises
-    ------
-    RegionError : damaged, or no such page
-    LimitError : decoded it would exceed `max_segment_bytes`
     """
-    try:
-        file = io.BufferedReader(Ranges(key))
-        with file, opened_picture(file, format) as image:
-            frames = int(getattr(image, "n_frames", 1))
-            if isinstance(page, str) and page != "all":
-                raise RegionError(f"{key.path}: has no page {page!r}; it has {frames}, by number")
-            numbers = range(frames) if page == "all" else [int(page or 0)]
-            if numbers[-1] >= frames:
-                raise RegionError(f"{key.path}: has no page {page}; it has {frames}")
-            pages = [_picture(key, head, image, format, number) for number in numbers]
-    except (LazyTilesError, ImportError):
-        raise
-    except Exception as error:
-        raise RegionError(unreadable(key.path, format, error)) from error
+    file = io.BufferedReader(Ranges(key))
+    with readable(key, format), file, opened_picture(file, format) as image:
+        frames = int(getattr(image, "n_frames", 1))
+        if isinstance(page, str) and page != "all":
+            raise RegionError(f"{key.path}: has no page {page!r}; it has {frames}, by number")
+        numbers = range(frames) if page == "all" else [int(page or 0)]
+        if numbers[-1] >= frames:
+            raise RegionError(f"{key.path}: has no page {page}; it has {frames}")
+        pages = [_picture(key, head, image, format, number) for number in numbers]
     for other in pages[1:]:
         if (other.shape, other.dtype) != (pages[0].shape, pages[0].dtype):
             raise RegionError(f"{other}: is {other.shape} {other.dtype}, page 0 is {pages[0].shape} {pages[0].dtype}")

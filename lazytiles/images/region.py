@@ -21,7 +21,7 @@ from lazytiles.images.containers import identify
 from lazytiles.images.files import FileKey, pool
 from lazytiles.images.georeference import Bounds
 from lazytiles.images.layouts.levels import Level, is_page_name
-from lazytiles.images.layouts.opening import images_beside, levels_of, open_pages
+from lazytiles.images.layouts.opening import levels_of, open_pages
 from lazytiles.images.page import Asked, Page
 from lazytiles.images.pictures import Planes
 from lazytiles.images.plan import Plan, Windows, planned
@@ -80,7 +80,7 @@ class Region(LazyArray):
         self.channels = channels
         self._letters, self._depth = axes, depth
         self._reopen = reopen
-        self._levels: tuple[tuple[Level, ...], dict[str, int]] | None = None
+        self._levels: tuple[tuple[Level, ...], dict[str, int], int] | None = None
         first = self.pages[0]
         height, width, samples = first.shape
         wanted = 1 if gray else samples if bands is None else len(bands)
@@ -110,7 +110,7 @@ class Region(LazyArray):
     @property
     def in_series(self) -> int:
         """How many images of one shape the series of its file has that this one is of; 1 where all are read."""
-        return images_beside(*self._reopen) if self._reopen else 1
+        return self._catalog()[2] if self._reopen and not self._reopen[1].is_array else 1
 
     @property
     def level(self) -> int:
@@ -124,9 +124,9 @@ class Region(LazyArray):
         key, asked = self._reopen
         return _reopened(key, replace(asked, level=level), self.bands, self.gray, self._has_samples, self.scaled)
 
-    def _catalog(self) -> tuple[tuple[Level, ...], dict[str, int]]:
+    def _catalog(self) -> tuple[tuple[Level, ...], dict[str, int], int]:
         if self._levels is None:
-            self._levels = levels_of(*self._reopen) if self._reopen else ((Level(self._inner[:2]),), {})
+            self._levels = levels_of(*self._reopen) if self._reopen else ((Level(self._inner[:2]),), {}, 1)
         return self._levels
 
     @property
@@ -202,8 +202,7 @@ class Region(LazyArray):
         return Region(self.pages, **how, has_samples=True, scaled=self.scaled)
 
     def __getitem__(self, key: Any) -> Any:
-        asked = self._request(key)
-        return asked.finish(self._block(asked))
+        return self._read(self._request(key))
 
     def plan(self, key: Any = ...) -> Plan:
         """What `region[key]` would read: segments, bytes read, decoded and delivered; nothing is read.
@@ -216,8 +215,7 @@ class Region(LazyArray):
 
     def take(self, indices: Int64s, out: NDArray[Any] | None = None, *, threads: int | None = None) -> NDArray[Any]:
         """The elements along the first axis at some positions, as one array."""
-        asked = self._request(np.asarray(indices))
-        block: NDArray[Any] = asked.finish(self._block(asked, threads=threads))
+        block: NDArray[Any] = self._read(self._request(np.asarray(indices)), threads=threads)
         if out is None:
             return block
         out[...] = block
@@ -300,18 +298,18 @@ class Region(LazyArray):
                 bands = tuple(range(self.pages[0].shape[2]) if bands is None else bands)[low:high]
         return replace(windows, bands=None if self.gray else bands), cut
 
-    def _block(self, asked: Request, *, threads: int | None = None) -> NDArray[Any]:
+    def _read(self, asked: Request, *, threads: int | None = None) -> Any:
         shape = asked.block_shape
         check_limit(int(np.prod(shape, dtype=np.int64)) * self.dtype.itemsize, "a read of {} from {}", shape, self.path)
         windows, cut = self._windows(asked)
         if not all(shape):
-            return np.empty(shape, self.dtype)
+            return asked.finish(np.empty(shape, self.dtype))
         block = self.read(windows, threads=threads)
         if cut is not None:
             assert asked.origins is not None
             chosen = asked.origins[:, 2, None] + np.arange(*cut)
             block = np.take_along_axis(block, chosen[:, None, None, :], axis=3)
-        return block if self._has_samples else block[..., 0]
+        return asked.finish(block if self._has_samples else block[..., 0])
 
 
 def open_region(

@@ -18,36 +18,6 @@ Bools = NDArray[np.bool_]
 _EPSILON = 2 * np.finfo(np.float32).eps  # GDAL's ARE_REAL_EQUAL, for float64 too
 
 
-def valid_bands(page: Page, pixels: NDArray[Any], bands: tuple[int, ...] | None, mask: Any = None) -> Bools:
-    """Which samples hold something, by the first of these that the page has: a mask page, nodata, alpha.
-
-    Parameters
-    ----------
-    page : that the pixels are of
-    pixels : array (..., bands), as stored
-    bands : which samples they are; None for all
-    mask : array (...), pixels of what `mask_of` names; above 0 is valid
-
-    Returns
-    -------
-    boolean array of the shape of `pixels`; NaN is never valid
-    """
-    valid: Bools = np.ones(pixels.shape, np.bool_) if pixels.dtype.kind not in "fc" else ~np.isnan(pixels)
-    if mask is not None:
-        valid &= mask[..., None] > 0
-    elif page.nodata is not None:
-        valid &= ~_equals(pixels, page.nodata)
-    elif page.alpha is not None and (bands is None or page.alpha in bands):
-        place = page.alpha if bands is None else bands.index(page.alpha)
-        valid &= pixels[..., place, None] > 0
-    return valid
-
-
-def valid_of(page: Page, pixels: NDArray[Any], bands: tuple[int, ...] | None, mask: Any = None) -> Bools:
-    """Which pixels hold something in any band, shape (...); arguments as for `valid_bands`."""
-    return np.asarray(valid_bands(page, pixels, bands, mask).any(axis=-1))
-
-
 def has_invalid(page: Page) -> bool:
     """Whether a page may have pixels that are not valid though they are numbers, by its tags."""
     return page.nodata is not None or page.mask is not None or page.alpha is not None
@@ -84,7 +54,7 @@ def valid_windows(windows: Windows) -> Bools:
 
 
 def judged(windows: Windows, pixels: NDArray[Any]) -> Bools:
-    """`valid_bands` of windows that are read already, shape (n, height, width, bands); masks are read here."""
+    """Which samples of windows that are read already hold something, of the shape of `pixels`; masks are read here."""
     valid = np.empty(pixels.shape, np.bool_)
     for number in np.unique(windows.page).tolist():
         here = windows.page == number
@@ -94,7 +64,7 @@ def judged(windows: Windows, pixels: NDArray[Any]) -> Bools:
             boxes = windows.boxes[here]
             asked = Windows((told[0],), np.zeros(len(boxes), np.int64), boxes, (told[1],))
             mask = read_windows(asked, (*pixels.shape[1:3], 1), told[0].dtype)[..., 0]
-        valid[here] = valid_bands(page, pixels[here], windows.bands, mask)
+        valid[here] = _valid_samples(page, pixels[here], windows.bands, mask)
     return valid
 
 
@@ -108,6 +78,19 @@ def scaled(windows: Windows, pixels: NDArray[Any]) -> NDArray[np.float32]:
         out[here] = pixels[here].astype(np.float64) * np.array(scales)[bands] + np.array(offsets)[bands]
     out[~judged(windows, pixels)] = np.nan
     return out
+
+
+def _valid_samples(page: Page, pixels: NDArray[Any], bands: tuple[int, ...] | None, mask: Any) -> Bools:
+    """Which samples hold something, by the first that the page has: a mask (above 0), nodata, alpha; never NaN."""
+    valid: Bools = np.ones(pixels.shape, np.bool_) if pixels.dtype.kind not in "fc" else ~np.isnan(pixels)
+    if mask is not None:
+        valid &= mask[..., None] > 0
+    elif page.nodata is not None:
+        valid &= ~_equals(pixels, page.nodata)
+    elif page.alpha is not None and (bands is None or page.alpha in bands):
+        place = page.alpha if bands is None else bands.index(page.alpha)
+        valid &= pixels[..., place, None] > 0
+    return valid
 
 
 def _equals(pixels: NDArray[Any], nodata: Any) -> Bools:

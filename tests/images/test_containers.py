@@ -239,17 +239,16 @@ def test_hdf5_datasets_are_what_h5py_reads(tmp_path, shape, dtype, options):
 
 def test_a_chunk_of_many_slices_is_read_once(tmp_path, monkeypatch):
     h5py = pytest.importorskip("h5py")
-    from lazytiles.images.containers import Chunks
+    from lazytiles.images import containers
 
     expected = RNG.random((16, 40, 50))
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("a", data=expected, chunks=(8, 20, 50))
-    reads = []
-    read = Chunks._read
-    monkeypatch.setattr(Chunks, "_read", lambda self, *args: reads.append(args) or read(self, *args))
     lt.clear_cache()
     region = lt.open_region(f"{tmp_path}/a.h5::a")
     assert region.chunks == (1, 20, 50)
+    reads, opened = [], containers.opened
+    monkeypatch.setattr(containers, "opened", lambda *args: reads.append(args) or opened(*args))
     np.testing.assert_array_equal(region[:8, :20], expected[:8, :20])
     assert len(reads) == 1
     np.testing.assert_array_equal(np.asarray(region), expected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import pickle
+import struct
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from hypothesis import given, settings
 from PIL import Image
 
 import lazytiles as lt
+from lazytiles.images.files import pool
 from lazytiles.images.georeference import Georeference, parse_nodata
 from tests.anykey import keys, same_as_numpy
 from tests.conformance import check_source
@@ -397,6 +399,38 @@ def test_a_mask_of_eight_bits_and_several_images(tmp_path: Path) -> None:
     assert whole.valid.shape == (3, 12, 9)
     np.testing.assert_array_equal(whole.valid, wanted)
     np.testing.assert_array_equal(whole.valid[[2, 0], 3:5], wanted[[2, 0], 3:5])
+
+
+def deep_stack(path: Path, count: int, has_masks: bool) -> np.ndarray:
+    """Write pages of 4 x 4 pixels with a nodata value of 7, each followed by its mask if so wished; what is valid."""
+    images = RNG.integers(0, 9, (count, 4, 4)).astype(np.uint8)
+    masks = RNG.integers(0, 2, (count, 4, 4)).astype(np.uint8)
+    file = bytearray(struct.pack("<2sHI", b"II", 42, 8))
+    for k in range(count):
+        for kind, pixels in ((0, images[k]), (4, masks[k]))[: 1 + has_masks]:
+            data = len(file) + 2 + 11 * 12 + 4
+            file += struct.pack("<H", 11)
+            numbers = {254: kind, 256: 4, 257: 4, 258: 8, 259: 1, 262: 1, 273: data, 277: 1, 278: 4, 279: 16}
+            for code, number in numbers.items():
+                file += struct.pack("<HHII", code, 4, 1, number)
+            is_last = k == count - 1 and kind == 4 * has_masks
+            file += struct.pack("<HHI4sI", 42113, 2, 2, b"7", 0 if is_last else data + 16) + pixels.tobytes()
+    path.write_bytes(file)
+    return masks > 0 if has_masks else images != 7
+
+
+@pytest.mark.parametrize(("pages", "has_masks", "most"), [(3000, False, 300), (600, True, 2400)])
+def test_the_directories_of_deep_stacks_are_read_once(
+    pages: int, has_masks: bool, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, read = [], pool.read
+    monkeypatch.setattr(pool, "read", lambda *asked: reads.append(asked) or read(*asked))
+    valid = deep_stack(tmp_path / "a.tif", pages, has_masks)
+    region = lt.open_region(tmp_path / "a.tif", page="all")
+    assert [page.mask is not None for page in region.pages] == [has_masks] * pages
+    assert len(reads) < most  # many directories at once; of each mask, once more its own
+    some = [0, 7, pages - 1]
+    np.testing.assert_array_equal(region.valid[some], valid[some])
 
 
 @given(data=st.data())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import logging
 import os
 import pickle
 from pathlib import Path
@@ -13,23 +12,13 @@ import pytest
 import tifffile
 
 import lazytiles as lt
+from tests.images.conftest import pixels
 
+pytestmark = pytest.mark.usefixtures("quiet")
 SLIDES = Path(os.environ.get("LAZYTILES_SLIDES", Path(__file__).resolve().parents[2].parent / "shared" / "slides"))
 TILED = {"tile": (16, 16), "metadata": None}
 PLAIN = {"metadata": None}
 APERIO = "Aperio Image Library v11.2.1 \n"
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    """tifffile logs what it finds odd."""
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
-
-
-def pixels(shape, dtype=np.uint8, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, shape).astype(dtype)
 
 
 def halves(base, count=3):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import pickle
 import struct
 import sys
@@ -13,22 +12,12 @@ import pytest
 import tifffile
 
 import lazytiles as lt
+from tests.images.conftest import pixels
 from tests.limits import within_limits
 
+pytestmark = pytest.mark.usefixtures("quiet")
 TILED = {"tile": (16, 16)}
 PLAIN = {"metadata": None, "photometric": "minisblack"}
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    """tifffile logs what it finds odd."""
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
-
-
-def pixels(shape, dtype=np.uint16, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, shape).astype(dtype)
 
 
 def series_equal(region, array):
@@ -43,7 +32,7 @@ def series_equal(region, array):
 @pytest.mark.parametrize("axes", ["TCZYX", "ZCYX", "CTYX", "TZYX", "CYX"])
 def test_ome(axes, compression, tmp_path):
     sizes = {"T": 2, "C": 3, "Z": 4, "Y": 20, "X": 18}
-    array = pixels([sizes[letter] for letter in axes])
+    array = pixels([sizes[letter] for letter in axes], np.uint16)
     metadata = {
         "axes": axes,
         "PhysicalSizeX": 0.25,
@@ -68,7 +57,7 @@ def test_ome(axes, compression, tmp_path):
 
 
 def test_ome_planes_are_where_tiffdata_says(tmp_path):
-    array = pixels((6, 12, 10))
+    array = pixels((6, 12, 10), np.uint16)
     places = [(1, 2), (0, 0), (1, 0), (0, 2), (0, 1), (1, 1)]  # (c, z) of each directory
     data = "".join(f'<TiffData IFD="{k}" FirstC="{c}" FirstZ="{z}"/>' for k, (c, z) in enumerate(places))
     xml = (
@@ -89,7 +78,7 @@ def test_ome_planes_are_where_tiffdata_says(tmp_path):
 
 
 def test_ome_positions_are_series(tmp_path):
-    first, second = pixels((3, 20, 18)), pixels((3, 20, 18), seed=1)
+    first, second = pixels((3, 20, 18), np.uint16), pixels((3, 20, 18), np.uint16, seed=1)
     path = tmp_path / "a.ome.tif"
     with tifffile.TiffWriter(path, ome=True) as tiff:
         tiff.write(first, metadata={"axes": "ZYX", "Name": "left"}, photometric="minisblack")
@@ -104,7 +93,7 @@ def test_ome_positions_are_series(tmp_path):
 
 
 def test_channels_of_a_pyramid(tmp_path):
-    array = pixels((3, 64, 48))
+    array = pixels((3, 64, 48), np.uint16)
     path = tmp_path / "a.ome.tif"
     with tifffile.TiffWriter(path, ome=True) as tiff:
         tiff.write(array, subifds=2, metadata={"axes": "CYX"}, photometric="minisblack", **TILED)
@@ -122,7 +111,7 @@ def test_channels_of_a_pyramid(tmp_path):
 
 @pytest.mark.parametrize("truncate", [False, True])
 def test_imagej(truncate, tmp_path):
-    array = pixels((2, 3, 4, 20, 18))
+    array = pixels((2, 3, 4, 20, 18), np.uint16)
     path = tmp_path / "a.tif"
     metadata = {"axes": "TZCYX", "spacing": 3.0, "unit": "um"}
     tifffile.imwrite(path, array, imagej=True, metadata=metadata, resolution=(4, 2), truncate=truncate)
@@ -135,19 +124,19 @@ def test_imagej(truncate, tmp_path):
 
 
 def test_axes_of_plain_pages(tmp_path):
-    array = pixels((5, 20, 18))
+    array = pixels((5, 20, 18), np.uint16)
     plain, told = tmp_path / "plain.tif", tmp_path / "told.tif"
     with tifffile.TiffWriter(plain) as tiff:
         for page in array:
             tiff.write(page, metadata=None)
-    tifffile.imwrite(told, pixels((2, 3, 20, 18)), metadata={"axes": "TCYX"}, photometric="minisblack")
+    tifffile.imwrite(told, pixels((2, 3, 20, 18), np.uint16), metadata={"axes": "TCYX"}, photometric="minisblack")
     region = lt.open_region(plain, series=0)
     assert region.axes == "PYX"
     series_equal(region, array)
     assert lt.open_region(plain, axes="CYX").axes == "CYX"
     series_equal(lt.open_region(plain, axes="CYX", channels=[4, 0]), array[[4, 0]])
     assert lt.open_region(told, series=0).axes == "TCYX"
-    series_equal(lt.open_region(told, channels=[1]), pixels((2, 3, 20, 18))[:, [1]])
+    series_equal(lt.open_region(told, channels=[1]), pixels((2, 3, 20, 18), np.uint16)[:, [1]])
     with pytest.raises(
         lt.RegionError, match=r"axes='TCYX' for an array of shape \(5, 20, 18\); name one letter an axis"
     ):
@@ -203,7 +192,7 @@ def test_lsm(channels, tmp_path):
 
 
 def test_axes_of_arrays(tmp_path):
-    array = pixels((2, 3, 4, 20, 18))
+    array = pixels((2, 3, 4, 20, 18), np.uint16)
     np.save(tmp_path / "a.npy", array)
     region = lt.open_region(tmp_path / "a.npy", axes="TCZYX")
     assert region.axes == "TCZYX"
@@ -224,7 +213,7 @@ def test_axes_of_arrays(tmp_path):
 @pytest.mark.leaks(reason="zarr keeps its event loop")
 @pytest.mark.parametrize("kind", ["hdf5", "zarr"])
 def test_axes_of_chunked_arrays(kind, tmp_path):
-    array = pixels((2, 3, 5, 20, 18))
+    array = pixels((2, 3, 5, 20, 18), np.uint16)
     if kind == "hdf5":
         h5py = pytest.importorskip("h5py")
         with h5py.File(tmp_path / "a.h5", "w") as file:
@@ -249,7 +238,7 @@ def test_axes_of_chunked_arrays(kind, tmp_path):
 @pytest.mark.parametrize("version", [2, 3])
 def test_ome_zarr(version, tmp_path):
     zarr = pytest.importorskip("zarr")
-    array = pixels((1, 2, 3, 64, 48))
+    array = pixels((1, 2, 3, 64, 48), np.uint16)
     path = tmp_path / "a.ome.zarr"
     group = zarr.open_group(str(path), mode="w", zarr_format=version)
     datasets = []
@@ -281,10 +270,10 @@ def test_ome_zarr(version, tmp_path):
 @pytest.mark.leaks(reason="zarr keeps its event loop")
 def test_ome_zarr_opens_nothing_outside_its_folder(tmp_path):
     zarr = pytest.importorskip("zarr")
-    zarr.create_array(str(tmp_path / "secret"), data=pixels((20, 18)))
+    zarr.create_array(str(tmp_path / "secret"), data=pixels((20, 18), np.uint16))
     group = zarr.open_group(str(tmp_path / "a.zarr"), mode="w")
     plain = zarr.open_group(str(tmp_path / "b.zarr"), mode="w")
-    plain.create_array("0", data=pixels((20, 18)))
+    plain.create_array("0", data=pixels((20, 18), np.uint16))
     axes = [{"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
     for path in ("../secret", str(tmp_path / "secret"), "missing"):
         group.attrs["ome"] = {"multiscales": [{"axes": axes, "datasets": [{"path": path}]}]}
@@ -317,7 +306,7 @@ HOSTILE = {
 def test_lying_documents_are_refused(name, tmp_path):
     inner, words = HOSTILE[name]
     path = tmp_path / "a.ome.tif"
-    tifffile.imwrite(path, pixels((3, 8, 8)), description=ome_document(inner), **PLAIN)
+    tifffile.imwrite(path, pixels((3, 8, 8), np.uint16), description=ome_document(inner), **PLAIN)
     begin = time.perf_counter()
     with pytest.raises(lt.RegionError, match=words):
         lt.open_region(path, series=0)
@@ -331,7 +320,7 @@ def test_entities_are_refused(tmp_path):
     ) + "]>"  # fmt: skip
     path = tmp_path / "a.ome.tif"
     inner = 'SizeZ="3" SizeC="1" SizeT="1"><TiffData/><Annotation>&i;</Annotation>'
-    tifffile.imwrite(path, pixels((3, 8, 8)), description=ome_document(inner, bomb), **PLAIN)
+    tifffile.imwrite(path, pixels((3, 8, 8), np.uint16), description=ome_document(inner, bomb), **PLAIN)
     with pytest.raises(lt.RegionError, match="its XML declares entities; refused"):
         lt.open_region(path, series=0)
     assert lt.open_region(path).mpp is None
@@ -340,7 +329,7 @@ def test_entities_are_refused(tmp_path):
 def test_a_chain_that_turns_back_is_refused(tmp_path):
     path = tmp_path / "a.tif"
     with tifffile.TiffWriter(path, byteorder="<") as tiff:
-        for page in pixels((3, 8, 8)):
+        for page in pixels((3, 8, 8), np.uint16):
             tiff.write(page, metadata=None)
     with tifffile.TiffFile(path) as tiff:
         offsets = [page.offset for page in tiff.pages]
@@ -356,14 +345,14 @@ def test_a_chain_that_turns_back_is_refused(tmp_path):
 
 def test_files_that_a_document_names_are_never_opened(tmp_path):
     other = tmp_path / "other.ome.tif"
-    tifffile.imwrite(other, pixels((1, 8, 8)), metadata=None)
+    tifffile.imwrite(other, pixels((1, 8, 8), np.uint16), metadata=None)
     planes = "".join(
         f'<TiffData FirstZ="{k}" IFD="0"><UUID FileName="{file}">urn:uuid:{k}</UUID></TiffData>'
         for k, file in enumerate(["a.ome.tif", "other.ome.tif"])
     )
     document = ome_document(f'SizeZ="2" SizeC="1" SizeT="1">{planes}').replace("<OME ", '<OME UUID="urn:uuid:0" ')
     path = tmp_path / "a.ome.tif"
-    tifffile.imwrite(path, pixels((1, 8, 8)), description=document, metadata=None)
+    tifffile.imwrite(path, pixels((1, 8, 8), np.uint16), description=document, metadata=None)
     opened = []
     sys.addaudithook(lambda event, args, to=opened: to.append(str(args[0])) if event == "open" else None)
     for ask in ({"series": 0}, {"axes": "ZYX"}, {"channels": [0]}):
@@ -378,7 +367,7 @@ def test_files_that_a_document_names_are_never_opened(tmp_path):
 
 def test_a_companion_document_is_never_opened(tmp_path):
     document = '<?xml version="1.0"?><OME><BinaryOnly MetadataFile="/etc/passwd" UUID="urn:uuid:1"/></OME>'
-    tifffile.imwrite(tmp_path / "a.ome.tif", pixels((1, 8, 8)), description=document, metadata=None)
+    tifffile.imwrite(tmp_path / "a.ome.tif", pixels((1, 8, 8), np.uint16), description=document, metadata=None)
     with pytest.raises(lt.RegionError, match="lies in '/etc/passwd', and files that a file names are never opened"):
         lt.open_region(tmp_path / "a.ome.tif", series=0)
 

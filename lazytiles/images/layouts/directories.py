@@ -7,7 +7,6 @@ bytes (TIFF 6.0 section 2; BigTIFF); what decides how a page is decoded is parse
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -78,8 +77,6 @@ class _Shape:
     Parameters
     ----------
     raw : its entries
-    width : bytes of an offset
-    endian : their order
     kept : spans of bytes that are equal
     far : where the offset of a value stands, and the value
     free : the entries that differ: tag, type, count, and where the field stands
@@ -87,34 +84,14 @@ class _Shape:
     """
 
     raw: bytes
-    width: int
-    endian: Literal["little", "big"]
     kept: tuple[tuple[int, int], ...]
     far: tuple[tuple[int, bytes], ...]
     free: tuple[tuple[int, int, int, int], ...]
     model: Any = None
 
-    def fits(self, raw: bytes, read: Callable[[int, int], bytes]) -> bool:
-        """Whether a directory is of this form; `read` gives bytes of the file."""
-        mine, width, endian = self.raw, self.width, self.endian
-        if len(raw) - width != len(mine) or any(raw[a:b] != mine[a:b] for a, b in self.kept):
-            return False
-        return all(read(int.from_bytes(raw[at : at + width], endian), len(value)) == value for at, value in self.far)
-
-    def own(self, raw: bytes) -> dict[int, Entry]:
-        """The entries that differ, of a directory of this form."""
-        width = self.width
-        return {code: (kind, n, raw[at : at + width]) for code, kind, n, at in self.free}
-
 
 class Directories:
-    """Reads directories of one file, each form once.
-
-    Parameters
-    ----------
-    key : the file
-    tiff : the same, as tifffile parses it
-    """
+    """Reads directories of one file, each form once."""
 
     def __init__(self, key: FileKey, tiff: tifffile.TiffFile) -> None:
         self.key, self.tiff = key, tiff
@@ -126,6 +103,8 @@ class Directories:
         self._models: dict[bytes, tifffile.TiffPage] = {}
         self._parsed = 0
         self._facts: dict[tuple[int, int], Page] = {}
+        # Of each page of the chain the masks of its image, by their extents: number and offset.
+        self._masks: list[dict[tuple[int, int], tuple[int, int]]] = []
         self.is_lsm = bool(page_at(tiff, 0).is_lsm)
 
     def chain(self) -> list[Leaf]:
@@ -137,7 +116,8 @@ class Directories:
         LimitError : more than 262,144 pages
         """
         if self.tiff.tiff.is_ndpi:  # its 64-bit offsets are tifffile's to find
-            return [Leaf(str(k), page_at(self.tiff, k)) for k in range(len(self.tiff.pages))]
+            pages = [page_at(self.tiff, k) for k in range(len(self.tiff.pages))]
+            return [self._linked(Leaf(str(k), page), page.offset) for k, page in enumerate(pages)]
         leaves: list[Leaf] = []
         seen = set[int]()
         offset = page_at(self.tiff, 0).offset
@@ -147,9 +127,20 @@ class Directories:
             if len(leaves) >= MOST_PAGES:
                 raise LimitError(f"{self.key.path}: has more than {MOST_PAGES} pages; at most so many are read")
             seen.add(offset)
-            leaf, offset = self._leaf(offset, str(len(leaves)), (len(leaves),))
-            leaves.append(leaf)
+            leaf, after = self._leaf(offset, str(len(leaves)), (len(leaves),))
+            leaves.append(self._linked(leaf, offset))
+            offset = after
         return leaves
+
+    def _linked(self, leaf: Leaf, offset: int) -> Leaf:
+        """A leaf of the chain, entered under its image: masks and overviews follow the full image that they are of."""
+        if not self._masks or not (leaf.is_reduced or leaf.is_mask):
+            self._masks.append({})
+        else:
+            self._masks.append(self._masks[-1])
+            if leaf.is_mask:
+                self._masks[-1].setdefault(leaf.shape, (len(self._masks) - 1, offset))
+        return leaf
 
     def below(self, leaf: Leaf) -> list[Leaf]:
         """The pages that a page has below it (SubIFDs), in its order."""
@@ -172,26 +163,22 @@ class Directories:
         """What reading a page needs, checked; see `lazytiles.images.page.facts`.
 
         Of a page like another one that was asked for before, nothing is parsed any more: the file may be closed.
-
-        Parameters
-        ----------
-        leaf, number : the page, and the name that messages give it
-        head : of a level, its page at full resolution
         """
-        number = number or leaf.number
         above = None if head is None or head is leaf else head.model
         name = id(leaf.model), id(above)
-        model = self._facts.get(name)
+        number, model = number or leaf.number, self._facts.get(name)
         if model is None:
             model = self._facts[name] = facts(self.key, leaf.model, number, head=above)
+        mask_at = self._masks[int(leaf.number)].get(leaf.shape) if leaf.number.isdecimal() else None
+        if (model.number, model.mask_at) != (number, mask_at):
+            model = replace(model, number=number, mask_at=mask_at)
         if leaf.entries is None:
-            return model if model.number == number else replace(model, number=number)
+            return model
         stored = [
             next((self._values(leaf.entries[code]) for code in codes if code in leaf.entries), ())
             for codes in (_OFFSETS, _COUNTS)
         ]
-        own = replace(model, directory=int(leaf.number) if leaf.number.isdecimal() else None)
-        return twin_page(own, leaf.model, number, *stored)
+        return twin_page(model, leaf.model, *stored)
 
     def _leaf(self, offset: int, number: str, index: tuple[int, ...]) -> tuple[Leaf, int]:
         """The page at an offset, and the offset of the next."""
@@ -200,24 +187,29 @@ class Directories:
         if not 0 < count <= 4096:
             raise RegionError(f"{self.key.path} page {number}: {count} tags in a directory make no sense")
         raw = self._at(offset + head, count * size + width)
-        after = int.from_bytes(raw[-width:], self._endian)
-        last = self._last
-        if last is not None and last.fits(raw, self._at):
-            return Leaf(number, last.model, last.own(raw)), after
-        shape, form = self._shape(raw[:-width], size, width)
-        model = self._models.get(form)
-        if model is not None:
-            self._last = replace(shape, model=model)
-            return Leaf(number, model, shape.own(raw)), after
-        self._parsed += 1
-        if self._parsed > MOST_FORMS:
-            raise LimitError(f"{self.key.path}: has pages of more than {MOST_FORMS} forms; at most so many are read")
-        self.tiff.filehandle.seek(offset)
-        model = tifffile.TiffPage(self.tiff, index)
-        if not (model.jpegheader or model.compression in {2, 3, 4, 6}):  # their tables are tifffile's to mend
-            self._models[form] = model
-            self._last = replace(shape, model=model)
-        return Leaf(number, model), after
+        after, shape = int.from_bytes(raw[-width:], self._endian), self._last
+        if (
+            shape is None
+            or len(raw) - width != len(shape.raw)
+            or any(raw[a:b] != shape.raw[a:b] for a, b in shape.kept)
+            or any(self._at(int.from_bytes(raw[at : at + width], self._endian), len(v)) != v for at, v in shape.far)
+        ):
+            shape, form = self._shape(raw[:-width], size, width)
+            model = self._models.get(form)
+            if model is None:
+                self._parsed += 1
+                if self._parsed > MOST_FORMS:
+                    said = f"has pages of more than {MOST_FORMS} forms; at most so many are read"
+                    raise LimitError(f"{self.key.path}: {said}")
+                self.tiff.filehandle.seek(offset)
+                model = tifffile.TiffPage(self.tiff, index)
+                if not (model.jpegheader or model.compression in {2, 3, 4, 6}):  # their tables are tifffile's to mend
+                    self._models[form] = model
+                    self._last = replace(shape, model=model)
+                return Leaf(number, model), after
+            shape = self._last = replace(shape, model=model)
+        own = {code: (kind, n, raw[at : at + width]) for code, kind, n, at in shape.free}
+        return Leaf(number, shape.model, own), after
 
     def _shape(self, raw: bytes, size: int, width: int) -> tuple[_Shape, bytes]:
         """Which bytes of a directory tell how its page is decoded, and all of them that its values are."""
@@ -233,18 +225,15 @@ class Directories:
             if not is_free:
                 content = self._content(kind, n, raw[field : field + width], is_far=is_pair)
                 form.append(content)
-                if nbytes <= width and not is_pair:
+                if nbytes > _LONGEST or (nbytes <= width and not is_pair):
                     continue
-                if nbytes <= _LONGEST:
-                    far.append((field, content))
-                else:
-                    continue
+                far.append((field, content))
             kept.append((start, field))
             start = field + width
             if code in _KEPT:
                 free.append((code, kind, n, field))
         kept.append((start, len(raw)))
-        return _Shape(raw, width, self._endian, tuple(kept), tuple(far), tuple(free)), b"".join(form)
+        return _Shape(raw, tuple(kept), tuple(far), tuple(free)), b"".join(form)
 
     def _content(self, kind: int, count: int, field: bytes, *, is_far: bool = False) -> bytes:
         """The bytes of a value; of a long one, where it lies."""

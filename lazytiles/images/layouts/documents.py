@@ -19,12 +19,6 @@ Element = tuple[str, dict[str, str], str]
 def elements(where: object, text: str, names: Collection[str], texts: Collection[str] = ()) -> Iterator[Element]:
     """The elements of some names, in the order in which they begin; those whose text is wanted when they end.
 
-    Parameters
-    ----------
-    where : for messages
-    text : the document
-    names, texts : of elements that are given back, and of those with their text
-
     Raises
     ------
     RegionError : no sound XML, one that declares entities (they may stand for gigabytes), or a huge one

@@ -7,9 +7,10 @@ same image: the same dtype, samples and aspect.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,13 +21,12 @@ from lazytiles.errors import RegionError
 from lazytiles.images.layouts.directories import Directories, Leaf
 from lazytiles.images.layouts.documents import elements
 from lazytiles.images.layouts.scales import Mpp, Spacing, aperio_mpp, imagej_spacing, length, mpp_of, tagged_mpp
-from lazytiles.images.layouts.series import Series, ome_spacing, series_of, squeezed
+from lazytiles.images.layouts.series import Series, by_form, ome_spacing, series_of, squeezed
 from lazytiles.images.page import page_at
 
 NAMES = ("label", "macro", "thumbnail", "map")
 _ASPECT = 0.02  # by which the ratios of heights and of widths may differ, beside one pixel of rounding
 _SCAN_RES = re.compile(rb"\bScanRes\s*=\s*[\"']([0-9]*\.?[0-9]+)[\"']")
-_SPACING = "DICOM_PIXEL_SPACING"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +64,15 @@ class Catalog:
         head = series.planes[plane]
         if series.smaller is not None:
             return [head, *(pages[plane] for pages in series.smaller)]
-        return pyramid_of(self.directories, self.leaves, head)
-
-    def at_level(self, series: Series, level: int) -> list[Leaf]:
-        """All planes of a series at one resolution."""
-        found = []
-        for plane in range(len(series.planes) if level else 0):
-            pyramid = self.pyramid(series, plane)
-            if level >= len(pyramid):
-                where = f"{self.directories.key.path} page {series.planes[plane].number}"
-                raise RegionError(f"{where}: has no level {level}; it has levels 0 to {len(pyramid) - 1}")
-            found.append(pyramid[level])
-        return found or list(series.planes)
+        if self.directories.is_lsm:  # each plane has a thumbnail in red, green and blue behind it
+            return [head]
+        candidates = self.directories.below(head)
+        if not candidates and head.number.isdecimal():
+            behind = (self.leaves[k] for k in range(int(head.number) + 1, len(self.leaves)))
+            smaller = itertools.takewhile(lambda leaf: leaf.is_reduced or leaf.is_mask, behind)
+            candidates = [leaf for leaf in smaller if not leaf.is_mask]
+        fitting = {leaf.shape: leaf for leaf in reversed(candidates) if is_level(head, leaf)}
+        return [head, *sorted(fitting.values(), key=lambda leaf: -leaf.shape[0] * leaf.shape[1])]
 
     def levels(self, series: Series, plane: int = 0) -> tuple[Level, ...]:
         """The resolutions of a series, by those of one of its planes."""
@@ -94,26 +91,6 @@ class Catalog:
         is_level = leaf.is_reduced or any(leaf in pages for one in self.series for pages in one.smaller or ())
         alone = is_level or number in self.associated.values()
         return Series("", "", (), (leaf,), smaller=() if alone else None), 0
-
-
-def pyramid_of(found: Directories, leaves: Sequence[Leaf], head: Leaf) -> list[Leaf]:
-    """A page and its lower resolutions, largest first: below it, else those that follow it in the chain."""
-    if found.is_lsm:  # each plane has a thumbnail in red, green and blue behind it
-        return [head]
-    candidates = found.below(head)
-    if not candidates and head.number.isdecimal():
-        for leaf in leaves[int(head.number) + 1 :]:
-            if not (leaf.is_reduced or leaf.is_mask):
-                break
-            if not leaf.is_mask:
-                candidates.append(leaf)
-    return [head, *_smaller(head, candidates)]
-
-
-def _smaller(head: Leaf, candidates: Sequence[Leaf]) -> list[Leaf]:
-    """Those that show the same image at a lower resolution, largest first, each size once."""
-    fitting = {leaf.shape: leaf for leaf in reversed(candidates) if is_level(head, leaf)}
-    return sorted(fitting.values(), key=lambda leaf: -leaf.shape[0] * leaf.shape[1])
 
 
 def is_page_name(name: str) -> bool:
@@ -155,11 +132,18 @@ def catalog(found: Directories) -> Catalog:
     """What the pages of a file are, by the format that wrote it."""
     leaves = found.chain()
     scanner = scanner_of(page_at(found.tiff, 0))
-    if scanner is not None:
-        slide, names, others = _LAYOUTS[scanner](found, leaves)
-        return _slide_catalog(found, leaves, slide, names, others)
-    series = series_of(found, leaves)
-    return Catalog(found, leaves, series, _other_pages(leaves, series))
+    if scanner is None:
+        series = series_of(found, leaves)
+        return Catalog(found, leaves, series, _other_pages(leaves, series))
+    slide, names, others = _LAYOUTS[scanner](found, leaves)
+    series = [slide, *others]
+    held = {leaf.number for one in series for pages in (one.planes, *(one.smaller or ())) for leaf in pages}
+    for k, leaf in enumerate(leaves):
+        if leaf.number not in held and k not in names.values() and not leaf.is_mask:
+            names[f"page-{k}"] = k
+    alone = {name: leaves[k] for name, k in names.items() if leaves[k].number not in held}
+    series += [Series(name, "", (), (leaf,), smaller=()) for name, leaf in alone.items()]
+    return Catalog(found, leaves, series, dict(sorted(names.items(), key=lambda item: item[1])))
 
 
 def _other_pages(leaves: Sequence[Leaf], series: Sequence[Series]) -> dict[str, int]:
@@ -183,21 +167,6 @@ def _other_pages(leaves: Sequence[Leaf], series: Sequence[Series]) -> dict[str, 
     return named
 
 
-def _slide_catalog(
-    found: Directories, leaves: list[Leaf], slide: Series, names: dict[str, int], others: Sequence[Series]
-) -> Catalog:
-    """The catalog of a slide: pages that nobody has named are named by their numbers."""
-    series = [slide, *others]
-    held = {leaf.number for one in series for pages in (one.planes, *(one.smaller or ())) for leaf in pages}
-    for k, leaf in enumerate(leaves):
-        if leaf.number not in held and k not in names.values() and not leaf.is_mask:
-            names[f"page-{k}"] = k
-    alone = [
-        Series(name, "", (), (leaves[k],), smaller=()) for name, k in names.items() if leaves[k].number not in held
-    ]
-    return Catalog(found, leaves, [*series, *alone], dict(sorted(names.items(), key=lambda item: item[1])))
-
-
 Layout = tuple[Series, dict[str, int], Sequence[Series]]
 """The slide, the other images by their names, and other series."""
 
@@ -210,14 +179,6 @@ def _stacked(name: str, letter: str, planes: Sequence[Leaf], sizes: Sequence[Seq
     }
     smaller = tuple(sorted(fitting.values(), key=lambda pages: -pages[0].shape[0] * pages[0].shape[1]))
     return Series(name, *squeezed(letter, (len(planes),)), tuple(planes), smaller=smaller, **more)
-
-
-def _by_shape(leaves: Sequence[Leaf]) -> list[list[Leaf]]:
-    """Pages of one shape together, in the order in which the shapes come."""
-    groups: dict[Any, list[Leaf]] = {}
-    for leaf in leaves:
-        groups.setdefault((leaf.shape, leaf.kind), []).append(leaf)
-    return list(groups.values())
 
 
 def _svs(found: Directories, leaves: list[Leaf]) -> Layout:
@@ -233,7 +194,7 @@ def _svs(found: Directories, leaves: list[Leaf]) -> Layout:
             names[kind] = k
         elif "thumbnail" not in names and not said:
             names["thumbnail"] = k
-    planes, *sizes = _by_shape(tiled)
+    planes, *sizes = by_form(tiled)
     mpp = aperio_mpp(found.text(leaves[0]))
     return _stacked("Baseline", "Z", planes, sizes, spacing=(None, mpp, mpp)), names, ()
 
@@ -242,7 +203,7 @@ def _ndpi(found: Directories, leaves: list[Leaf]) -> Layout:
     """Hamamatsu: each page says through which lens it was seen; -1 is the macro photo, -2 the map of the scan."""
     lens = [leaf.model.tags.valueof(65421, default=1.0) for leaf in leaves]
     names = {name: lens.index(value) for value, name in ((-1.0, "macro"), (-2.0, "map")) if value in lens}
-    groups = _by_shape([leaf for leaf, seen in zip(leaves, lens, strict=True) if seen > 0] or leaves[:1])
+    groups = by_form([leaf for leaf, seen in zip(leaves, lens, strict=True) if seen > 0] or leaves[:1])
     groups.sort(key=lambda pages: -pages[0].shape[0] * pages[0].shape[1])
     groups = [sorted(pages, key=lambda leaf: int(leaf.model.tags.valueof(65424, default=0))) for pages in groups]
     return _stacked("Baseline", "Z", groups[0], groups[1:], spacing=_tagged(groups[0][0].model)), names, ()
@@ -257,7 +218,18 @@ def _philips(found: Directories, leaves: list[Leaf]) -> Layout:
             names[kind] = k
         elif leaf.model.is_tiled:
             tiled.append(leaf)
-    told = _philips_spacings(found, leaves[0])
+    every, levels = [], list[Mpp]()  # spacings (y, x) that the document says, and those of them that are of levels
+    is_level_next = False
+    for name, said, text in elements(found.key.path, found.text(leaves[0]), ("DataObject",), ("Attribute",)):
+        if name == "DataObject":
+            is_level_next = said.get("ObjectType") == "PixelDataRepresentation"
+        elif said.get("Name") == "DICOM_PIXEL_SPACING":
+            y, x = ([*(length(part, "mm") for part in text.replace('"', " ").split()), None, None])[:2]
+            mpp = mpp_of((None, y, x))
+            if mpp is not None:
+                every.append(mpp)
+                levels += [mpp] if is_level_next else []
+    told = levels or every[:1]
     head = tiled[0] if tiled else leaves[0]
     smaller, scales = [], []
     for k, leaf in enumerate(tiled[1:], 1):
@@ -266,26 +238,9 @@ def _philips(found: Directories, leaves: list[Leaf]) -> Layout:
         if is_level(head, leaf, padded=True):
             smaller.append((leaf,))
             scales.append((scale, scale))
-    mpp = told[0] if told else None
-    spacing: Spacing = _tagged(head.model) if mpp is None else (None, *mpp)
+    spacing: Spacing = (None, *told[0]) if told else _tagged(head.model)
     slide = Series("Baseline", "", (), (head,), smaller=tuple(smaller), downsamples=tuple(scales), spacing=spacing)
     return slide, names, ()
-
-
-def _philips_spacings(found: Directories, leaf: Leaf) -> list[Mpp]:
-    """(y, x) of each level as the document says, largest first; of the slide alone where it says no more."""
-    every, levels = [], []
-    is_level_next = False
-    for name, told, text in elements(found.key.path, found.text(leaf), ("DataObject",), ("Attribute",)):
-        if name == "DataObject":
-            is_level_next = told.get("ObjectType") == "PixelDataRepresentation"
-        elif told.get("Name") == _SPACING:
-            y, x = ([*(length(part, "mm") for part in text.replace('"', " ").split()), None, None])[:2]
-            mpp = mpp_of((None, y, x))
-            if mpp is not None:
-                every.append(mpp)
-                levels += [mpp] if is_level_next else []
-    return levels or every[:1]
 
 
 def _scn(found: Directories, leaves: list[Leaf]) -> Layout:
@@ -359,52 +314,32 @@ def _bif(found: Directories, leaves: list[Leaf]) -> Layout:
     return _stacked("Baseline", "Z", planes, sizes, spacing=(None, mpp, mpp)), names, ()
 
 
-_QPI_NAMES = {"Thumbnail": "thumbnail", "Overview": "macro", "Label": "label"}
-
-
 def _qpi(found: Directories, leaves: list[Leaf]) -> Layout:
     """Akoya: a page for each channel at each resolution, and pages of other types, as their descriptions say."""
+    known = {"Thumbnail": "thumbnail", "Overview": "macro", "Label": "label"}
     names: dict[str, int] = {}
     full, reduced, channels = [], [], []
     for k, leaf in enumerate(leaves):
-        kind, channel = _qpi_words(found, leaf)
-        if not kind:
-            kind = "FullResolution" if leaf.shape == leaves[0].shape else "ReducedResolution"
-        if kind in _QPI_NAMES:
-            names.setdefault(_QPI_NAMES[kind], k)
+        text, words = found.text(leaf), dict[str, str]()
+        if text.lstrip().startswith("<"):
+            for name, _, said in elements(found.key.path, text, (), ("ImageType", "Name")):
+                words.setdefault(name, said)
+        is_full = leaf.shape == leaves[0].shape
+        kind = words.get("ImageType") or ("FullResolution" if is_full else "ReducedResolution")
+        if kind in known:
+            names.setdefault(known[kind], k)
         elif kind == "FullResolution":
             full.append(leaf)
-            channels.append(channel)
+            channels.append(words.get("Name", ""))
         elif kind == "ReducedResolution":
             reduced.append(leaf)
     planes = full or leaves[:1]
     named = tuple(channels) if all(channels) and len(channels) > 1 else ()
-    return (
-        _stacked("Baseline", "C", planes, _by_shape(reduced), channels=named, spacing=_tagged(planes[0].model)),
-        names,
-        (),
-    )
+    slide = _stacked("Baseline", "C", planes, by_form(reduced), channels=named, spacing=_tagged(planes[0].model))
+    return slide, names, ()
 
 
-def _qpi_words(found: Directories, leaf: Leaf) -> tuple[str, str]:
-    """The type of a page and the name of its channel."""
-    text = found.text(leaf)
-    if not text.lstrip().startswith("<"):
-        return "", ""
-    words: dict[str, str] = {}
-    for name, _, said in elements(found.key.path, text, (), ("ImageType", "Name")):
-        words.setdefault(name, said)
-    return words.get("ImageType", ""), words.get("Name", "")
-
-
-_LAYOUTS: dict[str, Callable[[Directories, list[Leaf]], Layout]] = {
-    "svs": _svs,
-    "ndpi": _ndpi,
-    "scn": _scn,
-    "bif": _bif,
-    "qpi": _qpi,
-    "philips": _philips,
-}
+_LAYOUTS = {"svs": _svs, "ndpi": _ndpi, "scn": _scn, "bif": _bif, "qpi": _qpi, "philips": _philips}
 
 
 def page_spacing(page: tifffile.TiffPage) -> Spacing:

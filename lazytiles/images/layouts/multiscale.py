@@ -7,11 +7,12 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from lazytiles.errors import RegionError, unreadable
+from lazytiles.errors import RegionError
 from lazytiles.images.containers import GROUPS, MOST_FACTS, identify
 from lazytiles.images.files import FileKey, pool
 from lazytiles.images.layouts.levels import Level
 from lazytiles.images.layouts.scales import Spacing, length
+from lazytiles.images.page import readable
 
 Facts = dict[str, Any]
 
@@ -36,12 +37,7 @@ class Multiscale:
 
 
 def group_of(key: FileKey) -> Facts | None:
-    """What a Zarr group says of itself; None for anything else.
-
-    Raises
-    ------
-    RegionError : its metadata are damaged
-    """
+    """What a Zarr group says of itself; None for anything else."""
     name = os.path.basename(key.path)
     if name not in GROUPS:
         return None
@@ -58,28 +54,15 @@ def group_of(key: FileKey) -> Facts | None:
 def _facts(key: FileKey) -> Facts:
     if key.size > MOST_FACTS:
         raise RegionError(f"{key.path}: {key.size} bytes of metadata; at most {MOST_FACTS} are read")
-    try:
+    with readable(key, "Zarr metadata file"):
         facts = json.loads(pool.read(key, 0, key.size))
-    except (ValueError, RecursionError) as error:
-        raise RegionError(unreadable(key.path, "Zarr metadata file", error)) from error
     if not isinstance(facts, dict):
         raise RegionError(f"{key.path}: not a readable Zarr metadata file: it holds no object")
     return facts
 
 
 def multiscale(key: FileKey, group: Facts, number: int) -> Multiscale:
-    """The image of that number of a group; of its arrays only those inside its folder are opened.
-
-    Parameters
-    ----------
-    key : the group's metadata file
-    group : what it says, as `group_of` gave it
-    number : which image
-
-    Raises
-    ------
-    RegionError : no such image, or metadata that make no sense
-    """
+    """The image of that number of a group; of its arrays only those inside its folder are opened."""
     folder = os.path.dirname(key.path)
     images = group.get("multiscales")
     if not isinstance(images, list) or not images:
@@ -91,39 +74,37 @@ def multiscale(key: FileKey, group: Facts, number: int) -> Multiscale:
     if number >= len(images):
         raise RegionError(f"{folder}: has no series {number}; it has {len(images)}")
     try:
-        return _read(folder, images[number], group)
+        image = images[number]
+        axes_told = image.get("axes", "tczyx")
+        names = [axis if isinstance(axis, str) else axis["name"] for axis in axes_told]
+        units = ["" if isinstance(axis, str) else str(axis.get("unit", "")) for axis in axes_told]
+        axes = "".join(str(name).upper() for name in names)
+        if len(axes) != len(names):
+            raise ValueError(f"axes {names}, of which one has more than a letter")
+        arrays = tuple(_array(folder, str(one["path"])) for one in image["datasets"])
+        shapes = [[int(n) for n in _facts(array)["shape"]] for array in arrays]
+        y, x = axes.index("Y"), axes.index("X")
+        outer = _scale(image, len(axes))
+        scales = [_scale(one, len(axes)) for one in image["datasets"]]
+        told = [scale for scale in scales if scale is not None]
+        levels = []
+        for k, shape in enumerate(shapes):
+            down = shapes[0][y] / shape[y], shapes[0][x] / shape[x]
+            if len(told) == len(shapes):
+                down = told[k][y] / told[0][y], told[k][x] / told[0][x]
+            levels.append(Level((shape[y], shape[x]), down))
+        sizes_um: list[float | None] = [None, None, None]
+        if scales[0] is not None:
+            whole = [a * b for a, b in zip(scales[0], outer or [1.0] * len(axes), strict=True)]
+            sizes_um = [length(whole[axes.index(a)], units[axes.index(a)]) if a in axes else None for a in "ZYX"]
+        omero = group.get("omero", {})
+        named = omero.get("channels", []) if isinstance(omero, dict) else []
+        channels = tuple(str(one.get("label", f"channel {k}")) for k, one in enumerate(named))
+        return Multiscale(arrays, axes, tuple(levels), (sizes_um[0], sizes_um[1], sizes_um[2]), channels)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise RegionError(
             f"{key.path}: its multiscale metadata make no sense: {type(error).__name__}: {error}"
         ) from error
-
-
-def _read(folder: str, image: Facts, group: Facts) -> Multiscale:
-    names = [axis if isinstance(axis, str) else axis["name"] for axis in image.get("axes", "tczyx")]
-    units = ["" if isinstance(axis, str) else str(axis.get("unit", "")) for axis in image.get("axes", "tczyx")]
-    axes = "".join(str(name).upper() for name in names)
-    if len(axes) != len(names):
-        raise ValueError(f"axes {names}, of which one has more than a letter")
-    arrays = tuple(_array(folder, str(one["path"])) for one in image["datasets"])
-    shapes = [[int(n) for n in _facts(array)["shape"]] for array in arrays]
-    y, x = axes.index("Y"), axes.index("X")
-    outer = _scale(image, len(axes))
-    scales = [_scale(one, len(axes)) for one in image["datasets"]]
-    is_told = all(one is not None for one in scales)
-    levels = []
-    for shape, scale in zip(shapes, scales, strict=True):
-        sizes = shape[y], shape[x]
-        down = shapes[0][y] / sizes[0], shapes[0][x] / sizes[1]
-        if is_told and scale is not None and scales[0] is not None:
-            down = scale[y] / scales[0][y], scale[x] / scales[0][x]
-        levels.append(Level(sizes, down))
-    sizes_um: list[float | None] = [None, None, None]
-    if scales[0] is not None:
-        whole = [a * b for a, b in zip(scales[0], outer or [1.0] * len(axes), strict=True)]
-        sizes_um = [length(whole[axes.index(a)], units[axes.index(a)]) if a in axes else None for a in "ZYX"]
-    told = group.get("omero", {}).get("channels", []) if isinstance(group.get("omero", {}), dict) else []
-    channels = tuple(str(one.get("label", f"channel {k}")) for k, one in enumerate(told))
-    return Multiscale(arrays, axes, tuple(levels), (sizes_um[0], sizes_um[1], sizes_um[2]), channels)
 
 
 def _scale(one: Facts, axes: int) -> list[float] | None:

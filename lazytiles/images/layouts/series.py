@@ -62,13 +62,7 @@ class Series:
 
 
 def series_of(found: Directories, leaves: Sequence[Leaf]) -> list[Series]:
-    """The series of a file that no slide scanner wrote, in its own order.
-
-    Parameters
-    ----------
-    found : its directories
-    leaves : its main chain
-    """
+    """The series of a file that no slide scanner wrote, in its own order."""
     tiff, full = found.tiff, [leaf for leaf in leaves if not (leaf.is_reduced or leaf.is_mask)]
     first = leaves[0].model
     if first.is_ome:
@@ -101,16 +95,16 @@ def squeezed(axes: str, lead: Sequence[int]) -> tuple[str, tuple[int, ...]]:
     return "".join(axes[k] for k in kept), tuple(lead[k] for k in kept)
 
 
-def _groups(full: Sequence[Leaf]) -> list[Series]:
-    """Pages of one shape and kind belong together."""
+def by_form(leaves: Sequence[Leaf]) -> list[list[Leaf]]:
+    """Pages of one shape and kind together, in the order in which these come."""
     groups: dict[Any, list[Leaf]] = {}
-    for leaf in full:
+    for leaf in leaves:
         groups.setdefault((leaf.shape, leaf.kind), []).append(leaf)
-    return [_pages(tuple(group)) for group in groups.values()]
+    return list(groups.values())
 
 
-def _pages(planes: tuple[Leaf, ...], name: str = "") -> Series:
-    return Series(name, *squeezed("P", (len(planes),)), planes)
+def _groups(full: Sequence[Leaf]) -> list[Series]:
+    return [Series("", *squeezed("P", (len(group),)), tuple(group)) for group in by_form(full)]
 
 
 def _shaped(found: Directories, full: Sequence[Leaf]) -> list[Series]:
@@ -130,7 +124,8 @@ def _shaped(found: Directories, full: Sequence[Leaf]) -> list[Series]:
             continue
         own = 3 if page.samplesperpixel > 1 else 2
         lead = tuple(told["shape"][:-own])
-        axes = told["axes"][: len(lead)] if len(told["axes"]) == len(told["shape"]) else ""
+        axes = str(told.get("axes", ""))
+        axes = axes[: len(lead)] if len(axes) == len(told["shape"]) else ""
         if math.prod(lead) != count:
             lead, axes = (count,), ""
         if not axes or set(axes) & set("YXS") or len(set(axes)) < len(axes):
@@ -138,9 +133,9 @@ def _shaped(found: Directories, full: Sequence[Leaf]) -> list[Series]:
             lead = lead if len(lead) <= len(_PLAIN_LETTERS) else (count,)
             axes = _PLAIN_LETTERS[len(_PLAIN_LETTERS) - len(lead) :]
         axes, lead = squeezed(axes, lead)
-        images = count if told["truncated"] or count > len(full) - k else 1
+        images = count if told.get("truncated") or count > len(full) - k else 1
         planes = tuple(full[k : k + (1 if images > 1 else count)])
-        series.append(Series(told["name"], axes, lead, planes, images))
+        series.append(Series(str(told.get("name", "")), axes, lead, planes, images))
         k += len(planes)
     return sorted([*series, *_groups(plain)], key=lambda one: int(one.planes[0].number))
 
@@ -150,22 +145,18 @@ def _shape_told(text: str) -> dict[str, Any] | None:
     if not text.startswith('{"shape":'):
         return None
     try:
-        told = json.loads(text)
-        shape = [int(n) for n in told["shape"]]
+        told: dict[str, Any] = json.loads(text)
+        told["shape"] = [int(n) for n in told["shape"]]
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    if not shape or min(shape) < 1:
-        return None
-    axes, name = str(told.get("axes", "")), str(told.get("name", ""))
-    return {"shape": shape, "axes": axes, "name": name, "truncated": bool(told.get("truncated"))}
+    return told if min(told["shape"], default=0) > 0 else None
 
 
 def _imagej(tiff: tifffile.TiffFile, full: Sequence[Leaf]) -> Series:
     """ImageJ's hyperstack: frames, slices, channels, unless it names another order."""
     told: dict[str, Any] = tiff.imagej_metadata or {}
-    sizes = {
-        letter: _number(told.get(name, 1)) for letter, name in (("T", "frames"), ("Z", "slices"), ("C", "channels"))
-    }
+    names = {"T": "frames", "Z": "slices", "C": "channels"}
+    sizes = {letter: _number(told.get(name, 1)) for letter, name in names.items()}
     page = full[0].model
     if page.samplesperpixel > 1 and page.samplesperpixel == sizes["C"]:
         sizes["C"] = 1  # the samples of a page
@@ -173,19 +164,17 @@ def _imagej(tiff: tifffile.TiffFile, full: Sequence[Leaf]) -> Series:
     order = str(told.get("order", "czt")).upper()[::-1]
     axes = order if sorted(order) == ["C", "T", "Z"] else "TZC"
     lead = tuple(sizes[letter] for letter in axes)
+    count = math.prod(lead)
     if len(full) == 1 and images == 1:
-        images = math.prod(lead)
-    if math.prod(lead) != images:
-        axes, lead = ("P" + axes, (images // math.prod(lead), *lead)) if _divides(lead, images) else ("P", (images,))
+        images = count
+    if count != images:
+        is_several = images > count and images % count == 0
+        axes, lead = ("P" + axes, (images // count, *lead)) if is_several else ("P", (images,))
     axes, lead = squeezed(axes, lead)
     labels = told.get("Labels") if sizes["C"] == images else None
-    names = tuple(map(str, labels)) if isinstance(labels, list | tuple) and len(labels) == images else ()
+    channels = tuple(map(str, labels)) if isinstance(labels, list | tuple) and len(labels) == images else ()
     behind = images if len(full) == 1 else 1
-    return Series("", axes, lead, tuple(full), behind, channels=names, spacing=imagej_spacing(page, told))
-
-
-def _divides(lead: Sequence[int], images: int) -> bool:
-    return images > math.prod(lead) and images % math.prod(lead) == 0
+    return Series("", axes, lead, tuple(full), behind, channels=channels, spacing=imagej_spacing(page, told))
 
 
 def _number(value: Any) -> int:
@@ -227,8 +216,7 @@ def _lsm(tiff: tifffile.TiffFile, full: Sequence[Leaf]) -> list[Series]:
     if is_split:
         letters, lead = letters + "C", (*lead, page.samplesperpixel)
     letters, lead = squeezed(letters, lead)
-    sizes = (length(told.get(f"VoxelSize{axis}"), "m") for axis in "ZYX")
-    z, y, x = sizes
+    z, y, x = (length(told.get(f"VoxelSize{axis}"), "m") for axis in "ZYX")
     colors = told.get("ChannelColors", {})
     names = tuple(map(str, colors.get("ColorNames", ()))) if isinstance(colors, dict) else ()
     names = names if len(names) == page.samplesperpixel else ()
@@ -325,27 +313,34 @@ def _with_trouble(leaves: Sequence[Leaf], trouble: str) -> Series:
 
 
 def _ome_series(found: Directories, leaves: Sequence[Leaf], image: _OmeImage, own: str, most: int) -> Series:
-    order = image.order[::-1][:3]
-    samples = image.samples
-    sizes = {**image.sizes, "C": max(1, image.sizes.get("C", 1) // samples)}
+    where, order = str(found.key.path), image.order[::-1][:3]
+    sizes = {**image.sizes, "C": max(1, image.sizes.get("C", 1) // image.samples)}
     if sorted(order) != ["C", "T", "Z"] or not image.order.startswith("XY"):
         return _with_trouble(leaves, f"its OME-XML orders its dimensions as {image.order!r:.20}")
     lead = tuple(sizes.get(letter, 1) for letter in order)
-    count = math.prod(lead)
-    if count > min(most, MOST_PAGES):
-        return _with_trouble(
-            leaves, f"its OME-XML says {count} planes; at most {max(0, min(most, MOST_PAGES))} are read"
-        )
-    places = np.full(count, -1, np.int64)
-    files = {file for _, uuid, file in image.data if file and not _is_own(found, uuid, file, own)}
+    count, most = math.prod(lead), min(most, MOST_PAGES)
+    if count > most:
+        return _with_trouble(leaves, f"its OME-XML says {count} planes; at most {max(0, most)} are read")
+    name = os.path.basename(where).lower()
+    is_own = [(bool(own) and uuid == own) or os.path.basename(file).lower() == name for _, uuid, file in image.data]
+    files = {file for (_, _, file), mine in zip(image.data, is_own, strict=True) if file and not mine}
+    is_renamed = len(files) == 1 and not own and len(leaves) >= count
+    places = [-1] * count  # of each plane, its directory
     for told, _, file in image.data or [({}, "", "")]:
-        if file in files and not (len(files) == 1 and not own and len(leaves) >= count):  # else it was renamed
+        if file in files and not is_renamed:
             continue
-        _place(str(found.key.path), places, told, order, lead, len(leaves))
+        try:
+            first = int(told.get("IFD", 0))
+            number = int(told.get("PlaneCount", told.get("NumPlanes", 1 if "IFD" in told else len(leaves))))
+            index = [int(told.get(f"First{letter}", 0)) for letter in order]
+        except ValueError as error:
+            raise RegionError(f"{where}: its OME-XML has a damaged TiffData element: {error}") from error
+        if first >= 0 and all(0 <= k < n for k, n in zip(index, lead, strict=True)):
+            at = (index[0] * lead[1] + index[1]) * lead[2] + index[2]
+            number = max(0, min(number, count - at, len(leaves) - first))
+            places[at : at + number] = range(first, first + number)
     names = [name or f"channel {k}" for k, name in enumerate(image.channels)] if any(image.channels) else []
-    axes, kept = squeezed(order, lead)
-    missing = int((places < 0).sum())
-    trouble = ""
+    missing, trouble = places.count(-1), ""
     if missing and files:
         shown = ", ".join(sorted(files)[:3])
         trouble = (
@@ -355,29 +350,6 @@ def _ome_series(found: Directories, leaves: Sequence[Leaf], image: _OmeImage, ow
         )
     elif missing:
         trouble = f"its OME-XML says {count} planes, of which {missing} are not in the file; open pages by page=k"
-    planes = tuple(leaves[k] for k in places.tolist() if k >= 0)
+    planes = tuple(leaves[k] for k in places if k >= 0)
+    axes, kept = squeezed(order, lead)
     return Series(image.name, axes, kept, planes, channels=tuple(names), spacing=image.spacing, trouble=trouble)
-
-
-def _is_own(found: Directories, uuid: str, file: str, own: str) -> bool:
-    return (bool(own) and uuid == own) or os.path.basename(file).lower() == os.path.basename(found.key.path).lower()
-
-
-def _place(
-    where: str, places: NDArray[np.int64], told: dict[str, str], order: str, lead: tuple[int, ...], pages: int
-) -> None:
-    """Enter the directories of one TiffData element where its planes belong."""
-    try:
-        first = int(told.get("IFD", 0))
-        number = int(told.get("PlaneCount", told.get("NumPlanes", 1 if "IFD" in told else pages)))
-        index = [int(told.get(f"First{letter}", 0)) for letter in order]
-    except ValueError as error:
-        raise RegionError(f"{where}: its OME-XML has a damaged TiffData element: {error}") from error
-    if any(not 0 <= k < n for k, n in zip(index, lead, strict=True)):
-        return
-    at = (index[0] * lead[1] + index[1]) * lead[2] + index[2]
-    number = min(number, len(places) - at, pages - first)
-    if first >= 0 and number == 1:
-        places[at] = first
-    elif first >= 0 and number > 0:
-        places[at : at + number] = np.arange(first, first + number)
