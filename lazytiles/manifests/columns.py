@@ -171,7 +171,7 @@ def floats(column: pa.ChunkedArray) -> tuple[NDArray[np.float64], NDArray[np.boo
         column = pc.if_else(good, column, None).cast(pa.float64())
     elif not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
         return np.zeros(len(column)), np.ones(len(column), bool)
-    values = pc.fill_null(column.cast(pa.float64()), np.nan).to_numpy()
+    values = pc.fill_null(column.cast(pa.float64(), safe=False), np.nan).to_numpy()
     bad = ~np.isfinite(values)
     return np.where(bad, 0.0, values), bad
 
