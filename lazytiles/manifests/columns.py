@@ -44,9 +44,11 @@ def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if not (is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
         raise TypeError(f"{kind} is not text")
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(kind)
-    return column if column.type == pa.string() else column.cast(pa.string())
+    return column if column.type == pa.string() else _undictionaried(column).cast(pa.string())
+
+
+def _undictionaried(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
 def column_hashes(column: pd.Series) -> NDArray[np.uint64]:
@@ -114,15 +116,12 @@ def parse_boxes(
     >>> boxes.tolist(), bad.tolist()
     ([[0, 0, 32, 32], [-1, 0, 8, 8], [0, 0, 0, 0]], [False, False, True])
     """
-    boxes, bad = _match_boxes(text, count or 4, kind)
-    if count is None and len(bad) and bad.all():
-        solid, wrong = _match_boxes(text, 6, kind)
-        if not wrong.all():
-            return solid, wrong
-    return boxes, bad
-
-
-def _match_boxes(text: pa.ChunkedArray | pa.Array, count: int, kind: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    if count is None:
+        boxes, bad = parse_boxes(text, 4, kind)
+        if bad.all():
+            solid, wrong = parse_boxes(text, 6, kind)
+            return (boxes, bad) if wrong.all() else (solid, wrong)
+        return boxes, bad
     number = _WHOLE if kind is np.int64 else _DECIMAL
     numbers = ",".join(rf"[ \t]*(?P<n{k}>{number})[ \t]*" for k in range(count))
     found = pc.extract_regex(text, rf"^[ \t]*(?P<open>[\[(]){numbers}(?P<close>[\])])[ \t]*$")
@@ -139,47 +138,28 @@ def _match_boxes(text: pa.ChunkedArray | pa.Array, count: int, kind: Any) -> tup
     return boxes, bad
 
 
-def integers(column: pa.ChunkedArray) -> tuple[Int64s, NDArray[np.bool_]]:
-    """A column of whole numbers as int64, and a mask of the cells that are none."""
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    column = column.cast(kind) if pa.types.is_dictionary(column.type) else column
-    if is_text(kind):
-        trimmed = pc.utf8_trim(column, " ")
-        bad = ~mask(pc.match_substring_regex(trimmed, "^-?[0-9]{1,10}$"))
-        column = pc.if_else(pa.array(bad), "0", trimmed).cast(pa.int64())
-    elif pa.types.is_floating(kind):
-        values = column.to_numpy()
-        bad = ~(np.isfinite(values) & (np.floor(values) == values) & (np.abs(values) < 1e15))
-        return np.where(bad, 0, values).astype(np.int64), bad
-    elif pa.types.is_integer(kind):
-        bad = mask(column.is_null())
-        if kind == pa.uint64():
-            column = pc.min_element_wise(column, pa.scalar(2**62, pa.uint64()))
-        column = pc.fill_null(column.cast(pa.int64()), 0)
-    else:
-        return np.zeros(len(column), np.int64), np.ones(len(column), bool)
-    return column.to_numpy(), bad
-
-
-def floats(column: pa.ChunkedArray) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """A column of finite numbers as float64, 0 where a cell is none; and a mask of those."""
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    column = column.cast(kind) if pa.types.is_dictionary(column.type) else column
-    if is_text(kind):
+def box_numbers(column: pa.ChunkedArray, kind: type) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """A column of whole numbers as int64 or of finite ones as float64, 0 where a cell is none, and the mask of those."""
+    column = _undictionaried(column)
+    stored = column.type
+    if is_text(stored):
         column = pc.utf8_trim(column, " ")
-        good = pa.array(mask(pc.match_substring_regex(column, f"^{_DECIMAL}$")))
-        column = pc.if_else(good, column, None).cast(pa.float64())
-    elif not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
-        return np.zeros(len(column)), np.ones(len(column), bool)
+        good = mask(pc.match_substring_regex(column, f"^{_WHOLE if kind is np.int64 else _DECIMAL}$"))
+        column = pc.if_else(pa.array(good), column, None)
+    elif not (pa.types.is_floating(stored) or pa.types.is_integer(stored)):
+        return np.zeros(len(column), kind), np.ones(len(column), bool)
     values = pc.fill_null(column.cast(pa.float64(), safe=False), np.nan).to_numpy()
     bad = ~np.isfinite(values)
-    return np.where(bad, 0.0, values), bad
+    if kind is np.int64:
+        if pa.types.is_floating(stored):
+            bad |= (np.floor(values) != values) | (np.abs(values) >= 1e15)
+        values = np.clip(values, -(2.0**62), 2.0**62)
+    return np.where(bad, 0, values).astype(kind), bad
 
 
 def plain_numbers(column: pa.ChunkedArray, empty_too: bool) -> pa.ChunkedArray:
     """Text as int64 or float64 where every cell is a plain number, else as it was."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
+    column = _undictionaried(column)
     if not is_text(column.type) or not len(column):
         return column
     for pattern, kind in ((_INTEGER, pa.int64()), (_PLAIN_NUMBER, pa.float64())):
