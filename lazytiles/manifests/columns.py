@@ -139,7 +139,7 @@ def parse_boxes(
 
 
 def box_numbers(column: pa.ChunkedArray, kind: type) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """A column of whole numbers as int64 or of finite ones as float64, 0 where a cell is none, and the mask of those."""
+    """A column of whole numbers as int64 or finite ones as float64, 0 where a cell is none, and a mask of those."""
     column = _undictionaried(column)
     stored = column.type
     if is_text(stored):
