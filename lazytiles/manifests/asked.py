@@ -66,7 +66,8 @@ class Asked:
     def __post_init__(self) -> None:
         size: Any = self.size
         is_pair = isinstance(size, Sequence | np.ndarray) and len(size) == 2
-        if size is not None and not (is_pair and all(map(_is_length, size))):
+        is_whole = is_pair and all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in size)
+        if size is not None and not (is_whole and min(size) > 0):
             raise ValueError(f"size is (height, width) in pixels, such as (64, 64), not {size!r}")
         for name, allowed in (
             ("resample", METHODS),
@@ -78,25 +79,19 @@ class Asked:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
         if self.boxes_crs is not None and self.coordinates != "map":
             raise ValueError('boxes_crs= is for boxes in map units: pass coordinates="map" too')
-        self._check_scales()
-        if self.scaled and (self.gray or self.bands == "rgb" or self.dtype is not None):
-            raise ValueError("scaled=True gives float32 of each band; pass it without gray=, bands='rgb' and dtype=")
-        if not isinstance(self.path, str | None) and (self.gray or self.bands == "rgb" or not len(self.path)):
-            raise ValueError("of several files, path=[...], choose bands by their numbers: bands=[0, 2]")
-
-    def _check_scales(self) -> None:
         if self.mpp is not None and not _is_positive(self.mpp):
             raise ValueError(f"mpp is micrometres a pixel of the tiles, above 0, not {self.mpp!r}")
         if self.mpp is not None and (self.level or self.coordinates == "map"):
             raise ValueError("mpp= chooses the level by itself, and its boxes are in pixels of level 0")
-        if self.mask_scale is None:
-            return
-        if self.mask_scale != "mpp" and not _is_positive(self.mask_scale):
-            raise ValueError(
-                f'mask_scale is pixels of an image in one of its mask\'s, or "mpp", not {self.mask_scale!r}'
-            )
-        if self.masks is None or self.coordinates == "map":
+        scale = self.mask_scale
+        if scale not in (None, "mpp") and not _is_positive(scale):
+            raise ValueError(f'mask_scale is pixels of an image in one of its mask\'s, or "mpp", not {scale!r}')
+        if scale is not None and (self.masks is None or self.coordinates == "map"):
             raise ValueError("mask_scale= is for masks=, of images whose boxes are in pixels")
+        if self.scaled and (self.gray or self.bands == "rgb" or self.dtype is not None):
+            raise ValueError("scaled=True gives float32 of each band; pass it without gray=, bands='rgb' and dtype=")
+        if not isinstance(self.path, str | None) and (self.gray or self.bands == "rgb" or not len(self.path)):
+            raise ValueError("of several files, path=[...], choose bands by their numbers: bands=[0, 2]")
 
     @property
     def units(self) -> Units:
@@ -158,10 +153,6 @@ class Asked:
 
 def _is_positive(number: Any) -> bool:
     return isinstance(number, int | float | np.number) and not isinstance(number, bool) and bool(0 < number < np.inf)
-
-
-def _is_length(number: Any) -> bool:
-    return isinstance(number, int | np.integer) and not isinstance(number, bool) and int(number) > 0
 
 
 def form_of(
