@@ -6,8 +6,8 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path, PurePosixPath
 from string import Formatter
 from urllib.parse import quote
@@ -128,23 +128,36 @@ def resolve_paths(
     found = problems if problems is not None else Problems("the manifest")
     first = first_of(codes, len(values))
     first = first if rows is None else rows[first]
-    named = name_row or (lambda row: f"{tile_words(table, row)}: ")
-    unsafe = _check_components(columns, values, found, lambda k: (int(first[k]), named(int(first[k]))))
+    words = name_row or (lambda row: f"{tile_words(table, row)}: ")
+    unsafe: set[str] = set()
+    for name, column in zip(columns, zip(*values, strict=True), strict=True) if values else ():
+        for k, value in enumerate(column):
+            parts = [value] if name in IDS else value.split("/")  # a column of files may name folders
+            if value in unsafe or all(map(is_component, parts)):
+                continue
+            unsafe.add(value)
+            if f"bad {name}" not in found.counts and not (value == "" and "repeated header" in found.counts):
+                said = (
+                    f"{name} {value[:60]!r}: a part of a path is one name, without / or \\ or .. or control characters"
+                )
+                found.add("path leaves the folder", f"{words(int(first[k]))}{said}", int(first[k]))
     # A path that leaves the folder has no place in it, whoever goes on with the others.
     names = [
         "" if not unsafe.isdisjoint(row) else template.format(**dict(zip(columns, row, strict=True))) for row in values
     ]
     folder = os.fspath(image_dir if image_dir is not None else ".")
-    if len(found) and problems is None:
+    if problems is None:
         found.raise_any()
     if "://" in folder:
         return codes, [name and address_of(folder, name) for name in names]
-    for kind, bad in _Folder(folder, follow_symlinks).check(names).items():
-        if kind == "missing image" and may_lack:
+    if not os.path.isdir(folder):
+        raise ManifestError(f"{folder}: there is no such image folder")
+    for k, kind, text in _faults_of_files(folder, names, follow_symlinks):
+        if kind != "missing image":
+            names[k] = ""
+        elif may_lack:
             continue
-        for k, text in bad.items():
-            found.add(kind, f"{named(int(first[k]))}{text}", int(first[k]))
-            names[k] = names[k] if kind == "missing image" else ""
+        found.add(kind, f"{words(int(first[k]))}{text}", int(first[k]))
     if problems is None:
         found.raise_any()
     return codes, [name and os.path.join(folder, name) for name in names]
@@ -207,70 +220,39 @@ def is_component(value: str) -> bool:
     return value.strip() not in {"", ".", ".."} and not _SEPARATOR.search(value)
 
 
-def _check_components(
-    columns: Sequence[str], values: list[tuple[str, ...]], problems: Problems, owner: Callable[[int], tuple[int, str]]
-) -> set[str]:
-    """Note the values that could lead out of the folder, and give them back."""
-    unsafe: set[str] = set()
-    for name, column in zip(columns, zip(*values, strict=True), strict=True) if values else ():
-        for k, value in enumerate(column):
-            parts = [value] if name in IDS else value.split("/")  # a column of files may name folders
-            if value in unsafe or all(map(is_component, parts)):
-                continue
-            unsafe.add(value)
-            if f"bad {name}" not in problems.counts and not (value == "" and "repeated header" in problems.counts):
-                row, words = owner(k)
-                cause = "a part of a path is one name, without / or \\ or .. or control characters"
-                problems.add("path leaves the folder", f"{words}{name} {value[:60]!r}: {cause}", row)
-    return unsafe
-
-
-@dataclass(slots=True)
-class _Folder:
-    """What is known of the image folder: each folder inside it is looked at once."""
-
-    root: str
-    follow_symlinks: bool
-    listings: dict[str, list[str]] = field(default_factory=dict)
-    told: set[str] = field(default_factory=set)
-
-    def check(self, names: Sequence[str]) -> dict[str, dict[int, str]]:
-        """What is wrong with each path: by kind, then by position."""
-        if not os.path.isdir(self.root):
-            raise ManifestError(f"{self.root}: there is no such image folder")
-        found: dict[str, dict[int, str]] = {}
-        linked: dict[str, bool] = {}
-        for k, name in enumerate(names):
-            if not name:
-                continue
-            path = os.path.join(self.root, name)
-            if not os.path.lexists(path):
-                name, _ = split_name(name)  # a dataset behind :: lies in this file
-                path = os.path.join(self.root, name)
-            try:
-                status = os.stat(path)
-            except (OSError, ValueError):
-                found.setdefault("missing image", {})[k] = f"{path} is missing{self._hint(name)}"
-                continue
-            is_store = stat.S_ISDIR(status.st_mode) and name.rstrip("/").endswith(".zarr")
-            if not stat.S_ISREG(status.st_mode) and not is_store:
-                found.setdefault("not a file", {})[k] = f"{path} is not a regular file"
-            elif not self.follow_symlinks and self._is_linked(name, linked):
-                found.setdefault("link", {})[k] = f"{path} goes through a link (follow_symlinks=False)"
-        return found
-
-    def _is_linked(self, name: str, known: dict[str, bool]) -> bool:
+def _faults_of_files(folder: str, names: Sequence[str], follow_symlinks: bool) -> Iterator[tuple[int, str, str]]:
+    """The number of each path that cannot be read, the kind of what is wrong, and the words for it."""
+    is_link, hint = cache(os.path.islink), _Hints(folder)
+    for k, name in enumerate(names):
+        if not name:
+            continue
+        path = os.path.join(folder, name)
+        if not os.path.lexists(path):
+            name, _ = split_name(name)  # a dataset behind :: lies in this file
+            path = os.path.join(folder, name)
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):
+            yield k, "missing image", f"{path} is missing{hint(name)}"
+            continue
+        is_store = stat.S_ISDIR(status.st_mode) and name.rstrip("/").endswith(".zarr")
         parts = PurePosixPath(name).parts
-        for k in range(1, len(parts) + 1):
-            inner = os.path.join(self.root, *parts[:k])
-            if inner not in known:
-                known[inner] = os.path.islink(inner)
-            if known[inner]:
-                return True
-        return False
+        if not stat.S_ISREG(status.st_mode) and not is_store:
+            yield k, "not a file", f"{path} is not a regular file"
+        elif not follow_symlinks and any(is_link(os.path.join(folder, *parts[:n])) for n in range(1, len(parts) + 1)):
+            yield k, "link", f"{path} goes through a link (follow_symlinks=False)"
 
-    def _hint(self, name: str) -> str:
-        """The file that was probably meant."""
+
+class _Hints:
+    """Which files were probably meant; each folder is looked at once."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.listings: dict[str, list[str]] = {}
+        self.told: set[str] = set()
+
+    def __call__(self, name: str) -> str:
+        """The words that follow the path of a file that is missing."""
         folder, stem = os.path.split(name)
         if folder not in self.listings:
             try:
@@ -278,21 +260,21 @@ class _Folder:
             except (OSError, ValueError):
                 self.listings[folder] = []
                 return f": there is no folder {folder}" if folder else ""
-        wanted = stem.partition(".")[0]
-        for other in self.listings[folder]:
+        there, wanted = self.listings[folder], stem.partition(".")[0]
+        for other in there:
             base = other.partition(".")[0]
             if base != wanted and base.lstrip("0") == wanted.lstrip("0") and base.isdigit():
                 return (
                     f", but {os.path.join(folder, other)} is there: were the ids read as numbers? "
                     "Read the manifest with dtype=str, so that 001 stays 001"
                 )
-        near = [other for other in self.listings[folder] if other.partition(".")[0].lower() == wanted.strip().lower()]
-        if near:
-            return f", but {os.path.join(folder, near[0])} is there"
-        if folder in self.told or not self.listings[folder]:
+        for other in there:
+            if other.partition(".")[0].lower() == wanted.strip().lower():
+                return f", but {os.path.join(folder, other)} is there"
+        if folder in self.told or not there:
             return ""
         self.told.add(folder)
-        return f"; there is {os.path.join(folder, self.listings[folder][0])}: path= says how the files are named"
+        return f"; there is {os.path.join(folder, there[0])}: path= says how the files are named"
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
@@ -305,27 +287,6 @@ def write_digests(digests: Mapping[str, str], path: str | os.PathLike[str], imag
     """The digests as a file that `sha256sum --check` reads too, with paths relative to the image folder."""
     lines = [f"{digest}  {os.path.relpath(image, image_dir)}\n" for image, digest in digests.items()]
     Path(path).write_text("".join(lines), encoding="utf-8")
-
-
-def read_digests(path: str | os.PathLike[str], image_dir: str | os.PathLike[str]) -> dict[str, str]:
-    """The digest of each image that a file of them names, by its path in the image folder.
-
-    Raises
-    ------
-    ManifestError : the file is no digest file, or names a file outside the folder
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{path}: cannot be read: {error}") from error
-    digests = {}
-    for number, line in enumerate(lines, 1):
-        digest, _, name = line.partition("  ")
-        parts = Path(name).parts
-        if len(digest) != 64 or not name or Path(name).is_absolute() or ".." in parts:
-            raise ManifestError(f"{path}: line {number}: a SHA-256 and a path inside the image folder are expected")
-        digests[os.path.join(image_dir, name)] = digest
-    return digests
 
 
 def verify_digests(
@@ -348,17 +309,26 @@ def verify_digests(
     ------
     ManifestError : the file is no digest file, or names a file outside the folder
     """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path}: cannot be read: {error}") from error
+    named, digests = [], {}
+    for number, line in enumerate(lines, 1):
+        digest, _, name = line.partition("  ")
+        if len(digest) != 64 or not name or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ManifestError(f"{path}: line {number}: a SHA-256 and a path inside the image folder are expected")
+        named.append(os.path.join(image_dir, name))
+        digests[os.path.normpath(named[-1])] = digest
     problems = Problems(os.fspath(path))
-    digests = read_digests(path, image_dir)
-    known = {os.path.normpath(image): digest for image, digest in digests.items()}
-    wanted = list(dict.fromkeys(images if images is not None else digests))
+    wanted = list(dict.fromkeys(images if images is not None else named))
     for number, image in enumerate(wanted, 1):
-        digest = known.get(os.path.normpath(image))
+        found = digests.get(os.path.normpath(image))
         if not os.path.isfile(image):
             problems.add("missing image", f"{image} is missing")
-        elif digest is None:
+        elif found is None:
             problems.add("no digest", f"{image} has no digest in this file; lazytiles check --digest takes them anew")
-        elif sha256(image) != digest:
+        elif sha256(image) != found:
             problems.add("changed image", f"{image} has changed since its digest was taken")
         if progress:
             progress("verifying", number, len(wanted))
