@@ -68,17 +68,9 @@ def parse_rule(text: str) -> list[Comparison]:
 
 
 def judge(region: Region, windows: Int64s, keep: str | Rule) -> Bools:
-    """Which windows of an image a rule keeps.
+    """Which windows of an image, int64 (n, 4) or (n, 6) in its pixels, a rule keeps; parts outside are not judged.
 
-    Parameters
-    ----------
-    region : the image, at the resolution that is judged; of `tissue` smaller ones are asked first
-    windows : int64, shape (n, 4) or (n, 6), pixels; parts outside are not judged
-    keep : text as in `parse_rule`, or a function of a tile's pixels
-
-    Returns
-    -------
-    bool array, shape (n,)
+    `tissue` is looked for on smaller levels of the image first.
     """
     boxes = np.clip(windows, 0, [*_cut(region, windows.shape[1] // 2)] * 2)
     if not isinstance(keep, str):
@@ -109,10 +101,8 @@ def _lead(region: Region, axes: int) -> tuple[int, ...]:
 def _parts(region: Region, boxes: NDArray[Any]) -> Iterator[tuple[Int64s, NDArray[Any], Bools, Int64s]]:
     """Pieces of an image of whole segments, each read once, as far as boxes lie in them.
 
-    Yields
-    ------
-    its beginning along the axes of the boxes; pixels, shape (height, width, samples); which of them are valid; and
-    the numbers of its boxes
+    Of each its beginning along the axes of the boxes; pixels (height, width, samples); which of them are valid; and
+    the numbers of its boxes.
     """
     axes = boxes.shape[1] // 2
     low, high = np.floor(boxes[:, :axes]).astype(np.int64), np.ceil(boxes[:, axes:]).astype(np.int64)
@@ -135,14 +125,7 @@ def _parts(region: Region, boxes: NDArray[Any]) -> Iterator[tuple[Int64s, NDArra
 
 
 def _sums(marks: NDArray[Any], first: Int64s, boxes: NDArray[Any]) -> Floats:
-    """The sum of what lies in each box, of pixels that are partly in it the part.
-
-    Parameters
-    ----------
-    marks : shape (height, width), such as a mask
-    first : (..., y, x) of its first pixel
-    boxes : shape (n, 4) or (n, 6), pixels
-    """
+    """The sum of marks (height, width), which begin at `first`, in each box; of pixels partly in it, the part."""
     table = np.zeros((marks.shape[0] + 1, marks.shape[1] + 1))
     table[1:, 1:] = marks
     table.cumsum(axis=0, out=table).cumsum(axis=1, out=table)
@@ -170,10 +153,10 @@ def _areas(boxes: NDArray[Any]) -> Floats:
 
 
 def _measured(region: Region, boxes: Int64s, wanted: set[str]) -> dict[str, Floats]:
-    """Measures of some boxes at the resolution of the region, in one pass."""
+    """Measures of some boxes at the resolution of the region, in one pass; of tiles without values they are NaN."""
     page, slices = region.pages[0], math.prod(_lead(region, boxes.shape[1] // 2))
     tells = page.nodata is not None or mask_of(page) is not None
-    counts, moments = np.zeros((2, len(boxes))), _Moments(np.zeros((5, len(boxes))))
+    counts, moments = np.zeros((2, len(boxes))), np.zeros((5, len(boxes)))
     for first, pixels, valid, members in _parts(region, boxes):
         if not wanted.isdisjoint(_FRACTIONS):
             some = np.asarray(valid.any(axis=-1))
@@ -181,39 +164,22 @@ def _measured(region: Region, boxes: Int64s, wanted: set[str]) -> dict[str, Floa
             empty = np.asarray(~some if tells else ((pixels == 0) | ~valid).all(axis=-1))
             for counted, marks in zip(counts, (some, empty), strict=True):
                 counted[members] += _sums(marks, first, boxes[members])
-        if not wanted.isdisjoint(_MOMENTS):
-            for row in members.tolist():
-                (y0, x0), (y1, x1) = np.maximum(boxes[row].reshape(2, -1)[:, -2:] - first[-2:], 0).tolist()
-                moments.add(row, pixels[y0:y1, x0:x1][valid[y0:y1, x0:x1]])
+        for row in members.tolist() if not wanted.isdisjoint(_MOMENTS) else ():
+            (y0, x0), (y1, x1) = np.maximum(boxes[row].reshape(2, -1)[:, -2:] - first[-2:], 0).tolist()
+            values = pixels[y0:y1, x0:x1][valid[y0:y1, x0:x1]]
+            if not values.size:
+                continue
+            # Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for computing sample variances (1979)
+            count, mean, squares, least, most = moments[:, row]
+            total, apart = count + values.size, values.mean(dtype=np.float64) - mean
+            squares += values.var(dtype=np.float64) * values.size + apart**2 * count * values.size / total
+            ends = (values.min(), values.max())
+            least, most = (min(least, ends[0]), max(most, ends[1])) if count else ends
+            moments[:, row] = total, mean + apart * values.size / total, squares, least, most
     valid_part, empty_part = counts / (_areas(boxes) * slices)
-    return {"valid": valid_part, "nodata": empty_part, **moments.result()}
-
-
-@dataclass(frozen=True, slots=True)
-class _Moments:
-    """Count, mean, sum of squared deviations, least and most of the values of each tile, part by part.
-
-    Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for computing sample variances (1979).
-    """
-
-    held: Floats
-
-    def add(self, row: int, values: NDArray[Any]) -> None:
-        """Count the values of a part of a tile in."""
-        if not values.size:
-            return
-        count, mean, squares, least, most = self.held[:, row]
-        own = values.mean(dtype=np.float64)
-        total, apart = count + values.size, own - mean
-        squares += values.var(dtype=np.float64) * values.size + apart**2 * count * values.size / total
-        ends = (values.min(), values.max())
-        least, most = (min(least, ends[0]), max(most, ends[1])) if count else ends
-        self.held[:, row] = total, mean + apart * values.size / total, squares, least, most
-
-    def result(self) -> dict[str, Floats]:
-        """The measures; of tiles without values they are no numbers."""
-        count, mean, squares, least, most = np.where(self.held[0] > 0, self.held, np.nan)
-        return {"std": np.sqrt(squares / count), "mean": mean, "min": least, "max": most}
+    count, mean, squares, least, most = np.where(moments[0] > 0, moments, np.nan)
+    deviation = np.sqrt(squares / count)
+    return {"valid": valid_part, "nodata": empty_part, "std": deviation, "mean": mean, "min": least, "max": most}
 
 
 _PALE, _DEEP = 0.05, 0.15  # between which the least saturation of tissue lies
