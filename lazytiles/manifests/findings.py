@@ -148,15 +148,15 @@ def check_targets(report: Report, columns: Sequence[str]) -> None:
         few = len(np.unique(values[:_LOOKED_AT])) <= _FEW_CLASSES
         classes, counts = np.unique(values, return_counts=True) if few else (values, values)
         if few and len(classes) <= _FEW_CLASSES and (classes == np.floor(classes)).all():
-            facts["classes"] = {f"{value:g}": int(n) for value, n in zip(classes, counts, strict=True)}
+            facts["classes"] = {f"{value:.15g}": int(n) for value, n in zip(classes, counts, strict=True)}
             if len(classes) > 1 and counts.min() < 0.01 * counts.sum():
-                rare = f"{classes[counts.argmin()]:g}"
+                rare = f"{classes[counts.argmin()]:.15g}"
                 report.warnings.add("class balance", f"{name}: class {rare} is {counts.min()} of {counts.sum()} rows")
         else:
             bars, edges = np.histogram(values, bins=20)
             facts["histogram"] = {"counts": bars.tolist(), "edges": edges.tolist()}
         if facts["min"] == facts["max"]:
-            report.warnings.add("class balance", f"{name} is {facts['min']:g} in every row")
+            report.warnings.add("class balance", f"{name} is {facts['min']:.15g} in every row")
         report.facts.setdefault("targets", {})[name] = facts
 
 
