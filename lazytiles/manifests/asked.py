@@ -23,12 +23,7 @@ from lazytiles.manifests.samples import Frames, Images, common_extent
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What `open_tiles` is asked for, by its keywords; `check` is asked the same, `open_volumes` some of it.
-
-    Raises
-    ------
-    ValueError : a value that no manifest could be opened with
-    """
+    """What `open_tiles` is asked for, by its keywords; `check` is asked the same, `open_volumes` some of it."""
 
     frames: Any = None
     path: str | Sequence[str] | None = None
@@ -179,7 +174,13 @@ def form_of(
         height, width = first.inner_shape[:2] if windows is None else common_extent(table, windows)
         size = height, width
     if units.kind == "base" and not isinstance(windows, MapBoxes):
-        area = _area(size, None if windows is None else windows[row], first, units)
+        level = level_of(first)
+        extent = np.array(level.shape) if windows is None else windows[row][2:] - windows[row][:2]
+        if units.mpp is not None:
+            extent = np.multiply(size, units.ratio(page, level))
+        height, width = np.ceil(extent / level.downsample).tolist()
+        if (height, width) != size or level.downsample != (1, 1):
+            area = max(1, int(height * width))
     stored, dtype = _dtypes(firsts, asked)
     layout = Layout.of(first) if asked.has_axes else ONE_PAGE
     bands = first.bands if bands is None else bands  # channels that are samples
@@ -207,17 +208,6 @@ def form_of(
         scaled=asked.scaled,
         area=area,
     )
-
-
-def _area(size: tuple[int, int], window: NDArray[Any] | None, first: Region, units: Units) -> int:
-    """How many pixels of the first image, at the level that is read, its tile is made of; 0 for just its own."""
-    page, level = first.pages[0], level_of(first)
-    if units.mpp is not None:
-        extent = np.multiply(size, units.ratio(page, level))
-    else:
-        extent = np.array(level.shape) if window is None else window[2:] - window[:2]
-    height, width = np.ceil(extent / level.downsample).tolist()
-    return 0 if (height, width) == size and level.downsample == (1, 1) else max(1, int(height * width))
 
 
 def _dtypes(firsts: Sequence[Region], asked: Asked) -> tuple[np.dtype[Any], np.dtype[Any]]:

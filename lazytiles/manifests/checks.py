@@ -180,24 +180,16 @@ class _Placed:
 
 @dataclass(slots=True, eq=False)
 class _Checkup:
-    """The images of a manifest while they are looked at, and opened as `open_tiles` opens them.
-
-    Parameters
-    ----------
-    folder : where the images are; None looks at none
-    asked : what `open_tiles` would be asked for
-    looks : from what opens images to what is seen of each
-    regions, damaged : the images that were opened, and what is wrong with some of their segments
-    """
+    """The images of a manifest while they are looked at, and opened as `open_tiles` opens them."""
 
     report: Report
     table: pd.DataFrame
-    folder: Any
+    folder: Any  # of the images; None looks at none
     asked: Asked
-    looks: Callable[[Sequence[Any]], Iterator[Seen]]
+    looks: Callable[[Sequence[Any]], Iterator[Seen]]  # from what opens images to what is seen of each
     tell: Progress
-    regions: dict[str, Region] = field(default_factory=dict)
-    damaged: dict[str, str] = field(default_factory=dict)
+    regions: dict[str, Region] = field(default_factory=dict)  # that were opened
+    damaged: dict[str, str] = field(default_factory=dict)  # what is wrong with segments of some of them
 
     def run(self, wanted: Frames, lost: NDArray[np.bool_]) -> None:
         """Note what is wrong with the samples and their images, and what they are like."""

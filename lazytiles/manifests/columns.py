@@ -74,8 +74,6 @@ def count_distinct(values: NDArray[Any]) -> int:
 def first_rows(values: NDArray[Any]) -> NDArray[np.int32]:
     """For each row the first row of the same value.
 
-    Examples
-    --------
     >>> first_rows(np.array([7, 5, 7, 7, 5])).tolist()
     [0, 1, 0, 0, 1]
     """
@@ -97,21 +95,10 @@ def parse_boxes(
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Boxes written as text, by a strict grammar over the whole column; nothing is evaluated.
 
-    Four (or six) decimal integers of at most ten ASCII digits, between commas, in round or square brackets;
-    spaces are allowed, and nothing else. Of floats each number may have a fraction behind a point, and an exponent.
+    Four decimal integers (or six: None takes six where no cell has four) of at most ten ASCII digits, between commas,
+    in round or square brackets; spaces are allowed, and nothing else. Of floats each number may have a fraction behind
+    a point, and an exponent. A cell that is not a box holds 0, and has its place in the mask.
 
-    Parameters
-    ----------
-    text : n cells of text
-    count : 4 or 6 numbers in each box; None takes 6 where no cell has 4
-    kind : of the numbers: int64 or float64
-
-    Returns
-    -------
-    array, shape (n, 4) or (n, 6), 0 where a cell is not a box; and the mask, shape (n,), of those
-
-    Examples
-    --------
     >>> boxes, bad = parse_boxes(pa.array(["(0, 0, 32, 32)", "[-1,0,8,8]", "(0,0,0x20,1)"]))
     >>> boxes.tolist(), bad.tolist()
     ([[0, 0, 32, 32], [-1, 0, 8, 8], [0, 0, 0, 0]], [False, False, True])
@@ -200,20 +187,15 @@ def label_column(
 
     Parameters
     ----------
-    column : n cells
-    used : bool, shape (n,), the rows whose labels are needed
+    used : mask of the rows whose labels are needed
     own : the order of a categorical column's own values
-    classes : the classes as the user names them, in the order of their numbers; by default the column's own order,
-        else the names sorted
+    classes : the classes as the user names them; by default the column's own order, else the names sorted
     alone : whether it is the only label column; True and False are else the numbers 1 and 0
 
     Returns
     -------
-    the categories, or numbers; None where the column is to be read as numbers. And what is wrong with some rows: the
-    kind, the mask of the rows, and words that follow the cell
+    the categories, or numbers, or None where the column is to be read as numbers; and what is wrong with some rows
 
-    Examples
-    --------
     >>> labels, _ = label_column(pd.Series(["dog", "cat"]), np.ones(2, bool), None, None, alone=True)
     >>> labels.codes.tolist(), labels.categories.to_list()
     ([1, 0], ['cat', 'dog'])
@@ -253,17 +235,9 @@ def label_column(
 def labels_of_table(
     table: pd.DataFrame, target: str | Sequence[str] | None
 ) -> tuple[NDArray[Any] | None, list[Any] | None]:
-    """The labels in a table that `read_manifest` gives, and the classes whose numbers they are.
+    """The labels (n,) or (n, k) in a table that `read_manifest` gives, and the classes whose numbers they are.
 
-    Parameters
-    ----------
-    table : n rows
-    target : the label column, several of them, or None; ``"target"`` is left out where there is no such column
-
-    Returns
-    -------
-    array, shape (n,), or (n, k) of several columns; None where there is no column, or nothing in it. And the names of
-    the classes, None where no column holds names
+    None where there is no column, or nothing in it; no classes where no column holds names.
     """
     columns = names_of(target)
     if not columns or (target == "target" and "target" not in table):

@@ -45,17 +45,7 @@ def _may_conflict(table: pd.DataFrame) -> bool:
 def conflicts(
     table: pd.DataFrame, where: Callable[[int], str]
 ) -> Iterator[tuple[str, NDArray[np.bool_], Callable[[int], str]]]:
-    """Rows that say of one tile what another row says otherwise, or again.
-
-    Parameters
-    ----------
-    table : with `tile_id`, and where they are there `region_id`, `label_id` and the box columns
-    where : a row number to how the user finds it
-
-    Returns
-    -------
-    kinds of problems, each with the mask of its rows, and a row number to its text
-    """
+    """Rows that say of one tile what another row says otherwise, or again: their kind, mask, and words for each."""
     if not _may_conflict(table):
         return
     codes, unique = pd.factorize(table["tile_id"])

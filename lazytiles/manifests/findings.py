@@ -198,12 +198,7 @@ def check_leaks(report: Report, split: str, ground: Ground | None) -> None:
 
 
 def check_frames(report: Report, frames: Frames) -> NDArray[np.bool_]:
-    """Each tile has a row for every frame: the last, of which targets and boxes are taken, must be there.
-
-    Returns
-    -------
-    the mask of the rows of tiles that lack their last frame
-    """
+    """Each tile has a row for every frame: the mask of rows of tiles without the last, which has targets and boxes."""
     table = report.table
     assert table is not None
     lost = np.zeros(len(table), bool)

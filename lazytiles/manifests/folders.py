@@ -38,10 +38,6 @@ def find_images(folder: str | os.PathLike[str]) -> list[Found]:
 
     Hidden ones are left out. Each array of two axes or more in an HDF5 file or a Zarr group is an image. Behind an
     address, HDF5 and Zarr are left out, and a web server (HTTP) is not asked what it holds.
-
-    Raises
-    ------
-    ManifestError : there is no such folder, or no image in it
     """
     root = os.fspath(folder)
     if is_remote(root):

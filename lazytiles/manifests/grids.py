@@ -26,12 +26,7 @@ _NEAR = 1e-6  # pixels by which a place may miss an edge and still be on it
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Division:
-    """How images are divided: what `make_grid` is asked for, by its keywords.
-
-    Raises
-    ------
-    ValueError : a value by which no image could be divided
-    """
+    """How images are divided: what `make_grid` is asked for, by its keywords."""
 
     size: Any
     stride: Any = None

@@ -134,15 +134,9 @@ class Columns:
 def inspect_manifest(
     manifest: pd.DataFrame | str | os.PathLike[str], columns: Columns, progress: Callable[[int], None] | None = None
 ) -> tuple[pd.DataFrame, Problems]:
-    """As `read_manifest`, but what is wrong is given back beside the table.
+    """As `read_manifest`, but what is wrong is given back beside the table, unless it is no table at all.
 
-    Returns
-    -------
-    the table, and its problems; rows that a problem names may hold 0 or empty text in the cell concerned
-
-    Raises
-    ------
-    ManifestError : the file is not a table at all
+    Rows that a problem names may hold 0 or empty text in the cell concerned.
     """
     problems = Problems("the manifest")
     source = open_table(manifest, problems)

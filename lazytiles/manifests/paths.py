@@ -25,19 +25,8 @@ _SEPARATOR = re.compile(r"[/\\\x00-\x1f\x7f]")
 
 
 def template_columns(template: str) -> list[str]:
-    """The columns that a path template names, in order.
+    """The columns that a path template names, in order; each is the plain name of a column, without format.
 
-    Parameters
-    ----------
-    template : a relative path with fields such as ``"{label_id}/{region_id}.tif"``; a field is the plain name
-        of a column, without attribute, index, conversion or format
-
-    Raises
-    ------
-    ManifestError : the template is absolute, leaves its folder, or a field is more than a name
-
-    Examples
-    --------
     >>> template_columns("{label_id}/{region_id}.tif")
     ['label_id', 'region_id']
     """
@@ -94,31 +83,15 @@ def resolve_paths(
 ) -> tuple[Int64s, list[str]]:
     """The image of every row: an index into the list of the different paths, and that list.
 
+    Behind an address nothing is looked at. What is wrong is raised as one error, or with `problems` noted there, and
+    the path is then empty; ids that `read_manifest` noted there are not noted again.
+
     Parameters
     ----------
-    table : a manifest from `read_manifest`, n rows
-    template : where an image lies, relative to `image_dir`, over the table's columns
-    image_dir : a folder, or an address such as ``"s3://bucket/images"`` (then nothing is looked at);
-        None is the current folder
-    follow_symlinks : links inside the folder may lead anywhere; False refuses every link in it
-    problems : where to note what is wrong, instead of raising it; ids that `read_manifest` noted there are not
-        noted again
-    rows : shape (n,), the numbers of the rows, where the table is a part of another
+    image_dir : a folder or an address; None is the current folder
+    rows : the numbers of the rows, where the table is a part of another
     name_row : the words for a row, by its number; by default its tile
-    may_lack : whether images may be missing
 
-    Returns
-    -------
-    int64 array, shape (n,), and the paths in the order in which the table first names them; with `problems`,
-    a path that is refused is empty
-
-    Raises
-    ------
-    ManifestError : a path leaves the folder, or is missing or not a regular file; all of them are listed
-
-    Examples
-    --------
-    >>> import pandas as pd
     >>> codes, paths = resolve_paths(pd.DataFrame({"region_id": ["b", "a", "b"]}), "{region_id}.tif", "s3://x")
     >>> codes.tolist(), paths
     ([0, 1, 0], ['s3://x/b.tif', 's3://x/a.tif'])
@@ -296,14 +269,7 @@ def verify_digests(
     images: Iterable[str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Problems:
-    """Which images are no longer the bytes that a digest file says.
-
-    Parameters
-    ----------
-    path : as `write_digests` writes it
-    image_dir : the folder of the images
-    images : paths of the images that are compared, of which each must have a digest; default all in the file
-    progress : called with what is being done, how much is done, and of how much
+    """Which images, all or some that must have a digest, are no longer the bytes that a file of digests says.
 
     Raises
     ------

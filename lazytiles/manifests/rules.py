@@ -45,17 +45,9 @@ class Comparison:
 def parse_rule(text: str) -> list[Comparison]:
     """A rule to keep tiles, from text; nothing is evaluated.
 
-    Parameters
-    ----------
-    text : comparisons joined by ``and``: `nodata`, `valid` and `tissue` (fractions of the pixels), `std`, `mean`,
-        `min`, `max` (of the valid values), ``<``, ``<=``, ``>``, ``>=``, and a number
+    Comparisons joined by ``and``: `nodata`, `valid` and `tissue` (fractions of the pixels), `std`, `mean`, `min`, `max`
+    (of the valid values), ``<``, ``<=``, ``>``, ``>=``, and a number.
 
-    Raises
-    ------
-    ValueError : the text is no rule
-
-    Examples
-    --------
     >>> parse_rule("nodata<0.5 and std>=1")[1]
     Comparison(measure='std', sign='>=', limit=1.0)
     """
@@ -72,10 +64,10 @@ def judge(region: Region, windows: Int64s, keep: str | Rule) -> Bools:
 
     `tissue` is looked for on smaller levels of the image first.
     """
-    boxes = np.clip(windows, 0, [*_cut(region, windows.shape[1] // 2)] * 2)
+    lead, cut = _split(region, windows.shape[1] // 2)
+    boxes = np.clip(windows, 0, [*cut] * 2)
     if not isinstance(keep, str):
-        lead = (slice(None),) * len(_lead(region, boxes.shape[1] // 2))
-        places = [(*lead, *map(slice, *np.split(box, 2))) for box in boxes]
+        places = [(*[slice(None)] * len(lead), *map(slice, *np.split(box, 2))) for box in boxes]
         return np.array([bool(keep(region[place])) for place in places], bool)
     kept, rule = np.ones(len(boxes), bool), parse_rule(keep)
     for one in rule:
@@ -88,14 +80,10 @@ def judge(region: Region, windows: Int64s, keep: str | Rule) -> Bools:
     return kept
 
 
-def _cut(region: Region, axes: int) -> tuple[int, ...]:
-    """The lengths of the axes that windows are cut along."""
-    return region.shape[region.axes.index("X") + 1 - axes :][:axes]
-
-
-def _lead(region: Region, axes: int) -> tuple[int, ...]:
-    """The lengths of the axes before these, along which a tile takes all."""
-    return region.shape[: region.axes.index("X") + 1 - axes]
+def _split(region: Region, axes: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The lengths of the axes along which a tile takes all, and of those that windows are cut along."""
+    stop = region.axes.index("X") + 1
+    return region.shape[: stop - axes], region.shape[stop - axes : stop]
 
 
 def _parts(region: Region, boxes: NDArray[Any]) -> Iterator[tuple[Int64s, NDArray[Any], Bools, Int64s]]:
@@ -106,7 +94,7 @@ def _parts(region: Region, boxes: NDArray[Any]) -> Iterator[tuple[Int64s, NDArra
     """
     axes = boxes.shape[1] // 2
     low, high = np.floor(boxes[:, :axes]).astype(np.int64), np.ceil(boxes[:, axes:]).astype(np.int64)
-    page, shape, rows = region.pages[0], _cut(region, axes), region.axes.index("Y")
+    (lead, shape), page, rows = _split(region, axes), region.pages[0], region.axes.index("Y")
     most = max(1, _PART_BYTES // (page.segment_bytes * page.planes))
     across = min(math.isqrt(most), page.grid[1])
     step = np.array([1] * (axes - 2) + [page.segment[0] * (most // across), page.segment[1] * across])
@@ -116,7 +104,7 @@ def _parts(region: Region, boxes: NDArray[Any]) -> Iterator[tuple[Int64s, NDArra
             continue
         first = np.maximum(low[members].min(axis=0), start)
         last = np.minimum(high[members].max(axis=0), np.minimum(start + step, shape))
-        for place in np.ndindex(*_lead(region, axes)):
+        for place in np.ndindex(*lead):
             key = (*place, *map(slice, first.tolist(), last.tolist()))
             asked = request(key, region.shape[: rows + 2], row_axes=rows, cells=region.chunks[rows : rows + 2])
             windows = region.windows(asked)
@@ -154,7 +142,7 @@ def _areas(boxes: NDArray[Any]) -> Floats:
 
 def _measured(region: Region, boxes: Int64s, wanted: set[str]) -> dict[str, Floats]:
     """Measures of some boxes at the resolution of the region, in one pass; of tiles without values they are NaN."""
-    page, slices = region.pages[0], math.prod(_lead(region, boxes.shape[1] // 2))
+    page, slices = region.pages[0], math.prod(_split(region, boxes.shape[1] // 2)[0])
     tells = page.nodata is not None or mask_of(page) is not None
     counts, moments = np.zeros((2, len(boxes))), np.zeros((5, len(boxes)))
     for first, pixels, valid, members in _parts(region, boxes):
@@ -194,15 +182,10 @@ class Stain:
     Glass is the brightest colour of the slide beside pure white and pure black, which are fill, if it is a tint at
     most; else white. The least saturation of tissue is Otsu's threshold (IEEE Trans. SMC 9, 1979), not below 0.05, as
     noise is, and not above 0.15, where pale tissue would part from deep; the least brightness is 0.15 of that of glass.
-
-    Parameters
-    ----------
-    glass : its red, green and blue
-    threshold : the least saturation of tissue
     """
 
-    glass: tuple[float, float, float]
-    threshold: float
+    glass: tuple[float, float, float]  # its red, green and blue
+    threshold: float  # the least saturation of tissue
 
     @classmethod
     def of(cls, pixels: NDArray[Any]) -> Stain:
@@ -263,15 +246,16 @@ def _has_tissue(base: Region, boxes: Int64s, asked: Comparison) -> Bools:
         raise ValueError("the rule 'tissue' needs images of red, green and blue; use 'std' or 'mean'")
     levels = base.levels[base.level :]
     axes = boxes.shape[1] // 2
+    lead, _ = _split(base, axes)
     scales = [np.r_[np.ones(axes - 2), np.divide(one.downsample, levels[0].downsample)] for one in levels]
-    sides, slices = (boxes[:, -2:] - boxes[:, axes - 2 : axes]).min(), math.prod(_lead(base, axes))
+    sides, slices = (boxes[:, -2:] - boxes[:, axes - 2 : axes]).min(), math.prod(lead)
     first = max((k for k, scale in enumerate(scales) if sides >= _FEWEST_PIXELS * scale.max()), default=0)
     small = thumbnail(base, longest=_WIDE)
     assert small is not None
     stain, kept, pending = Stain.of(small), np.zeros(len(boxes), bool), np.arange(len(boxes))
     for k in range(first, -1, -1):
         region = base.at_level(base.level + k)
-        mine = np.clip(boxes[pending] / np.tile(scales[k], 2), 0, [*_cut(region, axes)] * 2)
+        mine = np.clip(boxes[pending] / np.tile(scales[k], 2), 0, [*_split(region, axes)[1]] * 2)
         sums = np.zeros((2, len(mine)))
         for start, pixels, valid, members in _parts(region, mine):
             tissue = stain(pixels) & valid.any(axis=-1)

@@ -31,18 +31,11 @@ SIZE_CURES = {
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """Which label ids make the frames of a tile: several (a time axis), one, or what the rows say.
+    """Which label ids make the frames of a tile: several (a time axis), one, or what the rows say."""
 
-    Parameters
-    ----------
-    labels : the label ids in their order; None for the rows as they are
-    timed : whether the frames are an axis of the samples
-    each : whether every row is a sample of its own, also where a tile has several
-    """
-
-    labels: list[str] | None
-    timed: bool
-    each: bool = False
+    labels: list[str] | None  # in their order; None for the rows as they are
+    timed: bool  # whether the frames are an axis of the samples
+    each: bool = False  # whether every row is a sample of its own, also where a tile has several
 
     @classmethod
     def of(cls, frames: Any) -> Frames:
@@ -136,22 +129,13 @@ class File(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Images:
-    """For each frame which image each sample lies in, and how to open it; for each file of it, where it has several.
+    """For each frame which image each sample lies in, and how to open it; for each file of it, where it has several."""
 
-    Parameters
-    ----------
-    files : of each frame, or each file of the first frame, of the second and so on
-    opener : from a path to what is there
-    arrays : what is there, by its name, where that is given
-    parts : how many files make a frame
-    mpp : micrometres a pixel of the image that each row of the table names, where a column says them
-    """
-
-    files: list[File]
-    opener: Any
-    arrays: dict[str, Any] | None = None
-    parts: int = 1
-    mpp: NDArray[np.float64] | None = None
+    files: list[File]  # of the first frame, of the second, and so on
+    opener: Any  # from a path to what is there
+    arrays: dict[str, Any] | None = None  # what is there, by its name, where that is given
+    parts: int = 1  # how many files make a frame
+    mpp: NDArray[np.float64] | None = None  # of the image that each row names, where a column says them
 
     @classmethod
     def of(
@@ -172,16 +156,8 @@ class Images:
         """The images that a template names, or several of each frame, each by that frame's own row of the tile.
 
         A tile without a row for a frame has its image there named by its last row and the frame's label, where
-        the template holds `label_id` and its other columns say the same in all rows of a tile.
-
-        Parameters
-        ----------
-        rows : the numbers of the samples' rows
-        missing : ``"raise"``, or ``"fill"`` where an image may be missing
-        mpp : the column of micrometres a pixel of the images, where it is a name
-        problems : where to note what is wrong, by its row, instead of raising it
-        name_row : the words for a row, to stand before what is wrong with it
-        others : as for `resolve_paths`
+        the template holds `label_id` and its other columns say the same in all rows of a tile. With `problems`, what
+        is wrong is noted there, by its row, instead of raised; `name_row` has the words that stand before it.
         """
         noted = Problems("the manifest") if problems is None else problems
         templates = names_of(template)
@@ -237,12 +213,7 @@ class Images:
         return cls([file], None, named)
 
     def first_row(self) -> int:
-        """The first sample that has the last frame that any has.
-
-        Raises
-        ------
-        ManifestError : there is none
-        """
+        """The first sample that has the last frame that any has; an error where there is none."""
         there = self.valid()
         for frame in reversed(range(there.shape[1])):
             if there[:, frame].any():
@@ -345,12 +316,7 @@ def windows_of(table: pd.DataFrame) -> NDArray[Any] | None:
 
 
 def common_extent(table: pd.DataFrame, windows: Int64s) -> tuple[int, ...]:
-    """The extent of every window.
-
-    Raises
-    ------
-    ManifestError : they differ
-    """
+    """The extent of every window; an error where they differ."""
     axes = windows.shape[1] // 2
     extents = windows[:, axes:] - windows[:, :axes]
     other = np.flatnonzero((extents != extents[0]).any(axis=1))
@@ -366,10 +332,8 @@ def _naming(
 ) -> tuple[pd.DataFrame, Int64s, NDArray[np.bool_]]:
     """What names the image of each sample in a frame.
 
-    Returns
-    -------
-    the columns of the template for the samples that have a name; the row which says so, of every sample; and the
-    mask of those that have one
+    The columns of the template for samples that have a name; the row which says so, of every sample; and the mask of
+    those that have one.
     """
     every = np.ones(len(rows), np.bool_)
     if label is None or frames.labels is None or label == frames.labels[-1]:

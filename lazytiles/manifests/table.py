@@ -48,12 +48,7 @@ class Pieces:
 
 
 def open_table(manifest: object, problems: Problems) -> Pieces:
-    """A DataFrame, or a CSV or Parquet path, as pieces.
-
-    Raises
-    ------
-    ManifestError : the file cannot be read as a table at all; its message says the likely cause
-    """
+    """A DataFrame, or a CSV or Parquet path, as pieces; an error says why a file is no table, as far as can be told."""
     if isinstance(manifest, pd.DataFrame):
         columns = _checked_names("the DataFrame", manifest.columns)
         arrays = [_to_arrow(manifest.iloc[:, k]) for k in range(len(columns))]

@@ -314,12 +314,7 @@ def _sampling(size: Any, spacing: Any, source: Any, method: str) -> Sampling | N
 
 
 def tiles_of(table: pd.DataFrame, image_dir: Any, asked: Asked, opener: Any = open_region) -> MultiSourceArray:
-    """The tiles of a table that was read for this and is sound, as `open_tiles` gives them.
-
-    Parameters
-    ----------
-    opener : serves for `open_region`
-    """
+    """The tiles of a table that was read for this and is sound, as `open_tiles` gives them."""
     wanted = Frames.of(asked.frames)
     if "zmin" in table or isinstance(image_dir, Mapping):
         why = "boxes of six numbers lie in volumes" if "zmin" in table else "a mapping holds volumes"
@@ -492,12 +487,9 @@ def _assembled(
     source: Callable[..., Any],
     whole: Int64s | None = None,
 ) -> MultiSourceArray:
-    """One source per region, and the samples in the order of the table.
+    """One source per region, made of openers, windows and words, and the samples in the order of the table.
 
-    Parameters
-    ----------
-    source : from openers, windows and words to the tiles of one region
-    whole : the windows of whole images, where `windows` is None; by default 0, which stands for any
+    Whole images have no windows: in their place stands `whole`, by default 0, for any.
     """
     boxes = windows if windows is not None else np.zeros((len(table), 4), np.int64) if whole is None else whole
 
