@@ -23,7 +23,7 @@ from lazytiles.errors import LazyTilesError, ManifestError
 from lazytiles.images import Page, Region, is_remote, open_region, split_name
 from lazytiles.indexing import Ground
 from lazytiles.manifests.asked import Asked
-from lazytiles.manifests.columns import names_of
+from lazytiles.manifests.columns import joint_codes, names_of
 from lazytiles.manifests.findings import (
     Report,
     check_frames,
@@ -245,9 +245,7 @@ class _Checkup:
 
     def _usual(self, rows: Int64s, extents: Int64s) -> NDArray[np.bool_]:
         """The samples whose window has the usual size: without `size`, all must have it."""
-        codes = np.zeros(len(rows), np.int64)
-        for extent in extents.T:
-            codes = pd.factorize(codes * (int(extent.max()) + 1) + extent)[0].astype(np.int64)
+        codes = joint_codes(extents.T)
         counts = np.bincount(codes)
         usual = int(counts.argmax())
         if len(counts) > 1:
@@ -303,6 +301,7 @@ class _Checkup:
             for name, row in zip(file.names, least.tolist(), strict=True):
                 first[name] = min(row, first.get(name, row))
         bad: set[str] = set()
+        are_images = set(images.names())
         for done, (name, seen) in enumerate(zip(names, self.looks([openers[name] for name in names]), strict=True)):
             region, wrong, digest = seen
             if region is not None:
@@ -312,7 +311,7 @@ class _Checkup:
             elif wrong:
                 bad.add(name)
                 report.problems.add("unreadable image", f"{tile_at(report, first[name])}: {wrong}", first[name])
-            if digest and name in images.names():
+            if digest and name in are_images:
                 report.digests[split_name(name)[0]] = digest
             self.tell("looking at images", done + 1, len(names))
         self._note_pages(images)

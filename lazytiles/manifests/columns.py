@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -69,6 +69,22 @@ def count_distinct(values: NDArray[Any]) -> int:
     """How many different values there are; the array is sorted in place."""
     values.sort()
     return int((values[1:] != values[:-1]).sum()) + bool(len(values))
+
+
+def first_of(codes: Int64s, count: int) -> Int64s:
+    """The first row of each of `count` codes; 0 where there is none."""
+    first = np.zeros(count, np.int64)
+    first[codes[::-1]] = np.arange(len(codes))[::-1]
+    return first
+
+
+def joint_codes(parts: Iterable[NDArray[Any]]) -> Int64s:
+    """One number for each combination of the codes of a row, which are -1 or more, by first appearance."""
+    joint: Any = 0
+    for codes in parts:
+        # Kept small, so that many columns cannot overflow.
+        joint = pd.factorize(joint * (int(codes.max(initial=0)) + 2) + codes.astype(np.int64))[0].astype(np.int64)
+    return np.asarray(joint)
 
 
 def first_rows(values: NDArray[Any]) -> NDArray[np.int32]:

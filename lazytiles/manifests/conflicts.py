@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lazytiles.manifests.columns import column_hashes, count_distinct, first_rows
-from lazytiles.manifests.paths import first_of
+from lazytiles.manifests.columns import column_hashes, count_distinct, first_of, first_rows, joint_codes
 from lazytiles.manifests.problems import BOX_3D
 
 _IMAGES = (("region", "region_id"), ("path", "path"))
@@ -52,8 +51,7 @@ def conflicts(
     first = first_of(codes, len(unique))
     tile = table["tile_id"]
     if "label_id" in table:
-        labels = table["label_id"].cat.codes.to_numpy().astype(np.int64)
-        pairs, _ = pd.factorize(codes * (labels.max() + 1) + labels)
+        pairs = joint_codes([codes, table["label_id"].cat.codes.to_numpy()])
     else:
         pairs = codes
     seen = first_of(pairs, pairs.max() + 1)

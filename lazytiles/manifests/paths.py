@@ -19,6 +19,7 @@ from lazytiles.aliases import Int64s
 from lazytiles.errors import ManifestError
 from lazytiles.images import split_name
 from lazytiles.indexing import region_column
+from lazytiles.manifests.columns import first_of, joint_codes
 from lazytiles.manifests.problems import IDS, Problems, tile_words
 
 _SEPARATOR = re.compile(r"[/\\\x00-\x1f\x7f]")
@@ -159,29 +160,18 @@ def address_of(folder: str, name: str) -> str:
 
 def _different(table: pd.DataFrame, columns: Sequence[str]) -> tuple[Int64s, list[tuple[str, ...]]]:
     """The different combinations of the columns' values as text, by first appearance."""
-    codes = np.zeros(len(table), np.int64)
     parts: list[tuple[Int64s, list[str]]] = []
     for name in columns:
         column = table[name]
         if isinstance(column.dtype, pd.CategoricalDtype):
-            part, values = column.cat.codes.to_numpy().astype(np.int64), column.cat.categories
+            part, values = column.cat.codes.to_numpy(), column.cat.categories
         else:
             part, values = pd.factorize(column)
-            part = part.astype(np.int64)
         parts.append((part, [str(value) for value in values]))
-        codes = codes * (len(values) + 1) + part
-        # Kept small, so that many columns cannot overflow.
-        codes = pd.factorize(codes)[0].astype(np.int64)
-    first = first_of(codes, int(codes.max()) + 1 if len(codes) else 0)
+    codes = joint_codes([part for part, _ in parts]) if parts else np.zeros(len(table), np.int64)
+    first = first_of(codes, int(codes.max(initial=-1)) + 1)
     rows = [[values[k] if k >= 0 else "" for k in part[first].tolist()] for part, values in parts]
     return codes, list(zip(*rows, strict=True)) if rows else [()] * len(first)
-
-
-def first_of(codes: Int64s, count: int) -> Int64s:
-    """The first row of each of `count` codes; 0 where there is none."""
-    first = np.zeros(count, np.int64)
-    first[codes[::-1]] = np.arange(len(codes))[::-1]
-    return first
 
 
 def is_component(value: str) -> bool:

@@ -19,8 +19,8 @@ from lazytiles.errors import ManifestError
 from lazytiles.images import are_there, is_remote, split_name
 from lazytiles.indexing import region_column
 from lazytiles.manifests.catalog import rows_where
-from lazytiles.manifests.columns import column_hashes, count_distinct, names_of
-from lazytiles.manifests.paths import checked_columns, first_of, resolve_paths, verify_digests
+from lazytiles.manifests.columns import column_hashes, count_distinct, first_of, joint_codes, names_of
+from lazytiles.manifests.paths import checked_columns, resolve_paths, verify_digests
 from lazytiles.manifests.problems import BOX_3D, IDS, Problems, tile_words
 
 SIZE_CURES = {
@@ -273,10 +273,7 @@ class Images:
 
     def groups(self, beside: Images | None = None) -> Int64s:
         """Samples that share the images of all frames, and the masks, have one number, by first appearance."""
-        joint = np.zeros(len(self.files[0].codes), dtype=np.int64)
-        for file in self.files + (beside.files if beside is not None else []):
-            joint = pd.factorize(joint * (int(file.codes.max(initial=0)) + 1) + file.codes)[0].astype(np.int64)
-        return joint
+        return joint_codes([file.codes for file in self.files + ([] if beside is None else beside.files)])
 
     def valid(self) -> NDArray[np.bool_]:
         """Which frames of which samples are there, (n, frames)."""
