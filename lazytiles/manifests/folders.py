@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from lazytiles.errors import ManifestError
 from lazytiles.images import datasets, is_remote, listed, split_name
-from lazytiles.manifests.paths import address_of
+from lazytiles.manifests.paths import address_of, is_web
 
 _TIFFS = ".tif .tiff .btf .tf2 .tf8 .svs .ndpi .scn .bif .qptiff .lsm .stk"
 _PICTURES = (
@@ -41,7 +41,7 @@ def find_images(folder: str | os.PathLike[str]) -> list[Found]:
     """
     root = os.fspath(folder)
     if is_remote(root):
-        if root.rpartition("::")[2].startswith(("http://", "https://")):
+        if is_web(root):
             raise ManifestError(f"{root}: a folder behind an address is not listed; pass its images' own")
         places = sorted(name for name in listed(root) if _is_image(name) and not name.lower().endswith(_STORES))
         found = [(address_of(root, place), place) for place in places]
@@ -69,9 +69,8 @@ def name_images(paths: Sequence[str]) -> list[Found]:
             *folders, name = Path(os.path.abspath(file)).as_posix().split("/")
             parts.append((folders, name if inner is None else f"{name}::{inner}"))
             continue
-        is_web = path.rpartition("::")[2].startswith(("http://", "https://"))
-        *folders, name = path.partition("?")[0].split("/") if is_web else path.split("/")
-        parts.append((folders, unquote(name) if is_web else name))
+        *folders, name = path.partition("?")[0].split("/") if is_web(path) else path.split("/")
+        parts.append((folders, unquote(name) if is_web(path) else name))
     together = zip(*(folders for folders, _ in parts), strict=False)
     shared = sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, together))
     places = ["/".join([*folders[shared:], name]) for folders, name in parts]

@@ -24,9 +24,9 @@ COORDINATES = ("pixels", "base", "map")
 _NEAR = 1e-6  # pixels by which a place may miss an edge and still be on it
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Division:
-    """How images are divided: what `make_grid` is asked for, by its keywords."""
+    """How images are divided: what `make_grid` is asked for, in its order."""
 
     size: Any
     stride: Any = None
@@ -174,20 +174,7 @@ def make_grid(
     >>> make_grid({"a": (64, 96)}, (64, 64), edge="shift")[["tile_id", "xmin", "xmax"]].to_numpy().tolist()
     [['a_0_0', 0, 64], ['a_0_32', 32, 96]]
     """
-    division = Division(
-        size=size,
-        stride=stride,
-        edge=edge,
-        keep=keep,
-        coordinates=coordinates,
-        page=page,
-        series=series,
-        axes=axes,
-        channels=channels,
-        level=level,
-        mpp=mpp,
-        source_mpp=source_mpp,
-    )
+    division = Division(size, stride, edge, keep, coordinates, page, series, axes, channels, level, mpp, source_mpp)
     return Grid.over(regions, division, progress).table()
 
 
@@ -203,9 +190,7 @@ class Grid:
     def over(cls, regions: object, division: Division, progress: Callable[[int, int], None] | None = None) -> Grid:
         """Divide images, and leave out the tiles that the rule does not keep in all images of their region."""
         problems = Problems("the images")
-        sites: dict[str, list[Site]] = {}
-        for site in find_sites(regions, division, problems):
-            sites.setdefault(site.found.region_id, []).append(site)
+        sites = find_sites(regions, division, problems)
         problems.raise_any()
         windows = {}
         for region, several in sites.items():
@@ -264,8 +249,8 @@ class Grid:
         return table
 
 
-def find_sites(regions: object, division: Division, problems: Problems) -> list[Site]:
-    """The images to be divided; their tags are read."""
+def find_sites(regions: object, division: Division, problems: Problems) -> dict[str, list[Site]]:
+    """The images to be divided, by region; their tags are read."""
     given: Sequence[Any]
     if isinstance(regions, str | os.PathLike):
         found = find_images(regions)
@@ -285,7 +270,7 @@ def find_sites(regions: object, division: Division, problems: Problems) -> list[
         )
     else:
         raise TypeError(f"regions is a folder, paths, regions or a mapping, not {type(regions).__name__}")
-    sites = []
+    sites: dict[str, list[Site]] = {}
     for one, item in zip(found, given, strict=True):
         region = division.open(one.path) if item is None else item
         shape, axes = tuple(getattr(region, "shape", None) or region), len(division.sizes)
@@ -309,13 +294,13 @@ def find_sites(regions: object, division: Division, problems: Problems) -> list[
         is_smaller = division.place == "base" and is_image and region.level
         site = Site(
             one,
-            tuple(int(length) for length in cut),
+            tuple(map(int, cut)),
             item if is_image else None,
             region.levels[region.level].downsample if is_smaller else (1.0, 1.0),
             (mpp, mpp) if isinstance(mpp, float | int) else mpp,
             ground,
         )
-        sites.append(site)
+        sites.setdefault(one.region_id, []).append(site)
     return sites
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from string import Formatter
 from typing import Any
 
@@ -100,25 +99,15 @@ def read_manifest(
     >>> read_manifest(table).to_dict("list")
     {'tile_id': ['7'], 'region_id': ['001'], 'xmin': [0], 'ymin': [0], 'xmax': [32], 'ymax': [32]}
     """
-    columns = Columns(
-        target=target,
-        tabular=tabular,
-        frames=frames,
-        optional=optional,
-        text=text,
-        file=file,
-        allow_outside=allow_outside,
-        classes=classes,
-        coordinates=coordinates,
-    )
+    columns = Columns(target, tabular, frames, optional, text, file, allow_outside, classes, coordinates)
     table, problems = inspect_manifest(manifest, columns, progress)
     problems.raise_any()
     return table
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Columns:
-    """Which columns of a table are read, and as what: the options of `read_manifest`."""
+    """Which columns of a table are read, and as what: the options of `read_manifest`, in its order."""
 
     target: str | Sequence[str] | None = None
     tabular: str | Sequence[str] | None = None
@@ -334,7 +323,12 @@ class _Reading:
             ("box outside", apart, "ends before pixel 0 and does not meet its image; correct it"),
             ("empty box", empty, f"is empty or inverted; it is ({names}), half-open, in {unit}"),
         ):
-            self._note(problem, rows, partial(self._box_message, cause=cause))
+
+            def says(row: int, cause: str = cause) -> str:
+                region = f" of region {self._cell('region_id', row)}" if "region_id" in self.ids else ""
+                return f"{self._tile(row)}{region} {cause}"
+
+            self._note(problem, rows, says)
         boxes = np.where((bad | skip)[:, None], 0, boxes)
         if self.is_on_ground:
             return list(boxes.T)
@@ -354,10 +348,6 @@ class _Reading:
         if self.has_written_boxes:
             return f"{tile}: box {self._cell('region_coordinates', row)}"
         return f"{tile}: box ({self._box(row)})" if self.box_names else tile
-
-    def _box_message(self, row: int, cause: str) -> str:
-        region = f" of region {self._cell('region_id', row)}" if "region_id" in self.ids else ""
-        return f"{self._tile(row)}{region} {cause}"
 
     def finished(self) -> pd.DataFrame:
         """The table, its rows checked against each other and its targets against arithmetic."""

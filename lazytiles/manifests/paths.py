@@ -145,6 +145,11 @@ def checked_columns(have: Collection[str], template: str) -> list[str]:
     return columns
 
 
+def is_web(path: str) -> bool:
+    """Whether a path is the address of a web server, which lists no folders and takes names quoted."""
+    return path.rpartition("::")[2].startswith(("http://", "https://"))
+
+
 def address_of(folder: str, name: str) -> str:
     """The address of a file in a folder behind an address; for HTTP its name is quoted, and goes before the query.
 
@@ -152,7 +157,7 @@ def address_of(folder: str, name: str) -> str:
     ('s3://bucket/images/a#1.tif', 'https://host/images/a%231.tif?sig=x')
     """
     query = ""
-    if folder.rpartition("::")[2].startswith(("http://", "https://")):
+    if is_web(folder):
         folder, mark, rest = folder.partition("?")
         name, query = quote(name), mark + rest
     return f"{folder}{'' if folder.endswith('/') else '/'}{name}{query}"

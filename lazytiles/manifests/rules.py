@@ -199,9 +199,8 @@ class Stain:
         if len(own):
             bright = own.mean(axis=1)
             bright = own[bright >= 0.95 * np.quantile(bright, 0.99)]
-            is_tint = np.ptp(bright, axis=1) <= (_TINTED_BESIDE_WHITE if is_white.any() else _TINTED) * bright.max(
-                axis=1
-            )
+            most = _TINTED_BESIDE_WHITE if is_white.any() else _TINTED
+            is_tint = np.ptp(bright, axis=1) <= most * bright.max(axis=1)
             glass = np.median(bright[is_tint], axis=0) if 2 * is_tint.sum() > len(bright) else glass
         found = cls((float(glass[0]), float(glass[1]), float(glass[2])), 0)
         saturation, value = found.seen(colours)
