@@ -15,10 +15,10 @@ _IMAGES = (("region", "region_id"), ("path", "path"))
 _SAID = ("region_id", *BOX_3D)
 
 
-def _said_of_tiles(table: pd.DataFrame) -> dict[str, NDArray[np.generic]]:
+def _said_of_tiles(table: pd.DataFrame) -> list[NDArray[np.generic]]:
     """The columns that all rows of one tile must agree on."""
-    names = [name for name in _SAID if name in table]
-    return {name: (table[name].cat.codes if name == "region_id" else table[name]).to_numpy() for name in names}
+    columns = [table[name] for name in _SAID if name in table]
+    return [(one.cat.codes if one.name == "region_id" else one).to_numpy() for one in columns]
 
 
 def _may_conflict(table: pd.DataFrame) -> bool:
@@ -38,7 +38,7 @@ def _may_conflict(table: pd.DataFrame) -> bool:
     if count_distinct(keys) < len(table):
         return True
     del keys
-    return any(bool((values != values[first]).any()) for values in _said_of_tiles(table).values())
+    return any(bool((values != values[first]).any()) for values in _said_of_tiles(table))
 
 
 def conflicts(
@@ -50,10 +50,7 @@ def conflicts(
     codes, unique = pd.factorize(table["tile_id"])
     first = first_of(codes, len(unique))
     tile = table["tile_id"]
-    if "label_id" in table:
-        pairs = joint_codes([codes, table["label_id"].cat.codes.to_numpy()])
-    else:
-        pairs = codes
+    pairs = joint_codes([codes, table["label_id"].cat.codes.to_numpy()]) if "label_id" in table else codes
     seen = first_of(pairs, pairs.max() + 1)
     again = seen[pairs] != np.arange(len(pairs))
 
@@ -69,7 +66,7 @@ def conflicts(
 
     yield "duplicate", again, describe_again
     differs = np.zeros(len(table), bool)
-    for values in _said_of_tiles(table).values():
+    for values in _said_of_tiles(table):
         differs |= values != values[first[codes]]
     if "xmin" in table:
         # A cell that is no box was noted already, and holds 0.

@@ -10,10 +10,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from functools import cache
 from pathlib import Path, PurePosixPath
 from string import Formatter
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from lazytiles.aliases import Int64s
 from lazytiles.errors import ManifestError
@@ -165,7 +167,7 @@ def address_of(folder: str, name: str) -> str:
 
 def _different(table: pd.DataFrame, columns: Sequence[str]) -> tuple[Int64s, list[tuple[str, ...]]]:
     """The different combinations of the columns' values as text, by first appearance."""
-    parts: list[tuple[Int64s, list[str]]] = []
+    parts: list[tuple[NDArray[Any], list[str]]] = []
     for name in columns:
         column = table[name]
         if isinstance(column.dtype, pd.CategoricalDtype):
