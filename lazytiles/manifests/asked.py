@@ -23,12 +23,7 @@ from lazytiles.manifests.samples import Frames, Images, common_extent
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What `open_tiles` is asked for, by its keywords; `check` is asked the same, `open_volumes` some of it.
-
-    Raises
-    ------
-    ValueError : a value that no manifest could be opened with
-    """
+    """What `open_tiles` is asked for, by its keywords; `check` is asked the same, `open_volumes` some of it."""
 
     frames: Any = None
     path: str | Sequence[str] | None = None
@@ -66,7 +61,8 @@ class Asked:
     def __post_init__(self) -> None:
         size: Any = self.size
         is_pair = isinstance(size, Sequence | np.ndarray) and len(size) == 2
-        if size is not None and not (is_pair and all(map(_is_length, size))):
+        is_whole = is_pair and all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in size)
+        if size is not None and not (is_whole and min(size) > 0):
             raise ValueError(f"size is (height, width) in pixels, such as (64, 64), not {size!r}")
         for name, allowed in (
             ("resample", METHODS),
@@ -78,25 +74,19 @@ class Asked:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
         if self.boxes_crs is not None and self.coordinates != "map":
             raise ValueError('boxes_crs= is for boxes in map units: pass coordinates="map" too')
-        self._check_scales()
-        if self.scaled and (self.gray or self.bands == "rgb" or self.dtype is not None):
-            raise ValueError("scaled=True gives float32 of each band; pass it without gray=, bands='rgb' and dtype=")
-        if not isinstance(self.path, str | None) and (self.gray or self.bands == "rgb" or not len(self.path)):
-            raise ValueError("of several files, path=[...], choose bands by their numbers: bands=[0, 2]")
-
-    def _check_scales(self) -> None:
         if self.mpp is not None and not _is_positive(self.mpp):
             raise ValueError(f"mpp is micrometres a pixel of the tiles, above 0, not {self.mpp!r}")
         if self.mpp is not None and (self.level or self.coordinates == "map"):
             raise ValueError("mpp= chooses the level by itself, and its boxes are in pixels of level 0")
-        if self.mask_scale is None:
-            return
-        if self.mask_scale != "mpp" and not _is_positive(self.mask_scale):
-            raise ValueError(
-                f'mask_scale is pixels of an image in one of its mask\'s, or "mpp", not {self.mask_scale!r}'
-            )
-        if self.masks is None or self.coordinates == "map":
+        scale = self.mask_scale
+        if scale not in (None, "mpp") and not _is_positive(scale):
+            raise ValueError(f'mask_scale is pixels of an image in one of its mask\'s, or "mpp", not {scale!r}')
+        if scale is not None and (self.masks is None or self.coordinates == "map"):
             raise ValueError("mask_scale= is for masks=, of images whose boxes are in pixels")
+        if self.scaled and (self.gray or self.bands == "rgb" or self.dtype is not None):
+            raise ValueError("scaled=True gives float32 of each band; pass it without gray=, bands='rgb' and dtype=")
+        if not isinstance(self.path, str | None) and (self.gray or self.bands == "rgb" or not len(self.path)):
+            raise ValueError("of several files, path=[...], choose bands by their numbers: bands=[0, 2]")
 
     @property
     def units(self) -> Units:
@@ -160,10 +150,6 @@ def _is_positive(number: Any) -> bool:
     return isinstance(number, int | float | np.number) and not isinstance(number, bool) and bool(0 < number < np.inf)
 
 
-def _is_length(number: Any) -> bool:
-    return isinstance(number, int | np.integer) and not isinstance(number, bool) and int(number) > 0
-
-
 def form_of(
     firsts: Sequence[Region], row: int, windows: NDArray[Any] | MapBoxes | None, table: pd.DataFrame, asked: Asked
 ) -> TileForm:
@@ -188,7 +174,13 @@ def form_of(
         height, width = first.inner_shape[:2] if windows is None else common_extent(table, windows)
         size = height, width
     if units.kind == "base" and not isinstance(windows, MapBoxes):
-        area = _area(size, None if windows is None else windows[row], first, units)
+        level = level_of(first)
+        extent = np.array(level.shape) if windows is None else windows[row][2:] - windows[row][:2]
+        if units.mpp is not None:
+            extent = np.multiply(size, units.ratio(page, level))
+        height, width = np.ceil(extent / level.downsample).tolist()
+        if (height, width) != size or level.downsample != (1, 1):
+            area = max(1, int(height * width))
     stored, dtype = _dtypes(firsts, asked)
     layout = Layout.of(first) if asked.has_axes else ONE_PAGE
     bands = first.bands if bands is None else bands  # channels that are samples
@@ -216,17 +208,6 @@ def form_of(
         scaled=asked.scaled,
         area=area,
     )
-
-
-def _area(size: tuple[int, int], window: NDArray[Any] | None, first: Region, units: Units) -> int:
-    """How many pixels of the first image, at the level that is read, its tile is made of; 0 for just its own."""
-    page, level = first.pages[0], level_of(first)
-    if units.mpp is not None:
-        extent = np.multiply(size, units.ratio(page, level))
-    else:
-        extent = np.array(level.shape) if window is None else window[2:] - window[:2]
-    height, width = np.ceil(extent / level.downsample).tolist()
-    return 0 if (height, width) == size and level.downsample == (1, 1) else max(1, int(height * width))
 
 
 def _dtypes(firsts: Sequence[Region], asked: Asked) -> tuple[np.dtype[Any], np.dtype[Any]]:

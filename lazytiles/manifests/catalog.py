@@ -86,7 +86,7 @@ def open_registered(
     Parameters
     ----------
     name : as registered
-    where : see `filtered`
+    where : for each column a value, a collection of values, or a function from the column to a mask
     folder, options : for the registered function, as they are
 
     Raises
@@ -97,29 +97,14 @@ def open_registered(
         there = ", ".join(sorted(catalog)) or "none yet"
         raise ManifestError(f"no data set {name!r} is registered; there are: {there}. Use lazytiles.register")
     tiles = catalog[name](*folder, **options)
-    return tiles if where is None else filtered(tiles, where)
-
-
-def filtered(tiles: MultiSourceArray, where: Mapping[str, Any]) -> MultiSourceArray:
-    """The tiles whose table has given values.
-
-    Parameters
-    ----------
-    tiles : an array with a table
-    where : for each column a value, a collection of values, or a function from the column to a mask
-
-    Raises
-    ------
-    ManifestError : no table, or no such column
-    """
-    table = tiles.table
-    if table is None and where:
+    table = None if where is None else tiles.table
+    if where and table is None:
         raise ManifestError(f"no column {next(iter(where))!r} to filter by; there is no table")
-    return tiles if table is None else tiles.select(rows_where(table, where))
+    return tiles if where is None or table is None else tiles.select(rows_where(table, where))
 
 
 def rows_where(table: pd.DataFrame, where: Mapping[str, Any]) -> NDArray[np.bool_]:
-    """The mask of the rows that have given values, see `filtered`.
+    """The mask of the rows that have given values, see `open_registered`.
 
     >>> rows_where(pd.DataFrame({"fold": [0, 1, 2]}), {"fold": [0, 2]}).tolist()
     [True, False, True]

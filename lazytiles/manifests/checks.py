@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from lazytiles.errors import LazyTilesError, ManifestError
 from lazytiles.images import Page, Region, is_remote, open_region, split_name
 from lazytiles.indexing import Ground
 from lazytiles.manifests.asked import Asked
-from lazytiles.manifests.columns import names_of
+from lazytiles.manifests.columns import joint_codes, names_of
 from lazytiles.manifests.findings import (
     Report,
     check_frames,
@@ -109,7 +110,7 @@ def check(
     check_windows(report, min_size)
     check_targets(report, names_of(asked.target))
     lost = check_frames(report, wanted)
-    look = _Look(read, digest)
+    look = partial(_look, read=read, digest=digest)
     checkup = _Checkup(report, table, image_dir, asked, lambda openers: _looks(look, openers, threads, client), tell)
     if len(table):
         checkup.run(wanted, lost)
@@ -122,35 +123,25 @@ def check(
     return report
 
 
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """What is done with one image: its tags are read always, its segments and its bytes if asked for."""
-
-    read: bool
-    digest: bool
-
-    def __call__(self, opener: Any) -> Seen:
-        """The region, what is wrong with it, and its digest."""
-        region, path = None, opener.args[0]
-        try:
-            region = opener()
-            damaged = sum(int(np.count_nonzero(page.is_cut)) for page in region.pages)
-            if damaged:
-                return region, f"{path}: {damaged} segments are damaged or cut off", self._digest(path)
-            if self.read:
-                rows = max(region.chunks[0], _READ_BYTES // max(region.nbytes // max(len(region), 1), 1))
-                for start in range(0, len(region), rows):
-                    region[start : start + rows]
-        except LazyTilesError as error:
-            return region, str(error), ""
-        return region, "", self._digest(path)
-
-    def _digest(self, path: str) -> str:
-        file, _ = split_name(path)
-        return sha256(file) if self.digest and os.path.isfile(file) else ""
+def _look(opener: Any, read: bool, digest: bool) -> Seen:
+    """A region, what is wrong with it, and its digest; its segments are read, and its bytes taken, where asked for."""
+    region, said, path = None, "", opener.args[0]
+    try:
+        region = opener()
+        damaged = sum(int(np.count_nonzero(page.is_cut)) for page in region.pages)
+        if damaged:
+            said = f"{path}: {damaged} segments are damaged or cut off"
+        elif read:
+            rows = max(region.chunks[0], _READ_BYTES // max(region.nbytes // max(len(region), 1), 1))
+            for start in range(0, len(region), rows):
+                region[start : start + rows]
+    except LazyTilesError as error:
+        return region, str(error), ""
+    file, _ = split_name(path)
+    return region, said, sha256(file) if digest and os.path.isfile(file) else ""
 
 
-def _looks(look: _Look, openers: Sequence[Any], threads: int | None, client: Any) -> Iterator[Seen]:
+def _looks(look: Callable[[Any], Seen], openers: Sequence[Any], threads: int | None, client: Any) -> Iterator[Seen]:
     """What is seen of each image, in their order: on threads here, or on the workers of a cluster."""
     if client is None:
         with ThreadPoolExecutor(threads or min(4, usable_cpus())) as pool:
@@ -158,8 +149,7 @@ def _looks(look: _Look, openers: Sequence[Any], threads: int | None, client: Any
         return
     places = [one.args[0] if is_remote(one.args[0]) else os.path.abspath(one.args[0]) for one in openers]
     found = [partial(one.func, place, **one.keywords) for one, place in zip(openers, places, strict=True)]
-    futures = client.map(look, found, pure=False)
-    yield from results(client, futures)
+    yield from results(client, client.map(look, found, pure=False))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -190,24 +180,16 @@ class _Placed:
 
 @dataclass(slots=True, eq=False)
 class _Checkup:
-    """The images of a manifest while they are looked at, and opened as `open_tiles` opens them.
-
-    Parameters
-    ----------
-    folder : where the images are; None looks at none
-    asked : what `open_tiles` would be asked for
-    looks : from what opens images to what is seen of each
-    regions, damaged : the images that were opened, and what is wrong with some of their segments
-    """
+    """The images of a manifest while they are looked at, and opened as `open_tiles` opens them."""
 
     report: Report
     table: pd.DataFrame
-    folder: Any
+    folder: Any  # of the images; None looks at none
     asked: Asked
-    looks: Callable[[Sequence[Any]], Iterator[Seen]]
+    looks: Callable[[Sequence[Any]], Iterator[Seen]]  # from what opens images to what is seen of each
     tell: Progress
-    regions: dict[str, Region] = field(default_factory=dict)
-    damaged: dict[str, str] = field(default_factory=dict)
+    regions: dict[str, Region] = field(default_factory=dict)  # that were opened
+    damaged: dict[str, str] = field(default_factory=dict)  # what is wrong with segments of some of them
 
     def run(self, wanted: Frames, lost: NDArray[np.bool_]) -> None:
         """Note what is wrong with the samples and their images, and what they are like."""
@@ -263,9 +245,7 @@ class _Checkup:
 
     def _usual(self, rows: Int64s, extents: Int64s) -> NDArray[np.bool_]:
         """The samples whose window has the usual size: without `size`, all must have it."""
-        codes = np.zeros(len(rows), np.int64)
-        for extent in extents.T:
-            codes = pd.factorize(codes * (int(extent.max()) + 1) + extent)[0].astype(np.int64)
+        codes = joint_codes(extents.T)
         counts = np.bincount(codes)
         usual = int(counts.argmax())
         if len(counts) > 1:
@@ -281,37 +261,47 @@ class _Checkup:
 
     def _images(self, rows: Int64s, wanted: Frames) -> tuple[Images, Images | None]:
         """Where the images and masks of the samples lie; what is wrong with that is noted."""
+        report, asked = self.report, self.asked
         find = partial(
             Images.of,
             self.table,
             rows,
             image_dir=self.folder,
-            follow_symlinks=self.asked.follow_symlinks,
-            problems=self.report.problems,
-            name_row=lambda row: f"{tile_at(self.report, row)}: ",
+            follow_symlinks=asked.follow_symlinks,
+            problems=report.problems,
+            name_row=lambda row: f"{tile_at(report, row)}: ",
         )
-        path, masks = self.asked.path or default_template(self.table), self.asked.masks
-        how: dict[str, Any] = {"missing": self.asked.missing, "mpp": self.asked.source_mpp}
-        images = find(path, frames=wanted, opener=self._opener(self.asked.opening), **how)
-        self.report.paths, self.report.images = images.by_row(len(self.table))
-        self.report.facts["images"] = len(self.report.images)
-        beside = None
-        if isinstance(masks, str):
-            beside = find(masks, frames=Frames(None, False), opener=self._opener(self.asked.mask_opening))
-        if beside is not None:
-            self.report.facts["masks"] = len(beside.by_row(len(self.table))[1])
-        return images, beside
-
-    def _opener(self, options: dict[str, Any]) -> Any:
-        return partial(open_region, **({"page": "all"} if "zmin" in self.table else options))
+        volumes: dict[str, Any] | None = {"page": "all"} if "zmin" in self.table else None
+        images = find(
+            asked.path or default_template(self.table),
+            frames=wanted,
+            opener=partial(open_region, **(volumes or asked.opening)),
+            missing=asked.missing,
+            mpp=asked.source_mpp,
+        )
+        report.paths, report.images = images.by_row(len(self.table))
+        report.facts["images"] = len(report.images)
+        if not isinstance(asked.masks, str):
+            return images, None
+        opener = partial(open_region, **(volumes or asked.mask_opening))
+        masks = find(asked.masks, frames=Frames(None, False), opener=opener)
+        report.facts["masks"] = len(masks.by_row(len(self.table))[1])
+        return images, masks
 
     def _look_at(self, images: Images, masks: Images | None) -> NDArray[np.bool_]:
         """Look at every image and mask; the samples whose images are all there and alike."""
-        report, good = self.report, np.ones(len(images.codes[0]), np.bool_)
-        names = list(dict.fromkeys([*images.names(), *([] if masks is None else masks.names())]))
-        first = self._first_rows(images, masks)
+        report, may_lack = self.report, self.asked.missing == "fill"
+        both = [images] if masks is None else [images, masks]
+        names = list(dict.fromkeys(name for part in both for name in part.names()))
+        openers = {name: opener for part in reversed(both) for name, opener in part.opener_of_each().items()}
+        first: dict[str, int] = {}  # the first row that names each image
+        for file in itertools.chain.from_iterable(part.files for part in both):
+            least = np.full(len(file.names), len(self.table), np.int64)
+            np.minimum.at(least, file.codes, file.rows)
+            for name, row in zip(file.names, least.tolist(), strict=True):
+                first[name] = min(row, first.get(name, row))
         bad: set[str] = set()
-        openers = ({} if masks is None else masks.opener_of_each()) | images.opener_of_each()
+        are_images = set(images.names())
         for done, (name, seen) in enumerate(zip(names, self.looks([openers[name] for name in names]), strict=True)):
             region, wrong, digest = seen
             if region is not None:
@@ -321,35 +311,26 @@ class _Checkup:
             elif wrong:
                 bad.add(name)
                 report.problems.add("unreadable image", f"{tile_at(report, first[name])}: {wrong}", first[name])
-            if digest and name in images.names():
+            if digest and name in are_images:
                 report.digests[split_name(name)[0]] = digest
             self.tell("looking at images", done + 1, len(names))
         self._note_pages(images)
         for number in range(images.parts):
             own = [name for name in images.names(number) if name in self.regions]
             bad |= self._check_alike({name: self.regions[name] for name in own}, first)
-        for part, may_lack in ((images, self.asked.missing == "fill"), (masks, False)):
-            for codes, paths, there in zip(part.codes, part.paths, part.there, strict=True) if part else ():
-                fine = np.array([name not in bad for name in paths], np.bool_) & (there | may_lack)
-                good &= fine[codes]
-            if part:  # the last frame has its own row: without a name, it was refused
-                good &= np.array([bool(name) for name in part.paths[-1]], np.bool_)[part.codes[-1]]
-        if self.asked.missing == "fill":
+        good = np.ones(len(images.files[0].codes), np.bool_)
+        for part in both:
+            for file in part.files:
+                fine = np.array([name not in bad for name in file.names], np.bool_)
+                good &= (fine & (file.there | (may_lack and part is images)))[file.codes]
+            # The last frame has its own row: without a name, it was refused.
+            good &= np.array([bool(name) for name in part.files[-1].names], np.bool_)[part.files[-1].codes]
+        if may_lack:
             lacks = ~images.valid().all(axis=1)
             says = "lacks the image of a frame, which is filled"
-            report.warnings.add_rows("filled frames", images.rows[-1][lacks], lambda r: f"{tile_at(report, r)} {says}")
+            rows = images.files[-1].rows[lacks]
+            report.warnings.add_rows("filled frames", rows, lambda row: f"{tile_at(report, row)} {says}")
         return good
-
-    def _first_rows(self, *found: Images | None) -> dict[str, int]:
-        """For each image the first row that names it."""
-        first: dict[str, int] = {}
-        for part in found:
-            for codes, paths, rows in zip(part.codes, part.paths, part.rows, strict=True) if part else ():
-                least = np.full(len(paths), len(self.table), np.int64)
-                np.minimum.at(least, codes, rows)
-                for name, row in zip(paths, least.tolist(), strict=True):
-                    first[name] = min(row, first.get(name, row))
-        return first
 
     def _note_pages(self, images: Images) -> None:
         """Files of several images of one shape, of which one is read because nothing is said."""
@@ -414,30 +395,36 @@ class _Checkup:
         if wanted.labels is not None and not wanted.timed:
             frames = wanted.labels[0]
         asked = replace(self.asked, where=None, verify=None, frames=frames)
+
+        def opener(path: str, **options: Any) -> Region:
+            region = self.regions.get(path)
+            if region is not None and region.level == options.get("level", 0):
+                return region
+            return open_region(path, **options)
+
         try:
-            opened = tiles_of(table, self.folder, asked, self._opened)
+            opened = tiles_of(table, self.folder, asked, opener)
         except (LazyTilesError, ValueError) as error:
             self.report.problems.add("cannot be opened", str(error))
             return
         said: dict[str, NDArray[np.bool_]] = {}
         untested = set(self.damaged)
         for array in (opened, opened.labels):
-            if isinstance(array, MultiSourceArray):
-                for source, mine in _by_source(array, rows):
-                    self._note_faults(source, mine, said)
-                    self._note_rounding(source, mine)
-                    self._note_damage(source, untested)
+            if not isinstance(array, MultiSourceArray):
+                continue
+            pairs = array.index_pairs
+            order = np.lexsort((pairs[:, 1], pairs[:, 0]))  # the samples of each source, in its own order
+            ends = np.cumsum([len(source) for source in array.sources])
+            for source, stop in zip(array.sources, ends.tolist(), strict=True):
+                mine = rows[order[stop - len(source) : stop]]
+                self._note_faults(source, mine, said)
+                self._note_damage(source, untested)
         for name in untested:
             self.report.problems.add("unreadable image", self.damaged[name])
 
-    def _opened(self, path: str, **options: Any) -> Region:
-        region = self.regions.get(path)
-        return (
-            region if region is not None and region.level == options.get("level", 0) else open_region(path, **options)
-        )
-
     def _note_faults(self, source: Any, rows: Int64s, said: dict[str, NDArray[np.bool_]]) -> None:
-        faults = list(source.faults())
+        """What is wrong with the windows of a source, and which boxes on the ground are moved to whole pixels."""
+        report, faults = self.report, list(source.faults())
         outside = any(kind == "window outside" for kind, _, _ in faults)
         for kind, bad, cause in faults:
             if kind == "frames differ" and outside:  # one cause is said once
@@ -447,20 +434,16 @@ class _Checkup:
             known[rows[bad]] = True
             if kind != "window outside":  # one for all windows of a region
                 new = new[:1]
-            self.report.problems.add_rows(kind, new, lambda row, said=cause: f"{tile_at(self.report, row)}{said}")  # type: ignore[misc]
-
-    def _note_rounding(self, source: Any, rows: Int64s) -> None:
-        """Boxes on the ground are moved to whole pixels."""
+            report.problems.add_rows(kind, new, lambda row, said=cause: f"{tile_at(report, row)}{said}")  # type: ignore[misc]
         if getattr(source, "boxes", None) is None or source.follows:
             return
         with suppress(LazyTilesError):  # which is noted
             base = source.base()
-            exact = source.boxes.exactly(base)
-            moved = abs(source.windows - exact).max(axis=1)
-            self.report.warnings.add_rows(
+            moved = abs(source.windows - source.boxes.exactly(base)).max(axis=1)
+            report.warnings.add_rows(
                 "boxes between pixels",
                 rows[moved > _MOVED],
-                lambda row: f"{tile_at(self.report, row)} is moved by {moved[rows == row][0]:.2f} pixels of {base}",
+                lambda row: f"{tile_at(report, row)} is moved by {moved[rows == row][0]:.2f} pixels of {base}",
             )
 
     def _note_damage(self, source: Any, untested: set[str]) -> None:
@@ -480,12 +463,3 @@ class _Checkup:
                 self.report.problems.add("unreadable image", self.damaged[name])
             else:
                 self.report.warnings.add("damage outside windows", f"{self.damaged[name]}, under no window")
-
-
-def _by_source(array: MultiSourceArray, rows: Int64s) -> Iterator[tuple[Any, Int64s]]:
-    """Each source of an array, and the rows of the table that its samples come from, in its own order."""
-    pairs = array.index_pairs
-    order = np.lexsort((pairs[:, 1], pairs[:, 0]))
-    ends = np.cumsum([len(source) for source in array.sources])
-    for source, stop in zip(array.sources, ends.tolist(), strict=True):
-        yield source, rows[order[stop - len(source) : stop]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -44,9 +44,11 @@ def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if not (is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
         raise TypeError(f"{kind} is not text")
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(kind)
-    return column if column.type == pa.string() else column.cast(pa.string())
+    return column if column.type == pa.string() else _undictionaried(column).cast(pa.string())
+
+
+def _undictionaried(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
 def column_hashes(column: pd.Series) -> NDArray[np.uint64]:
@@ -69,11 +71,25 @@ def count_distinct(values: NDArray[Any]) -> int:
     return int((values[1:] != values[:-1]).sum()) + bool(len(values))
 
 
+def first_of(codes: Int64s, count: int) -> Int64s:
+    """The first row of each of `count` codes; 0 where there is none."""
+    first = np.zeros(count, np.int64)
+    first[codes[::-1]] = np.arange(len(codes))[::-1]
+    return first
+
+
+def joint_codes(parts: Iterable[NDArray[Any]]) -> Int64s:
+    """One number for each combination of the codes of a row, which are -1 or more, by first appearance."""
+    joint: Any = 0
+    for codes in parts:
+        # Kept small, so that many columns cannot overflow.
+        joint = pd.factorize(joint * (int(codes.max(initial=0)) + 2) + codes.astype(np.int64))[0].astype(np.int64)
+    return np.asarray(joint)
+
+
 def first_rows(values: NDArray[Any]) -> NDArray[np.int32]:
     """For each row the first row of the same value.
 
-    Examples
-    --------
     >>> first_rows(np.array([7, 5, 7, 7, 5])).tolist()
     [0, 1, 0, 0, 1]
     """
@@ -95,34 +111,20 @@ def parse_boxes(
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Boxes written as text, by a strict grammar over the whole column; nothing is evaluated.
 
-    Four (or six) decimal integers of at most ten ASCII digits, between commas, in round or square brackets;
-    spaces are allowed, and nothing else. Of floats each number may have a fraction behind a point, and an exponent.
+    Four decimal integers (or six: None takes six where no cell has four) of at most ten ASCII digits, between commas,
+    in round or square brackets; spaces are allowed, and nothing else. Of floats each number may have a fraction behind
+    a point, and an exponent. A cell that is not a box holds 0, and has its place in the mask.
 
-    Parameters
-    ----------
-    text : n cells of text
-    count : 4 or 6 numbers in each box; None takes 6 where no cell has 4
-    kind : of the numbers: int64 or float64
-
-    Returns
-    -------
-    array, shape (n, 4) or (n, 6), 0 where a cell is not a box; and the mask, shape (n,), of those
-
-    Examples
-    --------
     >>> boxes, bad = parse_boxes(pa.array(["(0, 0, 32, 32)", "[-1,0,8,8]", "(0,0,0x20,1)"]))
     >>> boxes.tolist(), bad.tolist()
     ([[0, 0, 32, 32], [-1, 0, 8, 8], [0, 0, 0, 0]], [False, False, True])
     """
-    boxes, bad = _match_boxes(text, count or 4, kind)
-    if count is None and len(bad) and bad.all():
-        solid, wrong = _match_boxes(text, 6, kind)
-        if not wrong.all():
-            return solid, wrong
-    return boxes, bad
-
-
-def _match_boxes(text: pa.ChunkedArray | pa.Array, count: int, kind: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    if count is None:
+        boxes, bad = parse_boxes(text, 4, kind)
+        if bad.all():
+            solid, wrong = parse_boxes(text, 6, kind)
+            return (boxes, bad) if wrong.all() else (solid, wrong)
+        return boxes, bad
     number = _WHOLE if kind is np.int64 else _DECIMAL
     numbers = ",".join(rf"[ \t]*(?P<n{k}>{number})[ \t]*" for k in range(count))
     found = pc.extract_regex(text, rf"^[ \t]*(?P<open>[\[(]){numbers}(?P<close>[\])])[ \t]*$")
@@ -139,47 +141,28 @@ def _match_boxes(text: pa.ChunkedArray | pa.Array, count: int, kind: Any) -> tup
     return boxes, bad
 
 
-def integers(column: pa.ChunkedArray) -> tuple[Int64s, NDArray[np.bool_]]:
-    """A column of whole numbers as int64, and a mask of the cells that are none."""
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    column = column.cast(kind) if pa.types.is_dictionary(column.type) else column
-    if is_text(kind):
-        trimmed = pc.utf8_trim(column, " ")
-        bad = ~mask(pc.match_substring_regex(trimmed, "^-?[0-9]{1,10}$"))
-        column = pc.if_else(pa.array(bad), "0", trimmed).cast(pa.int64())
-    elif pa.types.is_floating(kind):
-        values = column.to_numpy()
-        bad = ~(np.isfinite(values) & (np.floor(values) == values) & (np.abs(values) < 1e15))
-        return np.where(bad, 0, values).astype(np.int64), bad
-    elif pa.types.is_integer(kind):
-        bad = mask(column.is_null())
-        if kind == pa.uint64():
-            column = pc.min_element_wise(column, pa.scalar(2**62, pa.uint64()))
-        column = pc.fill_null(column.cast(pa.int64()), 0)
-    else:
-        return np.zeros(len(column), np.int64), np.ones(len(column), bool)
-    return column.to_numpy(), bad
-
-
-def floats(column: pa.ChunkedArray) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """A column of finite numbers as float64, 0 where a cell is none; and a mask of those."""
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    column = column.cast(kind) if pa.types.is_dictionary(column.type) else column
-    if is_text(kind):
+def box_numbers(column: pa.ChunkedArray, kind: type) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """A column of whole numbers as int64 or finite ones as float64, 0 where a cell is none, and a mask of those."""
+    column = _undictionaried(column)
+    stored = column.type
+    if is_text(stored):
         column = pc.utf8_trim(column, " ")
-        good = pa.array(mask(pc.match_substring_regex(column, f"^{_DECIMAL}$")))
-        column = pc.if_else(good, column, None).cast(pa.float64())
-    elif not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
-        return np.zeros(len(column)), np.ones(len(column), bool)
-    values = pc.fill_null(column.cast(pa.float64()), np.nan).to_numpy()
+        good = mask(pc.match_substring_regex(column, f"^{_WHOLE if kind is np.int64 else _DECIMAL}$"))
+        column = pc.if_else(pa.array(good), column, None)
+    elif not (pa.types.is_floating(stored) or pa.types.is_integer(stored)):
+        return np.zeros(len(column), kind), np.ones(len(column), bool)
+    values = pc.fill_null(column.cast(pa.float64(), safe=False), np.nan).to_numpy()
     bad = ~np.isfinite(values)
-    return np.where(bad, 0.0, values), bad
+    if kind is np.int64:
+        if pa.types.is_floating(stored):
+            bad |= (np.floor(values) != values) | (np.abs(values) >= 1e15)
+        values = np.clip(values, -(2.0**62), 2.0**62)
+    return np.where(bad, 0, values).astype(kind), bad
 
 
 def plain_numbers(column: pa.ChunkedArray, empty_too: bool) -> pa.ChunkedArray:
     """Text as int64 or float64 where every cell is a plain number, else as it was."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
+    column = _undictionaried(column)
     if not is_text(column.type) or not len(column):
         return column
     for pattern, kind in ((_INTEGER, pa.int64()), (_PLAIN_NUMBER, pa.float64())):
@@ -220,20 +203,15 @@ def label_column(
 
     Parameters
     ----------
-    column : n cells
-    used : bool, shape (n,), the rows whose labels are needed
+    used : mask of the rows whose labels are needed
     own : the order of a categorical column's own values
-    classes : the classes as the user names them, in the order of their numbers; by default the column's own order,
-        else the names sorted
+    classes : the classes as the user names them; by default the column's own order, else the names sorted
     alone : whether it is the only label column; True and False are else the numbers 1 and 0
 
     Returns
     -------
-    the categories, or numbers; None where the column is to be read as numbers. And what is wrong with some rows: the
-    kind, the mask of the rows, and words that follow the cell
+    the categories, or numbers, or None where the column is to be read as numbers; and what is wrong with some rows
 
-    Examples
-    --------
     >>> labels, _ = label_column(pd.Series(["dog", "cat"]), np.ones(2, bool), None, None, alone=True)
     >>> labels.codes.tolist(), labels.categories.to_list()
     ([1, 0], ['cat', 'dog'])
@@ -273,17 +251,9 @@ def label_column(
 def labels_of_table(
     table: pd.DataFrame, target: str | Sequence[str] | None
 ) -> tuple[NDArray[Any] | None, list[Any] | None]:
-    """The labels in a table that `read_manifest` gives, and the classes whose numbers they are.
+    """The labels (n,) or (n, k) in a table that `read_manifest` gives, and the classes whose numbers they are.
 
-    Parameters
-    ----------
-    table : n rows
-    target : the label column, several of them, or None; ``"target"`` is left out where there is no such column
-
-    Returns
-    -------
-    array, shape (n,), or (n, k) of several columns; None where there is no column, or nothing in it. And the names of
-    the classes, None where no column holds names
+    None where there is no column, or nothing in it; no classes where no column holds names.
     """
     columns = names_of(target)
     if not columns or (target == "target" and "target" not in table):

@@ -8,18 +8,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lazytiles.manifests.columns import column_hashes, count_distinct, first_rows
-from lazytiles.manifests.paths import first_of
+from lazytiles.manifests.columns import column_hashes, count_distinct, first_of, first_rows, joint_codes
 from lazytiles.manifests.problems import BOX_3D
 
 _IMAGES = (("region", "region_id"), ("path", "path"))
 _SAID = ("region_id", *BOX_3D)
 
 
-def _said_of_tiles(table: pd.DataFrame) -> dict[str, NDArray[np.generic]]:
+def _said_of_tiles(table: pd.DataFrame) -> list[NDArray[np.generic]]:
     """The columns that all rows of one tile must agree on."""
-    names = [name for name in _SAID if name in table]
-    return {name: (table[name].cat.codes if name == "region_id" else table[name]).to_numpy() for name in names}
+    columns = [table[name] for name in _SAID if name in table]
+    return [(one.cat.codes if one.name == "region_id" else one).to_numpy() for one in columns]
 
 
 def _may_conflict(table: pd.DataFrame) -> bool:
@@ -39,33 +38,19 @@ def _may_conflict(table: pd.DataFrame) -> bool:
     if count_distinct(keys) < len(table):
         return True
     del keys
-    return any(bool((values != values[first]).any()) for values in _said_of_tiles(table).values())
+    return any(bool((values != values[first]).any()) for values in _said_of_tiles(table))
 
 
 def conflicts(
     table: pd.DataFrame, where: Callable[[int], str]
 ) -> Iterator[tuple[str, NDArray[np.bool_], Callable[[int], str]]]:
-    """Rows that say of one tile what another row says otherwise, or again.
-
-    Parameters
-    ----------
-    table : with `tile_id`, and where they are there `region_id`, `label_id` and the box columns
-    where : a row number to how the user finds it
-
-    Returns
-    -------
-    kinds of problems, each with the mask of its rows, and a row number to its text
-    """
+    """Rows that say of one tile what another row says otherwise, or again: their kind, mask, and words for each."""
     if not _may_conflict(table):
         return
     codes, unique = pd.factorize(table["tile_id"])
     first = first_of(codes, len(unique))
     tile = table["tile_id"]
-    if "label_id" in table:
-        labels = table["label_id"].cat.codes.to_numpy().astype(np.int64)
-        pairs, _ = pd.factorize(codes * (labels.max() + 1) + labels)
-    else:
-        pairs = codes
+    pairs = joint_codes([codes, table["label_id"].cat.codes.to_numpy()]) if "label_id" in table else codes
     seen = first_of(pairs, pairs.max() + 1)
     again = seen[pairs] != np.arange(len(pairs))
 
@@ -81,7 +66,7 @@ def conflicts(
 
     yield "duplicate", again, describe_again
     differs = np.zeros(len(table), bool)
-    for values in _said_of_tiles(table).values():
+    for values in _said_of_tiles(table):
         differs |= values != values[first[codes]]
     if "xmin" in table:
         # A cell that is no box was noted already, and holds 0.

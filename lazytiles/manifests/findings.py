@@ -131,49 +131,39 @@ def check_targets(report: Report, columns: Sequence[str]) -> None:
         if table is None or name not in table or not len(table):
             continue
         if isinstance(table[name].dtype, pd.CategoricalDtype):
-            _check_names(report, name, table[name])
-            continue
-        values = to_numbers(table[name])
-        finite = np.isfinite(values)
-        values = values if finite.all() else values[finite]
-        if not len(values):
-            if table[name].isna().all():
-                report.warnings.add("no labels", f"nothing is written in {name}: the tiles are for prediction alone")
-            continue
-        facts: dict[str, Any] = {
-            "min": float(values.min()),
-            "max": float(values.max()),
-            "mean": float(values.mean()),
-        }
-        few = len(np.unique(values[:_LOOKED_AT])) <= _FEW_CLASSES
-        classes, counts = np.unique(values, return_counts=True) if few else (values, values)
-        if few and len(classes) <= _FEW_CLASSES and (classes == np.floor(classes)).all():
-            facts["classes"] = {f"{value:g}": int(n) for value, n in zip(classes, counts, strict=True)}
-            if len(classes) > 1 and counts.min() < 0.01 * counts.sum():
-                rare = f"{classes[counts.argmin()]:g}"
-                report.warnings.add("class balance", f"{name}: class {rare} is {counts.min()} of {counts.sum()} rows")
+            counts = {str(key): int(n) for key, n in table[name].value_counts(sort=False).items()}
+            facts: dict[str, Any] = {"classes": counts}
         else:
-            bars, edges = np.histogram(values, bins=20)
-            facts["histogram"] = {"counts": bars.tolist(), "edges": edges.tolist()}
-        if facts["min"] == facts["max"]:
-            report.warnings.add("class balance", f"{name} is {facts['min']:g} in every row")
-        report.facts.setdefault("targets", {})[name] = facts
-
-
-def _check_names(report: Report, name: str, column: pd.Series) -> None:
-    """The balance of classes that have names."""
-    counts = {str(key): int(n) for key, n in column.value_counts(sort=False).items()}
-    total, there = sum(counts.values()), [key for key, n in counts.items() if n]
-    if not there:
-        return
-    report.facts.setdefault("targets", {})[name] = {"classes": counts}
-    rare = min(there, key=lambda key: counts[key])
-    if len(there) == 1:
-        report.warnings.add("class balance", f"{name} is {rare} in every row")
-    elif counts[rare] < 0.01 * total:
-        report.warnings.add("class balance", f"{name}: class {rare} is {counts[rare]} of {total} rows")
-    if absent := [key for key, n in counts.items() if not n]:
-        report.warnings.add("class balance", f"{name}: no row is of class {', '.join(absent[:10])}")
+            values = to_numbers(table[name])
+            finite = np.isfinite(values)
+            values = values if finite.all() else values[finite]
+            if not len(values):
+                if table[name].isna().all():
+                    report.warnings.add(
+                        "no labels", f"nothing is written in {name}: the tiles are for prediction alone"
+                    )
+                continue
+            facts = {"min": float(values.min()), "max": float(values.max()), "mean": float(values.mean())}
+            few = len(np.unique(values[:_LOOKED_AT])) <= _FEW_CLASSES
+            classes, numbers = np.unique(values, return_counts=True) if few else (values, values)
+            counts = {f"{facts['min']:.15g}": len(values)} if facts["min"] == facts["max"] else {}
+            if few and len(classes) <= _FEW_CLASSES and (classes == np.floor(classes)).all():
+                counts = {f"{value:.15g}": int(n) for value, n in zip(classes, numbers, strict=True)}
+                facts["classes"] = counts
+            else:
+                bars, edges = np.histogram(values, bins=20)
+                facts["histogram"] = {"counts": bars.tolist(), "edges": edges.tolist()}
+        there = {key: n for key, n in counts.items() if n}
+        total, rare = sum(counts.values()), min(there, key=there.__getitem__, default="")
+        if len(there) == 1:
+            report.warnings.add("class balance", f"{name} is {rare} in every row")
+        elif there and there[rare] < 0.01 * total:
+            report.warnings.add("class balance", f"{name}: class {rare} is {there[rare]} of {total} rows")
+        absent = [key for key, n in counts.items() if not n]
+        if there and absent:
+            report.warnings.add("class balance", f"{name}: no row is of class {', '.join(absent[:10])}")
+        if there or "min" in facts:
+            report.facts.setdefault("targets", {})[name] = facts
 
 
 def check_leaks(report: Report, split: str, ground: Ground | None) -> None:
@@ -208,12 +198,7 @@ def check_leaks(report: Report, split: str, ground: Ground | None) -> None:
 
 
 def check_frames(report: Report, frames: Frames) -> NDArray[np.bool_]:
-    """Each tile has a row for every frame: the last, of which targets and boxes are taken, must be there.
-
-    Returns
-    -------
-    the mask of the rows of tiles that lack their last frame
-    """
+    """Each tile has a row for every frame: the mask of rows of tiles without the last, which has targets and boxes."""
     table = report.table
     assert table is not None
     lost = np.zeros(len(table), bool)

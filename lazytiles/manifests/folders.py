@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from lazytiles.errors import ManifestError
 from lazytiles.images import datasets, is_remote, listed, split_name
-from lazytiles.manifests.paths import address_of
+from lazytiles.manifests.paths import address_of, is_web
 
 _TIFFS = ".tif .tiff .btf .tf2 .tf8 .svs .ndpi .scn .bif .qptiff .lsm .stk"
 _PICTURES = (
@@ -25,17 +25,10 @@ SUFFIXES = (*f"{_TIFFS} {_PICTURES} .npy".split(), *_STORES)
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An image that was found.
+    """An image that was found, and its ids."""
 
-    Parameters
-    ----------
-    path : by which it opens
-    place : the path relative to the folder of all; None of a region without a file
-    region_id, label_id : its ids
-    """
-
-    path: str
-    place: str | None
+    path: str  # by which it opens
+    place: str | None  # the path relative to the folder of all; None of a region without a file
     region_id: str
     label_id: str | None = None
 
@@ -45,20 +38,19 @@ def find_images(folder: str | os.PathLike[str]) -> list[Found]:
 
     Hidden ones are left out. Each array of two axes or more in an HDF5 file or a Zarr group is an image. Behind an
     address, HDF5 and Zarr are left out, and a web server (HTTP) is not asked what it holds.
-
-    Raises
-    ------
-    ManifestError : there is no such folder, or no image in it
     """
     root = os.fspath(folder)
     if is_remote(root):
-        if root.rpartition("::")[2].startswith(("http://", "https://")):
+        if is_web(root):
             raise ManifestError(f"{root}: a folder behind an address is not listed; pass its images' own")
         places = sorted(name for name in listed(root) if _is_image(name) and not name.lower().endswith(_STORES))
         found = [(address_of(root, place), place) for place in places]
     elif os.path.isdir(root) and not root.rstrip("/").lower().endswith(".zarr"):
-        paths = sorted(_files_in(Path(root), ()))
-        found = [pair for path in paths for pair in _images_of(path, path.relative_to(root).as_posix())]
+        found = []
+        for path in sorted(_files_in(Path(root), ())):
+            arrays = datasets(str(path)) if path.suffix.lower() in _STORES else [""]
+            inner = [f"::{name}" if name else "" for name in arrays]
+            found += [(f"{path}{name}", f"{path.relative_to(root).as_posix()}{name}") for name in inner]
     elif os.path.exists(root):
         return name_images([root])
     else:
@@ -70,22 +62,19 @@ def find_images(folder: str | os.PathLike[str]) -> list[Found]:
 
 def name_images(paths: Sequence[str]) -> list[Found]:
     """Some images by their paths or addresses, whose folder is the one that holds them all."""
-    parts = [_parts(path) for path in paths]
+    parts = []
+    for path in paths:  # the folders of each, and its name with what stands behind ``::``; without a query
+        if not is_remote(path):
+            file, inner = split_name(path)
+            *folders, name = Path(os.path.abspath(file)).as_posix().split("/")
+            parts.append((folders, name if inner is None else f"{name}::{inner}"))
+            continue
+        *folders, name = path.partition("?")[0].split("/") if is_web(path) else path.split("/")
+        parts.append((folders, unquote(name) if is_web(path) else name))
     together = zip(*(folders for folders, _ in parts), strict=False)
     shared = sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, together))
     places = ["/".join([*folders[shared:], name]) for folders, name in parts]
     return _named(paths, places, whole=False)
-
-
-def _parts(path: str) -> tuple[list[str], str]:
-    """The folders of a file, and its name with what stands behind ``::``; of an address without its query."""
-    if not is_remote(path):
-        file, inner = split_name(path)
-        *folders, name = Path(os.path.abspath(file)).as_posix().split("/")
-        return folders, name if inner is None else f"{name}::{inner}"
-    is_web = path.rpartition("::")[2].startswith(("http://", "https://"))
-    *folders, name = path.partition("?")[0].split("/") if is_web else path.split("/")
-    return folders, unquote(name) if is_web else name
 
 
 def _files_in(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
@@ -110,22 +99,10 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not is_hidden
 
 
-def _images_of(path: Path, place: str) -> Iterator[tuple[str, str]]:
-    """A file, or the arrays in a file or folder of several."""
-    if path.suffix.lower() not in _STORES:
-        yield str(path), place
-        return
-    for name in datasets(str(path)):
-        inner = f"::{name}" if name else ""
-        yield f"{path}{inner}", f"{place}{inner}"
-
-
 def _named(paths: Sequence[str], places: Sequence[str], *, whole: bool) -> list[Found]:
     """The ids of images from their places: the file's name, and the folder above several of one name as the label.
 
-    Parameters
-    ----------
-    whole : whether they are all of a folder; then folders directly in it are labels whatever is in them
+    Of a whole folder, folders directly in it are labels whatever is in them.
     """
     split = [split_name(place) for place in places]
     files = [PurePosixPath(file) for file, _ in split]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,14 +24,9 @@ COORDINATES = ("pixels", "base", "map")
 _NEAR = 1e-6  # pixels by which a place may miss an edge and still be on it
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Division:
-    """How images are divided: what `make_grid` is asked for, by its keywords.
-
-    Raises
-    ------
-    ValueError : a value by which no image could be divided
-    """
+    """How images are divided: what `make_grid` is asked for, in its order."""
 
     size: Any
     stride: Any = None
@@ -91,24 +86,14 @@ class Division:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One image to be divided.
-
-    Parameters
-    ----------
-    found : its ids and where it lies
-    shape : of the axes that are cut, pixels of the level that is divided
-    region : the image where it was given open
-    downsample : (y, x) pixels of level 0 a pixel
-    mpp : (y, x) micrometres a pixel, where they are asked for
-    ground : its georeference, where it is asked for
-    """
+    """One image to be divided."""
 
     found: Found
-    shape: tuple[int, ...]
-    region: Region | None = None
-    downsample: tuple[float, float] = (1.0, 1.0)
-    mpp: tuple[float, float] | None = None
-    ground: Any = None
+    shape: tuple[int, ...]  # of the axes that are cut, pixels of the level that is divided
+    region: Region | None  # where it was given open
+    downsample: tuple[float, float]  # (y, x) pixels of level 0 a pixel
+    mpp: tuple[float, float] | None  # (y, x) micrometres a pixel, where they are asked for
+    ground: Any  # its georeference, where it is asked for
 
     def to_map(self, boxes: Any) -> Floats:
         """Boxes (y0, x0, y1, x1) in pixels as boxes (ymin, xmin, ymax, xmax) in map units."""
@@ -189,45 +174,23 @@ def make_grid(
     >>> make_grid({"a": (64, 96)}, (64, 64), edge="shift")[["tile_id", "xmin", "xmax"]].to_numpy().tolist()
     [['a_0_0', 0, 64], ['a_0_32', 32, 96]]
     """
-    division = Division(
-        size=size,
-        stride=stride,
-        edge=edge,
-        keep=keep,
-        coordinates=coordinates,
-        page=page,
-        series=series,
-        axes=axes,
-        channels=channels,
-        level=level,
-        mpp=mpp,
-        source_mpp=source_mpp,
-    )
+    division = Division(size, stride, edge, keep, coordinates, page, series, axes, channels, level, mpp, source_mpp)
     return Grid.over(regions, division, progress).table()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Grid:
-    """The tiles of some images.
+    """The tiles of some images."""
 
-    Parameters
-    ----------
-    place : what boxes in the table are in
-    sites : the images, by region; of a region, the last one's pixels count
-    windows : of each region, int64, shape (n, 4) or (n, 6), pixels
-    """
-
-    place: str
-    sites: dict[str, list[Site]]
-    windows: dict[str, Int64s]
+    place: str  # what boxes in the table are in
+    sites: dict[str, list[Site]]  # the images, by region; of a region, the last one's pixels count
+    windows: dict[str, Int64s]  # of each region, shape (n, 4) or (n, 6), pixels
 
     @classmethod
     def over(cls, regions: object, division: Division, progress: Callable[[int, int], None] | None = None) -> Grid:
         """Divide images, and leave out the tiles that the rule does not keep in all images of their region."""
         problems = Problems("the images")
-        sites: dict[str, list[Site]] = {}
-        for site in find_sites(regions, division, problems):
-            sites.setdefault(site.found.region_id, []).append(site)
+        sites = find_sites(regions, division, problems)
         problems.raise_any()
         windows = {}
         for region, several in sites.items():
@@ -243,7 +206,13 @@ class Grid:
         for done, (site, last) in enumerate(every):
             if division.keep is not None:
                 region = site.found.region_id
-                windows[region] = windows[region][_kept(site, last, windows[region], division, division.keep)]
+                if site.region is None and not site.found.path:
+                    raise ManifestError(f"region {region}: a rule to keep tiles needs its image")
+                own = windows[region]  # in pixels of the last image
+                if division.place == "map":
+                    own = np.round(site.to_pixels(last.to_map(own))).astype(np.int64)
+                image = division.open(site.found.path) if site.region is None else site.region
+                windows[region] = windows[region][judge(image, own, division.keep)]
             if progress:
                 progress(done + 1, len(every))
         return cls(division.place, sites, windows)
@@ -280,8 +249,8 @@ class Grid:
         return table
 
 
-def find_sites(regions: object, division: Division, problems: Problems) -> list[Site]:
-    """The images to be divided; their tags are read."""
+def find_sites(regions: object, division: Division, problems: Problems) -> dict[str, list[Site]]:
+    """The images to be divided, by region; their tags are read."""
     given: Sequence[Any]
     if isinstance(regions, str | os.PathLike):
         found = find_images(regions)
@@ -301,36 +270,38 @@ def find_sites(regions: object, division: Division, problems: Problems) -> list[
         )
     else:
         raise TypeError(f"regions is a folder, paths, regions or a mapping, not {type(regions).__name__}")
-    return [_site(one, region, division, problems) for one, region in zip(found, given, strict=True)]
-
-
-def _site(found: Found, given: Any, division: Division, problems: Problems) -> Site:
-    """An image with what its division needs to know."""
-    region = division.open(found.path) if given is None else given
-    shape, axes = tuple(getattr(region, "shape", None) or region), len(division.sizes)
-    if isinstance(region, Region):
-        cut = shape[: region.axes.index("X") + 1][-axes:]
-    else:
-        cut = shape[:axes]
-    if len(cut) < axes:
-        raise ManifestError(f"region {found.region_id}: its shape {shape} has fewer than the {axes} axes of the tiles")
-    site = Site(found, tuple(int(length) for length in cut), given if isinstance(given, Region) else None)
-    name = found.path or f"region {found.region_id}"
-    if division.place == "map":
-        ground = region.pages[0].georeference if isinstance(region, Region) else None
-        if ground is None or ground.transform is None:
-            problems.add("no place", f"{name}: does not say where on the map it lies; leave out coordinates='map'")
-        elif ground.transform.b or ground.transform.d:
-            problems.add("rotated", f"{name}: is rotated on its map, where boxes are not; leave out coordinates='map'")
-        site = replace(site, ground=ground)
-    if division.mpp is not None:
-        each = division.source_mpp or getattr(region, "mpp", None)
-        if each is None:
+    sites: dict[str, list[Site]] = {}
+    for one, item in zip(found, given, strict=True):
+        region = division.open(one.path) if item is None else item
+        shape, axes = tuple(getattr(region, "shape", None) or region), len(division.sizes)
+        is_image = isinstance(region, Region)
+        cut = shape[: region.axes.index("X") + 1][-axes:] if is_image else shape[:axes]
+        if len(cut) < axes:
+            raise ManifestError(
+                f"region {one.region_id}: its shape {shape} has fewer than the {axes} axes of the tiles"
+            )
+        name = one.path or f"region {one.region_id}"
+        ground = region.pages[0].georeference if is_image and division.place == "map" else None
+        if division.place == "map":
+            cure = "leave out coordinates='map'"
+            if ground is None or ground.transform is None:
+                problems.add("no place", f"{name}: does not say where on the map it lies; {cure}")
+            elif ground.transform.b or ground.transform.d:
+                problems.add("rotated", f"{name}: is rotated on its map, where boxes are not; {cure}")
+        mpp = None if division.mpp is None else division.source_mpp or getattr(region, "mpp", None)
+        if division.mpp is not None and mpp is None:
             problems.add("no micrometres", f"{name}: does not say how many micrometres a pixel is; pass source_mpp=")
-        site = replace(site, mpp=(each, each) if isinstance(each, float | int) else each)
-    if division.place == "base" and isinstance(region, Region) and region.level:
-        site = replace(site, downsample=region.levels[region.level].downsample)
-    return site
+        is_smaller = division.place == "base" and is_image and region.level
+        site = Site(
+            one,
+            tuple(map(int, cut)),
+            item if is_image else None,
+            region.levels[region.level].downsample if is_smaller else (1.0, 1.0),
+            (mpp, mpp) if isinstance(mpp, float | int) else mpp,
+            ground,
+        )
+        sites.setdefault(one.region_id, []).append(site)
+    return sites
 
 
 def _common(sites: Sequence[Site], place: str, problems: Problems) -> tuple[Int64s, tuple[int, ...]]:
@@ -358,13 +329,3 @@ def _common(sites: Sequence[Site], place: str, problems: Problems) -> tuple[Int6
                 problems.add("no common ground", f"{names[0]} and {names[1]} share no ground")
                 return np.zeros(4, np.int64), last.shape
     return np.tile(low, 2), tuple((high - low).tolist())
-
-
-def _kept(site: Site, last: Site, windows: Int64s, division: Division, keep: str | Rule) -> Any:
-    """Which tiles of a region, in pixels of its last image, a rule keeps in one of its images."""
-    if site.region is None and not site.found.path:
-        raise ManifestError(f"region {site.found.region_id}: a rule to keep tiles needs its image")
-    if division.place == "map":
-        windows = np.round(site.to_pixels(last.to_map(windows))).astype(np.int64)
-    region = division.open(site.found.path) if site.region is None else site.region
-    return judge(region, windows, keep)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from string import Formatter
 from typing import Any
 
@@ -19,8 +18,7 @@ from lazytiles.arrays import check_classes, is_numeric
 from lazytiles.errors import ManifestError
 from lazytiles.manifests.columns import (
     as_text,
-    floats,
-    integers,
+    box_numbers,
     is_blank,
     is_like_number,
     is_text,
@@ -101,25 +99,15 @@ def read_manifest(
     >>> read_manifest(table).to_dict("list")
     {'tile_id': ['7'], 'region_id': ['001'], 'xmin': [0], 'ymin': [0], 'xmax': [32], 'ymax': [32]}
     """
-    columns = Columns(
-        target=target,
-        tabular=tabular,
-        frames=frames,
-        optional=optional,
-        text=text,
-        file=file,
-        allow_outside=allow_outside,
-        classes=classes,
-        coordinates=coordinates,
-    )
+    columns = Columns(target, tabular, frames, optional, text, file, allow_outside, classes, coordinates)
     table, problems = inspect_manifest(manifest, columns, progress)
     problems.raise_any()
     return table
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Columns:
-    """Which columns of a table are read, and as what: the options of `read_manifest`."""
+    """Which columns of a table are read, and as what: the options of `read_manifest`, in its order."""
 
     target: str | Sequence[str] | None = None
     tabular: str | Sequence[str] | None = None
@@ -135,15 +123,9 @@ class Columns:
 def inspect_manifest(
     manifest: pd.DataFrame | str | os.PathLike[str], columns: Columns, progress: Callable[[int], None] | None = None
 ) -> tuple[pd.DataFrame, Problems]:
-    """As `read_manifest`, but what is wrong is given back beside the table.
+    """As `read_manifest`, but what is wrong is given back beside the table, unless it is no table at all.
 
-    Returns
-    -------
-    the table, and its problems; rows that a problem names may hold 0 or empty text in the cell concerned
-
-    Raises
-    ------
-    ManifestError : the file is not a table at all
+    Rows that a problem names may hold 0 or empty text in the cell concerned.
     """
     problems = Problems("the manifest")
     source = open_table(manifest, problems)
@@ -226,9 +208,9 @@ class _Reading:
         self.text = {*asked.text} & {*self.kept}
         self.own_classes: dict[str, list[Any]] = {}  # of categorical columns, in their own order
         self.ids = [name for name in IDS if name in source.columns]
-        self.box_names: tuple[str, ...] = tuple(name for name in BOX_3D if name in source.columns)
-        if not self.box_names and "region_coordinates" in source.columns:
-            self.box_names = BOX_2D
+        self.has_written_boxes = "region_coordinates" in source.columns
+        self.box_columns = tuple(name for name in BOX_3D if name in source.columns)
+        self.box_names = self.box_columns or (BOX_2D if self.has_written_boxes else ())
         self.columns: dict[str, list[pa.Array]] = {name: [] for name in (*self.ids, *self.kept)}
         self.is_on_ground = asked.coordinates == "map"
         self.boxes: list[list[NDArray[Any]]] = [[] for _ in BOX_3D]
@@ -238,9 +220,19 @@ class _Reading:
     def take_in(self, progress: Callable[[int], None] | None) -> None:
         """Take every piece in."""
         for piece in self.source.pieces:
-            if not self.length and not self.box_names:
-                self._look_for_boxes(piece.slice(0, 1000))
-            skip = self._repeated_header(piece)
+            for name in self.kept if not self.length and not self.box_names else ():
+                # Boxes under another name would make every tile its whole image, and nobody would be told.
+                column = piece.column(name).slice(0, 1000)
+                looks = any(word in name.lower() for word in ("region", "coord", "window"))
+                if looks and is_text(column.type) and not parse_boxes(column)[1].all():
+                    said = f"line 1: the column {name} holds boxes; name it region_coordinates"
+                    self.problems.add("boxes unnamed", said)
+            skip, ids = np.zeros(len(piece), bool), [piece.column(name) for name in self.ids]
+            if all(is_text(column.type) for column in ids):
+                same = [pc.equal(one, pa.scalar(name, one.type)) for name, one in zip(self.ids, ids, strict=True)]
+                skip = np.logical_and.reduce([mask(one) for one in same])
+                self._note("repeated header", skip, lambda _: "the header again; were files joined?")
+                self.headers += (np.flatnonzero(skip) + self.length).tolist()
             if skip.any():  # the piece without the text of those rows
                 blanked = [pc.if_else(pa.array(skip), "", one) if is_text(one.type) else one for one in piece.columns]
                 piece = pa.Table.from_arrays(blanked, names=piece.column_names)
@@ -261,33 +253,12 @@ class _Reading:
             if progress:
                 progress(self.length)
 
-    def note(self, kind: str, bad: NDArray[np.bool_], text: Callable[[int], str], start: int) -> None:
-        """Note the rows of a piece that begins at row `start`."""
+    def _note(self, kind: str, bad: NDArray[np.bool_], text: Callable[[int], str]) -> None:
+        """Note rows of the piece that is being taken in."""
+        start = self.length
         self.problems.add_rows(
-            kind,
-            np.flatnonzero(bad) + start,
-            lambda row: f"{self.source.where(row)}: {text(row - start)}",
+            kind, np.flatnonzero(bad) + start, lambda row: f"{self.source.where(row)}: {text(row - start)}"
         )
-
-    def _look_for_boxes(self, first: pa.Table) -> None:
-        """Boxes under another name would make every tile its whole image, and nobody would be told."""
-        for name in self.kept:
-            column = first.column(name)
-            looks = any(word in name.lower() for word in ("region", "coord", "window"))
-            if looks and is_text(column.type) and not parse_boxes(column)[1].all():
-                self.problems.add("boxes unnamed", f"line 1: the column {name} holds boxes; name it region_coordinates")
-
-    def _repeated_header(self, piece: pa.Table) -> NDArray[np.bool_]:
-        columns = [piece.column(name) for name in self.ids]
-        if not all(is_text(column.type) for column in columns):
-            return np.zeros(len(piece), bool)
-        same = [
-            mask(pc.equal(column, pa.scalar(name, column.type))) for name, column in zip(self.ids, columns, strict=True)
-        ]
-        skip: NDArray[np.bool_] = np.logical_and.reduce(same)
-        self.note("repeated header", skip, lambda _: "the header again; were files joined?", self.length)
-        self.headers += (np.flatnonzero(skip) + self.length).tolist()
-        return skip
 
     def _take_ids(self, name: str, column: pa.ChunkedArray, skip: NDArray[np.bool_]) -> None:
         try:
@@ -306,42 +277,37 @@ class _Reading:
             bad = mask(pc.match_substring_regex(encoded.dictionary, _BAD_ID))
             bad = bad[encoded.indices.to_numpy()] if bad.any() else np.zeros(len(text), bool)
             self.columns[name].append(encoded)
-        self.note(f"bad {name}", bad & ~skip, partial(self._id_message, name=name), self.length)
+
+        def says(row: int) -> str:
+            value = self._cell(name, row)
+            cause = r"an id is one name, without / or \ or .. or control characters"
+            if "://" in value:
+                cause = "an id is not an address; give the address as the image folder"
+            said = f"{name} {value!r}: {cause}" if value.strip() else f"the {name} is empty"
+            return f"{self._tile(row)}: {said}"
+
+        self._note(f"bad {name}", bad & ~skip, says)
 
     def _take_boxes(self, piece: pa.Table, skip: NDArray[np.bool_]) -> list[NDArray[Any]]:
-        if "region_coordinates" in self.source.columns:
+        """The columns of the boxes, 0 where one is none."""
+        kind: type = np.float64 if self.is_on_ground else np.int64
+        if self.has_written_boxes:
             text = as_text(piece.column("region_coordinates"))
-            named = [name for name in BOX_3D if name in self.source.columns]
-            count = len(self.box_names) if self.length or named or self.is_on_ground else None
-            boxes, bad = parse_boxes(text, count, np.float64 if self.is_on_ground else np.int64)
+            count = len(self.box_names) if self.length or self.box_columns or self.is_on_ground else None
+            boxes, bad = parse_boxes(text, count, kind)
             self.box_names = BOX_2D if boxes.shape[1] == 4 else BOX_3D
-            if named:
-                again, wrong = self._boxes_of_columns(piece)
-                differ = ~bad & ~skip & (wrong | (again != boxes).any(axis=1))
-                said = ", but the columns {} say ({}); leave one of the two out, or correct it"
-                names = ", ".join(self.box_names)
-                box = self._box
-                self.note(
-                    "boxes disagree", differ, lambda r: f"{self._tile(r)}{said.format(names, box(r))}", self.length
-                )
-        else:
-            boxes, bad = self._boxes_of_columns(piece)
-        self._note_boxes(boxes, bad, skip)
-        if self.is_on_ground:
-            boxes[bad | skip] = 0
-            return list(boxes.T)
-        boxes = np.where((bad | skip)[:, None], 0, np.clip(boxes, -_LARGEST, _LARGEST))
-        return [boxes[:, k].astype(np.int32) for k in range(len(self.box_names))]
-
-    def _boxes_of_columns(self, piece: pa.Table) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        numbers = floats if self.is_on_ground else integers
-        columns = [numbers(piece.column(name)) for name in self.box_names]
-        return np.stack([values for values, _ in columns], axis=1), np.logical_or.reduce([bad for _, bad in columns])
-
-    def _note_boxes(self, boxes: NDArray[Any], bad: NDArray[np.bool_], skip: NDArray[np.bool_]) -> None:
-        half = boxes.shape[1] // 2
         names = ", ".join(self.box_names)
-        low, high = boxes[:, :half], boxes[:, half:]
+        if self.box_columns:
+            found = [box_numbers(piece.column(name), kind) for name in self.box_names]
+            numbers, wrong = np.stack([one for one, _ in found], 1), np.logical_or.reduce([one for _, one in found])
+            if self.has_written_boxes:
+                differ = ~bad & ~skip & (wrong | (numbers != boxes).any(axis=1))
+                said = f", but the columns {names} say ({{}}); leave one of the two out, or correct it"
+                self._note("boxes disagree", differ, lambda row: f"{self._tile(row)}{said.format(self._box(row))}")
+            else:
+                boxes, bad = numbers, wrong
+        axes = boxes.shape[1] // 2
+        low, high = boxes[:, :axes], boxes[:, axes:]
         good = ~(bad | skip)
         pixels = good & (not self.is_on_ground)
         huge = pixels & ((boxes > _LARGEST) | (boxes < -_LARGEST)).any(axis=1)
@@ -350,14 +316,23 @@ class _Reading:
         apart = pixels & good & ~empty & (high <= 0).any(axis=1)
         negative = pixels & good & (low < 0).any(axis=1) & (not self.asked.allow_outside) & ~apart
         what, unit = ("numbers", "map units") if self.is_on_ground else ("whole numbers", "pixels")
-        for kind, rows, cause in (
-            ("not a box", bad & ~skip, f"is not ({names}): {2 * half} {what} in brackets"),
+        for problem, rows, cause in (
+            ("not a box", bad & ~skip, f"is not ({names}): {2 * axes} {what} in brackets"),
             ("box too large", huge, f"holds a number beyond {_LARGEST}"),
             ("box outside", negative & ~empty, 'begins before pixel 0; correct it, or pass pad="reflect"'),
             ("box outside", apart, "ends before pixel 0 and does not meet its image; correct it"),
             ("empty box", empty, f"is empty or inverted; it is ({names}), half-open, in {unit}"),
         ):
-            self.note(kind, rows, partial(self._box_message, cause=cause), self.length)
+
+            def says(row: int, cause: str = cause) -> str:
+                region = f" of region {self._cell('region_id', row)}" if "region_id" in self.ids else ""
+                return f"{self._tile(row)}{region} {cause}"
+
+            self._note(problem, rows, says)
+        boxes = np.where((bad | skip)[:, None], 0, boxes)
+        if self.is_on_ground:
+            return list(boxes.T)
+        return [np.clip(column, -_LARGEST, _LARGEST).astype(np.int32) for column in boxes.T]
 
     def _cell(self, name: str, row: int) -> str:
         """A cell of the piece that is being taken in, as it was given."""
@@ -370,52 +345,53 @@ class _Reading:
     def _tile(self, row: int) -> str:
         """The words for a row of that piece: its tile, and its box if it has one."""
         tile = f"tile {self._cell('tile_id', row)}"
-        if "region_coordinates" in self.source.columns:
+        if self.has_written_boxes:
             return f"{tile}: box {self._cell('region_coordinates', row)}"
         return f"{tile}: box ({self._box(row)})" if self.box_names else tile
 
-    def _box_message(self, row: int, cause: str) -> str:
-        region = f" of region {self._cell('region_id', row)}" if "region_id" in self.ids else ""
-        return f"{self._tile(row)}{region} {cause}"
-
-    def _id_message(self, row: int, name: str) -> str:
-        value = self._cell(name, row)
-        cause = r"an id is one name, without / or \ or .. or control characters"
-        if "://" in value:
-            cause = "an id is not an address; give the address as the image folder"
-        said = f"{name} {value!r}: {cause}" if value.strip() else f"the {name} is empty"
-        return f"{self._tile(row)}: {said}"
-
     def finished(self) -> pd.DataFrame:
         """The table, its rows checked against each other and its targets against arithmetic."""
+        data: dict[str, object] = {}
+        for name in self.source.columns:
+            chunks = self.columns.pop(name, None)
+            if name in self.ids:
+                kind = pa.string() if name == "tile_id" else pa.dictionary(pa.int32(), pa.string())
+                data[name] = _series(pa.chunked_array(chunks or [], kind).unify_dictionaries())
+            elif name in self.kept:
+                column = pa.chunked_array(chunks) if chunks else pa.chunked_array([], pa.string())
+                data[name] = _series(column if name in self.text else plain_numbers(column, name in self.numbers))
+            else:  # the boxes, at the place of the first of their columns
+                for box_name, parts in zip(self.box_names, self.boxes, strict=False):
+                    if box_name not in data:
+                        none = np.zeros(0, np.float64 if self.is_on_ground else np.int32)
+                        data[box_name] = np.concatenate([none, *parts])
+                        parts.clear()
+        table = pd.DataFrame(data, copy=False)
         if not self.length:
             self.problems.add("empty", "the table has no rows")
-        table = self._assemble()
-        if not self.length:
             return table
         rows_of_tiles = np.ones(len(table), bool)
         rows_of_tiles[self.headers] = False
         hint = "; the table has no tile_id, so each file is one tile: add a column tile_id" * self.is_of_files
-        for kind, rows, text in conflicts(table, self.source.where):
-            self.problems.add_rows(kind, rows & rows_of_tiles, lambda row, text=text: text(row) + hint)  # type: ignore[misc]
+        for problem, rows, text in conflicts(table, self.source.where):
+            self.problems.add_rows(problem, rows & rows_of_tiles, lambda row, text=text: text(row) + hint)  # type: ignore[misc]
         used, frames = rows_of_tiles, self.asked.frames
         if frames is not None and len(frames) and "label_id" in table:
             used = used & (table["label_id"] == str(frames[-1])).to_numpy()
-        if not self._is_unlabelled(table, rows_of_tiles):
+        is_unlabelled = bool(self.targets) and all(
+            is_blank(table[name][:most][rows_of_tiles[:most]]).all()
+            for most in (1000, None)  # few rows tell it of nearly every table
+            for name in self.targets
+        )
+        if is_unlabelled:
+            for name in self.targets:
+                table[name] = np.full(len(table), np.nan)
+        else:
             self._check_targets(table, used, check_classes(self.asked.classes))
         for name in self.numbers:
             if name not in self.targets:
                 self._check_numbers(table, name, used)
         return table
-
-    def _is_unlabelled(self, table: pd.DataFrame, rows: NDArray[np.bool_]) -> bool:
-        """Whether no label column holds anything; they then hold NaN."""
-        for most in (1000, None):  # few rows tell it of nearly every table
-            if not self.targets or not all(is_blank(table[name][:most][rows[:most]]).all() for name in self.targets):
-                return False
-        for name in self.targets:
-            table[name] = np.full(len(table), np.nan)
-        return True
 
     def _check_targets(self, table: pd.DataFrame, used: NDArray[np.bool_], classes: list[Any] | None) -> None:
         """Label columns as numbers, and one of them, where it holds names, as categories in the classes' order."""
@@ -430,9 +406,12 @@ class _Reading:
             table[name] = labels
             named += [name] if isinstance(labels, pd.Categorical) else []
             for kind, rows, said in faults:
-                self.problems.add_rows(
-                    f"{name} {kind}", rows, self._says(table, name, partial(_cell_says, given, said))
-                )
+
+                def says(row: int, given: pd.Series = given, said: str = said) -> str:
+                    cell = given.iloc[row : row + 1]
+                    return f"{'' if is_blank(cell).all() else f' {shortened(str(cell.iloc[0]))!r}'} {said}"
+
+                self.problems.add_rows(f"{name} {kind}", rows, self._says(table, name, says))
         if len(named) > 1:
             columns = ", ".join(named)
             self.problems.add("several columns of names", f"the columns {columns} hold names: classes are those of one")
@@ -440,24 +419,6 @@ class _Reading:
             columns = ", ".join(self.targets)
             said = f"of the label columns {columns} none holds names" if columns else "there is no label column"
             self.problems.add("no names", f"classes= is given, but {said}")
-
-    def _assemble(self) -> pd.DataFrame:
-        data: dict[str, object] = {}
-        for name in self.source.columns:
-            chunks = self.columns.pop(name, None)
-            if name in self.ids:
-                kind = pa.string() if name == "tile_id" else pa.dictionary(pa.int32(), pa.string())
-                data[name] = _series(pa.chunked_array(chunks or [], kind).unify_dictionaries())
-            elif name in self.kept:
-                column = pa.chunked_array(chunks) if chunks else pa.chunked_array([], pa.string())
-                data[name] = _series(column if name in self.text else plain_numbers(column, name in self.numbers))
-            else:  # the boxes, at the place of the first of their columns
-                for box_name, parts in zip(self.box_names, self.boxes, strict=False):
-                    if box_name not in data:
-                        kind = np.float64 if self.is_on_ground else np.int32
-                        data[box_name] = np.concatenate([np.zeros(0, kind), *parts])
-                        parts.clear()
-        return pd.DataFrame(data, copy=False)
 
     def _check_numbers(self, table: pd.DataFrame, name: str, used: NDArray[np.bool_]) -> None:
         given = table[name]
@@ -477,12 +438,6 @@ class _Reading:
     def _says(self, table: pd.DataFrame, name: str, says: Callable[[int], str]) -> Callable[[int], str]:
         """From a row to its place, its tile, a column, and what is said of the cell."""
         return lambda row: f"{self.source.where(row)}: tile {table['tile_id'].iloc[row]}: {name}{says(row)}"
-
-
-def _cell_says(given: pd.Series, said: str, row: int) -> str:
-    """A cell, where there is something in it, and what is wrong with it."""
-    cell = given.iloc[row : row + 1]
-    return f"{'' if is_blank(cell).all() else f' {shortened(str(cell.iloc[0]))!r}'} {said}"
 
 
 def _series(column: pa.ChunkedArray) -> pd.Series:

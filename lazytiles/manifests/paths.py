@@ -6,38 +6,30 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path, PurePosixPath
 from string import Formatter
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from lazytiles.aliases import Int64s
 from lazytiles.errors import ManifestError
 from lazytiles.images import split_name
 from lazytiles.indexing import region_column
+from lazytiles.manifests.columns import first_of, joint_codes
 from lazytiles.manifests.problems import IDS, Problems, tile_words
 
 _SEPARATOR = re.compile(r"[/\\\x00-\x1f\x7f]")
 
 
 def template_columns(template: str) -> list[str]:
-    """The columns that a path template names, in order.
+    """The columns that a path template names, in order; each is the plain name of a column, without format.
 
-    Parameters
-    ----------
-    template : a relative path with fields such as ``"{label_id}/{region_id}.tif"``; a field is the plain name
-        of a column, without attribute, index, conversion or format
-
-    Raises
-    ------
-    ManifestError : the template is absolute, leaves its folder, or a field is more than a name
-
-    Examples
-    --------
     >>> template_columns("{label_id}/{region_id}.tif")
     ['label_id', 'region_id']
     """
@@ -94,31 +86,15 @@ def resolve_paths(
 ) -> tuple[Int64s, list[str]]:
     """The image of every row: an index into the list of the different paths, and that list.
 
+    Behind an address nothing is looked at. What is wrong is raised as one error, or with `problems` noted there, and
+    the path is then empty; ids that `read_manifest` noted there are not noted again.
+
     Parameters
     ----------
-    table : a manifest from `read_manifest`, n rows
-    template : where an image lies, relative to `image_dir`, over the table's columns
-    image_dir : a folder, or an address such as ``"s3://bucket/images"`` (then nothing is looked at);
-        None is the current folder
-    follow_symlinks : links inside the folder may lead anywhere; False refuses every link in it
-    problems : where to note what is wrong, instead of raising it; ids that `read_manifest` noted there are not
-        noted again
-    rows : shape (n,), the numbers of the rows, where the table is a part of another
+    image_dir : a folder or an address; None is the current folder
+    rows : the numbers of the rows, where the table is a part of another
     name_row : the words for a row, by its number; by default its tile
-    may_lack : whether images may be missing
 
-    Returns
-    -------
-    int64 array, shape (n,), and the paths in the order in which the table first names them; with `problems`,
-    a path that is refused is empty
-
-    Raises
-    ------
-    ManifestError : a path leaves the folder, or is missing or not a regular file; all of them are listed
-
-    Examples
-    --------
-    >>> import pandas as pd
     >>> codes, paths = resolve_paths(pd.DataFrame({"region_id": ["b", "a", "b"]}), "{region_id}.tif", "s3://x")
     >>> codes.tolist(), paths
     ([0, 1, 0], ['s3://x/b.tif', 's3://x/a.tif'])
@@ -128,23 +104,36 @@ def resolve_paths(
     found = problems if problems is not None else Problems("the manifest")
     first = first_of(codes, len(values))
     first = first if rows is None else rows[first]
-    named = name_row or (lambda row: f"{tile_words(table, row)}: ")
-    unsafe = _check_components(columns, values, found, lambda k: (int(first[k]), named(int(first[k]))))
+    words = name_row or (lambda row: f"{tile_words(table, row)}: ")
+    unsafe: set[str] = set()
+    for name, column in zip(columns, zip(*values, strict=True), strict=True) if values else ():
+        for k, value in enumerate(column):
+            parts = [value] if name in IDS else value.split("/")  # a column of files may name folders
+            if value in unsafe or all(map(is_component, parts)):
+                continue
+            unsafe.add(value)
+            if f"bad {name}" not in found.counts and not (value == "" and "repeated header" in found.counts):
+                said = (
+                    f"{name} {value[:60]!r}: a part of a path is one name, without / or \\ or .. or control characters"
+                )
+                found.add("path leaves the folder", f"{words(int(first[k]))}{said}", int(first[k]))
     # A path that leaves the folder has no place in it, whoever goes on with the others.
     names = [
         "" if not unsafe.isdisjoint(row) else template.format(**dict(zip(columns, row, strict=True))) for row in values
     ]
     folder = os.fspath(image_dir if image_dir is not None else ".")
-    if len(found) and problems is None:
+    if problems is None:
         found.raise_any()
     if "://" in folder:
         return codes, [name and address_of(folder, name) for name in names]
-    for kind, bad in _Folder(folder, follow_symlinks).check(names).items():
-        if kind == "missing image" and may_lack:
+    if not os.path.isdir(folder):
+        raise ManifestError(f"{folder}: there is no such image folder")
+    for k, kind, text in _faults_of_files(folder, names, follow_symlinks):
+        if kind != "missing image":
+            names[k] = ""
+        elif may_lack:
             continue
-        for k, text in bad.items():
-            found.add(kind, f"{named(int(first[k]))}{text}", int(first[k]))
-            names[k] = names[k] if kind == "missing image" else ""
+        found.add(kind, f"{words(int(first[k]))}{text}", int(first[k]))
     if problems is None:
         found.raise_any()
     return codes, [name and os.path.join(folder, name) for name in names]
@@ -158,6 +147,11 @@ def checked_columns(have: Collection[str], template: str) -> list[str]:
     return columns
 
 
+def is_web(path: str) -> bool:
+    """Whether a path is the address of a web server, which lists no folders and takes names quoted."""
+    return path.rpartition("::")[2].startswith(("http://", "https://"))
+
+
 def address_of(folder: str, name: str) -> str:
     """The address of a file in a folder behind an address; for HTTP its name is quoted, and goes before the query.
 
@@ -165,7 +159,7 @@ def address_of(folder: str, name: str) -> str:
     ('s3://bucket/images/a#1.tif', 'https://host/images/a%231.tif?sig=x')
     """
     query = ""
-    if folder.rpartition("::")[2].startswith(("http://", "https://")):
+    if is_web(folder):
         folder, mark, rest = folder.partition("?")
         name, query = quote(name), mark + rest
     return f"{folder}{'' if folder.endswith('/') else '/'}{name}{query}"
@@ -173,29 +167,18 @@ def address_of(folder: str, name: str) -> str:
 
 def _different(table: pd.DataFrame, columns: Sequence[str]) -> tuple[Int64s, list[tuple[str, ...]]]:
     """The different combinations of the columns' values as text, by first appearance."""
-    codes = np.zeros(len(table), np.int64)
-    parts: list[tuple[Int64s, list[str]]] = []
+    parts: list[tuple[NDArray[Any], list[str]]] = []
     for name in columns:
         column = table[name]
         if isinstance(column.dtype, pd.CategoricalDtype):
-            part, values = column.cat.codes.to_numpy().astype(np.int64), column.cat.categories
+            part, values = column.cat.codes.to_numpy(), column.cat.categories
         else:
             part, values = pd.factorize(column)
-            part = part.astype(np.int64)
         parts.append((part, [str(value) for value in values]))
-        codes = codes * (len(values) + 1) + part
-        # Kept small, so that many columns cannot overflow.
-        codes = pd.factorize(codes)[0].astype(np.int64)
-    first = first_of(codes, int(codes.max()) + 1 if len(codes) else 0)
+    codes = joint_codes([part for part, _ in parts]) if parts else np.zeros(len(table), np.int64)
+    first = first_of(codes, int(codes.max(initial=-1)) + 1)
     rows = [[values[k] if k >= 0 else "" for k in part[first].tolist()] for part, values in parts]
     return codes, list(zip(*rows, strict=True)) if rows else [()] * len(first)
-
-
-def first_of(codes: Int64s, count: int) -> Int64s:
-    """The first row of each of `count` codes; 0 where there is none."""
-    first = np.zeros(count, np.int64)
-    first[codes[::-1]] = np.arange(len(codes))[::-1]
-    return first
 
 
 def is_component(value: str) -> bool:
@@ -207,70 +190,39 @@ def is_component(value: str) -> bool:
     return value.strip() not in {"", ".", ".."} and not _SEPARATOR.search(value)
 
 
-def _check_components(
-    columns: Sequence[str], values: list[tuple[str, ...]], problems: Problems, owner: Callable[[int], tuple[int, str]]
-) -> set[str]:
-    """Note the values that could lead out of the folder, and give them back."""
-    unsafe: set[str] = set()
-    for name, column in zip(columns, zip(*values, strict=True), strict=True) if values else ():
-        for k, value in enumerate(column):
-            parts = [value] if name in IDS else value.split("/")  # a column of files may name folders
-            if value in unsafe or all(map(is_component, parts)):
-                continue
-            unsafe.add(value)
-            if f"bad {name}" not in problems.counts and not (value == "" and "repeated header" in problems.counts):
-                row, words = owner(k)
-                cause = "a part of a path is one name, without / or \\ or .. or control characters"
-                problems.add("path leaves the folder", f"{words}{name} {value[:60]!r}: {cause}", row)
-    return unsafe
-
-
-@dataclass(slots=True)
-class _Folder:
-    """What is known of the image folder: each folder inside it is looked at once."""
-
-    root: str
-    follow_symlinks: bool
-    listings: dict[str, list[str]] = field(default_factory=dict)
-    told: set[str] = field(default_factory=set)
-
-    def check(self, names: Sequence[str]) -> dict[str, dict[int, str]]:
-        """What is wrong with each path: by kind, then by position."""
-        if not os.path.isdir(self.root):
-            raise ManifestError(f"{self.root}: there is no such image folder")
-        found: dict[str, dict[int, str]] = {}
-        linked: dict[str, bool] = {}
-        for k, name in enumerate(names):
-            if not name:
-                continue
-            path = os.path.join(self.root, name)
-            if not os.path.lexists(path):
-                name, _ = split_name(name)  # a dataset behind :: lies in this file
-                path = os.path.join(self.root, name)
-            try:
-                status = os.stat(path)
-            except (OSError, ValueError):
-                found.setdefault("missing image", {})[k] = f"{path} is missing{self._hint(name)}"
-                continue
-            is_store = stat.S_ISDIR(status.st_mode) and name.rstrip("/").endswith(".zarr")
-            if not stat.S_ISREG(status.st_mode) and not is_store:
-                found.setdefault("not a file", {})[k] = f"{path} is not a regular file"
-            elif not self.follow_symlinks and self._is_linked(name, linked):
-                found.setdefault("link", {})[k] = f"{path} goes through a link (follow_symlinks=False)"
-        return found
-
-    def _is_linked(self, name: str, known: dict[str, bool]) -> bool:
+def _faults_of_files(folder: str, names: Sequence[str], follow_symlinks: bool) -> Iterator[tuple[int, str, str]]:
+    """The number of each path that cannot be read, the kind of what is wrong, and the words for it."""
+    is_link, hint = cache(os.path.islink), _Hints(folder)
+    for k, name in enumerate(names):
+        if not name:
+            continue
+        path = os.path.join(folder, name)
+        if not os.path.lexists(path):
+            name, _ = split_name(name)  # a dataset behind :: lies in this file
+            path = os.path.join(folder, name)
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):
+            yield k, "missing image", f"{path} is missing{hint(name)}"
+            continue
+        is_store = stat.S_ISDIR(status.st_mode) and name.rstrip("/").endswith(".zarr")
         parts = PurePosixPath(name).parts
-        for k in range(1, len(parts) + 1):
-            inner = os.path.join(self.root, *parts[:k])
-            if inner not in known:
-                known[inner] = os.path.islink(inner)
-            if known[inner]:
-                return True
-        return False
+        if not stat.S_ISREG(status.st_mode) and not is_store:
+            yield k, "not a file", f"{path} is not a regular file"
+        elif not follow_symlinks and any(is_link(os.path.join(folder, *parts[:n])) for n in range(1, len(parts) + 1)):
+            yield k, "link", f"{path} goes through a link (follow_symlinks=False)"
 
-    def _hint(self, name: str) -> str:
-        """The file that was probably meant."""
+
+class _Hints:
+    """Which files were probably meant; each folder is looked at once."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.listings: dict[str, list[str]] = {}
+        self.told: set[str] = set()
+
+    def __call__(self, name: str) -> str:
+        """The words that follow the path of a file that is missing."""
         folder, stem = os.path.split(name)
         if folder not in self.listings:
             try:
@@ -278,21 +230,21 @@ class _Folder:
             except (OSError, ValueError):
                 self.listings[folder] = []
                 return f": there is no folder {folder}" if folder else ""
-        wanted = stem.partition(".")[0]
-        for other in self.listings[folder]:
+        there, wanted = self.listings[folder], stem.partition(".")[0]
+        for other in there:
             base = other.partition(".")[0]
             if base != wanted and base.lstrip("0") == wanted.lstrip("0") and base.isdigit():
                 return (
                     f", but {os.path.join(folder, other)} is there: were the ids read as numbers? "
                     "Read the manifest with dtype=str, so that 001 stays 001"
                 )
-        near = [other for other in self.listings[folder] if other.partition(".")[0].lower() == wanted.strip().lower()]
-        if near:
-            return f", but {os.path.join(folder, near[0])} is there"
-        if folder in self.told or not self.listings[folder]:
+        for other in there:
+            if other.partition(".")[0].lower() == wanted.strip().lower():
+                return f", but {os.path.join(folder, other)} is there"
+        if folder in self.told or not there:
             return ""
         self.told.add(folder)
-        return f"; there is {os.path.join(folder, self.listings[folder][0])}: path= says how the files are named"
+        return f"; there is {os.path.join(folder, there[0])}: path= says how the files are named"
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
@@ -307,8 +259,14 @@ def write_digests(digests: Mapping[str, str], path: str | os.PathLike[str], imag
     Path(path).write_text("".join(lines), encoding="utf-8")
 
 
-def read_digests(path: str | os.PathLike[str], image_dir: str | os.PathLike[str]) -> dict[str, str]:
-    """The digest of each image that a file of them names, by its path in the image folder.
+def verify_digests(
+    path: str | os.PathLike[str],
+    image_dir: str | os.PathLike[str],
+    *,
+    images: Iterable[str] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Problems:
+    """Which images, all or some that must have a digest, are no longer the bytes that a file of digests says.
 
     Raises
     ------
@@ -318,47 +276,22 @@ def read_digests(path: str | os.PathLike[str], image_dir: str | os.PathLike[str]
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: cannot be read: {error}") from error
-    digests = {}
+    named, digests = [], {}
     for number, line in enumerate(lines, 1):
         digest, _, name = line.partition("  ")
-        parts = Path(name).parts
-        if len(digest) != 64 or not name or Path(name).is_absolute() or ".." in parts:
+        if len(digest) != 64 or not name or Path(name).is_absolute() or ".." in Path(name).parts:
             raise ManifestError(f"{path}: line {number}: a SHA-256 and a path inside the image folder are expected")
-        digests[os.path.join(image_dir, name)] = digest
-    return digests
-
-
-def verify_digests(
-    path: str | os.PathLike[str],
-    image_dir: str | os.PathLike[str],
-    *,
-    images: Iterable[str] | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> Problems:
-    """Which images are no longer the bytes that a digest file says.
-
-    Parameters
-    ----------
-    path : as `write_digests` writes it
-    image_dir : the folder of the images
-    images : paths of the images that are compared, of which each must have a digest; default all in the file
-    progress : called with what is being done, how much is done, and of how much
-
-    Raises
-    ------
-    ManifestError : the file is no digest file, or names a file outside the folder
-    """
+        named.append(os.path.join(image_dir, name))
+        digests[os.path.normpath(named[-1])] = digest
     problems = Problems(os.fspath(path))
-    digests = read_digests(path, image_dir)
-    known = {os.path.normpath(image): digest for image, digest in digests.items()}
-    wanted = list(dict.fromkeys(images if images is not None else digests))
+    wanted = list(dict.fromkeys(images if images is not None else named))
     for number, image in enumerate(wanted, 1):
-        digest = known.get(os.path.normpath(image))
+        found = digests.get(os.path.normpath(image))
         if not os.path.isfile(image):
             problems.add("missing image", f"{image} is missing")
-        elif digest is None:
+        elif found is None:
             problems.add("no digest", f"{image} has no digest in this file; lazytiles check --digest takes them anew")
-        elif sha256(image) != digest:
+        elif sha256(image) != found:
             problems.add("changed image", f"{image} has changed since its digest was taken")
         if progress:
             progress("verifying", number, len(wanted))

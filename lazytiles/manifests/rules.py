@@ -45,17 +45,9 @@ class Comparison:
 def parse_rule(text: str) -> list[Comparison]:
     """A rule to keep tiles, from text; nothing is evaluated.
 
-    Parameters
-    ----------
-    text : comparisons joined by ``and``: `nodata`, `valid` and `tissue` (fractions of the pixels), `std`, `mean`,
-        `min`, `max` (of the valid values), ``<``, ``<=``, ``>``, ``>=``, and a number
+    Comparisons joined by ``and``: `nodata`, `valid` and `tissue` (fractions of the pixels), `std`, `mean`, `min`, `max`
+    (of the valid values), ``<``, ``<=``, ``>``, ``>=``, and a number.
 
-    Raises
-    ------
-    ValueError : the text is no rule
-
-    Examples
-    --------
     >>> parse_rule("nodata<0.5 and std>=1")[1]
     Comparison(measure='std', sign='>=', limit=1.0)
     """
@@ -68,22 +60,14 @@ def parse_rule(text: str) -> list[Comparison]:
 
 
 def judge(region: Region, windows: Int64s, keep: str | Rule) -> Bools:
-    """Which windows of an image a rule keeps.
+    """Which windows of an image, int64 (n, 4) or (n, 6) in its pixels, a rule keeps; parts outside are not judged.
 
-    Parameters
-    ----------
-    region : the image, at the resolution that is judged; of `tissue` smaller ones are asked first
-    windows : int64, shape (n, 4) or (n, 6), pixels; parts outside are not judged
-    keep : text as in `parse_rule`, or a function of a tile's pixels
-
-    Returns
-    -------
-    bool array, shape (n,)
+    `tissue` is looked for on smaller levels of the image first.
     """
-    boxes = np.clip(windows, 0, [*_cut(region, windows.shape[1] // 2)] * 2)
+    lead, cut = _split(region, windows.shape[1] // 2)
+    boxes = np.clip(windows, 0, [*cut] * 2)
     if not isinstance(keep, str):
-        lead = (slice(None),) * len(_lead(region, boxes.shape[1] // 2))
-        places = [(*lead, *map(slice, *np.split(box, 2))) for box in boxes]
+        places = [(*[slice(None)] * len(lead), *map(slice, *np.split(box, 2))) for box in boxes]
         return np.array([bool(keep(region[place])) for place in places], bool)
     kept, rule = np.ones(len(boxes), bool), parse_rule(keep)
     for one in rule:
@@ -96,27 +80,21 @@ def judge(region: Region, windows: Int64s, keep: str | Rule) -> Bools:
     return kept
 
 
-def _cut(region: Region, axes: int) -> tuple[int, ...]:
-    """The lengths of the axes that windows are cut along."""
-    return region.shape[region.axes.index("X") + 1 - axes :][:axes]
-
-
-def _lead(region: Region, axes: int) -> tuple[int, ...]:
-    """The lengths of the axes before these, along which a tile takes all."""
-    return region.shape[: region.axes.index("X") + 1 - axes]
+def _split(region: Region, axes: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The lengths of the axes along which a tile takes all, and of those that windows are cut along."""
+    stop = region.axes.index("X") + 1
+    return region.shape[: stop - axes], region.shape[stop - axes : stop]
 
 
 def _parts(region: Region, boxes: NDArray[Any]) -> Iterator[tuple[Int64s, NDArray[Any], Bools, Int64s]]:
     """Pieces of an image of whole segments, each read once, as far as boxes lie in them.
 
-    Yields
-    ------
-    its beginning along the axes of the boxes; pixels, shape (height, width, samples); which of them are valid; and
-    the numbers of its boxes
+    Of each its beginning along the axes of the boxes; pixels (height, width, samples); which of them are valid; and
+    the numbers of its boxes.
     """
     axes = boxes.shape[1] // 2
     low, high = np.floor(boxes[:, :axes]).astype(np.int64), np.ceil(boxes[:, axes:]).astype(np.int64)
-    page, shape, rows = region.pages[0], _cut(region, axes), region.axes.index("Y")
+    (lead, shape), page, rows = _split(region, axes), region.pages[0], region.axes.index("Y")
     most = max(1, _PART_BYTES // (page.segment_bytes * page.planes))
     across = min(math.isqrt(most), page.grid[1])
     step = np.array([1] * (axes - 2) + [page.segment[0] * (most // across), page.segment[1] * across])
@@ -126,7 +104,7 @@ def _parts(region: Region, boxes: NDArray[Any]) -> Iterator[tuple[Int64s, NDArra
             continue
         first = np.maximum(low[members].min(axis=0), start)
         last = np.minimum(high[members].max(axis=0), np.minimum(start + step, shape))
-        for place in np.ndindex(*_lead(region, axes)):
+        for place in np.ndindex(*lead):
             key = (*place, *map(slice, first.tolist(), last.tolist()))
             asked = request(key, region.shape[: rows + 2], row_axes=rows, cells=region.chunks[rows : rows + 2])
             windows = region.windows(asked)
@@ -135,14 +113,7 @@ def _parts(region: Region, boxes: NDArray[Any]) -> Iterator[tuple[Int64s, NDArra
 
 
 def _sums(marks: NDArray[Any], first: Int64s, boxes: NDArray[Any]) -> Floats:
-    """The sum of what lies in each box, of pixels that are partly in it the part.
-
-    Parameters
-    ----------
-    marks : shape (height, width), such as a mask
-    first : (..., y, x) of its first pixel
-    boxes : shape (n, 4) or (n, 6), pixels
-    """
+    """The sum of marks (height, width), which begin at `first`, in each box; of pixels partly in it, the part."""
     table = np.zeros((marks.shape[0] + 1, marks.shape[1] + 1))
     table[1:, 1:] = marks
     table.cumsum(axis=0, out=table).cumsum(axis=1, out=table)
@@ -170,10 +141,10 @@ def _areas(boxes: NDArray[Any]) -> Floats:
 
 
 def _measured(region: Region, boxes: Int64s, wanted: set[str]) -> dict[str, Floats]:
-    """Measures of some boxes at the resolution of the region, in one pass."""
-    page, slices = region.pages[0], math.prod(_lead(region, boxes.shape[1] // 2))
+    """Measures of some boxes at the resolution of the region, in one pass; of tiles without values they are NaN."""
+    page, slices = region.pages[0], math.prod(_split(region, boxes.shape[1] // 2)[0])
     tells = page.nodata is not None or mask_of(page) is not None
-    counts, moments = np.zeros((2, len(boxes))), _Moments(np.zeros((5, len(boxes))))
+    counts, moments = np.zeros((2, len(boxes))), np.zeros((5, len(boxes)))
     for first, pixels, valid, members in _parts(region, boxes):
         if not wanted.isdisjoint(_FRACTIONS):
             some = np.asarray(valid.any(axis=-1))
@@ -181,39 +152,22 @@ def _measured(region: Region, boxes: Int64s, wanted: set[str]) -> dict[str, Floa
             empty = np.asarray(~some if tells else ((pixels == 0) | ~valid).all(axis=-1))
             for counted, marks in zip(counts, (some, empty), strict=True):
                 counted[members] += _sums(marks, first, boxes[members])
-        if not wanted.isdisjoint(_MOMENTS):
-            for row in members.tolist():
-                (y0, x0), (y1, x1) = np.maximum(boxes[row].reshape(2, -1)[:, -2:] - first[-2:], 0).tolist()
-                moments.add(row, pixels[y0:y1, x0:x1][valid[y0:y1, x0:x1]])
+        for row in members.tolist() if not wanted.isdisjoint(_MOMENTS) else ():
+            (y0, x0), (y1, x1) = np.maximum(boxes[row].reshape(2, -1)[:, -2:] - first[-2:], 0).tolist()
+            values = pixels[y0:y1, x0:x1][valid[y0:y1, x0:x1]]
+            if not values.size:
+                continue
+            # Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for computing sample variances (1979)
+            count, mean, squares, least, most = moments[:, row]
+            total, apart = count + values.size, values.mean(dtype=np.float64) - mean
+            squares += values.var(dtype=np.float64) * values.size + apart**2 * count * values.size / total
+            ends = (values.min(), values.max())
+            least, most = (min(least, ends[0]), max(most, ends[1])) if count else ends
+            moments[:, row] = total, mean + apart * values.size / total, squares, least, most
     valid_part, empty_part = counts / (_areas(boxes) * slices)
-    return {"valid": valid_part, "nodata": empty_part, **moments.result()}
-
-
-@dataclass(frozen=True, slots=True)
-class _Moments:
-    """Count, mean, sum of squared deviations, least and most of the values of each tile, part by part.
-
-    Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for computing sample variances (1979).
-    """
-
-    held: Floats
-
-    def add(self, row: int, values: NDArray[Any]) -> None:
-        """Count the values of a part of a tile in."""
-        if not values.size:
-            return
-        count, mean, squares, least, most = self.held[:, row]
-        own = values.mean(dtype=np.float64)
-        total, apart = count + values.size, own - mean
-        squares += values.var(dtype=np.float64) * values.size + apart**2 * count * values.size / total
-        ends = (values.min(), values.max())
-        least, most = (min(least, ends[0]), max(most, ends[1])) if count else ends
-        self.held[:, row] = total, mean + apart * values.size / total, squares, least, most
-
-    def result(self) -> dict[str, Floats]:
-        """The measures; of tiles without values they are no numbers."""
-        count, mean, squares, least, most = np.where(self.held[0] > 0, self.held, np.nan)
-        return {"std": np.sqrt(squares / count), "mean": mean, "min": least, "max": most}
+    count, mean, squares, least, most = np.where(moments[0] > 0, moments, np.nan)
+    deviation = np.sqrt(squares / count)
+    return {"valid": valid_part, "nodata": empty_part, "std": deviation, "mean": mean, "min": least, "max": most}
 
 
 _PALE, _DEEP = 0.05, 0.15  # between which the least saturation of tissue lies
@@ -228,15 +182,10 @@ class Stain:
     Glass is the brightest colour of the slide beside pure white and pure black, which are fill, if it is a tint at
     most; else white. The least saturation of tissue is Otsu's threshold (IEEE Trans. SMC 9, 1979), not below 0.05, as
     noise is, and not above 0.15, where pale tissue would part from deep; the least brightness is 0.15 of that of glass.
-
-    Parameters
-    ----------
-    glass : its red, green and blue
-    threshold : the least saturation of tissue
     """
 
-    glass: tuple[float, float, float]
-    threshold: float
+    glass: tuple[float, float, float]  # its red, green and blue
+    threshold: float  # the least saturation of tissue
 
     @classmethod
     def of(cls, pixels: NDArray[Any]) -> Stain:
@@ -250,9 +199,8 @@ class Stain:
         if len(own):
             bright = own.mean(axis=1)
             bright = own[bright >= 0.95 * np.quantile(bright, 0.99)]
-            is_tint = np.ptp(bright, axis=1) <= (_TINTED_BESIDE_WHITE if is_white.any() else _TINTED) * bright.max(
-                axis=1
-            )
+            most = _TINTED_BESIDE_WHITE if is_white.any() else _TINTED
+            is_tint = np.ptp(bright, axis=1) <= most * bright.max(axis=1)
             glass = np.median(bright[is_tint], axis=0) if 2 * is_tint.sum() > len(bright) else glass
         found = cls((float(glass[0]), float(glass[1]), float(glass[2])), 0)
         saturation, value = found.seen(colours)
@@ -297,15 +245,16 @@ def _has_tissue(base: Region, boxes: Int64s, asked: Comparison) -> Bools:
         raise ValueError("the rule 'tissue' needs images of red, green and blue; use 'std' or 'mean'")
     levels = base.levels[base.level :]
     axes = boxes.shape[1] // 2
+    lead, _ = _split(base, axes)
     scales = [np.r_[np.ones(axes - 2), np.divide(one.downsample, levels[0].downsample)] for one in levels]
-    sides, slices = (boxes[:, -2:] - boxes[:, axes - 2 : axes]).min(), math.prod(_lead(base, axes))
+    sides, slices = (boxes[:, -2:] - boxes[:, axes - 2 : axes]).min(), math.prod(lead)
     first = max((k for k, scale in enumerate(scales) if sides >= _FEWEST_PIXELS * scale.max()), default=0)
     small = thumbnail(base, longest=_WIDE)
     assert small is not None
     stain, kept, pending = Stain.of(small), np.zeros(len(boxes), bool), np.arange(len(boxes))
     for k in range(first, -1, -1):
         region = base.at_level(base.level + k)
-        mine = np.clip(boxes[pending] / np.tile(scales[k], 2), 0, [*_cut(region, axes)] * 2)
+        mine = np.clip(boxes[pending] / np.tile(scales[k], 2), 0, [*_split(region, axes)[1]] * 2)
         sums = np.zeros((2, len(mine)))
         for start, pixels, valid, members in _parts(region, mine):
             tissue = stain(pixels) & valid.any(axis=-1)

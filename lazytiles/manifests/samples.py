@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,8 +19,8 @@ from lazytiles.errors import ManifestError
 from lazytiles.images import are_there, is_remote, split_name
 from lazytiles.indexing import region_column
 from lazytiles.manifests.catalog import rows_where
-from lazytiles.manifests.columns import column_hashes, count_distinct, names_of
-from lazytiles.manifests.paths import checked_columns, first_of, resolve_paths, verify_digests
+from lazytiles.manifests.columns import column_hashes, count_distinct, first_of, joint_codes, names_of
+from lazytiles.manifests.paths import checked_columns, resolve_paths, verify_digests
 from lazytiles.manifests.problems import BOX_3D, IDS, Problems, tile_words
 
 SIZE_CURES = {
@@ -31,18 +31,11 @@ SIZE_CURES = {
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """Which label ids make the frames of a tile: several (a time axis), one, or what the rows say.
+    """Which label ids make the frames of a tile: several (a time axis), one, or what the rows say."""
 
-    Parameters
-    ----------
-    labels : the label ids in their order; None for the rows as they are
-    timed : whether the frames are an axis of the samples
-    each : whether every row is a sample of its own, also where a tile has several
-    """
-
-    labels: list[str] | None
-    timed: bool
-    each: bool = False
+    labels: list[str] | None  # in their order; None for the rows as they are
+    timed: bool  # whether the frames are an axis of the samples
+    each: bool = False  # whether every row is a sample of its own, also where a tile has several
 
     @classmethod
     def of(cls, frames: Any) -> Frames:
@@ -69,41 +62,37 @@ class Frames:
         ------
         ManifestError : tiles of several rows where nothing says what the rows are, or tiles without the last frame
         """
-        rows = np.arange(len(table), dtype=np.int64)
-        if self.labels is not None:
-            rows = self._last(table)
+        rows, wanted = np.arange(len(table), dtype=np.int64), self.labels
+        if wanted is not None:
+            if "label_id" not in table:
+                raise ManifestError(f"frames={wanted} given, but the manifest has no column label_id")
+            label = table["label_id"]
+            last = (label == wanted[-1]).to_numpy()
+            if not last.any():
+                there = ", ".join(map(str, label.cat.categories[:10]))
+                raise ManifestError(f"no row of the manifest has label_id {wanted[-1]!r}; there are {there}")
+            others = label.isin(wanted).to_numpy() & ~last
+            if others.any():
+                tiles = pd.factorize(table["tile_id"])[0]
+                has_last = np.zeros(len(table), dtype=np.bool_)
+                has_last[tiles[last]] = True
+                lost = table["tile_id"][others & ~has_last[tiles]]
+                if len(lost):
+                    raise ManifestError(
+                        f"tile {lost.iloc[0]} has no row for the last frame {wanted[-1]!r}, where its target and box "
+                        f"are taken from ({lost.nunique()} such tiles); leave its other rows out or add one"
+                    )
+            rows = np.flatnonzero(last)
         if where is not None:
             some = rows
             rows = rows[rows_where(table if len(rows) == len(table) else table.iloc[rows], where)]
             if len(some) and not len(rows):
                 raise ManifestError(f"where={dict(where)} keeps none of the {len(some):,} samples of the manifest")
-        if self.labels is None and not self.each:
+        if wanted is None and not self.each:
             said = several_rows(table if len(rows) == len(table) else table.iloc[rows])
             if said:
                 raise ManifestError(said)
         return rows
-
-    def _last(self, table: pd.DataFrame) -> Int64s:
-        assert self.labels is not None
-        if "label_id" not in table:
-            raise ManifestError(f"frames={self.labels} given, but the manifest has no column label_id")
-        label = table["label_id"]
-        last = (label == self.labels[-1]).to_numpy()
-        if not last.any():
-            there = ", ".join(map(str, label.cat.categories[:10]))
-            raise ManifestError(f"no row of the manifest has label_id {self.labels[-1]!r}; there are {there}")
-        others = label.isin(self.labels).to_numpy() & ~last
-        if others.any():
-            codes = pd.factorize(table["tile_id"])[0]
-            kept_codes = np.zeros(len(table), dtype=np.bool_)
-            kept_codes[codes[last]] = True
-            lost = table["tile_id"][others & ~kept_codes[codes]]
-            if len(lost):
-                raise ManifestError(
-                    f"tile {lost.iloc[0]} has no row for the last frame {self.labels[-1]!r}, where its target and "
-                    f"box are taken from ({lost.nunique()} such tiles); leave its other rows out or add one"
-                )
-        return np.flatnonzero(last)
 
 
 def several_rows(table: pd.DataFrame) -> str:
@@ -129,30 +118,24 @@ def several_rows(table: pd.DataFrame) -> str:
     )
 
 
+class File(NamedTuple):
+    """Which image each sample lies in: in one frame, or in one of the several files of a frame."""
+
+    codes: Int64s  # of each sample, as an index into the names
+    names: list[str]  # the different images; empty text for samples that no row names an image of
+    there: NDArray[np.bool_]  # which exist; behind addresses all, unless images may be missing and servers are asked
+    rows: Int64s  # of the table, that name the image of each sample
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Images:
-    """For each frame which image each sample lies in, and how to open it; for each file of it, where it has several.
+    """For each frame which image each sample lies in, and how to open it; for each file of it, where it has several."""
 
-    Parameters
-    ----------
-    codes : for each file of each frame the image of each sample, as an index into its `paths`
-    paths : for each the different images; empty text for samples that no row names an image of
-    there : which of them exist; behind addresses all, unless images may be missing and the servers are asked
-    rows : for each the row of the table that names the image of each sample
-    opener : from a path to what is there
-    arrays : what is there, by its name, where that is given
-    parts : how many files make a frame
-    mpp : micrometres a pixel of the image that each row of the table names, where a column says them
-    """
-
-    codes: list[Int64s]
-    paths: list[list[str]]
-    there: list[NDArray[np.bool_]]
-    rows: list[Int64s]
-    opener: Any
-    arrays: dict[str, Any] | None = None
-    parts: int = 1
-    mpp: NDArray[np.float64] | None = None
+    files: list[File]  # of the first frame, of the second, and so on
+    opener: Any  # from a path to what is there
+    arrays: dict[str, Any] | None = None  # what is there, by its name, where that is given
+    parts: int = 1  # how many files make a frame
+    mpp: NDArray[np.float64] | None = None  # of the image that each row names, where a column says them
 
     @classmethod
     def of(
@@ -173,23 +156,14 @@ class Images:
         """The images that a template names, or several of each frame, each by that frame's own row of the tile.
 
         A tile without a row for a frame has its image there named by its last row and the frame's label, where
-        the template holds `label_id` and its other columns say the same in all rows of a tile.
-
-        Parameters
-        ----------
-        table : a manifest from `read_manifest`
-        rows : the numbers of the samples' rows
-        missing : ``"raise"``, or ``"fill"`` where an image may be missing
-        mpp : the column of micrometres a pixel of the images, where it is a name
-        problems : where to note what is wrong, by its row, instead of raising it
-        name_row : the words for a row, to stand before what is wrong with it
-        others : as for `resolve_paths`
+        the template holds `label_id` and its other columns say the same in all rows of a tile. With `problems`, what
+        is wrong is noted there, by its row, instead of raised; `name_row` has the words that stand before it.
         """
         noted = Problems("the manifest") if problems is None else problems
         templates = names_of(template)
         words = name_row or (lambda row: f"{tile_words(table, row)}: ")
         scales = table[mpp].to_numpy(np.float64) if isinstance(mpp, str) else None
-        found = cls([], [], [], [], opener, parts=len(templates), mpp=scales)
+        found: list[File] = []
         tiles = None
         if frames.labels is not None and len(frames.labels) > 1:
             every = {column for one in templates for column in checked_columns(table.columns, one)}
@@ -216,16 +190,16 @@ class Images:
             if not named.all():
                 some, code = code, np.full(len(rows), len(names), np.int64)
                 code[named], names = some, [*names, ""]
-            found.codes.append(code)
-            found.paths.append(names)
-            found.there.append(_there(names, asked=missing == "fill"))
-            found.rows.append(own)
-            for k in found.odd_scales():
-                said = f"the rows of one image, {names[int(code[k])]}, say different micrometres in the column {mpp}"
-                noted.add("source_mpp", f"{words(int(own[k]))}{said}", int(own[k]))
+            found.append(File(code, names, _there(names, asked=missing == "fill"), own))
+            if scales is not None:
+                values, first = scales[own], own[first_of(code, len(names))]
+                odd = np.flatnonzero(values != scales[first][code])
+                said = f"the rows of one image, {{}}, say different micrometres in the column {mpp}"
+                for k in odd[np.unique(code[odd], return_index=True)[1]].tolist():
+                    noted.add("source_mpp", words(int(own[k])) + said.format(names[int(code[k])]), int(own[k]))
         if problems is None:
             noted.raise_any()
-        return found
+        return cls(found, opener, parts=len(templates), mpp=scales)
 
     @classmethod
     def given(cls, table: pd.DataFrame, rows: Int64s, arrays: Mapping[str, Any]) -> Images:
@@ -235,20 +209,16 @@ class Images:
         if absent:
             raise ManifestError(f"there is no volume for region {absent[0]} ({len(absent)} of {len(names)} lack one)")
         named = {name: held(arrays[name]) for name in names}
-        return cls([codes.astype(np.int64)], [list(names)], [np.ones(len(names), np.bool_)], [rows], None, named)
+        file = File(codes.astype(np.int64), list(names), np.ones(len(names), np.bool_), rows)
+        return cls([file], None, named)
 
     def first_row(self) -> int:
-        """The first sample that has the last frame that any has.
-
-        Raises
-        ------
-        ManifestError : there is none
-        """
+        """The first sample that has the last frame that any has; an error where there is none."""
         there = self.valid()
         for frame in reversed(range(there.shape[1])):
             if there[:, frame].any():
                 return int(np.argmax(there[:, frame]))
-        names = next((f": {name} is missing" for paths in self.paths for name in paths if name), "")
+        names = next((f": {name} is missing" for file in self.files for name in file.names if name), "")
         raise ManifestError(f"the manifest has no rows, or none of its images is there{names}")
 
     def first(self) -> list[Any]:
@@ -264,26 +234,25 @@ class Images:
 
     def names(self, part: int | None = None) -> list[str]:
         """The different images of all frames that are there; of one of the files of a frame, where one is named."""
-        chosen = slice(part, None, None if part is None else self.parts)
-        found = zip(self.paths[chosen], self.there[chosen], strict=True)
-        pairs = (pair for two in found for pair in zip(*two, strict=True))
+        chosen = self.files if part is None else self.files[part :: self.parts]
+        pairs = (pair for file in chosen for pair in zip(file.names, file.there, strict=True))
         return list(dict.fromkeys(name for name, there in pairs if there))
 
     def by_row(self, count: int) -> tuple[Int64s, list[str]]:
         """The image that each row of the table names, as an index into the list of all; -1 where it names none."""
-        names = list(dict.fromkeys(name for paths in self.paths for name in paths if name))
+        names = list(dict.fromkeys(name for file in self.files for name in file.names if name))
         numbers = {name: k for k, name in enumerate(names)} | {"": -1}
         row_codes = np.full(count, -1, np.int64)
-        for codes, paths, rows in zip(self.codes, self.paths, self.rows, strict=True):
-            row_codes[rows] = np.array([numbers[name] for name in paths], np.int64)[codes]
+        for file in self.files:
+            row_codes[file.rows] = np.array([numbers[name] for name in file.names], np.int64)[file.codes]
         return row_codes, names
 
-    def openers(self, row: int) -> list[Any]:
+    def openers(self, sample: int) -> list[Any]:
         """For each file of each frame what opens the image of a sample; None for all of a frame that lacks one."""
         found = []
-        for codes, paths, there, rows in zip(self.codes, self.paths, self.there, self.rows, strict=True):
-            opener = self._opener(paths[int(codes[row])], int(rows[row]))
-            found.append(opener if there[int(codes[row])] else None)
+        for file in self.files:
+            code = int(file.codes[sample])
+            found.append(self._opener(file.names[code], int(file.rows[sample])) if file.there[code] else None)
         frames = (found[k : k + self.parts] for k in range(0, len(found), self.parts))
         return [one for frame in frames for one in (frame if None not in frame else [None] * self.parts)]
 
@@ -296,35 +265,19 @@ class Images:
     def opener_of_each(self) -> dict[str, Any]:
         """What opens each of the images that are there, by its name."""
         found: dict[str, Any] = {}
-        for codes, paths, there, rows in zip(self.codes, self.paths, self.there, self.rows, strict=True):
-            first = first_of(codes, len(paths))
-            found |= {
-                name: self._opener(name, int(rows[k]))
-                for name, k, is_there in zip(paths, first, there, strict=True)
-                if is_there
-            }
+        for file in self.files:
+            first = file.rows[first_of(file.codes, len(file.names))].tolist()
+            every = zip(file.names, first, file.there, strict=True)
+            found |= {name: self._opener(name, row) for name, row, there in every if there}
         return found
-
-    def odd_scales(self) -> list[int]:
-        """The first sample of each image, of the files of the last frame noted, whose rows differ in their `mpp`."""
-        if self.mpp is None:
-            return []
-        codes, values = self.codes[-1], self.mpp[self.rows[-1]]
-        own = np.full(len(self.paths[-1]), np.nan)
-        own[codes[::-1]] = values[::-1]
-        odd = np.flatnonzero(values != own[codes])
-        return [int(k) for k in odd[np.unique(codes[odd], return_index=True)[1]]]
 
     def groups(self, beside: Images | None = None) -> Int64s:
         """Samples that share the images of all frames, and the masks, have one number, by first appearance."""
-        joint = np.zeros(len(self.codes[0]), dtype=np.int64)
-        for codes in self.codes + (beside.codes if beside is not None else []):
-            joint = pd.factorize(joint * (int(codes.max(initial=0)) + 1) + codes)[0].astype(np.int64)
-        return joint
+        return joint_codes([file.codes for file in self.files + ([] if beside is None else beside.files)])
 
     def valid(self) -> NDArray[np.bool_]:
         """Which frames of which samples are there, (n, frames)."""
-        every = np.stack([there[codes] for codes, there in zip(self.codes, self.there, strict=True)], axis=1)
+        every = np.stack([file.there[file.codes] for file in self.files], axis=1)
         return np.asarray(every.reshape(len(every), -1, self.parts).all(axis=2))
 
 
@@ -360,12 +313,7 @@ def windows_of(table: pd.DataFrame) -> NDArray[Any] | None:
 
 
 def common_extent(table: pd.DataFrame, windows: Int64s) -> tuple[int, ...]:
-    """The extent of every window.
-
-    Raises
-    ------
-    ManifestError : they differ
-    """
+    """The extent of every window; an error where they differ."""
     axes = windows.shape[1] // 2
     extents = windows[:, axes:] - windows[:, :axes]
     other = np.flatnonzero((extents != extents[0]).any(axis=1))
@@ -381,10 +329,8 @@ def _naming(
 ) -> tuple[pd.DataFrame, Int64s, NDArray[np.bool_]]:
     """What names the image of each sample in a frame.
 
-    Returns
-    -------
-    the columns of the template for the samples that have a name; the row which says so, of every sample; and the
-    mask of those that have one
+    The columns of the template for samples that have a name; the row which says so, of every sample; and the mask of
+    those that have one.
     """
     every = np.ones(len(rows), np.bool_)
     if label is None or frames.labels is None or label == frames.labels[-1]:

@@ -8,6 +8,7 @@ import os
 import stat
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -38,31 +39,22 @@ _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 @dataclass(slots=True)
 class Pieces:
-    """A table to be read once, piece by piece.
-
-    Parameters
-    ----------
-    name : what messages call the table
-    columns : the names of its columns
-    pieces : the rows, as Arrow tables of text (CSV) or of the types they have elsewhere
-    where : a row number (from 0, as delivered) to how the user finds it, such as ``"line 3"``
-    """
+    """A table to be read once, piece by piece."""
 
     name: str
     columns: list[str]
-    pieces: Iterable[pa.Table]
-    where: Callable[[int], str]
+    pieces: Iterable[pa.Table]  # of text (CSV), or of the types that they have elsewhere
+    where: Callable[[int], str]  # a row number, from 0 as delivered, to how the user finds it, such as "line 3"
 
 
 def open_table(manifest: object, problems: Problems) -> Pieces:
-    """A DataFrame, or a CSV or Parquet path, as pieces.
-
-    Raises
-    ------
-    ManifestError : the file cannot be read as a table at all; its message says the likely cause
-    """
+    """A DataFrame, or a CSV or Parquet path, as pieces; an error says why a file is no table, as far as can be told."""
     if isinstance(manifest, pd.DataFrame):
-        return _frame_pieces(manifest, problems)
+        columns = _checked_names("the DataFrame", manifest.columns)
+        arrays = [_to_arrow(manifest.iloc[:, k]) for k in range(len(columns))]
+        batches = pa.Table.from_arrays(arrays, names=columns).combine_chunks().to_batches(PIECE_ROWS)
+        tables = (pa.Table.from_batches([batch]) for batch in batches)
+        return Pieces("the DataFrame", columns, tables, "row {}".format)
     if not isinstance(manifest, str | os.PathLike):
         raise ManifestError(
             f"a manifest is a DataFrame or the path of a CSV or Parquet file, not {type(manifest).__name__}"
@@ -76,33 +68,19 @@ def open_table(manifest: object, problems: Problems) -> Pieces:
         raise ManifestError(f"{path}: not a regular file; a manifest is a CSV or Parquet file")
     with path.open("rb") as file:
         start = file.read(4)
-    if start == b"PAR1" or path.suffix.lower() in {".parquet", ".pq"}:
-        return _parquet_pieces(path, problems)
-    return _CsvFile(path, problems).open()
-
-
-def _check_names(name: str, columns: list[str]) -> None:
-    """Refuse columns without a name or with the name of another."""
-    twice = sorted({column for column in columns if columns.count(column) > 1})
-    if twice:
-        raise ManifestError(f"{name}: line 1: the column {', '.join(twice)} appears more than once")
-    if not all(column.strip() for column in columns):
-        raise ManifestError(f"{name}: line 1: column {1 + [c.strip() for c in columns].index('')} has no name")
-
-
-def _parquet_pieces(path: Path, problems: Problems) -> Pieces:
+    if start != b"PAR1" and path.suffix.lower() not in {".parquet", ".pq"}:
+        return _CsvFile(path, problems).open()
     try:
-        file = pq.ParquetFile(path)
+        parquet = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
         raise ManifestError(f"{path}: cannot be read as Parquet: {error}") from error
-    columns = [str(column) for column in file.schema_arrow.names]
-    _check_names(str(path), columns)
-    columns = [column for column in columns if not column.startswith("__index_level_")]
+    names = _checked_names(str(path), parquet.schema_arrow.names)
+    columns = [column for column in names if not column.startswith("__index_level_")]
 
     def pieces() -> Iterator[pa.Table]:
         try:
-            with file:
-                for batch in file.iter_batches(batch_size=PIECE_ROWS, columns=columns):
+            with parquet:
+                for batch in parquet.iter_batches(batch_size=PIECE_ROWS, columns=columns):
                     yield pa.Table.from_batches([batch])
         except (pa.ArrowException, OSError) as error:
             raise ManifestError(f"{path}: cannot be read as Parquet: {error}") from error
@@ -110,32 +88,30 @@ def _parquet_pieces(path: Path, problems: Problems) -> Pieces:
     return Pieces(str(path), columns, pieces(), "row {}".format)
 
 
-def _frame_pieces(frame: pd.DataFrame, problems: Problems) -> Pieces:
-    columns = [str(column) for column in frame.columns]
-    _check_names("the DataFrame", columns)
-
-    arrays = [_to_arrow(frame.iloc[:, k]) for k in range(len(columns))]
-    batches = pa.Table.from_arrays(arrays, names=columns).combine_chunks().to_batches(PIECE_ROWS)
-    pieces = (pa.Table.from_batches([batch]) for batch in batches)
-    return Pieces("the DataFrame", columns, pieces, "row {}".format)
+def _checked_names(name: str, given: Iterable[object]) -> list[str]:
+    """The names of columns as text; refuses columns without a name or with the name of another."""
+    columns = [str(column) for column in given]
+    twice = sorted({column for column in columns if columns.count(column) > 1})
+    if twice:
+        raise ManifestError(f"{name}: line 1: the column {', '.join(twice)} appears more than once")
+    if not all(column.strip() for column in columns):
+        raise ManifestError(f"{name}: line 1: column {1 + [c.strip() for c in columns].index('')} has no name")
+    return columns
 
 
 def _to_arrow(series: pd.Series) -> pa.Array | pa.ChunkedArray:
     """One column as Arrow; mixed objects become text, whole numbers without a point."""
-    if series.dtype == object:
-        kind = pd.api.types.infer_dtype(series, skipna=True)
-        if kind not in {"string", "bytes", "integer", "floating", "boolean", "empty"}:
-            return pa.array([_object_text(value) for value in series], pa.string())
-    try:
-        return pa.Array.from_pandas(series)
-    except (pa.ArrowException, OverflowError):
-        return pa.array([_object_text(value) for value in series], pa.string())
-
-
-def _object_text(value: object) -> str | None:
-    if isinstance(value, tuple | list | np.ndarray):
-        return "(" + ", ".join(str(part) for part in value) + ")"
-    return None if value is None or value is pd.NA or value != value else str(value)
+    plain = {"string", "bytes", "integer", "floating", "boolean", "empty"}
+    if series.dtype != object or pd.api.types.infer_dtype(series, skipna=True) in plain:
+        with suppress(pa.ArrowException, OverflowError):
+            return pa.Array.from_pandas(series)
+    texts: list[str | None] = []
+    for value in series:
+        if isinstance(value, tuple | list | np.ndarray):
+            texts.append("(" + ", ".join(str(part) for part in value) + ")")
+        else:
+            texts.append(None if value is None or value is pd.NA or value != value else str(value))
+    return pa.array(texts, pa.string())
 
 
 @dataclass(slots=True)
@@ -149,8 +125,19 @@ class _CsvFile:
 
     def open(self) -> Pieces:
         self._check_bytes()
-        self.columns = self._header()
-        _check_names(str(self.path), self.columns)
+        try:
+            line, header = next(self._rows())
+        except StopIteration:
+            raise ManifestError(f"{self.path}: the file is empty") from None
+        except csv.Error as error:
+            raise ManifestError(f"{self.path}: line 1: {error}") from error
+        for separator, called in _SEPARATORS.items() if len(header) == 1 else ():
+            if separator in header[0]:
+                raise ManifestError(
+                    f"{self.path}: line {line}: the fields are separated by {called} ({separator!r}); "
+                    "a manifest is separated by commas, with points in decimal numbers"
+                )
+        self.columns = _checked_names(str(self.path), header)
         return Pieces(str(self.path), self.columns, self._pieces(), self._where)
 
     def _check_bytes(self) -> None:
@@ -160,7 +147,11 @@ class _CsvFile:
         with self.path.open("rb") as file:
             while block := file.read(BLOCK_BYTES):
                 if position == 0:
-                    self._check_start(block)
+                    cause = next((cause for magic, cause in _OTHER_FORMATS.items() if block.startswith(magic)), None)
+                    if b"\0\0\0\0" in {block[:8:2], block[1:8:2]}:  # letters of two bytes each, without the mark for it
+                        cause = cause or _OTHER_FORMATS[codecs.BOM_UTF16_LE]
+                    if cause is not None:
+                        raise ManifestError(f"{self.path}: line 1: not a CSV file; {cause}")
                 if (nul := block.find(b"\0")) >= 0:
                     raise ManifestError(self._at(position + nul, "a NUL byte; the file is damaged or binary"))
                 pending = len(decoder.getstate()[0])
@@ -178,13 +169,6 @@ class _CsvFile:
             with self.path.open("rb") as file:
                 odd = next(number for number, line in enumerate(file, 1) if line.count(b'"') % 2)
             raise ManifestError(f"{self.path}: line {odd}: a quote is opened and never closed")
-
-    def _check_start(self, block: bytes) -> None:
-        cause = next((cause for magic, cause in _OTHER_FORMATS.items() if block.startswith(magic)), None)
-        if b"\0\0\0\0" in {block[:8:2], block[1:8:2]}:  # letters of two bytes each, without the mark that says so
-            cause = cause or _OTHER_FORMATS[codecs.BOM_UTF16_LE]
-        if cause is not None:
-            raise ManifestError(f"{self.path}: line 1: not a CSV file; {cause}")
 
     def _at(self, offset: int, cause: str | None) -> str:
         """Line and column of a byte, and what is wrong there."""
@@ -205,22 +189,6 @@ class _CsvFile:
                 if row:
                     yield line, row
                 line = reader.line_num + 1
-
-    def _header(self) -> list[str]:
-        try:
-            line, header = next(self._rows())
-        except StopIteration:
-            raise ManifestError(f"{self.path}: the file is empty") from None
-        except csv.Error as error:
-            raise ManifestError(f"{self.path}: line 1: {error}") from error
-        if len(header) == 1:
-            for separator, called in _SEPARATORS.items():
-                if separator in header[0]:
-                    raise ManifestError(
-                        f"{self.path}: line {line}: the fields are separated by {called} ({separator!r}); "
-                        "a manifest is separated by commas, with points in decimal numbers"
-                    )
-        return header
 
     def _pieces(self) -> Iterator[pa.Table]:
         refused: list[int] = []

@@ -47,14 +47,8 @@ def export_tiffs(
 ) -> MultiSourceArray:
     """Write each tile as a GeoTIFF of its own; what `lazytiles.export` does for a path that ends in ``.tif``.
 
-    Parameters
-    ----------
-    tiles, progress, threads, overwrite, resume, sync : as for `lazytiles.export`
-    path : with columns of the table, such as ``"chips/{tile_id}.tif"``; its mask becomes ``"{tile_id}.labels.tif"``
-
-    Returns
-    -------
-    the files as an array, with labels and table
+    The path names columns of the table, as in ``"chips/{tile_id}.tif"``; masks become ``"{tile_id}.labels.tif"``. Gives
+    the files as an array, with labels and table.
 
     Raises
     ------
@@ -110,12 +104,7 @@ def _named(tiles: MultiSourceArray, path: str) -> tuple[Path, list[str]]:
 
 
 def _places(tiles: MultiSourceArray) -> Callable[[int], Ground]:
-    """Where each tile lies, by its number in the current order.
-
-    Raises
-    ------
-    ManifestError : tiles with frames, which a TIFF does not hold
-    """
+    """Where each tile lies, by its number in the current order; refuses frames, which a TIFF does not hold."""
     found = StoredCompanions.of(tiles, np.arange(len(tiles))).held.places
     regions, places = found if found is not None else ((), None)
     inner, axes = tiles.shape[1:], {r.windows.shape[1] // 2 for r in regions if r.windows is not None}
@@ -158,36 +147,37 @@ class _Files:
         return opener(pd.DataFrame({"path": self.names}), self.folder, target=None)
 
     def write(self, threads: int | None, *, keep: bool, sync: bool) -> Iterator[int]:
-        """Write all tiles; how many, block by block.
-
-        Parameters
-        ----------
-        keep : whether files that are there stay, where they hold the same pixels
-        """
-        tiles, files = self.tiles, self.files
+        """Write all tiles; how many, block by block. With `keep`, files that hold the same pixels stay."""
+        tiles = self.tiles
         step = max(1, _READ_BYTES // max(1, tiles.nbytes // max(1, len(tiles))))
         how: dict[str, Any] = {} if threads is None else {"threads": threads}
         with ThreadPoolExecutor(_WRITERS, thread_name_prefix="lazytiles-export") as pool:
             for start in range(0, len(tiles), step):
                 rows = np.arange(start, min(len(tiles), start + step))
                 block = tiles.take(rows, **how)
-                jobs = [
-                    pool.submit(self._put, files[row], row, block[row - start], keep, sync) for row in rows.tolist()
-                ]
+                jobs = [pool.submit(self._put, row, block[row - start], keep, sync) for row in rows.tolist()]
                 for job in jobs:
                     job.result()
                 yield len(rows)
 
-    def _put(self, file: Path, row: int, tile: NDArray[Any], keep: bool, sync: bool) -> None:
-        is_volume = tile.ndim == 4
+    def _put(self, row: int, tile: NDArray[Any], keep: bool, sync: bool) -> None:
+        file, is_volume = self.folder / self.names[row], tile.ndim == 4
         image = tile[..., 0] if tile.ndim > 2 and tile.shape[-1] == 1 else tile
         if keep and file.exists():
-            _compare(file, image, is_volume)
+            cure = "pass overwrite=True to replace it"
+            try:
+                there = open_region(file, page="all" if is_volume else 0)
+                has_nan = image.dtype.kind in "fc"
+                is_same = there.shape == image.shape and np.array_equal(there[...], image, equal_nan=has_nan)
+            except LazyTilesError as error:
+                raise StoreError(f"{file} exists; {cure}: {error}") from error
+            if not is_same:
+                raise StoreError(f"{file} exists and holds other pixels than its tile; {cure}")
             return
-        partial = file.with_name(f"{file.name}{PARTIAL}tiff")
+        unfinished = file.with_name(f"{file.name}{PARTIAL}tiff")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with open(partial, "w+b") as out:
+            with open(unfinished, "w+b") as out:
                 pyramid = Pyramid(io.BytesIO(), image.shape, image.dtype, is_volume=is_volume)
                 ground = self.ground(row)
                 pyramid.append(image, ground.nodata)
@@ -195,18 +185,7 @@ class _Files:
                 if sync:
                     out.flush()
                     os.fsync(out.fileno())
-            partial.replace(file)
+            unfinished.replace(file)
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
             raise failed(f"{file} cannot be written: {cause_of(error)}", error) from error
-
-
-def _compare(file: Path, image: NDArray[Any], is_volume: bool) -> None:
-    """Refuse a file that holds anything else than a tile."""
-    try:
-        region = open_region(file, page="all" if is_volume else 0)
-        is_same = region.shape == image.shape and np.array_equal(region[...], image, equal_nan=image.dtype.kind in "fc")
-    except LazyTilesError as error:
-        raise StoreError(f"{file} exists; pass overwrite=True to replace it: {error}") from error
-    if not is_same:
-        raise StoreError(f"{file} exists and holds other pixels than its tile; pass overwrite=True to replace it")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -33,8 +33,6 @@ from lazytiles.manifests.columns import labels_of_table, names_of
 from lazytiles.manifests.paths import default_template, folder_of
 from lazytiles.manifests.problems import BOX_2D
 from lazytiles.manifests.samples import Frames, Images, common_extent, windows_of
-
-_VOLUME_BOXES = "volumes need boxes of six numbers, (xmin, ymin, zmin, xmax, ymax, zmax); see make_grid"
 
 
 @by_name
@@ -156,8 +154,40 @@ def open_tiles(
     ManifestError : the table is damaged or contradicts itself, an image is missing or lies outside `image_dir`
     RegionError : the first image cannot be opened
     """
-    given = locals()
-    asked = Asked(**{option.name: given[option.name] for option in fields(Asked)})
+    asked = Asked(
+        frames=frames,
+        path=path,
+        target=target,
+        tabular=tabular,
+        masks=masks,
+        mask_axes=mask_axes,
+        coordinates=coordinates,
+        boxes_crs=boxes_crs,
+        size=size,
+        resample=resample,
+        pad=pad,
+        fill=fill,
+        mask_fill=mask_fill,
+        bands=bands,
+        gray=gray,
+        dtype=dtype,
+        scaled=scaled,
+        page=page,
+        series=series,
+        axes=axes,
+        channels=channels,
+        level=level,
+        mpp=mpp,
+        source_mpp=source_mpp,
+        mask_scale=mask_scale,
+        missing=missing,
+        scale_boxes=scale_boxes,
+        box_format=box_format,
+        classes=classes,
+        where=where,
+        follow_symlinks=follow_symlinks,
+        verify=verify,
+    )
     table = asked.read(manifest)
     return tiles_of(table, folder_of(manifest) if image_dir is None else image_dir, asked)
 
@@ -284,33 +314,30 @@ def _sampling(size: Any, spacing: Any, source: Any, method: str) -> Sampling | N
 
 
 def tiles_of(table: pd.DataFrame, image_dir: Any, asked: Asked, opener: Any = open_region) -> MultiSourceArray:
-    """The tiles of a table that was read for this and is sound, as `open_tiles` gives them.
-
-    Parameters
-    ----------
-    opener : serves for `open_region`
-    """
+    """The tiles of a table that was read for this and is sound, as `open_tiles` gives them."""
     wanted = Frames.of(asked.frames)
     if "zmin" in table or isinstance(image_dir, Mapping):
-        _refuse_for_volumes(
-            asked, "boxes of six numbers lie in volumes" if "zmin" in table else "a mapping holds volumes"
-        )
+        why = "boxes of six numbers lie in volumes" if "zmin" in table else "a mapping holds volumes"
+        _refuse_for_volumes(asked, why)
         return _volumes_of(table, image_dir, asked)
     rows = wanted.samples(table, asked.where)
     images = partial(Images.of, table, rows, image_dir=image_dir, follow_symlinks=asked.follow_symlinks)
-    how: dict[str, Any] = {
-        "opener": partial(opener, **asked.opening),
-        "missing": asked.missing,
-        "mpp": asked.source_mpp,
-    }
-    found = images(asked.path or default_template(table), frames=wanted, **how)
+    found = images(
+        asked.path or default_template(table),
+        frames=wanted,
+        opener=partial(opener, **asked.opening),
+        missing=asked.missing,
+        mpp=asked.source_mpp,
+    )
     found.verify(asked.verify, image_dir)
     firsts = found.first()
     if "xmin" not in table and firsts[0].lead and not asked.has_axes:
         _refuse_for_volumes(asked, f"{firsts[0].path} is a volume")
         return _volumes_of(table, image_dir, asked)
     table = table if len(rows) == len(table) else table.iloc[rows].reset_index(drop=True)
-    windows = _boxes_of(table, asked)
+    windows: NDArray[Any] | MapBoxes | None = windows_of(table)
+    if asked.coordinates == "map" and "xmin" in table:
+        windows = MapBoxes(table[list(BOX_2D)].to_numpy(np.float64), asked.boxes_crs)
     form = form_of(firsts, found.first_row(), windows, table, asked)
     if wanted.timed and "T" in form.layout.letters:
         raise ManifestError(f"frames={list(wanted.labels or ())}: the images have a time axis of their own")
@@ -328,16 +355,8 @@ def tiles_of(table: pd.DataFrame, image_dir: Any, asked: Asked, opener: Any = op
     array = assembled(found, form, timed=wanted.timed)
     if asked.missing == "fill":
         array.companions = replace(array.companions, valid=found.valid())
-    if masked is None:
-        return _labelled(array, table, asked)
-    return _labelled(array, table, asked, assembled(masked, mask_form_of(masked, form, asked), timed=False))
-
-
-def _boxes_of(table: pd.DataFrame, asked: Asked) -> NDArray[Any] | MapBoxes | None:
-    """The windows of a table, or where they lie on the ground; None where tiles are whole images."""
-    if asked.coordinates == "map" and "xmin" in table:
-        return MapBoxes(table[list(BOX_2D)].to_numpy(np.float64), asked.boxes_crs)
-    return windows_of(table)
+    masks = None if masked is None else assembled(masked, mask_form_of(masked, form, asked), timed=False)
+    return _labelled(array, table, asked, masks)
 
 
 def _refuse_for_volumes(asked: Asked, why: str) -> None:
@@ -365,7 +384,7 @@ def _volumes_of(
     if not len(rows):
         raise ManifestError("the manifest has no rows")
     if "xmin" in table and "zmin" not in table:
-        raise ManifestError(_VOLUME_BOXES)
+        raise ManifestError("volumes need boxes of six numbers, (xmin, ymin, zmin, xmax, ymax, zmax); see make_grid")
 
     def images(place: Any, template: Any, **how: Any) -> Images:
         if isinstance(place, Mapping):
@@ -398,19 +417,26 @@ def _volumes_of(
             raise ManifestError(
                 f"{sampling.method} resampling of {first.dtype} makes no sense; pass resample='nearest'"
             )
-        how: dict[str, Any] = {"pad": asked.pad, "context": context, "sampling": sampling}
-        made = partial(_deep, samples=(*first.shape, 1)[3], dtype=first.dtype, **how)
+
+        def made(openers: Sequence[Any], windows: Int64s, *, tile_name: _Names, **named: Any) -> VolumeTiles:
+            return VolumeTiles(
+                openers[0],
+                windows,
+                (*first.shape, 1)[3],
+                first.dtype,
+                tile_name=tile_name.alone(),
+                pad=asked.pad,
+                context=context,
+                sampling=sampling,
+                **named,
+            )
+
         return _assembled(table, windows, part, groups, made, whole)
 
     array = assembled(found, context, sampling)
-    if masked is None:
-        return _labelled(array, table, asked)
     near = None if sampling is None else replace(sampling, method="nearest")
-    return _labelled(array, table, asked, assembled(masked, context and 0, near))
-
-
-def _deep(openers: Sequence[Any], windows: Int64s, *, tile_name: _Names, **options: Any) -> VolumeTiles:
-    return VolumeTiles(openers[0], windows, tile_name=tile_name.alone(), **options)
+    masks = None if masked is None else assembled(masked, context and 0, near)
+    return _labelled(array, table, asked, masks)
 
 
 def _labelled(
@@ -461,20 +487,21 @@ def _assembled(
     source: Callable[..., Any],
     whole: Int64s | None = None,
 ) -> MultiSourceArray:
-    """One source per region, and the samples in the order of the table.
+    """One source per region, made of openers, windows and words, and the samples in the order of the table.
 
-    Parameters
-    ----------
-    source : from openers, windows and words to the tiles of one region
-    whole : the windows of whole images, where `windows` is None; by default 0, which stands for any
+    Whole images have no windows: in their place stands `whole`, by default 0, for any.
     """
     boxes = windows if windows is not None else np.zeros((len(table), 4), np.int64) if whole is None else whole
-    part: Callable[[Any], Any] = boxes.part if isinstance(boxes, MapBoxes) else boxes.__getitem__
+
+    def part(key: Any) -> Any:
+        return boxes.part(key) if isinstance(boxes, MapBoxes) else boxes[key]
+
     lengths = np.bincount(groups)
     mixed = bool((groups[1:] < groups[:-1]).any())  # else ten million rows are neither sorted nor copied
-    by_region = np.argsort(groups, kind="stable") if mixed else np.arange(len(table), dtype=np.int64)
-    boxes = part(by_region) if mixed else boxes
-    part = boxes.part if isinstance(boxes, MapBoxes) else boxes.__getitem__
+    by_region = order = np.arange(len(table), dtype=np.int64)
+    if mixed:
+        by_region = np.argsort(groups, kind="stable")
+        boxes, order = part(by_region), np.argsort(by_region, kind="stable").astype(np.int64)
     names = table[region_column(table)]
     sources = []
     for stop, length in zip(np.cumsum(lengths).tolist(), lengths.tolist(), strict=True):
@@ -487,5 +514,4 @@ def _assembled(
             whole=windows is None,
         )
         sources.append(tiles)
-    order = np.argsort(by_region, kind="stable").astype(np.int64) if mixed else by_region
     return MultiSourceArray.assembled(sources, Companions(table=table), order)

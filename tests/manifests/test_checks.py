@@ -125,6 +125,11 @@ def test_a_fault_is_found_and_named(fault: str, desk: tuple[pd.DataFrame, Path])
         report.problems.raise_any()
 
 
+def test_classes_of_large_numbers_are_told_apart() -> None:
+    table = pd.DataFrame({"tile_id": ["a", "b", "c"], "region_id": "r", "target": [1000001, 1000002, 1000002]})
+    assert check(table).facts["targets"]["target"]["classes"] == {"1000001": 1, "1000002": 2}
+
+
 def test_oddities_are_warnings(desk: tuple[pd.DataFrame, Path]) -> None:
     table, folder = desk
     write(folder / "2018/a.tif", codec="lzw")

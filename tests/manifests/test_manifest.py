@@ -357,6 +357,12 @@ def test_box_columns_of_a_dataframe(values: list[float]) -> None:
         read_manifest(frame)
 
 
+def test_whole_numbers_of_any_size_are_map_units() -> None:
+    box = {"xmin": 0, "ymin": 0, "xmax": 2**60, "ymax": 2**60}
+    table = read_manifest(pd.DataFrame({"tile_id": ["a"], "region_id": "r"} | box), coordinates="map")
+    assert table.xmax.tolist() == [2.0**60]
+
+
 def test_boxes_of_a_dataframe_may_be_tuples() -> None:
     frame = pd.DataFrame({"tile_id": ["a", "b"], "region_id": "r", "region_coordinates": [(0, 0, 1, 2), [3, 4, 5, 6]]})
     assert read_manifest(frame)[["xmin", "ymax"]].to_numpy().tolist() == [[0, 2], [3, 6]]

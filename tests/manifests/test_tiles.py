@@ -11,7 +11,9 @@ import tifffile
 from PIL import Image
 
 import lazytiles as lt
-from lazytiles.manifests.tiles import Asked
+from lazytiles.manifests.asked import Asked
+from lazytiles.manifests.grids import Division
+from lazytiles.manifests.manifest import Columns
 from tests.limits import within_limits
 from tests.made import make
 
@@ -130,7 +132,12 @@ def test_options_together(pad, tmp_path):
         np.testing.assert_array_equal(np.concatenate([halves[0], halves[1]]), dense, err_msg=said)
 
 
-def test_what_is_asked_of_check_is_what_is_asked_of_open_tiles() -> None:
-    options = list(inspect.signature(lt.open_tiles).parameters.values())[2:]
-    asked = inspect.signature(Asked).parameters.values()
+@pytest.mark.parametrize(
+    ("function", "value"), [(lt.open_tiles, Asked), (lt.make_grid, Division), (lt.read_manifest, Columns)]
+)
+def test_a_value_of_options_has_those_of_its_function_in_their_order(function, value) -> None:
+    options = [one for one in inspect.signature(function).parameters.values() if one.name != "progress"]
+    asked = list(inspect.signature(value).parameters.values())
+    options = options[-len(asked) :]
     assert [(one.name, one.default) for one in asked] == [(one.name, one.default) for one in options]
+    assert len(inspect.signature(function).parameters) - len(asked) <= 2
