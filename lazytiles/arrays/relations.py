@@ -16,9 +16,9 @@ from affine import Affine
 from numpy.typing import NDArray
 
 from lazytiles.aliases import Int64s
-from lazytiles.errors import LazyTilesError, RegionError, require
+from lazytiles.errors import LazyTilesError, RegionError
 from lazytiles.images import Level, Page, Region, check_resample
-from lazytiles.indexing import Ground
+from lazytiles.indexing import Ground, brought
 
 _AGREE = 0.01  # pixels by which two grids that are one may differ, anywhere in an image
 _EXACT = 1e-6  # pixels by which a number of pixels that is meant to be whole may miss it
@@ -350,7 +350,18 @@ class MapBoxes:
         ------
         RegionError : the image has no transform, or one by which a box is no box of its pixels; another CRS
         """
-        transform, values = transform_of(page), self._values_for(page)
+        transform, values = transform_of(page), self.values
+        own = page.georeference.crs if page.georeference is not None else None
+        if self.crs is not None and self.crs != own:
+            if own is None:
+                raise RegionError(f"{page}: does not say its CRS, and the boxes are in {self.crs}")
+            try:
+                values = brought(values, self.crs, own)
+            except ImportError as error:
+                raise RegionError(
+                    f"{page}: is in {own}, the boxes are in {self.crs}; bring them to {own}, or install what does it: "
+                    "pip install 'lazytiles[geo]'"
+                ) from error
         if max(abs(transform.b) * page.shape[0], abs(transform.d) * page.shape[1]) > _AGREE * abs(transform.a):
             raise RegionError(f"{page}: is rotated against its CRS, so that boxes in map units are none of its pixels")
         inverse = ~transform
@@ -365,21 +376,3 @@ class MapBoxes:
         whole = np.abs(extents - np.round(extents)) <= _AGREE
         stops = np.where(whole, starts + np.round(extents), np.floor(exact[:, 2:] + 0.5))
         return np.concatenate([starts, np.maximum(stops, starts + 1)], axis=1).astype(np.int64)
-
-    def _values_for(self, page: Page) -> NDArray[np.float64]:
-        """The boxes in the CRS of a page."""
-        own = page.georeference.crs if page.georeference is not None else None
-        if self.crs is None or self.crs == own:
-            return self.values
-        if own is None:
-            raise RegionError(f"{page}: does not say its CRS, and the boxes are in {self.crs}")
-        try:
-            pyproj = require("pyproj", extra="geo")
-        except ImportError as error:
-            raise RegionError(
-                f"{page}: is in {own}, the boxes are in {self.crs}; bring them to {own}, or install what does it: "
-                "pip install 'lazytiles[geo]'"
-            ) from error
-        transformer = pyproj.Transformer.from_crs(self.crs, own, always_xy=True)
-        x, y = transformer.transform(self.values[:, [0, 2, 0, 2]], self.values[:, [1, 1, 3, 3]])
-        return np.column_stack([x.min(axis=1), y.min(axis=1), x.max(axis=1), y.max(axis=1)])
