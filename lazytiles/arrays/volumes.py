@@ -68,19 +68,21 @@ class RegionStack(LazyArray):
     def __getitem__(self, key: Any) -> Any:
         if not self.axis:
             return self._volume[key]
-        asked = request(key, self.shape, row_axes=0)
-        blocks = []
-        for origin in [(0,) * self.ndim] if asked.origins is None else asked.origins.tolist():
-            cut = [slice(a + o, b + o) for (a, b), o in zip(asked.box, origin, strict=True)]
-            cut.insert(0, cut.pop(self.axis))
-            blocks.append(np.moveaxis(self._volume[tuple(cut)], 0, self.axis))
-        return asked.finish(np.stack(blocks))
+        return _of_moved(self._volume, key, self.shape, 0, self.axis)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RegionStack, (self.slices, self.axis)
 
     def __repr__(self) -> str:
         return f"<RegionStack of {len(self.slices)} files in {self.path!r}: {self.shape} {self.dtype}>"
+
+
+def _of_moved(source: Any, key: Any, shape: tuple[int, ...], at: int, to: int) -> Any:
+    """What a key takes of an array of that shape, which is a source with the axis `at` moved to `to`."""
+    asked = request(key, shape, row_axes=0)  # without cells all is in one box, read once or, for False, not at all
+    cut = [slice(*ends) for ends in asked.box]
+    cut.insert(at, cut.pop(to))
+    return asked.finish(np.stack([np.moveaxis(source[tuple(cut)], at, to)])[: asked.n])
 
 
 def stack_regions(paths: str | os.PathLike[str] | Iterable[Any], *, axis: int = 0, **options: Any) -> RegionStack:
@@ -158,13 +160,7 @@ class ChannelsLast(LazyArray):
         self.axes = f"{region.axes.replace('C', '')}C"
 
     def __getitem__(self, key: Any) -> Any:
-        asked = request(key, self.shape, row_axes=0)
-        blocks = []
-        for origin in [(0,) * self.ndim] if asked.origins is None else asked.origins.tolist():
-            cut = [slice(a + o, b + o) for (a, b), o in zip(asked.box, origin, strict=True)]
-            cut.insert(self._at, cut.pop())
-            blocks.append(np.moveaxis(self.region[tuple(cut)], self._at, -1))
-        return asked.finish(np.stack(blocks))
+        return _of_moved(self.region, key, self.shape, self._at, -1)
 
     def __repr__(self) -> str:
         return f"<ChannelsLast of {self.region!r}>"
