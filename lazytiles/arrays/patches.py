@@ -14,7 +14,7 @@ from lazytiles.aliases import Int64s
 from lazytiles.arrays.patch_pixels import AllPixels, MaskPixels, Scatter, cut, spatial_axes
 from lazytiles.arrays.view import held
 from lazytiles.config import check_limit
-from lazytiles.indexing import LazyArray, Seed, each_at, seed_of
+from lazytiles.indexing import LazyArray, Seed, seed_of, trimmed
 
 ITERATED_ROWS = 64
 
@@ -133,12 +133,7 @@ class PatchGenerator(LazyArray):
 
     def read_box(self, rows: Int64s, box: tuple[tuple[int, int], ...], origins: Int64s | None) -> NDArray[Any]:
         """Patches cut by a box, which moves by the `origins` of each if there are any."""
-        patches = self.take(rows)
-        if origins is None:
-            cut: tuple[Any, ...] = (slice(None), *(slice(start, stop) for start, stop in box))
-            part: NDArray[Any] = patches[cut]
-            return part
-        return each_at(patches, np.arange(len(rows)), box, origins)
+        return trimmed(self.take(rows), box, origins)
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         for start in range(0, len(self), ITERATED_ROWS):

@@ -18,7 +18,7 @@ from lazytiles.aliases import Box, Fault, Int64s
 from lazytiles.config import check_limit
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError
 from lazytiles.images import Region, Windows, around, open_region, read_windows, resize, to_integers, valid_windows
-from lazytiles.indexing import LazyArray, box_words, each_at, needed, padded, request
+from lazytiles.indexing import LazyArray, box_words, needed, padded, request, trimmed
 
 
 class RegionStack(LazyArray):
@@ -364,46 +364,27 @@ class VolumeTiles(LazyArray):
         for _, bad, cause in self._faults_of(volume, rows):
             raise ManifestError(self._words(int(rows[np.flatnonzero(bad)[0]]), cause))
         if self.sampling is not None:
-            self._sample(volume, wide, self.sampling, out)
-            return (
-                out[(slice(None), *(slice(a, b) for a, b in box))]
-                if origins is None
-                else each_at(out, np.arange(len(rows)), box, origins)
-            )
+            for k, (window, high) in enumerate(zip(wide, self.sampling.stops(volume, wide), strict=True)):
+                hull = self.sampling.hull(window[:3], high, volume.shape)
+                size = hull[3:] - hull[:3]
+                check_limit(int(np.prod(size)) * self.samples * 8, "a box of {} voxels", size)
+                out[k] = self.sampling(self._padded(volume, hull), window[:3] - hull[:3], high - hull[:3])
+            return trimmed(out, box, origins)
         wide[:, 0] -= self.context or 0
         wide[:, 3] += self.context or 0
-        inside = (wide[:, :3] >= 0).all(axis=1) & (wide[:, 3:] <= volume.shape[:3]).all(axis=1)
-        whole = np.flatnonzero(inside)
-        blocks = (
-            dict(zip(whole.tolist(), _cuts(volume, wide[whole], self.samples, self._judges), strict=True))
-            if len(whole)
-            else {}
-        )
+        whole = np.flatnonzero((wide[:, :3] >= 0).all(axis=1) & (wide[:, 3:] <= volume.shape[:3]).all(axis=1))
+        blocks: dict[int, NDArray[Any]] = {}
+        if len(whole):
+            blocks.update(zip(whole.tolist(), _cuts(volume, wide[whole], self.samples, self._judges), strict=True))
         for k, window in enumerate(wide):
             block = blocks[k] if k in blocks else self._padded(volume, window)
             out[k] = block if self.context is None else np.moveaxis(block, 0, 2).reshape(*block.shape[1:3], -1)
-        if origins is None:
-            return out[(slice(None), *(slice(a, b) for a, b in box))]
-        return each_at(out, np.arange(len(rows)), box, origins)
-
-    def _sample(self, volume: Any, windows: Int64s, sampling: Sampling, out: NDArray[Any]) -> None:
-        """Write resampled boxes."""
-        for k, (window, high) in enumerate(zip(windows, sampling.stops(volume, windows), strict=True)):
-            hull = sampling.hull(window[:3], high, volume.shape)
-            check_limit(int(np.prod(hull[3:] - hull[:3])) * self.samples * 8, "a box of {} voxels", hull[3:] - hull[:3])
-            out[k] = sampling(self._padded(volume, hull), window[:3] - hull[:3], high - hull[:3])
+        return trimmed(out, box, origins)
 
     def _padded(self, volume: Any, window: Int64s) -> NDArray[Any]:
-        modes = [self.pad] * 3
-        if self.context is not None and self.pad is None:
-            modes[0] = "edge"
-        starts, stops, places = zip(
-            *(
-                needed(int(a), int(b), n, mode or "edge")
-                for a, b, n, mode in zip(window[:3], window[3:], volume.shape, modes, strict=False)
-            ),
-            strict=True,
-        )
+        mode = self.pad or "edge"
+        along = zip(window[:3].tolist(), window[3:].tolist(), volume.shape, strict=False)
+        starts, stops, places = zip(*(needed(a, b, n, mode) for a, b, n in along), strict=True)
         if any(start == stop for start, stop in zip(starts, stops, strict=True)):
             return np.zeros((*map(len, places), self.samples), self.dtype)
         (near,) = _cuts(volume, np.array([[*starts, *stops]]), self.samples, self._judges)

@@ -1,7 +1,7 @@
 """Keys, windows, tilings, orders: integers only, no file."""
 
 from lazytiles.indexing.keys import select_rows
-from lazytiles.indexing.lazy import LazyArray, by, each_at, fits, into, token
+from lazytiles.indexing.lazy import LazyArray, by, each_at, fits, into, token, trimmed
 from lazytiles.indexing.orders import balanced_weights, draw, permutation, shard_batches, shard_slice
 from lazytiles.indexing.overlaps import Ground, brought, overlapping_pairs, pairs_on_ground
 from lazytiles.indexing.padding import LINE_MODES, PAD_MODES, folded, needed, padded
