@@ -64,13 +64,8 @@ class Layout:
             )
         letters = region.axes[: len(region.lead)]
         every = np.arange(len(region.pages)).reshape(region.lead)
-        order = every.transpose([letters.index(one) for one in sorted(letters, key=_place)])
+        order = every.transpose([letters.index(one) for one in sorted(letters, key="TZC".find)])  # others: length 1
         return [region.pages[k] for k in order.ravel().tolist()]
 
 
 ONE_PAGE = Layout()
-
-
-def _place(letter: str) -> int:
-    """T before Z before C; others have length 1."""
-    return "TZC".find(letter)
