@@ -99,8 +99,7 @@ class Page:
     nodata : the number that means nothing, a scalar of `dtype`; None where there is none
     alpha : the sample that says how opaque a pixel is; None where there is none
     place : where the tags lie that say where on the ground it is; None of a kind of file that cannot say it
-    mask_at : number and offset of the directory of its mask, of a page that was opened with its chain; of one opened
-        alone its own number, by which the mask is looked for; None where there is none
+    directory : which directory of a TIFF's main chain it is; None for others
     mpp : (y, x), micrometres from one pixel to the next, by what the file says; None where it says nothing
     origin : by what it is opened again from its file, in another process too; None where it cannot be
     """
@@ -123,7 +122,7 @@ class Page:
     nodata: Any = None
     alpha: int | None = None
     place: Place | None = None
-    mask_at: int | tuple[int, int] | None = None
+    directory: int | None = None
     mpp: tuple[float, float] | None = None
     origin: Any = None
 
@@ -140,7 +139,7 @@ class Page:
     @property
     def mask(self) -> Page | None:
         """The page of its file whose pixels say which of its own are valid; None where there is none."""
-        return None if self.mask_at is None else _mask(self.file, self.mask_at, self.shape[:2])
+        return None if self.directory is None else _mask_at(self.file, self.directory, self.shape[:2])
 
     @property
     def key(self) -> tuple[FileKey, str]:
@@ -260,27 +259,22 @@ def page_at(tiff: tifffile.TiffFile, index: int) -> tifffile.TiffPage:
 
 
 @lru_cache(1024)
-def _mask(key: FileKey, at: int | tuple[int, int], extent: tuple[int, int]) -> Page | None:
-    """The mask of a page, at a known directory; else of its extent among masks and overviews behind a full image."""
+def _mask_at(key: FileKey, directory: int, extent: tuple[int, int]) -> Page | None:
+    """The mask of a page: of its extent, among the masks and overviews that follow a full image."""
     with parsed(key) as tiff:
-        if isinstance(at, tuple):
-            number = at[0]
-            tiff.filehandle.seek(at[1])
-            page = tifffile.TiffPage(tiff, number)
-        else:
-            head = at
-            while head and page_at(tiff, head).subfiletype & 5:
-                head -= 1
-            for number in itertools.count(head + 1):
-                try:
-                    page = page_at(tiff, number)
-                except RegionError:
-                    return None
-                if not page.subfiletype & 5:
-                    return None
-                if page.subfiletype & 4 and (page.imagelength, page.imagewidth) == extent:
-                    break
-        return replace(facts(key, page, str(number)), origin=(Asked(page=number), 0))
+        head = directory
+        while head and page_at(tiff, head).subfiletype & 5:
+            head -= 1
+        for k in itertools.count(head + 1):
+            try:
+                page = page_at(tiff, k)
+            except RegionError:
+                return None
+            if not page.subfiletype & 5:
+                return None
+            if page.subfiletype & 4 and (page.imagelength, page.imagewidth) == extent:
+                return replace(facts(key, page, str(k)), origin=(Asked(page=k), 0))
+    return None
 
 
 def facts(
@@ -289,7 +283,8 @@ def facts(
     number: str,
     *,
     head: tifffile.TiffPage | None = None,
-    mask_at: int | tuple[int, int] | None = None,
+    mpp: Mpp | None = None,
+    origin: Any = None,
 ) -> Page:
     """Check a parsed page and take from it what reading needs.
 
@@ -297,7 +292,7 @@ def facts(
     ----------
     key, page, number : the file, its page, and the page's name
     head : of a level, the page at full resolution: place and nodata are its
-    mask_at : as `Page` has it
+    mpp, origin : of the page, as `Page` has them
 
     Raises
     ------
@@ -338,24 +333,26 @@ def facts(
         nodata=nodata,
         alpha=_alpha(page, dtype),
         place=place_of(page) if head is None else place_of(head, page),
-        mask_at=mask_at,
+        directory=page.index if len(page.treeindex) == 1 else None,
+        mpp=mpp,
+        origin=origin,
     )
     return _bounded(found)
 
 
-def twin_page(page: Page, tags: tifffile.TiffPage, offsets: Sequence[int], counts: Sequence[int]) -> Page:
+def twin_page(page: Page, tags: tifffile.TiffPage, number: str, offsets: Sequence[int], counts: Sequence[int]) -> Page:
     """A page that differs from another of its file only in where its segments lie.
 
     Parameters
     ----------
-    page, tags : the other, checked and with the number of this one, and as it was parsed
+    page, tags, number : the other, checked and as it was parsed; what messages call this one
     offsets, counts : its tables as they are stored
     """
     expected = page.planes * page.grid[0] * page.grid[1]
-    stored = offsets, counts
-    tables = _tables(str(page), tags, stored, expected, page.segment, page.shape, page.planes)
+    where, stored = f"{page.file.path} page {number}", (offsets, counts)
+    tables = _tables(where, tags, stored, expected, page.segment, page.shape, page.planes)
     raw = _raw_offsets(tags, page.shape, page.segment, page.planes, page.dtype, tables)
-    return _bounded(replace(page, offsets=tables[0], counts=tables[1], raw_offsets=raw))
+    return _bounded(replace(page, number=number, offsets=tables[0], counts=tables[1], raw_offsets=raw))
 
 
 def _alpha(page: tifffile.TiffPage, dtype: np.dtype[Any]) -> int | None:

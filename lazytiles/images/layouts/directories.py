@@ -126,8 +126,6 @@ class Directories:
         self._models: dict[bytes, tifffile.TiffPage] = {}
         self._parsed = 0
         self._facts: dict[tuple[int, int], Page] = {}
-        # Of each page of the chain the masks of its image, by their extents: number and offset.
-        self._masks: list[dict[tuple[int, int], tuple[int, int]]] = []
         self.is_lsm = bool(page_at(tiff, 0).is_lsm)
 
     def chain(self) -> list[Leaf]:
@@ -139,8 +137,7 @@ class Directories:
         LimitError : more than 262,144 pages
         """
         if self.tiff.tiff.is_ndpi:  # its 64-bit offsets are tifffile's to find
-            pages = [page_at(self.tiff, k) for k in range(len(self.tiff.pages))]
-            return [self._linked(Leaf(str(k), page), page.offset) for k, page in enumerate(pages)]
+            return [Leaf(str(k), page_at(self.tiff, k)) for k in range(len(self.tiff.pages))]
         leaves: list[Leaf] = []
         seen = set[int]()
         offset = page_at(self.tiff, 0).offset
@@ -150,20 +147,9 @@ class Directories:
             if len(leaves) >= MOST_PAGES:
                 raise LimitError(f"{self.key.path}: has more than {MOST_PAGES} pages; at most so many are read")
             seen.add(offset)
-            leaf, after = self._leaf(offset, str(len(leaves)), (len(leaves),))
-            leaves.append(self._linked(leaf, offset))
-            offset = after
+            leaf, offset = self._leaf(offset, str(len(leaves)), (len(leaves),))
+            leaves.append(leaf)
         return leaves
-
-    def _linked(self, leaf: Leaf, offset: int) -> Leaf:
-        """A leaf of the chain, entered under its image: masks and overviews follow the full image that they are of."""
-        if not self._masks or not (leaf.is_reduced or leaf.is_mask):
-            self._masks.append({})
-        else:
-            self._masks.append(self._masks[-1])
-            if leaf.is_mask:
-                self._masks[-1].setdefault(leaf.shape, (len(self._masks) - 1, offset))
-        return leaf
 
     def below(self, leaf: Leaf) -> list[Leaf]:
         """The pages that a page has below it (SubIFDs), in its order."""
@@ -192,21 +178,20 @@ class Directories:
         leaf, number : the page, and the name that messages give it
         head : of a level, its page at full resolution
         """
+        number = number or leaf.number
         above = None if head is None or head is leaf else head.model
         name = id(leaf.model), id(above)
-        number, model = number or leaf.number, self._facts.get(name)
+        model = self._facts.get(name)
         if model is None:
             model = self._facts[name] = facts(self.key, leaf.model, number, head=above)
-        mask_at = self._masks[int(leaf.number)].get(leaf.shape) if leaf.number.isdecimal() else None
-        if (model.number, model.mask_at) != (number, mask_at):
-            model = replace(model, number=number, mask_at=mask_at)
         if leaf.entries is None:
-            return model
+            return model if model.number == number else replace(model, number=number)
         stored = [
             next((self._values(leaf.entries[code]) for code in codes if code in leaf.entries), ())
             for codes in (_OFFSETS, _COUNTS)
         ]
-        return twin_page(model, leaf.model, *stored)
+        own = replace(model, directory=int(leaf.number) if leaf.number.isdecimal() else None)
+        return twin_page(own, leaf.model, number, *stored)
 
     def _leaf(self, offset: int, number: str, index: tuple[int, ...]) -> tuple[Leaf, int]:
         """The page at an offset, and the offset of the next."""

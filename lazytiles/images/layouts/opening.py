@@ -60,6 +60,8 @@ def open_pages(key: FileKey, asked: Asked) -> Opened:
 
     def known(k: int) -> Page:
         page = pages[k]
+        if page.origin is not None and page.mpp == mpp and asked.fill is None:
+            return page
         fill = page.fill if asked.fill is None or page.nodata is not None else _fill(page, asked.fill)
         return replace(page, mpp=mpp, fill=fill, origin=(asked, k) if page.origin is None else page.origin)
 
@@ -139,7 +141,8 @@ def _image(key: FileKey, tiff: tifffile.TiffFile, asked: Asked) -> Opened:
     if known is None:
         tags = page_at(tiff, number) if number else first
         spacing = _by_hand(page_spacing(tags), asked)
-        return Opened([facts(key, tags, str(number), mask_at=number)], spacing=spacing)
+        page = facts(key, tags, str(number), mpp=mpp_of(spacing), origin=(asked, 0))
+        return Opened([page], spacing=spacing)
     if number >= len(known.leaves):
         raise RegionError(f"{key.path}: has no page {number}; it has {len(known.leaves)}")
     series, plane = known.holder(number)
