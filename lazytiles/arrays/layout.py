@@ -9,6 +9,7 @@ import numpy as np
 
 from lazytiles.errors import RegionError
 from lazytiles.images import Page, Region
+from lazytiles.indexing import size_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +36,9 @@ class Layout:
         """
         sizes = dict(zip(region.axes, region.lead, strict=False))
         if odd := [letter for letter, size in sizes.items() if letter not in "TZC" and size > 1]:
-            said = " x ".join(map(str, region.shape))
             raise RegionError(
-                f"{region.path}: is {said}, {region.axes}: say by axes= what its axis {odd[0]} is, T (frames), "
-                'Z (slices) or C (channels), such as axes="CYX"; or take one page by page=k'
+                f"{region.path}: is {size_words(region.shape)}, {region.axes}: say by axes= what its axis {odd[0]} is, "
+                'T (frames), Z (slices) or C (channels), such as axes="CYX"; or take one page by page=k'
             )
         letters = "".join(letter for letter in "TZ" if letter in sizes)
         return cls(letters, tuple(sizes[letter] for letter in letters), sizes.get("C", 1))
@@ -56,7 +56,7 @@ class Layout:
         RegionError : it has other axes than the others
         """
         if Layout.of(region) != self:
-            mine = f"{region.axes} of {' x '.join(map(str, region.shape))}"
+            mine = f"{region.axes} of {size_words(region.shape)}"
             wanted = ", ".join(f"{n} along {letter}" for letter, n in zip(self.letters, self.lead, strict=True))
             raise RegionError(
                 f"{region.path}: is {mine}; the first image has {wanted or 'one plane'} and {self.channels} channels: "

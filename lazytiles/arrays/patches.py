@@ -14,7 +14,7 @@ from lazytiles.aliases import Int64s
 from lazytiles.arrays.patch_pixels import AllPixels, MaskPixels, Scatter, cut, spatial_axes
 from lazytiles.arrays.view import held
 from lazytiles.config import check_limit
-from lazytiles.indexing import LazyArray, Seed, seed_of, trimmed
+from lazytiles.indexing import LazyArray, Seed, seed_of, size_words, trimmed
 
 ITERATED_ROWS = 64
 
@@ -159,8 +159,7 @@ class PatchGenerator(LazyArray):
     def __repr__(self) -> str:
         edge = "mirrored" if self.mirrored else "zeros"
         order = "" if self.seed is None else f", in the order of seed {self.seed}"
-        size = " x ".join(map(str, self.shape[1:]))
         return (
-            f"<PatchGenerator of {len(self)} patches {size} {self.dtype} from {tuple(self.source.shape)}, "
-            f"{edge} beyond the edges{order}>"
+            f"<PatchGenerator of {len(self)} patches {size_words(self.shape[1:])} {self.dtype} "
+            f"from {tuple(self.source.shape)}, {edge} beyond the edges{order}>"
         )

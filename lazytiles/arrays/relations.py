@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lazytiles.aliases import Int64s
 from lazytiles.errors import LazyTilesError, RegionError
 from lazytiles.images import Level, Page, Region, check_resample
-from lazytiles.indexing import Ground, brought
+from lazytiles.indexing import Ground, brought, size_words
 
 _AGREE = 0.01  # pixels by which two grids that are one may differ, anywhere in an image
 _EXACT = 1e-6  # pixels by which a number of pixels that is meant to be whole may miss it
@@ -189,12 +189,11 @@ def by_size(base: Page, page: Page, base_shape: tuple[int, int], shape: tuple[in
     ------
     RegionError : their sizes have no exact ratio
     """
-    sizes = shape, base_shape
-    ratios = {(max(pair) / min(pair), pair[0] > pair[1]) for pair in zip(*sizes, strict=True)}
+    ratios = {(max(pair) / min(pair), pair[0] > pair[1]) for pair in zip(shape, base_shape, strict=True)}
     if len(ratios) > 1 or not ratios.pop()[0].is_integer():
         raise RegionError(
-            f"{page}: is {_by(sizes[0])} pixels, {base} is {_by(sizes[1])}: without a georeference the files of one "
-            "tile have sizes whose ratio is a whole number"
+            f"{page}: is {size_words(shape)} pixels, {base} is {size_words(base_shape)}: without a georeference the "
+            "files of one tile have sizes whose ratio is a whole number"
         )
     return Relation((shape[0] / base_shape[0], shape[1] / base_shape[1]))
 
@@ -316,10 +315,6 @@ def _other_crs(base: Page, page: Page) -> str:
     if mine is None or other is None or not mine.crs or not other.crs or mine.shares_system(other):
         return ""
     return f"is in {mine.crs}, {base.file.path} in {other.crs}"
-
-
-def _by(size: tuple[int, ...]) -> str:
-    return " x ".join(map(str, size))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,7 +18,7 @@ from lazytiles.aliases import Box, Fault, Int64s
 from lazytiles.config import check_limit
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError
 from lazytiles.images import Region, Windows, around, open_region, read_windows, resize, to_integers, valid_windows
-from lazytiles.indexing import LazyArray, box_words, needed, padded, request, trimmed
+from lazytiles.indexing import LazyArray, box_words, needed, padded, request, size_words, trimmed
 
 
 class RegionStack(LazyArray):
@@ -423,11 +423,11 @@ class VolumeTiles(LazyArray):
             yield "window outside", apart, f" does not meet {self._sized(space)}: there is nothing to pad; correct it"
 
     def _sized(self, space: tuple[int, ...]) -> str:
-        return f"region {self.name} ({' x '.join(map(str, space))})"
+        return f"region {self.name} ({size_words(space)})"
 
     def _named(self, volume: Any) -> str:
-        size = " x ".join(map(str, volume.shape[:3]))
-        return f"{getattr(volume, 'path', None) or f'an array of region {self.name}'} is {size} voxels"
+        path = getattr(volume, "path", None) or f"an array of region {self.name}"
+        return f"{path} is {size_words(volume.shape[:3])} voxels"
 
     def faults(self) -> Iterator[Fault]:
         """Everything that would fail when boxes of this volume are read, by its tags; see `RegionTiles.faults`."""

@@ -9,4 +9,4 @@ from lazytiles.indexing.requests import Request, request
 from lazytiles.indexing.seeds import BatchGenerator, Seed, samples_of, seed_of, stream
 from lazytiles.indexing.splits import kfold_rows, region_column, split_rows
 from lazytiles.indexing.tilings import EDGES, Edge, cover, tiling
-from lazytiles.indexing.windows import box_words, boxes_from_windows, windows_from_boxes
+from lazytiles.indexing.windows import box_words, boxes_from_windows, size_words, windows_from_boxes
