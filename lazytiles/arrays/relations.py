@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from affine import Affine
@@ -24,9 +24,6 @@ _AGREE = 0.01  # pixels by which two grids that are one may differ, anywhere in 
 _EXACT = 1e-6  # pixels by which a number of pixels that is meant to be whole may miss it
 _SAME_MPP = 1.001  # by which the pixels of a level may be larger than those that are wanted, and serve for them
 _SCALE_DRIFT = 0.01  # of its length by which a mask may be larger or smaller than micrometres, often rounded, say
-
-
-Pair: TypeAlias = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,32 +223,6 @@ def found_relation(tiles: Any, number: int) -> Relation | None:
     if shift is None or tiles.whole:
         check_resample(page, tiles.form.method)
     return None if shift is not None and not shift.any() and page.shape[:2] == base.shape[:2] else found
-
-
-def grid_of(tiles: Any) -> tuple[tuple[int, int], Int64s, Pair]:
-    """What maps of a region's tiles lie on.
-
-    Returns
-    -------
-    its extents; the window of each tile, whole pixels of it; and how many pixels (y, x) of the page of the base one
-    of them is: 1 unless the tiles are of so many micrometres
-    """
-    number = tiles.last()
-    assert number is not None
-    page = tiles.opened_page(number)
-    if tiles.units.kind != "base":
-        return page.shape[:2], tiles.windows, (1.0, 1.0)
-    scale, relation = (1.0, 1.0), tiles.relation(number)
-    boxes = tiles.exact_windows() if relation is None else relation.boxes(tiles.exact_windows())
-    if tiles.units.mpp is not None:
-        down = tiles.levels[number].downsample
-        y, x = tiles.units.ratio(page, tiles.levels[number])
-        scale = y / down[0], x / down[1]
-        boxes = boxes / np.array(scale * 2)
-    starts = np.floor(boxes[:, :2] + 0.5).astype(np.int64)
-    extents = np.maximum(1, np.round(boxes[:, 2:] - boxes[:, :2])).astype(np.int64)
-    height, width = (max(1, int(np.floor(n / each + 0.5))) for n, each in zip(page.shape, scale, strict=False))
-    return (height, width), np.concatenate([starts, starts + extents], axis=1), scale
 
 
 def are_placed(*pages: Page) -> bool:
