@@ -20,16 +20,7 @@ _EXACT = 1e-6  # pixels by which a box may leave its image and still lie in it
 
 
 def check_page(page: Page, form: TileForm, part: int) -> None:
-    """Refuse a page that is not as those of the other regions.
-
-    Parameters
-    ----------
-    part : which of the form's parts it is
-
-    Raises
-    ------
-    RegionError : saying what it holds
-    """
+    """Refuse a page, for a part of the form, that does not hold what those of the other regions hold."""
     read = bands_read(page, form.asked, form.gray) if not form.parts else tuple(range(page.shape[2]))
     wanted = form.pixels or form.dtype
     samples = form.counts[part] if form.parts else form.samples

@@ -244,18 +244,13 @@ def _cuts(source: Int64s, sample_bytes: int) -> list[tuple[int, int]]:
 
 
 class _Packer:
-    """Turns samples into what a task carries: their windows as sources of their own, pickled and compressed.
-
-    Attributes
-    ----------
-    digest : of all that has been packed
-    """
+    """Turns samples into what a task carries: their windows as sources of their own, pickled and compressed."""
 
     def __init__(self, tiles: MultiSourceArray, order: Int64s, pairs: Int64s) -> None:
         self.tiles, self.pairs = tiles, pairs
         table = tiles.table
         self.names = None if table is None or "tile_id" not in table else table["tile_id"].iloc[order].array
-        self.digest = hashlib.sha256()
+        self.digest = hashlib.sha256()  # of all that has been packed
         self.known: dict[int, RegionTiles] = {}
         self.each = 0.0  # bytes of a sample, of those packed last
 
@@ -320,12 +315,7 @@ class _Names:
 
 
 def read_tiles_of(data: bytes) -> NDArray[Any]:
-    """The tiles of one task, packed, in the process that wants them.
-
-    Raises
-    ------
-    LazyTilesError : a tile cannot be read; the message names it and its file
-    """
+    """The tiles of one task, packed, in the process that wants them."""
     # The scheduler unpickles this function and the key in the same way.
     tiles = MultiSourceArray(pickle.loads(zlib.decompress(data)))  # noqa: S301
     return tiles.take(np.arange(len(tiles)), threads=1)

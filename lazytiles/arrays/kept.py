@@ -15,13 +15,9 @@ from lazytiles.indexing import LazyArray, each_at, token
 
 
 class KeptValid(LazyArray):
-    """Which values of some tiles are valid, boolean (n, ..., bands), or with the kind ``"any"`` which pixels.
+    """Which values of some tiles are valid, boolean (n, *inner), bands last; or with the kind ``"any"`` which pixels.
 
-    Parameters
-    ----------
-    packed : uint8, the tiles one after the other; nothing of one that is wholly valid
-    ends : int64, shape (n + 1,), where each begins, and the last ends
-    inner : shape of a tile with its bands
+    In `packed`, uint8, tile k has the bytes ``ends[k]:ends[k + 1]``, none where it is wholly valid.
     """
 
     def __init__(self, packed: NDArray[np.uint8], ends: Int64s, inner: tuple[int, ...]) -> None:

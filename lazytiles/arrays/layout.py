@@ -28,12 +28,7 @@ class Layout:
 
     @classmethod
     def of(cls, region: Region) -> Layout:
-        """That of a region.
-
-        Raises
-        ------
-        RegionError : it has an axis that is no time, depth or channel, and several things along it
-        """
+        """That of a region; refused where several things lie along an axis that is no time, depth or channel."""
         sizes = dict(zip(region.axes, region.lead, strict=False))
         if odd := [letter for letter, size in sizes.items() if letter not in "TZC" and size > 1]:
             raise RegionError(
@@ -49,12 +44,7 @@ class Layout:
         return math.prod(self.lead)
 
     def pages(self, region: Region) -> list[Page]:
-        """The pages of a region plane by plane, the bands of each together.
-
-        Raises
-        ------
-        RegionError : it has other axes than the others
-        """
+        """The pages of a region plane by plane, the bands of each together; refused where its axes are others."""
         if Layout.of(region) != self:
             mine = f"{region.axes} of {size_words(region.shape)}"
             wanted = ", ".join(f"{n} along {letter}" for letter, n in zip(self.letters, self.lead, strict=True))

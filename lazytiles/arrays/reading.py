@@ -33,11 +33,8 @@ Parts: TypeAlias = Sequence[Part]
 def by_source(sources: Sequence[Any], starts: Int64s, rows: Int64s, others: tuple[Int64s, ...]) -> Parts:
     """For each source that some samples lie in: the slots of the block they fill, and where they lie in it.
 
-    Parameters
-    ----------
-    sources : one after the other, source k being the rows ``starts[k]:starts[k + 1]``
-    rows : int64, shape (n,), the row of each slot
-    others : places of each slot on the axes after the first, such as its frame
+    Source k is the rows ``starts[k]:starts[k + 1]``; each slot has one of `rows`, and places on the `others` of the row
+    axes, such as its frame.
     """
     if len(sources) == 1 and len(rows):
         return [(sources[0], np.arange(len(rows)), (rows, *others))]
@@ -99,13 +96,7 @@ def _slices(
 
 
 def gathered(parts: Parts, box: Box, origins: Int64s | None, form: TileForm) -> Gather:
-    """Tiles of some regions on their way into blocks.
-
-    Parameters
-    ----------
-    parts : for each region its tiles, the slots that they fill, and their rows (and frames) in the region
-    box, origins : what is wanted of each tile, as in `Request`
-    """
+    """Tiles of some regions on their way into blocks, of each what box and origins of a `Request` say."""
 
     def name(slot: int) -> str:
         for tiles, slots, places in parts:
@@ -144,15 +135,7 @@ def read_blocks(
     parts_of: Callable[[tuple[Int64s, ...]], Parts],
     **how: Any,
 ) -> Iterator[tuple[int, NDArray[Any] | LazyTilesError]]:
-    """Read batches of whole tiles together.
-
-    Parameters
-    ----------
-    places : the rows of each batch
-    inner : shape of a sample, ([frames,] height, width, bands)
-    form : what the tiles look like
-    parts_of : which regions some rows lie in, as in `gathered`
-    how : `threads`, `readers` and `stop` of `Gather.read`
+    """Read batches of whole tiles, of the shape `inner`, together; `how` as in `Gather.read`.
 
     Yields
     ------

@@ -91,12 +91,7 @@ class RegionTiles(LazyArray):
 
     @property
     def windows(self) -> Int64s:
-        """(y0, x0, y1, x1) of each tile, pixels of the base, which is opened where only it can say them.
-
-        Raises
-        ------
-        RegionError : it cannot be opened, or does not say where on the ground it lies
-        """
+        """(y0, x0, y1, x1) of each tile, pixels of the base, which is opened where only it can say them."""
         windows = self._windows
         if windows is None or (self.whole and self.is_bound):
             base, level = self.base_of(0) if self.is_bound else (self.base(), Level((0, 0)))
@@ -218,12 +213,7 @@ class RegionTiles(LazyArray):
         return self.on_ground or self.is_scaled or (self.follows and self.units.kind == "base")
 
     def relation(self, number: int) -> Relation | None:
-        """How a page lies on the base; None where its pixels are those of the base.
-
-        Raises
-        ------
-        RegionError : their grids cannot be brought together
-        """
+        """How a page lies on the base; None where its pixels are those of the base; see `found_relation`."""
         number = self.first_plane(number)
         if number not in self._relations:
             self._relations[number] = found_relation(self, number)

@@ -74,12 +74,7 @@ class Units:
         return self.kind == "base" or self.mask_scale is not None
 
     def level_read(self, region: Region) -> Region:
-        """An image at the level that its tiles are read from: the smallest whose pixels are as fine as is wanted.
-
-        Raises
-        ------
-        RegionError : it does not say how large its pixels are
-        """
+        """An image at the level that its tiles are read from: the smallest whose pixels are as fine as is wanted."""
         if self.mpp is None:
             return region
         own, most = mpp_of(region.pages[0]), self.mpp * _SAME_MPP
@@ -105,12 +100,7 @@ class Units:
         return found[0], found[1]
 
     def scale_of(self, image: Page, level: Level, mask: Page) -> tuple[float, float]:
-        """Pixels of level 0 (y, x) of an image, of which the page of one level is given, in one of its mask's.
-
-        Raises
-        ------
-        RegionError : one does not say how large its pixels are, where that is to tell it
-        """
+        """Pixels of level 0 (y, x) of an image, of which the page of one level is given, in one of its mask's."""
         if not isinstance(self.mask_scale, str):
             scale = float(self.mask_scale or 1)
             return scale, scale
@@ -135,24 +125,14 @@ def level_of(region: Region) -> Level:
 
 
 def mpp_of(page: Page, cure: str = "source_mpp=, a number or the name of a column of the table") -> tuple[float, float]:
-    """Micrometres (y, x) from one pixel to the next.
-
-    Raises
-    ------
-    RegionError : the file does not say it
-    """
+    """Micrometres (y, x) from one pixel to the next; a RegionError where the file does not say it."""
     if page.mpp is None:
         raise RegionError(f"{page}: does not say how many micrometres a pixel is; pass {cure}")
     return page.mpp
 
 
 def transform_of(page: Page) -> Affine:
-    """From pixels of a page to map units.
-
-    Raises
-    ------
-    RegionError : the image has no georeference
-    """
+    """From pixels of a page to map units; a RegionError where it has no georeference."""
     place = page.georeference
     if place is None or place.transform is None:
         raise RegionError(
@@ -163,12 +143,7 @@ def transform_of(page: Page) -> Affine:
 
 
 def by_place(base: Page, page: Page) -> Relation:
-    """How two pages with a georeference lie on each other.
-
-    Raises
-    ------
-    RegionError : one has none, their CRS differ, or they are rotated against each other
-    """
+    """How two pages with a georeference lie on each other; refused in two CRS, or rotated against each other."""
     shown, wanted = transform_of(page), transform_of(base)
     if said := _other_crs(base, page):
         raise RegionError(f"{page}: {said}; bring both to one CRS")
@@ -180,12 +155,7 @@ def by_place(base: Page, page: Page) -> Relation:
 
 
 def by_size(base: Page, page: Page, base_shape: tuple[int, int], shape: tuple[int, int]) -> Relation:
-    """How the level 0 of two pages without a georeference that show the same place lie on each other, by their shapes.
-
-    Raises
-    ------
-    RegionError : their sizes have no exact ratio
-    """
+    """How the level 0 of two pages without a georeference lie on each other, where the ratio of their shapes is whole."""
     ratios = {(max(pair) / min(pair), pair[0] > pair[1]) for pair in zip(shape, base_shape, strict=True)}
     if len(ratios) > 1 or not ratios.pop()[0].is_integer():
         raise RegionError(
@@ -310,12 +280,7 @@ class MapBoxes:
         return f"box ({', '.join(format(value, '.12g') for value in self.values[row].tolist())})"
 
     def exactly(self, page: Page) -> NDArray[np.float64]:
-        """Where they lie in an image, (y0, x0, y1, x1), pixels, not rounded.
-
-        Raises
-        ------
-        RegionError : the image has no transform, or one by which a box is no box of its pixels; another CRS
-        """
+        """Where they lie in an image, (y0, x0, y1, x1), pixels, not rounded; refused where it is rotated."""
         transform, values = transform_of(page), self.values
         own = page.georeference.crs if page.georeference is not None else None
         if self.crs is not None and self.crs != own:

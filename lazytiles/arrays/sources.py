@@ -73,17 +73,9 @@ def limited(lengths: Int64s, maxlen: int, seed: int | None) -> Int64s:
 
 
 def positions_of(pairs: Any, rows: Int64s, starts: Int64s) -> Int64s:
-    """Where the samples of some (source, index) pairs stand among the samples that an array holds.
+    """Where the samples of some (source, index) pairs stand among the samples that an array holds, refused for others.
 
-    Parameters
-    ----------
-    pairs : integers, shape (n, 2)
-    rows : int64, shape (n,), the samples held, numbered through all sources
-    starts : int64, the number of the first sample of each source, and the total
-
-    Raises
-    ------
-    ValueError : another shape, or a pair that names what the array does not hold
+    The samples held, `rows`, are numbered through all sources, of which `starts` has the first ones, and the total.
     """
     given = np.asarray(pairs)
     if given.shape != (len(rows), 2) or given.dtype.kind not in "iu":

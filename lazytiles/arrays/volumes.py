@@ -144,12 +144,7 @@ def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
 
 
 class ChannelsLast(LazyArray):
-    """A region with slices and channels as a volume `(Z, H, W, C)`.
-
-    Parameters
-    ----------
-    region : of the axes CZYX or ZCYX
-    """
+    """A region of the axes CZYX or ZCYX as a volume `(Z, H, W, C)`."""
 
     def __init__(self, region: Region) -> None:
         self.region, self.path, self.spacing = region, region.path, region.spacing
@@ -212,12 +207,7 @@ class Sampling:
     method: str = "bilinear"
 
     def stops(self, volume: Any, windows: Int64s) -> NDArray[np.float64]:
-        """Where the boxes of tiles end in a volume, voxels, shape (n, 3).
-
-        Raises
-        ------
-        RegionError : the volume does not say its spacing
-        """
+        """Where the boxes of tiles end in a volume, voxels, shape (n, 3); refused where it does not say its spacing."""
         if self.spacing is None:
             return windows[:, 3:].astype(np.float64)
         own = self.source or getattr(volume, "spacing", None)
