@@ -155,7 +155,7 @@ def by_place(base: Page, page: Page) -> Relation:
 
 
 def by_size(base: Page, page: Page, base_shape: tuple[int, int], shape: tuple[int, int]) -> Relation:
-    """How the level 0 of two pages without a georeference lie on each other, where the ratio of their shapes is whole."""
+    """How the level 0 of two pages without a georeference lie on each other: by shapes whose ratio must be whole."""
     ratios = {(max(pair) / min(pair), pair[0] > pair[1]) for pair in zip(shape, base_shape, strict=True)}
     if len(ratios) > 1 or not ratios.pop()[0].is_integer():
         raise RegionError(
