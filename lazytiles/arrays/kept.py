@@ -68,7 +68,7 @@ class KeptValid(LazyArray):
                 # No more than a tile takes is unpacked, whatever a damaged store says.
                 bits = zlib.decompressobj().decompress(self.packed[start:stop].tobytes(), -(-size // 8))
                 values = np.unpackbits(np.frombuffer(bits, np.uint8), count=size).astype(np.bool_).reshape(self.inner)
-                out[slot] = (values.any(axis=-1) if self.kind == "any" else values)[cut]
+                out[slot] = (np.asarray(values.any(axis=-1)) if self.kind == "any" else values)[cut]
         return out
 
     def __dask_tokenize__(self) -> Any:
