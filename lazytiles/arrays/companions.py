@@ -146,7 +146,9 @@ def labels_of(labels: Any, lengths: Int64s, total: int, classes: Any = None) -> 
         names = categories.to_list() if names is None and not is_numeric(categories.to_series()) else names
         labels = np.asarray(labels)
     given = _by_sample(labels, lengths, total)
-    is_names = isinstance(given, np.ndarray) and given.ndim == 1 and _is_text(given)
+    is_names = isinstance(given, np.ndarray) and given.ndim == 1 and given.dtype.kind in "UTO"
+    if is_names and given.dtype.kind == "O":
+        is_names = len(given) > 0 and all(isinstance(value, str) for value in given)
     if names is None and not is_names:
         return given, None
     if not isinstance(given, np.ndarray) or given.ndim > 1:
@@ -161,12 +163,6 @@ def labels_of(labels: Any, lengths: Int64s, total: int, classes: Any = None) -> 
         label = class_name(given[first])
         raise ValueError(f"sample {first} has the label {label!r}, which is none of the classes {names[:10]}")
     return np.array([index[text] for text in texts], np.int64)[found], names
-
-
-def _is_text(labels: NDArray[Any]) -> bool:
-    if labels.dtype.kind == "O":
-        return len(labels) > 0 and all(isinstance(value, str) for value in labels)
-    return labels.dtype.kind in "UT"
 
 
 def _by_sample(labels: Any, lengths: Int64s, total: int) -> Any:

@@ -26,24 +26,23 @@ def codec_name(region: Any) -> str:
     return stored_as(region.pages[0])
 
 
+# TIFF 6.0 section 3 and its successors.
+COMPRESSIONS = {
+    1: "uncompressed", 2: "CCITT", 5: "LZW", 6: "old JPEG", 7: "JPEG", 8: "deflate", 32773: "PackBits",
+    32946: "deflate", 33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 34887: "LERC",
+    34925: "LZMA", 34933: "PNG", 50000: "zstd", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL",
+}  # fmt: skip
+
+
 def stored_as(page: Page) -> str:
     """How the segments of a page are stored; see `codec_name`."""
     height, width = page.segment
     kind = "strips" if width >= page.shape[1] else "tiles"
     codec: Any = page.codec
     if hasattr(codec, "compression"):
-        return f"{compression_name(codec.compression)}, {kind} of {height} x {width}"
+        name = COMPRESSIONS.get(codec.compression, f"compression {codec.compression}")
+        return f"{name}, {kind} of {height} x {width}"
     return f"{codec.format}, one picture" if hasattr(codec, "format") else "an array"
-
-
-def compression_name(number: int) -> str:
-    """The name of a TIFF compression scheme, TIFF 6.0 section 3 and its successors."""
-    names = {
-        1: "uncompressed", 2: "CCITT", 5: "LZW", 6: "old JPEG", 7: "JPEG", 8: "deflate", 32773: "PackBits",
-        32946: "deflate", 33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 34887: "LERC",
-        34925: "LZMA", 34933: "PNG", 50000: "zstd", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL",
-    }  # fmt: skip
-    return names.get(number, f"compression {number}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +129,7 @@ def mebibytes(count: float) -> str:
     return f"{count / 2**20:,.2f} MiB"
 
 
-def reading_cost(
-    tiles: Any,
-    *,
-    batch_size: int = 32,
-    seed: int = 0,
-    readahead_bytes: int = _READAHEAD_BYTES,
-    cache_bytes: int | None = None,
-) -> Cost:
+def reading_cost(tiles: Any, *, batch_size: int = 32, readahead_bytes: int = _READAHEAD_BYTES) -> Cost:
     """What batches of tiles cost in their order, shuffled, and shuffled within groups of regions.
 
     No pixel is read; the tags of the regions that the sampled batches touch are.
@@ -146,49 +138,32 @@ def reading_cost(
     ----------
     tiles : an array from `open_tiles`
     batch_size : tiles of a batch
-    seed : of the shuffled orders
     readahead_bytes : as for `BatchFlow`: how many bytes of batches are planned together
-    cache_bytes : budget of the segment cache; default as configured
-
-    Returns
-    -------
-    Cost
     """
     n, groups = len(tiles), tiles.region_ids
     each = int(np.prod(tiles.shape[1:], dtype=np.int64)) * tiles.dtype.itemsize
     batch = min(batch_size, n)
     together = max(1, min(readahead_bytes // max(each * batch, 1), -(-n // batch)))
-    shuffled = permutation(n, seed)
-    windowed = permutation(n, seed, groups=groups, window=_WINDOW)
+    own = "in its own order" if tiles.seed is None else f"as it is, shuffled with seed {tiles.seed}"
+    own = "as in the table" if (tiles.order == np.arange(n)).all() else own
+    shuffled = permutation(n, 0)
+    windowed = permutation(n, 0, groups=groups, window=_WINDOW)
     orders = [
-        _order_cost(_called(tiles), tiles, np.arange(n), batch, 1),
+        _order_cost(own, tiles, np.arange(n), batch, 1),
         _order_cost("shuffled", tiles, shuffled, batch, 1),
         _order_cost(f"shuffled, {together} batches read together", tiles, shuffled, batch, together),
         _order_cost(f"shuffled in windows of {_WINDOW} regions", tiles, windowed, batch, together),
     ]
-    memory = each * batch * (together + 2) + (settings().cache_bytes if cache_bytes is None else cache_bytes)
-    advice = list(_advice(orders, _extent(tiles)))
+    # Pixels of the images that a usual tile is made of: those of its window, whatever it is resampled to.
+    extent, windows = tiles.shape[-3:-1], tiles.sample_windows
+    if windows is not None and (windows[:, 2:] > windows[:, :2]).all():
+        extent = np.median(windows[:, 2:] - windows[:, :2], axis=0).tolist()
+    memory = each * batch * (together + 2) + settings().cache_bytes
     pages = [page for source in tiles.sources for page in source.opened]
     stored = dict(Counter(map(stored_as, pages)).most_common())
     segments = sum(int(np.prod(page.grid)) * page.planes for page in pages)
     regions = int(groups.max()) + 1 if n else 0
-    return Cost(n, regions, batch, each * batch, memory, stored, segments, orders, advice)
-
-
-def _called(tiles: Any) -> str:
-    if (tiles.order == np.arange(len(tiles))).all():
-        return "as in the table"
-    return "in its own order" if tiles.seed is None else f"as it is, shuffled with seed {tiles.seed}"
-
-
-def _extent(tiles: Any) -> tuple[float, float]:
-    """Pixels of the images that a usual tile is made of: those of its window, whatever it is resampled to."""
-    windows = tiles.sample_windows
-    if windows is None or not (windows[:, 2:] > windows[:, :2]).all():
-        height, width = tiles.shape[-3:-1]
-    else:
-        height, width = np.median(windows[:, 2:] - windows[:, :2], axis=0).tolist()
-    return height, width
+    return Cost(n, regions, batch, each * batch, memory, stored, segments, orders, _advice(orders, *extent))
 
 
 def _order_cost(name: str, tiles: Any, order: NDArray[np.int64], batch: int, together: int) -> OrderCost:
@@ -199,14 +174,12 @@ def _order_cost(name: str, tiles: Any, order: NDArray[np.int64], batch: int, tog
     chosen = starts[np.unique(np.linspace(0, len(starts) - 1, few).astype(int))]
     plans = [tiles.plan(order[start : start + step]) for start in chosen.tolist()]
     batches = sum(-(-len(order[start : start + step]) // batch) for start in chosen.tolist())
-    sums = [sum(getattr(plan, field) for plan in plans) / batches for field in _FIELDS]
+    fields = ("segments", "bytes_read", "bytes_decoded", "bytes_delivered")
+    sums = [sum(getattr(plan, field) for plan in plans) / batches for field in fields]
     return OrderCost(name, *sums)
 
 
-_FIELDS = ("segments", "bytes_read", "bytes_decoded", "bytes_delivered")
-
-
-def _advice(orders: Sequence[OrderCost], size: tuple[float, float]) -> list[str]:
+def _advice(orders: Sequence[OrderCost], height: float, width: float) -> list[str]:
     _, shuffled, together, windowed = orders
     said = []
     if together.amplification < 0.8 * shuffled.amplification:
@@ -219,7 +192,6 @@ def _advice(orders: Sequence[OrderCost], size: tuple[float, float]) -> list[str]
         said.append(
             f"shuffle(seed, window={_WINDOW}) decodes {ratio:.1f} times less, and mixes fewer regions in a batch"
         )
-    height, width = size
     tiled = (1 + _SEGMENT / height) * (1 + _SEGMENT / width)
     best = min(order.amplification for order in orders)
     if best > 2 * tiled:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -14,21 +14,13 @@ from lazytiles.arrays.form import TileForm
 from lazytiles.arrays.relations import apart, are_placed
 from lazytiles.errors import LazyTilesError, RegionError
 from lazytiles.images import Page, bands_read, check_resample
+from lazytiles.indexing import size_words
 
 _EXACT = 1e-6  # pixels by which a box may leave its image and still lie in it
 
 
 def check_page(page: Page, form: TileForm, part: int) -> None:
-    """Refuse a page that is not as those of the other regions.
-
-    Parameters
-    ----------
-    part : which of the form's parts it is
-
-    Raises
-    ------
-    RegionError : saying what it holds
-    """
+    """Refuse a page, for a part of the form, that does not hold what those of the other regions hold."""
     read = bands_read(page, form.asked, form.gray) if not form.parts else tuple(range(page.shape[2]))
     wanted = form.pixels or form.dtype
     samples = form.counts[part] if form.parts else form.samples
@@ -51,71 +43,76 @@ def check_page(page: Page, form: TileForm, part: int) -> None:
 
 def faults_on(tiles: Any, number: int, rows: Int64s | slice = slice(None)) -> Iterator[Fault]:
     """What is wrong with all or some windows on a page that is open, by its tags."""
-    page = tiles.opened_page(number)
     try:
-        shown = tiles.shown(number, rows)
-        windows = tiles.exact_windows(rows)
-        shape = tiles.sized(number)
+        shown, windows = tiles.shown(number, rows), tiles.exact_windows(rows)
     except LazyTilesError as error:
         yield "other grid", np.ones(len(np.arange(len(tiles))[rows]), np.bool_), f": {error}"
         return
-    every = np.ones(len(shown), np.bool_)
     if not len(shown):
         return
     if not tiles.on_ground and number % tiles.parts == 0:
         differing = list(_disagreements(tiles, number))
-        yield from ((kind, every, cause) for kind, cause in differing)
+        yield from ((kind, np.ones(len(shown), np.bool_), cause) for kind, cause in differing)
         if differing and tiles.is_bound:
             return
-    form, size = tiles.form, f"{shape[0]} x {shape[1]}"
-    if tiles.units.mpp is not None and not tiles.follows:
-        yield from _other_extents(tiles, number, rows, windows)
-    extents = windows[:, 2:] - windows[:, :2]
-    if tiles.units.kind == "base":
-        extents = np.maximum(1, np.round(extents / tiles.levels[number].downsample))
-    is_sized = form.resample is None and number % tiles.parts == 0 and tiles.units.mpp is None
-    is_sized = is_sized and (tiles.whole or tiles.boxes is not None or tiles.units.kind == "base")
-    if is_sized and not (tiles.is_bound and not tiles.on_ground):
-        other = (extents != form.size).any(axis=1)
-        high, wide = extents[np.argmax(other)].astype(int).tolist()
-        height, width = form.size
-        cause = f": {page} is {size} pixels, the first image is {height} x {width}"
-        if not tiles.whole:
-            cause = f" is {high} x {wide} pixels of {page}, the first is {height} x {width}"
+    yield from _other_sizes(tiles, number, rows, windows)
+    if tiles.on_ground or not tiles.whole:
+        yield from _outside(tiles, number, rows, shown)
+
+
+def _other_sizes(tiles: Any, number: int, rows: Int64s | slice, windows: NDArray[Any]) -> Iterator[Fault]:
+    """Windows that have another size than tiles have, or boxes another than tiles of so many micrometres."""
+    page, form, units = tiles.opened_page(number), tiles.form, tiles.units
+    height, width = form.size
+    if units.mpp is not None:
+        if tiles.follows:
+            return
+        boxes = tiles.windows[rows]
+        other = np.asarray((abs(windows - boxes) > 1 + _EXACT).any(axis=1))
         if other.any():
-            yield "mixed size", other, f"{cause}; pass size=(height, width) to resample them to one size"
-    if tiles.whole and not tiles.on_ground:
+            first = int(np.argmax(other))
+            high, wide = (boxes[first, 2:] - boxes[first, :2]).tolist()
+            wanted = " x ".join(f"{n:.6g}" for n in (windows[first, 2:] - windows[first, :2]).tolist())
+            said = f" is {high} x {wide} pixels of {page.file.path}, where {height} x {width} pixels of"
+            cure = "correct it, or pass another size= or mpp="
+            yield "other extent", other, f"{said} {units.mpp:g} micrometres are {wanted}; {cure}"
         return
+    is_sized = form.resample is None and number % tiles.parts == 0
+    is_sized = is_sized and (tiles.whole or tiles.boxes is not None or units.kind == "base")
+    if not is_sized or (tiles.is_bound and not tiles.on_ground):
+        return
+    extents = windows[:, 2:] - windows[:, :2]
+    if units.kind == "base":
+        extents = np.maximum(1, np.round(extents / tiles.levels[number].downsample))
+    other = (extents != form.size).any(axis=1)
+    if other.any():
+        high, wide = extents[np.argmax(other)].astype(int).tolist()
+        cause = f" is {high} x {wide} pixels of {page}, the first is {height} x {width}"
+        if tiles.whole:
+            cause = f": {page} is {size_words(tiles.sized(number))} pixels, the first image is {height} x {width}"
+        yield "mixed size", other, f"{cause}; pass size=(height, width) to resample them to one size"
+
+
+def _outside(tiles: Any, number: int, rows: Int64s | slice, shown: NDArray[Any]) -> Iterator[Fault]:
+    """Windows that leave their page, or where what leaves it is padded, that do not meet it."""
+    page, form, shape = tiles.opened_page(number), tiles.form, tiles.sized(number)
     low, high = shown[:, :2], shown[:, 2:]
     if shown.dtype.kind == "f":  # the centres of the outer pixels
         half = (high - low) / (2 * np.array(form.size))
         low, high = np.minimum(low, high) + abs(half), np.maximum(low, high) - abs(half)
-    slack = 1.0 if tiles.is_scaled else _EXACT  # a mask may lack what would be a part of a pixel of it
-    if form.pad is None:
+    region = f"region {tiles.name} ({page.file.path}, {size_words(shape)})"
+    if form.pad is not None:
+        outside = np.asarray(((high <= 0) | (low >= page.shape[:2])).any(axis=1))
+        cause = f" does not meet {region}: there is nothing to pad; correct it"
+    else:
+        slack = 1.0 if tiles.is_scaled else _EXACT  # a mask may lack what would be a part of a pixel of it
         outside = np.asarray(((low < -_EXACT) | (high > np.array(page.shape[:2]) + slack)).any(axis=1))
         if tiles.units.kind == "base" and not tiles.follows:  # also by less than a pixel of the level that is read
             boxes = tiles.windows[rows]
             outside |= ((boxes[:, :2] < 0) | (boxes[:, 2:] > shape)).any(axis=1)
-        cause = f' leaves region {tiles.name} ({page.file.path}, {size}); pass pad="reflect" or correct the box'
-    else:
-        outside = np.asarray(((high <= 0) | (low >= page.shape[:2])).any(axis=1))
-        cause = f" does not meet region {tiles.name} ({page.file.path}, {size}): there is nothing to pad; correct it"
+        cause = f' leaves {region}; pass pad="reflect" or correct the box'
     if outside.any():
         yield "window outside", outside, cause
-
-
-def _other_extents(tiles: Any, number: int, rows: Int64s | slice, windows: NDArray[Any]) -> Iterator[Fault]:
-    """Boxes whose extent is another than that of tiles of so many micrometres."""
-    page, boxes = tiles.opened_page(number), tiles.windows[rows]
-    other = np.asarray((abs(windows - boxes) > 1 + _EXACT).any(axis=1))
-    if other.any():
-        first = int(np.argmax(other))
-        high, wide = (boxes[first, 2:] - boxes[first, :2]).tolist()
-        wanted = " x ".join(f"{n:.6g}" for n in (windows[first, 2:] - windows[first, :2]).tolist())
-        height, width = tiles.form.size
-        said = f" is {high} x {wide} pixels of {page.file.path}, where {height} x {width} pixels of"
-        cure = "correct it, or pass another size= or mpp="
-        yield "other extent", other, f"{said} {tiles.units.mpp:g} micrometres are {wanted}; {cure}"
 
 
 def _disagreements(tiles: Any, number: int) -> Iterator[tuple[str, str]]:
@@ -148,7 +145,7 @@ def _disagreements(tiles: Any, number: int) -> Iterator[tuple[str, str]]:
                     cure += (
                         f"; of a mask at another scale say how many of its image's pixels one is: mask_scale={times}"
                     )
-                sizes = f"{page.file.path} is {_by(mine)} pixels, {other.file.path} is {_by(its)}"
+                sizes = f"{page.file.path} is {size_words(mine)} pixels, {other.file.path} is {size_words(its)}"
                 yield kind, f": {sizes}; {said}{cure}"
                 break
 
@@ -162,10 +159,7 @@ def _other_scale(tiles: Any, number: int, other: Any, at: int) -> str:
     y, x = tiles.units.scale_of(image, level, mask)
     wanted = f"{level.shape[0] / y:.6g} x {level.shape[1] / x:.6g}"
     return (
-        f": {mask.file.path} is {_by(mask.shape[:2])} pixels, where {image.file.path}, {_by(level.shape)} pixels, "
-        f"would have a mask of {wanted} by mask_scale={tiles.units.mask_scale!r}; correct mask_scale="
+        f": {mask.file.path} is {size_words(mask.shape[:2])} pixels, where {image.file.path}, "
+        f"{size_words(level.shape)} pixels, would have a mask of {wanted} by mask_scale={tiles.units.mask_scale!r}; "
+        "correct mask_scale="
     )
-
-
-def _by(shape: Sequence[int]) -> str:
-    return f"{shape[0]} x {shape[1]}"

@@ -43,6 +43,7 @@ class Gather:
         self.form = form
         self.box = (*box, (0, 1)) if bandless else box
         self.origins = np.column_stack([origins, 0 * origins[:, 0]]) if bandless and origins is not None else origins
+        self._moves_bands = self.origins is not None and bool(self.origins[:, 2].any())
         self.name = name
         self.pages: list[Page] = []
         self._numbers: dict[int, int] = {}
@@ -61,14 +62,11 @@ class Gather:
             return None
         if self.form.valid == "any":
             return self.form.bands
-        low, high = (0, self.form.samples) if self._band_origins() else self.box[2]
+        low, high = (0, self.form.samples) if self._moves_bands else self.box[2]
         if (low, high) == (0, self.form.samples):
             return self.form.bands
         every = range(self.form.samples) if self.form.bands is None else self.form.bands
         return tuple(every)[low:high]
-
-    def _band_origins(self) -> bool:
-        return self.origins is not None and bool(self.origins[:, 2].any())
 
     def add(self, page: Page, windows: NDArray[Any], slots: Int64s, *, straight: bool = False, part: int = 0) -> None:
         """Windows (y0, x0, y1, x1) of a page, any size, maybe leaving it, and the rows of the blocks they fill.
@@ -79,7 +77,7 @@ class Gather:
         number = self._numbers.setdefault(id(page), len(self.pages))
         if number == len(self.pages):
             self.pages.append(page)
-        made = self.form.is_made or self._band_origins() or page.dtype != self.form.dtype
+        made = self.form.is_made or self._moves_bands or page.dtype != self.form.dtype
         wholes: dict[int, Whole] = {}
         if windows.dtype.kind == "f":
             exact, windows = windows, np.round(windows).astype(np.int64)
@@ -193,7 +191,7 @@ class Gather:
             result, blocks[batch] = blocks[batch], None
             try:
                 for window, reason in failed.items():
-                    raise self._named(window, slots, reason)
+                    raise type(reason)(f"{self.name(int(slots[window]))}: {reason}") from reason
                 if self._whole:
                     self._finish(members[batch].tolist(), targets, own, slots, threads)
             except LazyTilesError as reason:
@@ -209,9 +207,15 @@ class Gather:
             return [(shelf.empty if is_kept else np.empty)((n, *inner), self.form.dtype) for n in lengths]
         if out is not None:
             arenas = [out.reshape(sum(lengths), *inner)]
-        else:
-            sizes = _arenas([n for n in lengths if n], self._row_bytes)
-            arenas = [shared_shelf.empty((n, *inner), self.form.dtype) for n in sizes]
+        else:  # neighbouring blocks share one memory: each is open in every process that reads
+            most = max(_ARENA_BYTES, sum(lengths) * self._row_bytes // _ARENAS)
+            rows: list[int] = []
+            for n in filter(None, lengths):
+                if rows and (rows[-1] + n) * self._row_bytes <= most:
+                    rows[-1] += n
+                else:
+                    rows.append(n)
+            arenas = [shared_shelf.empty((n, *inner), self.form.dtype) for n in rows]
         blocks = []
         for n in lengths:
             if len(arenas[0]) < n:
@@ -261,38 +265,33 @@ class Gather:
     def _finish(
         self, windows: Sequence[int], targets: Targets, own: Sequence[NDArray[Any]], slots: Int64s, threads: int | None
     ) -> None:
-        """Make tiles of the windows that were not read straight into their places."""
+        """Make tiles of the windows that were not read straight into their places, and put there what is wanted."""
         whole = [window for window in windows if window in self._whole]
-        bands, lock = self.bands, threading.Lock()
+        form, bands, lock = self.form, self.bands, threading.Lock()
 
         def finish(k: int) -> None:
             window = whole[k]
+            one, row, slot = self._whole[window], own[window], int(slots[window])
             try:
-                one = self._whole[window]
-                tile = made(self.form, one, targets[window], bands, self._fill(int(slots[window]), one))
+                tile = made(form, one, targets[window], bands, self._fill(slot, one))
             except LazyTilesError as error:
-                raise self._named(window, slots, error) from error
+                raise type(error)(f"{self.name(slot)}: {error}") from error
             del self._whole[window]
-            self._put(own[window], tile, int(slots[window]), one.part, lock)
+            starts = [start for start, _ in self.box]
+            if self.origins is not None:
+                starts = (self.origins[slot] + starts).tolist()
+            cut = tuple(slice(s, s + b - a) for s, (a, b) in zip(starts, self.box, strict=True))
+            if not form.parts:
+                row[...] = tile[cut if form.reads_all or self._moves_bands else cut[:2]]
+            elif form.valid == "any":
+                with lock:  # another part of the tile may be written by another thread
+                    row |= tile[cut]
+            else:
+                at = np.array(form.parts[one.part][1]) - starts[2]
+                there = (at >= 0) & (at < row.shape[2])
+                row[..., at[there]] = tile[cut[:2]][..., there]
 
         do_all(finish, len(whole), threads)
-
-    def _put(self, row: NDArray[Any], tile: NDArray[Any], slot: int, part: int, lock: threading.Lock) -> None:
-        """Write what is wanted of a tile, or of the part of it that is made, into its row."""
-        form = self.form
-        starts = [start for start, _ in self.box]
-        if self.origins is not None:
-            starts = (self.origins[slot] + starts).tolist()
-        cut = tuple(slice(s, s + b - a) for s, (a, b) in zip(starts, self.box, strict=True))
-        if not form.parts:
-            row[...] = tile[cut if form.reads_all or self._band_origins() else cut[:2]]
-        elif form.valid == "any":
-            with lock:  # another part of the tile may be written by another thread
-                row |= tile[cut]
-        else:
-            at = np.array(form.parts[part][1]) - starts[2]
-            there = (at >= 0) & (at < row.shape[2])
-            row[..., at[there]] = tile[cut[:2]][..., there]
 
     def _fill(self, slot: int, whole: Whole | None = None) -> Any:
         """What a row holds where no image says it: one value, or one for each of its bands or those of a window."""
@@ -301,15 +300,10 @@ class Gather:
             return fill[0]
         if whole is not None and self.form.parts:
             return np.array(fill)[list(self.form.parts[whole.part][1])]
-        if whole is not None and (self.form.reads_all or self._band_origins()):
+        if whole is not None and (self.form.reads_all or self._moves_bands):
             return np.array(fill)
         start = 0 if self.origins is None else int(self.origins[slot, 2])
         return np.array(fill)[slice(*(start + end for end in self.box[2]))]
-
-    def _named(self, window: int, slots: Int64s, error: LazyTilesError) -> LazyTilesError:
-        named = type(error)(f"{self.name(int(slots[window]))}: {error}")
-        named.__cause__ = error
-        return named
 
 
 class _Scratch:
@@ -330,18 +324,6 @@ class _Scratch:
                 samples = whole.page.shape[2] if bands is None else len(bands)
                 whole.pixels = np.empty((y1 - y0, x1 - x0, samples), whole.page.dtype)
             return whole.pixels
-
-
-def _arenas(lengths: Sequence[int], row_bytes: int) -> list[int]:
-    """Rows of neighbouring blocks that share one memory: each is open in every process that reads."""
-    most = max(_ARENA_BYTES, sum(lengths) * row_bytes // _ARENAS)
-    rows: list[int] = []
-    for n in lengths:
-        if rows and (rows[-1] + n) * row_bytes <= most:
-            rows[-1] += n
-        else:
-            rows.append(n)
-    return rows
 
 
 def by_number(numbers: Int64s, count: int) -> list[Int64s]:

@@ -89,36 +89,31 @@ def region_to_dask(region: Any, chunks: Any = None) -> da.Array:
     ((2, 1, 1), True)
     """
     array = importlib.import_module("dask.array")
-    if chunks is None:
-        chunks = _whole_segments(region)
+    if chunks is None:  # whole segments, rows of them first
+        page = region.pages[0] if isinstance(region, Region) else None
+        steps, axes = list(region.chunks), region.axes
+        if page is not None and page.raw_offsets is not None:
+            steps[axes.index("Y")] = 1  # uncompressed rows are read one by one
+        room = CHUNK_BYTES // max(1, math.prod(steps) * region.dtype.itemsize)
+        inner = [axes.index(letter) for letter in "SXY" if letter in axes]
+        for axis in [*inner, *(k for k in reversed(range(len(steps))) if k not in inner)]:
+            times = max(1, min(room, -(-region.shape[axis] // steps[axis])))
+            steps[axis] = min(region.shape[axis], steps[axis] * times)
+            room //= times
+        chunks = tuple(steps)
     chunks = _normal(array, chunks, region, tuple((step,) for step in region.chunks))
     if not isinstance(region, Region) or not region._reopen:
         return array.from_array(region, chunks=chunks, meta=_meta(region), asarray=False)
     function, (key, *rest) = region.__reduce__()
     # Each host numbers the files of a shared file system in its own way.
     known = Known(function, (replace(key, device=0, inode=0, ctime_ns=0), *rest))
-    name = f"lazytiles-region-{_digest([repr((known.args, chunks)).encode()])}"
+    name = f"lazytiles-region-{hashlib.sha256(repr((known.args, chunks)).encode()).hexdigest()[:32]}"
     starts = [np.cumsum([0, *sizes]).tolist() for sizes in chunks]
     graph = {}
     for block in np.ndindex(*map(len, chunks)):
         part = tuple(slice(at[k], at[k + 1]) for at, k in zip(starts, block, strict=True))
         graph[(name, *block)] = (read_part, known, part)
     return array.Array(graph, name, chunks, dtype=region.dtype, meta=_meta(region))
-
-
-def _whole_segments(region: Any) -> tuple[int, ...]:
-    """How many whole segments along each axis make some 16 MiB, rows of them first."""
-    page = region.pages[0] if isinstance(region, Region) else None
-    steps = list(region.chunks)
-    if page is not None and page.raw_offsets is not None:
-        steps[region.axes.index("Y")] = 1  # uncompressed rows are read one by one
-    room = CHUNK_BYTES // max(1, math.prod(steps) * region.dtype.itemsize)
-    inner = [region.axes.index(letter) for letter in "SXY" if letter in region.axes]
-    for axis in [*inner, *(k for k in reversed(range(len(steps))) if k not in inner)]:
-        times = max(1, min(room, -(-region.shape[axis] // steps[axis])))
-        steps[axis] = min(region.shape[axis], steps[axis] * times)
-        room //= times
-    return tuple(steps)
 
 
 def _normal(array: Any, chunks: Any, source: Any, previous: Any = None) -> tuple[tuple[int, ...], ...]:
@@ -135,13 +130,6 @@ def _normal(array: Any, chunks: Any, source: Any, previous: Any = None) -> tuple
 
 def _meta(source: Any) -> NDArray[Any]:
     return np.empty((0,) * len(source.shape), source.dtype)
-
-
-def _digest(parts: Sequence[bytes]) -> str:
-    state = hashlib.sha256()
-    for part in parts:
-        state.update(part)
-    return state.hexdigest()[:32]
 
 
 def read_part(known: Known, key: tuple[slice, ...]) -> NDArray[Any]:
@@ -200,7 +188,10 @@ def _in_order(
     if tiles.form is None or not all(_is_plain(source) for source in tiles.sources):
         return _joined(array, tiles, pairs)
     packer = _Packer(tiles, order, pairs)
-    cuts = _cuts(pairs[:, 0], tiles.nbytes // len(tiles)) if sizes is None else _spans(sizes)
+    if sizes is None:
+        cuts = _cuts(pairs[:, 0], tiles.nbytes // len(tiles))
+    else:
+        cuts = [(stop - n, stop) for n, stop in zip(sizes, np.cumsum(sizes).tolist(), strict=True) if n]
     parts = [part for cut in cuts for part in packer.packed(*cut, split=sizes is None)]
     name = f"lazytiles-tiles-{packer.digest.hexdigest()[:32]}"
     tail = (0,) * (len(tiles.shape) - 1)
@@ -234,11 +225,6 @@ def _joined(array: Any, tiles: MultiSourceArray, pairs: Int64s) -> da.Array:
     return joined if joined.dtype == tiles.dtype else joined.astype(tiles.dtype)
 
 
-def _spans(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    stops = np.cumsum(sizes).tolist()
-    return [(stop - size, stop) for size, stop in zip(sizes, stops, strict=True) if size]
-
-
 def _cuts(source: Int64s, sample_bytes: int) -> list[tuple[int, int]]:
     """Parts of at most some 16 MiB, (start, stop), each of one region; of several where regions hold few samples."""
     most = max(1, CHUNK_BYTES // max(1, sample_bytes))
@@ -258,18 +244,13 @@ def _cuts(source: Int64s, sample_bytes: int) -> list[tuple[int, int]]:
 
 
 class _Packer:
-    """Turns samples into what a task carries: their windows as sources of their own, pickled and compressed.
-
-    Attributes
-    ----------
-    digest : of all that has been packed
-    """
+    """Turns samples into what a task carries: their windows as sources of their own, pickled and compressed."""
 
     def __init__(self, tiles: MultiSourceArray, order: Int64s, pairs: Int64s) -> None:
         self.tiles, self.pairs = tiles, pairs
         table = tiles.table
         self.names = None if table is None or "tile_id" not in table else table["tile_id"].iloc[order].array
-        self.digest = hashlib.sha256()
+        self.digest = hashlib.sha256()  # of all that has been packed
         self.known: dict[int, RegionTiles] = {}
         self.each = 0.0  # bytes of a sample, of those packed last
 
@@ -296,7 +277,11 @@ class _Packer:
             names = () if self.names is None else tuple(map(str, self.names[start + begin : start + end]))
             source = self._known(int(pairs[begin, 0]))
             parts.append(source.part(pairs[begin:end, 1], _Names(names)))
-        return zlib.compress(_pickled(parts), 4)
+        buffer = io.BytesIO()
+        pickler = pickle.Pickler(buffer, protocol=5)
+        pickler.fast = True  # the bytes of equal parts are equal, whichever of their strings are one object
+        pickler.dump(parts)
+        return zlib.compress(buffer.getvalue(), 4)
 
     def _known(self, number: int) -> RegionTiles:
         """A source whose images are opened once in a process, and tell if they are not those of now."""
@@ -319,15 +304,6 @@ def _known(source: RegionTiles) -> tuple[Known | None, ...]:
     )
 
 
-def _pickled(parts: Any) -> bytes:
-    """The bytes of equal parts are equal, whichever of their strings are one object."""
-    buffer = io.BytesIO()
-    pickler = pickle.Pickler(buffer, protocol=5)
-    pickler.fast = True
-    pickler.dump(parts)
-    return buffer.getvalue()
-
-
 @dataclass(frozen=True, slots=True)
 class _Names:
     """The words for the samples of a task."""
@@ -339,12 +315,7 @@ class _Names:
 
 
 def read_tiles_of(data: bytes) -> NDArray[Any]:
-    """The tiles of one task, packed, in the process that wants them.
-
-    Raises
-    ------
-    LazyTilesError : a tile cannot be read; the message names it and its file
-    """
+    """The tiles of one task, packed, in the process that wants them."""
     # The scheduler unpickles this function and the key in the same way.
     tiles = MultiSourceArray(pickle.loads(zlib.decompress(data)))  # noqa: S301
     return tiles.take(np.arange(len(tiles)), threads=1)

@@ -15,13 +15,9 @@ from lazytiles.indexing import LazyArray, each_at, token
 
 
 class KeptValid(LazyArray):
-    """Which values of some tiles are valid, boolean (n, ..., bands), or with the kind ``"any"`` which pixels.
+    """Which values of some tiles are valid, boolean (n, *inner), bands last; or with the kind ``"any"`` which pixels.
 
-    Parameters
-    ----------
-    packed : uint8, the tiles one after the other; nothing of one that is wholly valid
-    ends : int64, shape (n + 1,), where each begins, and the last ends
-    inner : shape of a tile with its bands
+    In `packed`, uint8, tile k has the bytes ``ends[k]:ends[k + 1]``, none where it is wholly valid.
     """
 
     def __init__(self, packed: NDArray[np.uint8], ends: Int64s, inner: tuple[int, ...]) -> None:
@@ -64,20 +60,16 @@ class KeptValid(LazyArray):
         if origins is not None:
             return each_at(self, rows, box, origins)
         cut = tuple(slice(start, stop) for start, stop in box)
-        out = np.empty((len(rows), *(stop - start for start, stop in box)), np.bool_)
-        for slot, row in enumerate(self._rows[rows].tolist()):
-            out[slot] = self._one(row)[cut]
-        return out
-
-    def _one(self, row: int) -> NDArray[np.bool_]:
-        start, stop = self.ends[row : row + 2].tolist()
-        if start == stop:
-            return np.ones(self.shape[1:], np.bool_)
         size = int(np.prod(self.inner))
-        # No more than a tile takes is unpacked, whatever a damaged store says.
-        bits = zlib.decompressobj().decompress(self.packed[start:stop].tobytes(), -(-size // 8))
-        values = np.unpackbits(np.frombuffer(bits, np.uint8), count=size).astype(np.bool_).reshape(self.inner)
-        return np.asarray(values.any(axis=-1)) if self.kind == "any" else values
+        out = np.ones((len(rows), *(stop - start for start, stop in box)), np.bool_)
+        for slot, row in enumerate(self._rows[rows].tolist()):
+            start, stop = self.ends[row : row + 2].tolist()
+            if start != stop:
+                # No more than a tile takes is unpacked, whatever a damaged store says.
+                bits = zlib.decompressobj().decompress(self.packed[start:stop].tobytes(), -(-size // 8))
+                values = np.unpackbits(np.frombuffer(bits, np.uint8), count=size).astype(np.bool_).reshape(self.inner)
+                out[slot] = (np.asarray(values.any(axis=-1)) if self.kind == "any" else values)[cut]
+        return out
 
     def __dask_tokenize__(self) -> Any:
         return token("lazytiles.KeptValid", self.packed, self.ends, self._rows, self.kind, self.inner)

@@ -9,6 +9,7 @@ import numpy as np
 
 from lazytiles.errors import RegionError
 from lazytiles.images import Page, Region
+from lazytiles.indexing import size_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +28,12 @@ class Layout:
 
     @classmethod
     def of(cls, region: Region) -> Layout:
-        """That of a region.
-
-        Raises
-        ------
-        RegionError : it has an axis that is no time, depth or channel, and several things along it
-        """
+        """That of a region; refused where several things lie along an axis that is no time, depth or channel."""
         sizes = dict(zip(region.axes, region.lead, strict=False))
         if odd := [letter for letter, size in sizes.items() if letter not in "TZC" and size > 1]:
-            said = " x ".join(map(str, region.shape))
             raise RegionError(
-                f"{region.path}: is {said}, {region.axes}: say by axes= what its axis {odd[0]} is, T (frames), "
-                'Z (slices) or C (channels), such as axes="CYX"; or take one page by page=k'
+                f"{region.path}: is {size_words(region.shape)}, {region.axes}: say by axes= what its axis {odd[0]} is, "
+                'T (frames), Z (slices) or C (channels), such as axes="CYX"; or take one page by page=k'
             )
         letters = "".join(letter for letter in "TZ" if letter in sizes)
         return cls(letters, tuple(sizes[letter] for letter in letters), sizes.get("C", 1))
@@ -49,14 +44,9 @@ class Layout:
         return math.prod(self.lead)
 
     def pages(self, region: Region) -> list[Page]:
-        """The pages of a region plane by plane, the bands of each together.
-
-        Raises
-        ------
-        RegionError : it has other axes than the others
-        """
+        """The pages of a region plane by plane, the bands of each together; refused where its axes are others."""
         if Layout.of(region) != self:
-            mine = f"{region.axes} of {' x '.join(map(str, region.shape))}"
+            mine = f"{region.axes} of {size_words(region.shape)}"
             wanted = ", ".join(f"{n} along {letter}" for letter, n in zip(self.letters, self.lead, strict=True))
             raise RegionError(
                 f"{region.path}: is {mine}; the first image has {wanted or 'one plane'} and {self.channels} channels: "
@@ -64,13 +54,8 @@ class Layout:
             )
         letters = region.axes[: len(region.lead)]
         every = np.arange(len(region.pages)).reshape(region.lead)
-        order = every.transpose([letters.index(one) for one in sorted(letters, key=_place)])
+        order = every.transpose([letters.index(one) for one in sorted(letters, key="TZC".find)])  # others: length 1
         return [region.pages[k] for k in order.ravel().tolist()]
 
 
 ONE_PAGE = Layout()
-
-
-def _place(letter: str) -> int:
-    """T before Z before C; others have length 1."""
-    return "TZC".find(letter)

@@ -19,19 +19,18 @@ from lazytiles.arrays.companions import Companions, joint_places
 from lazytiles.arrays.cost import Cost, reading_cost
 from lazytiles.arrays.facts import bounds, facts_of, glimpse, ground, in_a_line
 from lazytiles.arrays.form import TileForm
-from lazytiles.arrays.reading import gathered, open_ahead, read_tiles
-from lazytiles.arrays.region_tiles import RegionTiles
-from lazytiles.arrays.sources import (
-    agreement,
+from lazytiles.arrays.reading import (
+    Parts,
     by_source,
-    limited,
-    listed,
-    positions,
-    positions_of,
+    gathered,
+    open_ahead,
     read_blocks,
     read_each,
     read_parts,
+    read_tiles,
 )
+from lazytiles.arrays.region_tiles import RegionTiles
+from lazytiles.arrays.sources import agreement, limited, listed, positions, positions_of
 from lazytiles.arrays.view import Ordered, held
 from lazytiles.augment import Boxes
 from lazytiles.errors import LazyTilesError, ManifestError
@@ -365,9 +364,9 @@ class MultiSourceArray(Ordered):
         parts = self._parts(asked.rows)
         if self.form is not None:
             return read_tiles(parts, asked, self.form, out=out, **how)
-        return read_parts(parts, asked, self.dtype, out=out)
+        return read_parts(parts, asked, self.dtype, out)
 
-    def _parts(self, places: tuple[Int64s, ...]) -> list[tuple[Any, Int64s, tuple[Int64s, ...]]]:
+    def _parts(self, places: tuple[Int64s, ...]) -> Parts:
         """For each source that some samples lie in: the slots of the block they fill, and where they lie in it."""
         return by_source(self.sources, self._starts, self._held(places[0]), places[1:])
 

@@ -39,8 +39,14 @@ class MaskPixels:
         *leading, self._height, width = self.shape
         self._step = max(1, BLOCK_PIXELS // max(width, 1))
         self._per_plane = -(-self._height // self._step)
-        counts = [self._counts(plane) for plane in range(math.prod(leading))]
-        self._ends = np.cumsum(np.concatenate(counts)) if counts else np.empty(0, np.int64)
+        counts = [np.empty(0, np.int64)]
+        many = self._step * BLOCKS_COUNTED  # rows, which are read together
+        for plane in range(math.prod(leading)):
+            parts = [self._rows(plane, top, top + many) for top in range(0, self._height, many)]
+            if parts:
+                lines = np.concatenate([np.count_nonzero(part, axis=1) for part in parts])
+                counts.append(np.add.reduceat(lines, np.arange(0, len(lines), self._step)))
+        self._ends = np.cumsum(np.concatenate(counts))
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -51,29 +57,16 @@ class MaskPixels:
         flat = np.empty(len(numbers), np.int64)
         for block in np.unique(blocks).tolist():
             here = blocks == block
-            pixels = np.flatnonzero(self._block(block))
-            before = int(self._ends[block]) - len(pixels)
-            flat[here] = pixels[numbers[here] - before] + self._first(block)
+            plane, part = divmod(block, self._per_plane)
+            top = part * self._step
+            pixels = np.flatnonzero(self._rows(plane, top, top + self._step))
+            first = (plane * self._height + top) * self.shape[-1]
+            flat[here] = first + pixels[numbers[here] - (int(self._ends[block]) - len(pixels))]
         return positions(flat, self.shape)
-
-    def _counts(self, plane: int) -> Int64s:
-        """Pixels in each block of a plane, many blocks to a read."""
-        step = self._step * BLOCKS_COUNTED
-        parts = [self._rows(plane, top, top + step) for top in range(0, self._height, step)]
-        lines = np.concatenate([np.count_nonzero(part, axis=1) for part in parts] or [np.empty(0, np.int64)])
-        return np.add.reduceat(lines, np.arange(0, len(lines), self._step)) if len(lines) else lines
-
-    def _block(self, number: int) -> NDArray[Any]:
-        plane, part = divmod(number, self._per_plane)
-        return self._rows(plane, part * self._step, (part + 1) * self._step)
 
     def _rows(self, plane: int, top: int, bottom: int) -> NDArray[Any]:
         leading = np.unravel_index(plane, self.shape[:-2]) if self.shape[:-2] else ()
         return np.asarray(self.mask[(*(int(k) for k in leading), slice(top, min(bottom, self._height)))])
-
-    def _first(self, number: int) -> int:
-        plane, part = divmod(number, self._per_plane)
-        return (plane * self._height + part * self._step) * self.shape[-1]
 
 
 class AllPixels:
@@ -122,22 +115,18 @@ class Scatter:
     def __call__(self, numbers: Int64s) -> Int64s:
         """The places of these numbers, each in ``range(n)``."""
         moved = numbers.astype(np.uint64)
-        rows = math.isqrt(max(self.n - 1, 0)) + 1
-        columns = -(-self.n // rows)
+        side = math.isqrt(max(self.n - 1, 0)) + 1
+        rows, columns = np.uint64(side), np.uint64(-(-self.n // side))
         keys = stream("patches", self.seed).random_raw(ROUNDS)
         outside = np.arange(len(moved))
         while len(outside):
-            moved[outside] = _shuffled(moved[outside], np.uint64(rows), np.uint64(columns), keys)
+            row, column = moved[outside] // columns, moved[outside] % columns
+            for down, across in keys.reshape(-1, 2):
+                row = (row + _hashed(column, down) % rows) % rows
+                column = (column + _hashed(row, across) % columns) % columns
+            moved[outside] = row * columns + column
             outside = outside[moved[outside] >= self.n]
         return moved.astype(np.int64)
-
-
-def _shuffled(numbers: Uint64s, rows: np.uint64, columns: np.uint64, keys: Uint64s) -> Uint64s:
-    row, column = numbers // columns, numbers % columns
-    for down, across in keys.reshape(-1, 2):
-        row = (row + _hashed(column, down) % rows) % rows
-        column = (column + _hashed(row, across) % columns) % columns
-    return row * columns + column
 
 
 def _hashed(values: Uint64s, key: np.uint64) -> Uint64s:
@@ -194,16 +183,27 @@ def _open(lines: list[Int64s]) -> tuple[Int64s, ...]:
 
 
 def _read(source: Any, lines: list[Int64s], out: NDArray[Any]) -> None:
+    """Fill `out` with the patches that these lines of each axis make, neighbours together."""
     starts = np.stack([line.min(axis=1) for line in lines], axis=1)
     stops = np.stack([line.max(axis=1) + 1 for line in lines], axis=1)
     together = list(runs(starts, stops, READ_PIXELS))
     named = isinstance(source, Region) and len(lines) == spatial_axes(source)
-    if named and len(together) > max(FEW_RUNS, len(out) // FEW_RUNS):
-        _read_windows(source, lines, starts, out)
+    if not named or len(together) <= max(FEW_RUNS, len(out) // FEW_RUNS):
+        for which, low, high in together:
+            hull = np.asarray(source[tuple(slice(*ends) for ends in zip(low.tolist(), high.tolist(), strict=True))])
+            out[which] = hull[_open([line[which] - first for line, first in zip(lines, low, strict=True)])]
         return
-    for which, low, high in together:
-        hull = np.asarray(source[tuple(slice(*ends) for ends in zip(low.tolist(), high.tolist(), strict=True))])
-        out[which] = hull[_open([line[which] - first for line, first in zip(lines, low, strict=True)])]
+    # Windows of one size that hold the lines of each patch, in one plan: each segment is decoded once.
+    shape = np.array(source.shape[: len(lines)])
+    sizes = np.minimum([line.shape[1] for line in lines], shape)
+    corners = np.minimum(starts, shape - sizes)
+    depth = int(sizes[0]) if len(sizes) == 3 else 1
+    page = (corners[:, 0, None] if len(sizes) == 3 else np.zeros((len(out), 1), np.int64)) + np.arange(depth)
+    boxes = np.concatenate([corners[:, -2:], corners[:, -2:] + sizes[-2:]], axis=1).repeat(depth, axis=0)
+    block = source.read(Windows(source.pages, page.ravel(), boxes, None if source.gray else source.bands))
+    held = block.reshape(len(out), *sizes, *((-1,) if "S" in source.axes else ()))
+    number = np.arange(len(out)).reshape(-1, *(1,) * len(lines))
+    out[...] = held[(number, *_open([line - corners[:, [k]] for k, line in enumerate(lines)]))]
 
 
 def runs(starts: Int64s, stops: Int64s, budget: int) -> Iterator[tuple[Int64s, Int64s, Int64s]]:
@@ -232,23 +232,3 @@ def runs(starts: Int64s, stops: Int64s, budget: int) -> Iterator[tuple[Int64s, I
         members, low, high, own = [k], starts[k], stops[k], int(sizes[k])
     if members:
         yield np.array(members), low, high
-
-
-def _read_windows(region: Region, lines: list[Int64s], starts: Int64s, out: NDArray[Any]) -> None:
-    """Windows of one size that hold the lines of each patch, in one plan: each segment is decoded once."""
-    shape = np.array(region.shape[: len(lines)])
-    sizes = np.minimum([line.shape[1] for line in lines], shape)
-    corners = np.minimum(starts, shape - sizes)
-    held = _windows(region, corners, tuple(sizes.tolist()))
-    number = np.arange(len(out)).reshape(-1, *(1,) * len(lines))
-    out[...] = held[(number, *_open([line - corners[:, [k]] for k, line in enumerate(lines)]))]
-
-
-def _windows(region: Region, corners: Int64s, sizes: tuple[int, ...]) -> NDArray[Any]:
-    """Windows of a region, or boxes of a stack, shape (n, *sizes) with samples behind where it has them."""
-    height, width = sizes[-2:]
-    depth = sizes[0] if len(sizes) == 3 else 1
-    page = (corners[:, 0, None] if len(sizes) == 3 else np.zeros((len(corners), 1), np.int64)) + np.arange(depth)
-    boxes = np.concatenate([corners[:, -2:], corners[:, -2:] + (height, width)], axis=1).repeat(depth, axis=0)
-    block = region.read(Windows(region.pages, page.ravel(), boxes, None if region.gray else region.bands))
-    return block.reshape(len(corners), *sizes, *((-1,) if "S" in region.axes else ()))

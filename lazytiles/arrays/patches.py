@@ -14,7 +14,7 @@ from lazytiles.aliases import Int64s
 from lazytiles.arrays.patch_pixels import AllPixels, MaskPixels, Scatter, cut, spatial_axes
 from lazytiles.arrays.view import held
 from lazytiles.config import check_limit
-from lazytiles.indexing import LazyArray, Seed, each_at, seed_of
+from lazytiles.indexing import LazyArray, Seed, seed_of, size_words, trimmed
 
 ITERATED_ROWS = 64
 
@@ -74,19 +74,33 @@ class PatchGenerator(LazyArray):
         seed: Seed = None,
     ) -> None:
         self.source = source = held(source)
-        self.patch_size = _sizes(source, patch_size, mask)
-        spatial = tuple(source.shape[: len(self.patch_size)])
+        shape = tuple(source.shape)
+        given: Any = patch_size
+        if not np.ndim(patch_size):
+            given = [patch_size] * (spatial_axes(source) if mask is None else len(mask.shape))
+        self.patch_size = sizes = tuple(map(operator.index, given))
+        if not (2 <= len(sizes) <= len(shape)) or min(sizes) < 1 or any(type(size) is bool for size in given):
+            raise ValueError(
+                f"patch_size={patch_size!r} does not fit a source of shape {shape}: give pixels, at least 1, or "
+                "one number for each spatial axis, (height, width) or (depth, height, width)"
+            )
+        spatial = shape[: len(sizes)]
+        if mask is not None and tuple(mask.shape) != spatial:
+            raise ValueError(
+                f"a mask of shape {tuple(mask.shape)} does not fit patches {sizes} of a source of shape {shape}: "
+                f"it must have the source's spatial shape {spatial}"
+            )
         self.mirrored = mirrored
         self._pixels = AllPixels(spatial) if mask is None else MaskPixels(held(mask))
         count = len(self._pixels)
         if max_num is not None and operator.index(max_num) < 0:
             raise ValueError(f"max_num must be at least 0 patches, not {max_num}")
-        if count and 0 in source.shape:
-            raise ValueError(f"a source of shape {tuple(source.shape)} has no pixels")
+        if count and 0 in shape:
+            raise ValueError(f"a source of shape {shape} has no pixels")
         self.seed = seed_of(seed) if random else None
         self._scatter = None if self.seed is None else Scatter(count, self.seed)
         taken = count if max_num is None else min(max_num, count)
-        self.shape: tuple[int, ...] = (taken, *self.patch_size, *source.shape[len(self.patch_size) :])
+        self.shape: tuple[int, ...] = (taken, *sizes, *shape[len(sizes) :])
         self.dtype = np.dtype(source.dtype).newbyteorder("=")
 
     def centers(self, indices: Any = None) -> Int64s:
@@ -133,12 +147,7 @@ class PatchGenerator(LazyArray):
 
     def read_box(self, rows: Int64s, box: tuple[tuple[int, int], ...], origins: Int64s | None) -> NDArray[Any]:
         """Patches cut by a box, which moves by the `origins` of each if there are any."""
-        patches = self.take(rows)
-        if origins is None:
-            cut: tuple[Any, ...] = (slice(None), *(slice(start, stop) for start, stop in box))
-            part: NDArray[Any] = patches[cut]
-            return part
-        return each_at(patches, np.arange(len(rows)), box, origins)
+        return trimmed(self.take(rows), box, origins)
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         for start in range(0, len(self), ITERATED_ROWS):
@@ -150,28 +159,7 @@ class PatchGenerator(LazyArray):
     def __repr__(self) -> str:
         edge = "mirrored" if self.mirrored else "zeros"
         order = "" if self.seed is None else f", in the order of seed {self.seed}"
-        size = " x ".join(map(str, self.shape[1:]))
         return (
-            f"<PatchGenerator of {len(self)} patches {size} {self.dtype} from {tuple(self.source.shape)}, "
-            f"{edge} beyond the edges{order}>"
+            f"<PatchGenerator of {len(self)} patches {size_words(self.shape[1:])} {self.dtype} "
+            f"from {tuple(self.source.shape)}, {edge} beyond the edges{order}>"
         )
-
-
-def _sizes(source: Any, patch_size: Any, mask: Any) -> tuple[int, ...]:
-    shape = tuple(source.shape)
-    if np.ndim(patch_size):
-        sizes = tuple(operator.index(size) for size in patch_size)
-    else:
-        sizes = (operator.index(patch_size),) * (spatial_axes(source) if mask is None else len(mask.shape))
-    given = patch_size if np.ndim(patch_size) else [patch_size]
-    if not (2 <= len(sizes) <= len(shape)) or min(sizes) < 1 or any(type(size) is bool for size in given):
-        raise ValueError(
-            f"patch_size={patch_size!r} does not fit a source of shape {shape}: give pixels, at least 1, or "
-            "one number for each spatial axis, (height, width) or (depth, height, width)"
-        )
-    if mask is not None and tuple(mask.shape) != shape[: len(sizes)]:
-        raise ValueError(
-            f"a mask of shape {tuple(mask.shape)} does not fit patches {sizes} of a source of shape {shape}: "
-            f"it must have the source's spatial shape {shape[: len(sizes)]}"
-        )
-    return sizes

@@ -22,15 +22,7 @@ from lazytiles.arrays.gather import Gather, is_straight
 from lazytiles.arrays.layout import ONE_PAGE
 from lazytiles.arrays.making import is_whole
 from lazytiles.arrays.reading import read_tiles
-from lazytiles.arrays.relations import (
-    MapBoxes,
-    Pair,
-    Relation,
-    Units,
-    found_relation,
-    grid_of,
-    level_of,
-)
+from lazytiles.arrays.relations import MapBoxes, Relation, Units, found_relation, level_of
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError
 from lazytiles.images import Level, Page, Region, cut_windows, has_invalid, slice_page
 from lazytiles.indexing import LazyArray, box_words, request, token
@@ -99,12 +91,7 @@ class RegionTiles(LazyArray):
 
     @property
     def windows(self) -> Int64s:
-        """(y0, x0, y1, x1) of each tile, pixels of the base, which is opened where only it can say them.
-
-        Raises
-        ------
-        RegionError : it cannot be opened, or does not say where on the ground it lies
-        """
+        """(y0, x0, y1, x1) of each tile, pixels of the base, which is opened where only it can say them."""
         windows = self._windows
         if windows is None or (self.whole and self.is_bound):
             base, level = self.base_of(0) if self.is_bound else (self.base(), Level((0, 0)))
@@ -139,15 +126,14 @@ class RegionTiles(LazyArray):
 
     def page(self, number: int) -> Page | None:
         """A page, plane by plane and of each part by part, opened now if it was not yet; None for a missing one."""
-        page, opener = self._pages[number], self.opener_of(number)
-        if page is None and self.regions[opener] is not None:
+        opener = self.opener_of(number)
+        function = self.regions[opener]
+        if self._pages[number] is None and function is not None:
             with self._lock:
                 if self._pages[number] is None:
-                    self._open(opener)
-                page = self._pages[number]
-            # Outside the lock: a mask looks at its image, and the image at its mask.
-            self._look()
-        return page
+                    self._open(opener, function())
+            self._look()  # outside the lock: a mask looks at its image, and the image at its mask
+        return self._pages[number]
 
     def opener_of(self, number: int) -> int:
         """What opens a page, as an index into `regions`."""
@@ -164,11 +150,9 @@ class RegionTiles(LazyArray):
         """The page of the same part in the first plane of its region, which stands for all of them."""
         return self.first_of(self.opener_of(number)) + number % self.form.layout.channels
 
-    def _open(self, opener: int) -> None:
-        """Open a region and take its pages."""
-        function, layout, first = self.regions[opener], self.form.layout, self.first_of(opener)
-        assert function is not None
-        region = function()
+    def _open(self, opener: int, region: Region) -> None:
+        """Take the pages of a region that was opened."""
+        layout, first = self.form.layout, self.first_of(opener)
         if not self.follows:
             region = self.units.level_read(region)
         if len(region.pages) > 1 and layout == ONE_PAGE:
@@ -229,12 +213,7 @@ class RegionTiles(LazyArray):
         return self.on_ground or self.is_scaled or (self.follows and self.units.kind == "base")
 
     def relation(self, number: int) -> Relation | None:
-        """How a page lies on the base; None where its pixels are those of the base.
-
-        Raises
-        ------
-        RegionError : their grids cannot be brought together
-        """
+        """How a page lies on the base; None where its pixels are those of the base; see `found_relation`."""
         number = self.first_plane(number)
         if number not in self._relations:
             self._relations[number] = found_relation(self, number)
@@ -269,9 +248,30 @@ class RegionTiles(LazyArray):
             return np.round(windows).astype(np.int64)
         return windows
 
-    def grid(self) -> tuple[tuple[int, int], Int64s, Pair]:
-        """What maps of the tiles lie on; see `grid_of`."""
-        return grid_of(self._owner())
+    def grid(self) -> tuple[tuple[int, int], Int64s, tuple[float, float]]:
+        """What maps of the tiles lie on.
+
+        Returns
+        -------
+        its extents; the window of each tile, whole pixels of it; and how many pixels (y, x) of the page of the base
+        one of them is: 1 unless the tiles are of so many micrometres
+        """
+        owner = self._owner()
+        number = owner.last()
+        assert number is not None
+        page, scale = owner.opened_page(number), (1.0, 1.0)
+        if owner.units.kind != "base":
+            return page.shape[:2], owner.windows, scale
+        boxes = owner.base_windows
+        if owner.units.mpp is not None:
+            down = owner.levels[number].downsample
+            y, x = owner.units.ratio(page, owner.levels[number])
+            scale = y / down[0], x / down[1]
+            boxes = boxes / np.array(scale * 2)
+        starts = np.floor(boxes[:, :2] + 0.5).astype(np.int64)
+        extents = np.maximum(1, np.round(boxes[:, 2:] - boxes[:, :2])).astype(np.int64)
+        height, width = (max(1, int(np.floor(n / each + 0.5))) for n, each in zip(page.shape, scale, strict=False))
+        return (height, width), np.concatenate([starts, starts + extents], axis=1), scale
 
     @property
     def opened(self) -> list[Page]:
@@ -455,10 +455,9 @@ class RegionTiles(LazyArray):
         return token("lazytiles.RegionTiles", openers, boxes, astuple(self.form), self.timed, astuple(self.units))
 
     def __getstate__(self) -> dict[str, Any]:
-        closed = dict.fromkeys(("is_sound", "is_sliced", "_straight"), False)
-        found: dict[str, Any] = {"_windows": self._windows if self.boxes is None else None, "_relations": {}}
-        found["levels"] = {}
-        return {**self.__dict__, **closed, **found, "_pages": [None] * len(self._pages), "_lock": None}
+        closed: dict[str, Any] = dict.fromkeys(("is_sound", "is_sliced", "_straight"), False)
+        closed |= {"_pages": [None] * len(self._pages), "_relations": {}, "levels": {}, "_lock": None}
+        return {**self.__dict__, **closed, "_windows": self._windows if self.boxes is None else None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.RLock())

@@ -9,24 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 
 from lazytiles.aliases import Int64s
-from lazytiles.errors import LazyTilesError, RegionError, require
+from lazytiles.errors import LazyTilesError, RegionError
 from lazytiles.images import Level, Page, Region, check_resample
-from lazytiles.indexing import Ground
+from lazytiles.indexing import Ground, brought, size_words
 
 _AGREE = 0.01  # pixels by which two grids that are one may differ, anywhere in an image
 _EXACT = 1e-6  # pixels by which a number of pixels that is meant to be whole may miss it
 _SAME_MPP = 1.001  # by which the pixels of a level may be larger than those that are wanted, and serve for them
 _SCALE_DRIFT = 0.01  # of its length by which a mask may be larger or smaller than micrometres, often rounded, say
-
-
-Pair: TypeAlias = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +74,7 @@ class Units:
         return self.kind == "base" or self.mask_scale is not None
 
     def level_read(self, region: Region) -> Region:
-        """An image at the level that its tiles are read from: the smallest whose pixels are as fine as is wanted.
-
-        Raises
-        ------
-        RegionError : it does not say how large its pixels are
-        """
+        """An image at the level that its tiles are read from: the smallest whose pixels are as fine as is wanted."""
         if self.mpp is None:
             return region
         own, most = mpp_of(region.pages[0]), self.mpp * _SAME_MPP
@@ -108,12 +100,7 @@ class Units:
         return found[0], found[1]
 
     def scale_of(self, image: Page, level: Level, mask: Page) -> tuple[float, float]:
-        """Pixels of level 0 (y, x) of an image, of which the page of one level is given, in one of its mask's.
-
-        Raises
-        ------
-        RegionError : one does not say how large its pixels are, where that is to tell it
-        """
+        """Pixels of level 0 (y, x) of an image, of which the page of one level is given, in one of its mask's."""
         if not isinstance(self.mask_scale, str):
             scale = float(self.mask_scale or 1)
             return scale, scale
@@ -138,24 +125,14 @@ def level_of(region: Region) -> Level:
 
 
 def mpp_of(page: Page, cure: str = "source_mpp=, a number or the name of a column of the table") -> tuple[float, float]:
-    """Micrometres (y, x) from one pixel to the next.
-
-    Raises
-    ------
-    RegionError : the file does not say it
-    """
+    """Micrometres (y, x) from one pixel to the next; a RegionError where the file does not say it."""
     if page.mpp is None:
         raise RegionError(f"{page}: does not say how many micrometres a pixel is; pass {cure}")
     return page.mpp
 
 
 def transform_of(page: Page) -> Affine:
-    """From pixels of a page to map units.
-
-    Raises
-    ------
-    RegionError : the image has no georeference
-    """
+    """From pixels of a page to map units; a RegionError where it has no georeference."""
     place = page.georeference
     if place is None or place.transform is None:
         raise RegionError(
@@ -166,12 +143,7 @@ def transform_of(page: Page) -> Affine:
 
 
 def by_place(base: Page, page: Page) -> Relation:
-    """How two pages with a georeference lie on each other.
-
-    Raises
-    ------
-    RegionError : one has none, their CRS differ, or they are rotated against each other
-    """
+    """How two pages with a georeference lie on each other; refused in two CRS, or rotated against each other."""
     shown, wanted = transform_of(page), transform_of(base)
     if said := _other_crs(base, page):
         raise RegionError(f"{page}: {said}; bring both to one CRS")
@@ -183,18 +155,12 @@ def by_place(base: Page, page: Page) -> Relation:
 
 
 def by_size(base: Page, page: Page, base_shape: tuple[int, int], shape: tuple[int, int]) -> Relation:
-    """How the level 0 of two pages without a georeference that show the same place lie on each other, by their shapes.
-
-    Raises
-    ------
-    RegionError : their sizes have no exact ratio
-    """
-    sizes = shape, base_shape
-    ratios = {(max(pair) / min(pair), pair[0] > pair[1]) for pair in zip(*sizes, strict=True)}
+    """How the level 0 of two pages without a georeference lie on each other: by shapes whose ratio must be whole."""
+    ratios = {(max(pair) / min(pair), pair[0] > pair[1]) for pair in zip(shape, base_shape, strict=True)}
     if len(ratios) > 1 or not ratios.pop()[0].is_integer():
         raise RegionError(
-            f"{page}: is {_by(sizes[0])} pixels, {base} is {_by(sizes[1])}: without a georeference the files of one "
-            "tile have sizes whose ratio is a whole number"
+            f"{page}: is {size_words(shape)} pixels, {base} is {size_words(base_shape)}: without a georeference the "
+            "files of one tile have sizes whose ratio is a whole number"
         )
     return Relation((shape[0] / base_shape[0], shape[1] / base_shape[1]))
 
@@ -227,32 +193,6 @@ def found_relation(tiles: Any, number: int) -> Relation | None:
     if shift is None or tiles.whole:
         check_resample(page, tiles.form.method)
     return None if shift is not None and not shift.any() and page.shape[:2] == base.shape[:2] else found
-
-
-def grid_of(tiles: Any) -> tuple[tuple[int, int], Int64s, Pair]:
-    """What maps of a region's tiles lie on.
-
-    Returns
-    -------
-    its extents; the window of each tile, whole pixels of it; and how many pixels (y, x) of the page of the base one
-    of them is: 1 unless the tiles are of so many micrometres
-    """
-    number = tiles.last()
-    assert number is not None
-    page = tiles.opened_page(number)
-    if tiles.units.kind != "base":
-        return page.shape[:2], tiles.windows, (1.0, 1.0)
-    scale, relation = (1.0, 1.0), tiles.relation(number)
-    boxes = tiles.exact_windows() if relation is None else relation.boxes(tiles.exact_windows())
-    if tiles.units.mpp is not None:
-        down = tiles.levels[number].downsample
-        y, x = tiles.units.ratio(page, tiles.levels[number])
-        scale = y / down[0], x / down[1]
-        boxes = boxes / np.array(scale * 2)
-    starts = np.floor(boxes[:, :2] + 0.5).astype(np.int64)
-    extents = np.maximum(1, np.round(boxes[:, 2:] - boxes[:, :2])).astype(np.int64)
-    height, width = (max(1, int(np.floor(n / each + 0.5))) for n, each in zip(page.shape, scale, strict=False))
-    return (height, width), np.concatenate([starts, starts + extents], axis=1), scale
 
 
 def are_placed(*pages: Page) -> bool:
@@ -318,10 +258,6 @@ def _other_crs(base: Page, page: Page) -> str:
     return f"is in {mine.crs}, {base.file.path} in {other.crs}"
 
 
-def _by(size: tuple[int, ...]) -> str:
-    return " x ".join(map(str, size))
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class MapBoxes:
     """Boxes on the ground.
@@ -344,13 +280,19 @@ class MapBoxes:
         return f"box ({', '.join(format(value, '.12g') for value in self.values[row].tolist())})"
 
     def exactly(self, page: Page) -> NDArray[np.float64]:
-        """Where they lie in an image, (y0, x0, y1, x1), pixels, not rounded.
-
-        Raises
-        ------
-        RegionError : the image has no transform, or one by which a box is no box of its pixels; another CRS
-        """
-        transform, values = transform_of(page), self._values_for(page)
+        """Where they lie in an image, (y0, x0, y1, x1), pixels, not rounded; refused where it is rotated."""
+        transform, values = transform_of(page), self.values
+        own = page.georeference.crs if page.georeference is not None else None
+        if self.crs is not None and self.crs != own:
+            if own is None:
+                raise RegionError(f"{page}: does not say its CRS, and the boxes are in {self.crs}")
+            try:
+                values = brought(values, self.crs, own)
+            except ImportError as error:
+                raise RegionError(
+                    f"{page}: is in {own}, the boxes are in {self.crs}; bring them to {own}, or install what does it: "
+                    "pip install 'lazytiles[geo]'"
+                ) from error
         if max(abs(transform.b) * page.shape[0], abs(transform.d) * page.shape[1]) > _AGREE * abs(transform.a):
             raise RegionError(f"{page}: is rotated against its CRS, so that boxes in map units are none of its pixels")
         inverse = ~transform
@@ -365,21 +307,3 @@ class MapBoxes:
         whole = np.abs(extents - np.round(extents)) <= _AGREE
         stops = np.where(whole, starts + np.round(extents), np.floor(exact[:, 2:] + 0.5))
         return np.concatenate([starts, np.maximum(stops, starts + 1)], axis=1).astype(np.int64)
-
-    def _values_for(self, page: Page) -> NDArray[np.float64]:
-        """The boxes in the CRS of a page."""
-        own = page.georeference.crs if page.georeference is not None else None
-        if self.crs is None or self.crs == own:
-            return self.values
-        if own is None:
-            raise RegionError(f"{page}: does not say its CRS, and the boxes are in {self.crs}")
-        try:
-            pyproj = require("pyproj", extra="geo")
-        except ImportError as error:
-            raise RegionError(
-                f"{page}: is in {own}, the boxes are in {self.crs}; bring them to {own}, or install what does it: "
-                "pip install 'lazytiles[geo]'"
-            ) from error
-        transformer = pyproj.Transformer.from_crs(self.crs, own, always_xy=True)
-        x, y = transformer.transform(self.values[:, [0, 2, 0, 2]], self.values[:, [1, 1, 3, 3]])
-        return np.column_stack([x.min(axis=1), y.min(axis=1), x.max(axis=1), y.max(axis=1)])

@@ -1,133 +1,15 @@
-"""How a `MultiSourceArray` reads: several batches of tiles as one plan, or other sources one by one.
-
-A region that cannot be opened, or a segment that cannot be decoded, fails only the batches that need it.
-"""
+"""What an array of many sources is given: the sources and how they agree, and positions among their samples."""
 
 from __future__ import annotations
 
-import math
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from lazytiles.aliases import Int64s
-from lazytiles.arrays.form import TileForm
-from lazytiles.arrays.reading import gathered
-from lazytiles.arrays.region_tiles import RegionTiles
-from lazytiles.arrays.view import read_box
-from lazytiles.config import check_limit
-from lazytiles.errors import LazyTilesError, LimitError
-from lazytiles.indexing import Request, permutation
-
-Part: TypeAlias = tuple[RegionTiles, Int64s, tuple[Int64s, ...]]
-
-
-def by_source(
-    sources: Sequence[Any], starts: Int64s, rows: Int64s, others: tuple[Int64s, ...]
-) -> list[tuple[Any, Int64s, tuple[Int64s, ...]]]:
-    """For each source that some samples lie in: the slots of the block they fill, and where they lie in it.
-
-    Parameters
-    ----------
-    sources : one after the other, source k being the rows ``starts[k]:starts[k + 1]``
-    rows : int64, shape (n,), the row of each slot
-    others : places of each slot on the axes after the first, such as its frame
-    """
-    if len(sources) == 1 and len(rows):
-        return [(sources[0], np.arange(len(rows)), (rows, *others))]
-    number = np.searchsorted(starts, rows, side="right") - 1
-    if len(number) and (number == number[0]).all():
-        first = int(number[0])
-        return [(sources[first], np.arange(len(rows)), (rows - starts[first], *others))]
-    order = np.argsort(number, kind="stable")
-    parts = []
-    for slots in np.split(order, np.flatnonzero(np.diff(number[order])) + 1):
-        if len(slots):
-            k = int(number[slots[0]])
-            parts.append((sources[k], slots, (rows[slots] - starts[k], *(place[slots] for place in others))))
-    return parts
-
-
-def read_blocks(
-    places: Sequence[Request],
-    inner: tuple[int, ...],
-    form: TileForm,
-    parts_of: Callable[[tuple[Int64s, ...]], list[Part]],
-    *,
-    threads: int | None = None,
-    readers: int | None = None,
-    stop: threading.Event | None = None,
-) -> Iterator[tuple[int, NDArray[Any] | LazyTilesError]]:
-    """Read batches of whole tiles together.
-
-    Parameters
-    ----------
-    places : the rows of each batch
-    inner : shape of a sample, ([frames,] height, width, bands)
-    form : what the tiles look like
-    parts_of : which regions some rows lie in, as in `gathered`
-    threads, readers, stop : as in `Gather.read`
-
-    Yields
-    ------
-    (number of a batch, its new array (n, *inner) or its error), each once, as they are ready
-    """
-    box = places[0].box
-    lengths = [place.n for place in places]
-    frames = math.prod(inner[: -len(form.inner_shape)])
-    shape = (max(lengths) // max(frames, 1), *inner)
-    try:
-        check_limit(math.prod(shape) * form.dtype.itemsize, "a batch of {}", shape)
-    except LimitError as refusal:
-        yield from ((number, refusal) for number in range(len(lengths)))
-        return
-    rows = tuple(np.concatenate(column) for column in zip(*(place.rows for place in places), strict=True))
-    gather = gathered(parts_of(rows), box, None, form)
-    failed = gather.failures(lengths)
-    yield from failed.items()
-    for number, result in gather.read(lengths, threads=threads, readers=readers, stop=stop, aside=True):
-        if number not in failed:
-            if not isinstance(result, LazyTilesError):
-                result = result.reshape(lengths[number] // frames, *inner)
-            yield number, result
-        del result  # a batch that its consumer dropped is not kept alive here
-
-
-def read_each(
-    batches: Sequence[Int64s], take: Callable[[Int64s], NDArray[Any]], *, stop: threading.Event | None
-) -> Iterator[tuple[int, NDArray[Any] | LazyTilesError]]:
-    """Read batches of sources that have no segments one after the other; arguments as for `read_blocks`."""
-    for number, batch in enumerate(batches):
-        if stop is not None and stop.is_set():
-            return
-        try:
-            yield number, take(batch)
-        except LazyTilesError as error:
-            yield number, error
-
-
-def read_parts(
-    parts: Sequence[tuple[Any, Int64s, tuple[Int64s, ...]]],
-    asked: Request,
-    dtype: np.dtype[Any],
-    *,
-    out: NDArray[Any] | None = None,
-) -> NDArray[Any]:
-    """The block of a request over sources of any kind, each asked once."""
-    shape = asked.block_shape
-    check_limit(math.prod(shape) * dtype.itemsize, "a read of {}", shape)
-    if len(parts) == 1 and out is None and np.dtype(parts[0][0].dtype).newbyteorder("=") == dtype:
-        # One source fills every slot in order: its own block is the result.
-        return read_box(parts[0][0], parts[0][2][0], asked.box, asked.origins)
-    block = np.empty(shape, dtype) if out is None else out.reshape(shape)
-    for source, slots, (rows,) in parts:
-        origins = None if asked.origins is None else asked.origins[slots]
-        block[slots] = read_box(source, rows, asked.box, origins)
-    return block
+from lazytiles.indexing import permutation
 
 
 def positions(indices: Any) -> Int64s:
@@ -191,17 +73,9 @@ def limited(lengths: Int64s, maxlen: int, seed: int | None) -> Int64s:
 
 
 def positions_of(pairs: Any, rows: Int64s, starts: Int64s) -> Int64s:
-    """Where the samples of some (source, index) pairs stand among the samples that an array holds.
+    """Where the samples of some (source, index) pairs stand among the samples that an array holds, refused for others.
 
-    Parameters
-    ----------
-    pairs : integers, shape (n, 2)
-    rows : int64, shape (n,), the samples held, numbered through all sources
-    starts : int64, the number of the first sample of each source, and the total
-
-    Raises
-    ------
-    ValueError : another shape, or a pair that names what the array does not hold
+    The samples held, `rows`, are numbered through all sources, of which `starts` has the first ones, and the total.
     """
     given = np.asarray(pairs)
     if given.shape != (len(rows), 2) or given.dtype.kind not in "iu":

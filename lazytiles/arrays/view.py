@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 import pandas as pd
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from lazytiles.aliases import Box, Int64s
 from lazytiles.config import check_limit
@@ -277,7 +277,7 @@ def _packed(value: Any) -> Any:
     if isinstance(value, np.memmap) and isinstance(holder, mmap.mmap) and value.filename is not None:
         # A slice of a map does not know its place in the file: it goes as the pixels that it is.
         order = "C" if value.flags.c_contiguous else "F"
-        return _ByName(_memory_map, (os.fspath(value.filename), value.dtype, value.offset, value.shape, order))
+        return _ByName(np.memmap, (os.fspath(value.filename), value.dtype, "r", value.offset, value.shape, order))
     if type(value).__module__.startswith("h5py.") and value.file.driver != "core" and value.name:
         return _ByName(_dataset, (os.path.abspath(value.file.filename), value.name))
     return value
@@ -287,10 +287,6 @@ def _unpacked(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(_unpacked, value))
     return value.open(*value.arguments) if isinstance(value, _ByName) else value
-
-
-def _memory_map(path: str, dtype: DTypeLike, offset: int, shape: tuple[int, ...], order: Any) -> NDArray[Any]:
-    return np.memmap(path, dtype, "r", offset, shape, order)
 
 
 def _dataset(path: str, name: str) -> Any:

@@ -18,7 +18,7 @@ from lazytiles.aliases import Box, Fault, Int64s
 from lazytiles.config import check_limit
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError
 from lazytiles.images import Region, Windows, around, open_region, read_windows, resize, to_integers, valid_windows
-from lazytiles.indexing import LazyArray, box_words, each_at, needed, padded, request
+from lazytiles.indexing import LazyArray, box_words, needed, padded, request, size_words, trimmed
 
 
 class RegionStack(LazyArray):
@@ -68,19 +68,21 @@ class RegionStack(LazyArray):
     def __getitem__(self, key: Any) -> Any:
         if not self.axis:
             return self._volume[key]
-        asked = request(key, self.shape, row_axes=0)
-        blocks = []
-        for origin in [(0,) * self.ndim] if asked.origins is None else asked.origins.tolist():
-            cut = [slice(a + o, b + o) for (a, b), o in zip(asked.box, origin, strict=True)]
-            cut.insert(0, cut.pop(self.axis))
-            blocks.append(np.moveaxis(self._volume[tuple(cut)], 0, self.axis))
-        return asked.finish(np.stack(blocks))
+        return _of_moved(self._volume, key, self.shape, 0, self.axis)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RegionStack, (self.slices, self.axis)
 
     def __repr__(self) -> str:
         return f"<RegionStack of {len(self.slices)} files in {self.path!r}: {self.shape} {self.dtype}>"
+
+
+def _of_moved(source: Any, key: Any, shape: tuple[int, ...], at: int, to: int) -> Any:
+    """What a key takes of an array of that shape, which is a source with the axis `at` moved to `to`."""
+    asked = request(key, shape, row_axes=0)  # without cells all is in one box, read once or, for False, not at all
+    cut = [slice(*ends) for ends in asked.box]
+    cut.insert(at, cut.pop(to))
+    return asked.finish(np.stack([np.moveaxis(source[tuple(cut)], at, to)])[: asked.n])
 
 
 def stack_regions(paths: str | os.PathLike[str] | Iterable[Any], *, axis: int = 0, **options: Any) -> RegionStack:
@@ -142,12 +144,7 @@ def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
 
 
 class ChannelsLast(LazyArray):
-    """A region with slices and channels as a volume `(Z, H, W, C)`.
-
-    Parameters
-    ----------
-    region : of the axes CZYX or ZCYX
-    """
+    """A region of the axes CZYX or ZCYX as a volume `(Z, H, W, C)`."""
 
     def __init__(self, region: Region) -> None:
         self.region, self.path, self.spacing = region, region.path, region.spacing
@@ -158,13 +155,7 @@ class ChannelsLast(LazyArray):
         self.axes = f"{region.axes.replace('C', '')}C"
 
     def __getitem__(self, key: Any) -> Any:
-        asked = request(key, self.shape, row_axes=0)
-        blocks = []
-        for origin in [(0,) * self.ndim] if asked.origins is None else asked.origins.tolist():
-            cut = [slice(a + o, b + o) for (a, b), o in zip(asked.box, origin, strict=True)]
-            cut.insert(self._at, cut.pop())
-            blocks.append(np.moveaxis(self.region[tuple(cut)], self._at, -1))
-        return asked.finish(np.stack(blocks))
+        return _of_moved(self.region, key, self.shape, self._at, -1)
 
     def __repr__(self) -> str:
         return f"<ChannelsLast of {self.region!r}>"
@@ -216,12 +207,7 @@ class Sampling:
     method: str = "bilinear"
 
     def stops(self, volume: Any, windows: Int64s) -> NDArray[np.float64]:
-        """Where the boxes of tiles end in a volume, voxels, shape (n, 3).
-
-        Raises
-        ------
-        RegionError : the volume does not say its spacing
-        """
+        """Where the boxes of tiles end in a volume, voxels, shape (n, 3); refused where it does not say its spacing."""
         if self.spacing is None:
             return windows[:, 3:].astype(np.float64)
         own = self.source or getattr(volume, "spacing", None)
@@ -368,46 +354,27 @@ class VolumeTiles(LazyArray):
         for _, bad, cause in self._faults_of(volume, rows):
             raise ManifestError(self._words(int(rows[np.flatnonzero(bad)[0]]), cause))
         if self.sampling is not None:
-            self._sample(volume, wide, self.sampling, out)
-            return (
-                out[(slice(None), *(slice(a, b) for a, b in box))]
-                if origins is None
-                else each_at(out, np.arange(len(rows)), box, origins)
-            )
+            for k, (window, high) in enumerate(zip(wide, self.sampling.stops(volume, wide), strict=True)):
+                hull = self.sampling.hull(window[:3], high, volume.shape)
+                size = hull[3:] - hull[:3]
+                check_limit(int(np.prod(size)) * self.samples * 8, "a box of {} voxels", size)
+                out[k] = self.sampling(self._padded(volume, hull), window[:3] - hull[:3], high - hull[:3])
+            return trimmed(out, box, origins)
         wide[:, 0] -= self.context or 0
         wide[:, 3] += self.context or 0
-        inside = (wide[:, :3] >= 0).all(axis=1) & (wide[:, 3:] <= volume.shape[:3]).all(axis=1)
-        whole = np.flatnonzero(inside)
-        blocks = (
-            dict(zip(whole.tolist(), _cuts(volume, wide[whole], self.samples, self._judges), strict=True))
-            if len(whole)
-            else {}
-        )
+        whole = np.flatnonzero((wide[:, :3] >= 0).all(axis=1) & (wide[:, 3:] <= volume.shape[:3]).all(axis=1))
+        blocks: dict[int, NDArray[Any]] = {}
+        if len(whole):
+            blocks.update(zip(whole.tolist(), _cuts(volume, wide[whole], self.samples, self._judges), strict=True))
         for k, window in enumerate(wide):
             block = blocks[k] if k in blocks else self._padded(volume, window)
             out[k] = block if self.context is None else np.moveaxis(block, 0, 2).reshape(*block.shape[1:3], -1)
-        if origins is None:
-            return out[(slice(None), *(slice(a, b) for a, b in box))]
-        return each_at(out, np.arange(len(rows)), box, origins)
-
-    def _sample(self, volume: Any, windows: Int64s, sampling: Sampling, out: NDArray[Any]) -> None:
-        """Write resampled boxes."""
-        for k, (window, high) in enumerate(zip(windows, sampling.stops(volume, windows), strict=True)):
-            hull = sampling.hull(window[:3], high, volume.shape)
-            check_limit(int(np.prod(hull[3:] - hull[:3])) * self.samples * 8, "a box of {} voxels", hull[3:] - hull[:3])
-            out[k] = sampling(self._padded(volume, hull), window[:3] - hull[:3], high - hull[:3])
+        return trimmed(out, box, origins)
 
     def _padded(self, volume: Any, window: Int64s) -> NDArray[Any]:
-        modes = [self.pad] * 3
-        if self.context is not None and self.pad is None:
-            modes[0] = "edge"
-        starts, stops, places = zip(
-            *(
-                needed(int(a), int(b), n, mode or "edge")
-                for a, b, n, mode in zip(window[:3], window[3:], volume.shape, modes, strict=False)
-            ),
-            strict=True,
-        )
+        mode = self.pad or "edge"
+        along = zip(window[:3].tolist(), window[3:].tolist(), volume.shape, strict=False)
+        starts, stops, places = zip(*(needed(a, b, n, mode) for a, b, n in along), strict=True)
         if any(start == stop for start, stop in zip(starts, stops, strict=True)):
             return np.zeros((*map(len, places), self.samples), self.dtype)
         (near,) = _cuts(volume, np.array([[*starts, *stops]]), self.samples, self._judges)
@@ -446,11 +413,11 @@ class VolumeTiles(LazyArray):
             yield "window outside", apart, f" does not meet {self._sized(space)}: there is nothing to pad; correct it"
 
     def _sized(self, space: tuple[int, ...]) -> str:
-        return f"region {self.name} ({' x '.join(map(str, space))})"
+        return f"region {self.name} ({size_words(space)})"
 
     def _named(self, volume: Any) -> str:
-        size = " x ".join(map(str, volume.shape[:3]))
-        return f"{getattr(volume, 'path', None) or f'an array of region {self.name}'} is {size} voxels"
+        path = getattr(volume, "path", None) or f"an array of region {self.name}"
+        return f"{path} is {size_words(volume.shape[:3])} voxels"
 
     def faults(self) -> Iterator[Fault]:
         """Everything that would fail when boxes of this volume are read, by its tags; see `RegionTiles.faults`."""

@@ -131,6 +131,14 @@ def each_at(source: Any, rows: Int64s, box: Box, origins: Int64s) -> NDArray[Any
     return out
 
 
+def trimmed(block: NDArray[Any], box: Box, origins: Int64s | None) -> NDArray[Any]:
+    """Samples that have been read, each cut by the box at its own origin, if it has one; see `LazyArray.read_box`."""
+    if origins is not None:
+        return each_at(block, np.arange(len(block)), box, origins)
+    part: NDArray[Any] = block[(slice(None), *(slice(start, stop) for start, stop in box))]
+    return part
+
+
 def into(block: NDArray[Any], out: NDArray[Any] | None) -> NDArray[Any]:
     """The block, or `out` filled with it; another shape or dtype is refused."""
     if out is None:

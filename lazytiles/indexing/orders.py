@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -63,9 +62,14 @@ def permutation(
         return stable_argsort(random.random_raw(n))
     if groups is None or operator.index(window) < 1:
         raise ValueError(f"window={window} mixes that many groups at a time: it needs groups and at least 1")
-    windows = _windows(groups, window, stream(purpose + ".groups", seed, epoch))
-    if len(windows) != n:
-        raise ValueError(f"there are groups for {len(windows)} samples, but {n} samples")
+    ranks = ranks_of(groups)
+    if len(ranks) != n:
+        raise ValueError(f"there are groups for {len(ranks)} samples, but {n} samples")
+    count = int(ranks.max()) + 1 if n else 0
+    place = np.empty(count, dtype=np.int64)
+    place[stable_argsort(stream(purpose + ".groups", seed, epoch).random_raw(count))] = np.arange(count)
+    windows = (place // window).astype(np.min_scalar_type(count // window))[ranks]
+    del ranks
     order = stable_argsort(random.random_raw(n))
     by_window = np.argsort(windows[order], kind="stable").astype(np.int64, copy=False)
     for start in range(0, n, _CHUNK):  # in place: a third array of ten million is not needed
@@ -115,9 +119,24 @@ def draw(
     if not replacement:
         if relative is None:
             return permutation(n, seed, epoch=epoch)[:k]
-        return _exponential_order(stream("draw", seed, epoch).random_raw(n), relative)[:k]
+        words, variates = stream("draw", seed, epoch).random_raw(n), np.empty(n)
+        for start in range(0, n, _CHUNK):
+            part = slice(start, start + _CHUNK)
+            variates[part] = _minus_log(words[part])
+        with np.errstate(over="ignore"):
+            variates /= relative
+        return np.argsort(variates, kind="stable").astype(np.int64, copy=False)[:k]
     words = stream("draw.replacement", seed, epoch).random_raw(k)
-    return _uniform(words, n) if relative is None else _lookup(words, relative)
+    if relative is not None:
+        edges = np.cumsum(relative)
+        uniform = (words >> np.uint64(11)) * 2.0**-53
+        places = np.searchsorted(edges, uniform * edges[-1], side="right").astype(np.int64, copy=False)
+        return np.asarray(np.minimum(places, np.flatnonzero(relative)[-1]), dtype=np.int64)
+    if n >= 2**32:
+        raise ValueError(f"drawing with replacement from {n} samples is not possible: at most {2**32 - 1}")
+    half, size = np.uint64(32), np.uint64(n)  # word * n / 2**64, rounded down, exactly
+    high, low = words >> half, words & np.uint64(2**32 - 1)
+    return np.asarray((high * size + (low * size >> half)) >> half, dtype=np.int64)
 
 
 def balanced_weights(labels: ArrayLike) -> NDArray[np.float64]:
@@ -270,35 +289,12 @@ def mixing(order: ArrayLike | None, groups: ArrayLike, batch_size: int = 32) -> 
     same = np.count_nonzero(sequence[1:] == sequence[:-1]) / max(n - 1, 1)
     chance = float((counts * (counts - 1.0)).sum() / max(n * (n - 1.0), 1.0))
     correlation = (same - chance) / (1 - chance) if chance < 1 else 0.0
-    return Mixing(float(distinct), _expected_groups(counts, size), float(correlation))
-
-
-def _expected_groups(counts: NDArray[Any], size: int) -> float:
-    """Mean number of groups among `size` samples: ``1 - C(n - c, size) / C(n, size)`` for a group of c."""
-    n = int(counts.sum())
+    # The mean number of groups among `size` samples: 1 - C(n - c, size) / C(n, size) for a group of c.
     sizes, often = np.unique(counts[counts > 0], return_counts=True)
     missed = np.ones(len(sizes))
     for drawn in range(size):
         missed *= np.maximum(n - sizes - drawn, 0) / (n - drawn)
-    return float(((1 - missed) * often).sum())
-
-
-def _windows(groups: ArrayLike, window: int, random: np.random.Philox) -> NDArray[Any]:
-    """For each sample the number of the run of shuffled groups that its group is in."""
-    ranks = ranks_of(groups)
-    count = int(ranks.max()) + 1 if len(ranks) else 0
-    place = np.empty(count, dtype=np.int64)
-    place[stable_argsort(random.random_raw(count))] = np.arange(count)
-    return (place // window).astype(np.min_scalar_type(count // window))[ranks]
-
-
-def _uniform(words: NDArray[np.uint64], n: int) -> Int64s:
-    """``floor(word * n / 2**64)`` for n below 2**32, exactly."""
-    if n >= 2**32:
-        raise ValueError(f"drawing with replacement from {n} samples is not possible: at most {2**32 - 1}")
-    half, size = np.uint64(32), np.uint64(n)
-    high, low = words >> half, words & np.uint64(2**32 - 1)
-    return np.asarray((high * size + (low * size >> half)) >> half, dtype=np.int64)
+    return Mixing(float(distinct), float(((1 - missed) * often).sum()), float(correlation))
 
 
 def _checked_weights(weights: ArrayLike, n: int, *, replacement: bool) -> NDArray[np.float64]:
@@ -317,25 +313,6 @@ def _checked_weights(weights: ArrayLike, n: int, *, replacement: bool) -> NDArra
     if n and zeros == n:
         raise ValueError("all weights are zero: nothing can be drawn")
     return values
-
-
-def _lookup(words: NDArray[np.uint64], weights: NDArray[np.float64]) -> Int64s:
-    """For each word the sample in whose part of the cumulated weights it falls."""
-    edges = np.cumsum(weights)
-    uniform = (words >> np.uint64(11)) * 2.0**-53
-    places = np.searchsorted(edges, uniform * edges[-1], side="right").astype(np.int64, copy=False)
-    return np.asarray(np.minimum(places, np.flatnonzero(weights)[-1]), dtype=np.int64)
-
-
-def _exponential_order(words: NDArray[np.uint64], weights: NDArray[np.float64]) -> Int64s:
-    """The stable argsort of ``-log(u) / weight``."""
-    variates = np.empty(len(words))
-    for start in range(0, len(words), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        variates[part] = _minus_log(words[part])
-    with np.errstate(over="ignore"):
-        variates /= weights
-    return np.argsort(variates, kind="stable").astype(np.int64, copy=False)
 
 
 def _minus_log(words: NDArray[np.uint64]) -> NDArray[np.float64]:

@@ -56,7 +56,19 @@ def pairs_on_ground(a: Ground, b: Ground) -> Int64s:
             i, j = np.flatnonzero(a.system == own), np.flatnonzero(b.system == other)
             if not len(i) or not len(j):
                 continue
-            boxes = b.boxes[j] if place.shares_system(its_place) else _brought(b.boxes[j], its_place.crs, place.crs)
+            boxes = b.boxes[j]
+            if not place.shares_system(its_place):
+                if place.crs is None or its_place.crs is None:
+                    continue
+                try:
+                    boxes = brought(boxes, its_place.crs, place.crs)
+                except ImportError:
+                    warnings.warn(
+                        f"samples in {its_place.crs} are not compared with those in {place.crs}; "
+                        "pip install 'lazytiles[geo]' lets them be",
+                        stacklevel=3,
+                    )
+                    continue
             unit = a.pixels[i].min() / _PART
             is_there = np.isfinite(boxes).all(axis=1)
             j, one, two = j[is_there], _in_parts(a.boxes[i], unit), _in_parts(boxes[is_there], unit)
@@ -72,20 +84,10 @@ def _in_parts(boxes: NDArray[np.float64], unit: float) -> Int64s:
     return parts
 
 
-def _brought(boxes: NDArray[np.float64], crs: str | None, wanted: str | None) -> NDArray[np.float64]:
-    """The boxes around some boxes in another system; NaN where nothing can be said."""
-    if crs is None or wanted is None:
-        return np.full(boxes.shape, np.nan)
-    try:
-        pyproj = require("pyproj", extra="geo")
-    except ImportError:
-        warnings.warn(
-            f"samples in {crs} are not compared with those in {wanted}; pip install 'lazytiles[geo]' lets them be",
-            stacklevel=4,
-        )
-        return np.full(boxes.shape, np.nan)
-    to_wanted = pyproj.Transformer.from_crs(crs, wanted, always_xy=True)
-    x, y = to_wanted.transform(boxes[:, [0, 2, 0, 2]], boxes[:, [1, 1, 3, 3]])
+def brought(boxes: NDArray[np.float64], crs: str, wanted: str) -> NDArray[np.float64]:
+    """The boxes around some boxes (left, bottom, right, top) in another system; ImportError without pyproj."""
+    transformer = require("pyproj", extra="geo").Transformer.from_crs(crs, wanted, always_xy=True)
+    x, y = transformer.transform(boxes[:, [0, 2, 0, 2]], boxes[:, [1, 1, 3, 3]])
     return np.column_stack([x.min(axis=1), y.min(axis=1), x.max(axis=1), y.max(axis=1)])
 
 

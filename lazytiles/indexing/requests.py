@@ -20,7 +20,6 @@ from lazytiles.aliases import Box, Int64s
 from lazytiles.indexing.keys import (
     NEW,
     POINTS,
-    Axis,
     ParsedKey,
     as_progression,
     extent,
@@ -121,30 +120,22 @@ def request(key: Any, shape: Sequence[int], *, row_axes: int, cells: Sequence[in
     >>> asked.finish(np.zeros(asked.block_shape)).shape
     (2, 64, 64, 2)
     """
-    if row_axes > 0:
-        simple = _first_axis(key, shape, row_axes)
-        if simple is not None:
-            return simple
-    parsed = parse(key, tuple(shape))
+    sizes, kind = tuple(shape), type(key)
+    if row_axes > 0:  # the usual keys, on the first axis alone, take the short way
+        size = sizes[0]
+        if kind is list or kind is np.ndarray:
+            indices = plain_indices(key, size)
+            if indices is not None:
+                return _whole_rows(indices, sizes, row_axes)
+        elif kind is slice:
+            return _whole_rows(progression(as_progression(key, size)), sizes, row_axes)
+        elif kind is int or is_integer(key):
+            if not -size <= key < size:
+                refuse(key, shape)
+            return _whole_rows(np.array([key % size], dtype=np.int64), sizes, row_axes, drop=True)
     edges: list[int | None] = [None] * row_axes
     edges += cells if cells is not None else [None] * (len(shape) - row_axes)
-    return _lay_out(parsed, tuple(shape), row_axes, edges)
-
-
-def _first_axis(key: Any, shape: Sequence[int], row_axes: int) -> Request | None:
-    """The request of an integer, slice, list or mask over the first axis; None if it takes the long way."""
-    size = shape[0]
-    kind = type(key)
-    if kind is list or kind is np.ndarray:
-        indices = plain_indices(key, size)
-        return None if indices is None else _whole_rows(indices, tuple(shape), row_axes)
-    if kind is slice:
-        return _whole_rows(progression(as_progression(key, size)), tuple(shape), row_axes)
-    if kind is int or is_integer(key):
-        if not -size <= key < size:
-            refuse(key, shape)
-        return _whole_rows(np.array([key % size], dtype=np.int64), tuple(shape), row_axes, drop=True)
-    return None
+    return _lay_out(parse(key, sizes), row_axes, edges)
 
 
 def _whole_rows(chosen: Int64s, shape: tuple[int, ...], row_axes: int, *, drop: bool = False) -> Request:
@@ -224,18 +215,18 @@ def _ravel(columns: list[Int64s]) -> tuple[Int64s, list[int]]:
     return np.ravel_multi_index(columns, sizes).astype(np.int64, copy=False), sizes
 
 
-def _lay_out(parsed: ParsedKey, shape: tuple[int, ...], row_axes: int, edges: list[int | None]) -> Request:
+def _lay_out(parsed: ParsedKey, row_axes: int, edges: list[int | None]) -> Request:
     """Which rows, box and origins hold the key, then the steps from the block to the result."""
-    shaped = parsed.points
+    axes, shaped = parsed.axes, parsed.points or ()
     coords = {
-        number: np.broadcast_to(axis, shaped or ()).reshape(-1)
-        for number, axis in enumerate(parsed.axes)
+        number: np.broadcast_to(axis, shaped).reshape(-1)
+        for number, axis in enumerate(axes)
         if isinstance(axis, np.ndarray)
     }
     dense = _is_dense(coords, row_axes, edges)
     gathered = {axis: coords.pop(axis) for axis in list(coords) if dense and axis >= row_axes}
     inverse = None
-    points = math.prod(shaped or ())
+    points = math.prod(shaped)
     if gathered and coords:
         flat, sizes = _ravel(list(coords.values()))
         unique, inverse = np.unique(flat, return_inverse=True)  # each row once, and the row of every point
@@ -243,28 +234,9 @@ def _lay_out(parsed: ParsedKey, shape: tuple[int, ...], row_axes: int, edges: li
         points = len(unique)
     leads = _stepped(parsed, row_axes, edges) | set(range(row_axes))
     dims = [d for d in parsed.dims if d in leads or (d == POINTS and (coords or not gathered))]
-    counts = [axis[2] if isinstance(axis, tuple) else 1 for axis in parsed.axes]
+    counts = [axis[2] if isinstance(axis, tuple) else 1 for axis in axes]
     lengths = [points if d == POINTS else counts[d] for d in dims]
-    columns = _columns(parsed.axes, coords, dims, lengths)
-    boxed = range(row_axes, len(shape))
-    origins = None
-    if any(axis in columns for axis in boxed):
-        starts = [columns[axis] if axis in columns else extent(parsed.axes[axis])[0] for axis in boxed]
-        origins = np.stack(np.broadcast_arrays(*starts), axis=1).astype(np.int64, copy=False)
-    box = tuple((0, 1) if axis in columns else extent(parsed.axes[axis]) for axis in boxed)
-    if origins is not None:
-        box = tuple((0, stop - start) for start, stop in box)
-    n = math.prod(lengths)
-    rows = tuple(
-        columns[axis] if axis in columns else np.full(n, parsed.axes[axis], dtype=np.int64) for axis in range(row_axes)
-    )
-    lead = _Lead(dims, lengths, boxed, set(columns), gathered, inverse)
-    return Request(rows, box, origins, n, *_steps(parsed, lead, [stop - start for start, stop in box]))
-
-
-def _columns(axes: list[Axis], coords: dict[int, Int64s], dims: list[int], lengths: list[int]) -> dict[int, Int64s]:
-    """For each axis that differs from row to row, its index in every row."""
-    columns = {}
+    columns: dict[int, Int64s] = {}  # for each axis that differs from row to row, its index in every row
     for place, d in enumerate(dims):
         if d == POINTS:
             columns.update({axis: _spread(values, place, lengths) for axis, values in coords.items()})
@@ -272,72 +244,75 @@ def _columns(axes: list[Axis], coords: dict[int, Int64s], dims: list[int], lengt
             axis = axes[d]
             assert isinstance(axis, tuple)
             columns[d] = _spread(progression(axis), place, lengths)
-    return columns
-
-
-@dataclass(frozen=True, slots=True)
-class _Lead:
-    """How the rows of a block are laid out: the dimensions they enumerate, and what is left for later."""
-
-    dims: list[int]
-    lengths: list[int]
-    boxed: range
-    single: set[int]  # axes with an index of their own in every row
-    gathered: dict[int, Int64s]  # box axes read whole, of which points are taken afterwards
-    inverse: Int64s | None  # the row of each point, where each row was asked for once
+    boxed = range(row_axes, len(axes))
+    box = tuple((0, 1) if axis in columns else extent(axes[axis]) for axis in boxed)
+    origins = None
+    if any(axis in columns for axis in boxed):
+        starts = [columns.get(axis, start) for axis, (start, _) in zip(boxed, box, strict=True)]
+        origins = np.stack(np.broadcast_arrays(*starts), axis=1).astype(np.int64, copy=False)
+        box = tuple((0, stop - start) for start, stop in box)
+    n = math.prod(lengths)
+    rows = tuple(columns[k] if k in columns else np.full(n, axes[k], dtype=np.int64) for k in range(row_axes))
+    extents = [stop - start for start, stop in box]
+    return Request(rows, box, origins, n, *_steps(parsed, dims, lengths, extents, set(columns), gathered, inverse))
 
 
 _Label: TypeAlias = tuple[int, int]  # an axis and 0, or POINTS and which of the points' dimensions
 
 
-def _steps(parsed: ParsedKey, lead: _Lead, extents: list[int]) -> tuple[Any, ...]:
-    """The five steps of `Request.finish`: split the rows, index, gather, order the axes, add new axes."""
+def _steps(
+    parsed: ParsedKey,
+    dims: list[int],
+    lengths: list[int],
+    extents: list[int],
+    single: set[int],
+    gathered: dict[int, Int64s],
+    inverse: Int64s | None,
+) -> tuple[Any, ...]:
+    """The five steps of `Request.finish`: split the rows, index, gather, order the axes, add new axes.
+
+    The rows of the block enumerate `dims` of these lengths; axes that are `single` have an index of their own in each.
+    Points are taken of the `gathered` axes afterwards, by `inverse` of the rows, where each row is asked for once.
+    """
     shaped = parsed.points or ()
+    points = [(POINTS, k) for k in range(len(shaped))]
     labels: list[_Label] = []
     split: list[int] = []
-    for d, length in zip(lead.dims, lead.lengths, strict=True):
-        several = d == POINTS and lead.inverse is None
+    for d, length in zip(dims, lengths, strict=True):
+        several = d == POINTS and inverse is None
         split += shaped if several else [length]
-        labels += [(d, k) for k in range(len(shaped))] if several else [(d, 0)]
+        labels += points if several else [(d, 0)]
     index: list[Any] = [slice(None)] * len(labels)
-    for axis in lead.boxed:
+    for axis in range(len(parsed.axes) - len(extents), len(parsed.axes)):
         found = parsed.axes[axis]
-        if axis in lead.single or isinstance(found, int):
+        if axis in single or isinstance(found, int):
             index.append(0)
             continue
         index.append(slice(None, None, found[1]) if isinstance(found, tuple) and found[1] != 1 else slice(None))
         labels.append((axis, 0))
     if not any(d != NEW for d in parsed.dims) and (parsed.keeps_array or parsed.dims):
         index.append(Ellipsis)
-    gather, labels = _gathering(lead, labels, shaped)
-    wanted = [(d, k) for d in parsed.dims if d != NEW for k in range(len(shaped) if d == POINTS else 1)]
+    gather = None
+    if gathered:  # the key that takes points out of extents read whole, and the labels after it, as NumPy places them
+        taken: dict[_Label, Int64s] = {
+            (axis, 0): (values - extent(values)[0]).reshape(shaped) for axis, values in gathered.items()
+        }
+        if inverse is not None:
+            taken[POINTS, 0] = inverse.reshape(shaped)
+        gather = tuple(taken.get(label, slice(None)) for label in labels)
+        places = [place for place, label in enumerate(labels) if label in taken]
+        before = places[0] if places[-1] - places[0] == len(places) - 1 else 0
+        rest = [label for label in labels if label not in taken]
+        labels = [*rest[:before], *points, *rest[before:]]
+    wanted = [label for d in parsed.dims if d != NEW for label in (points if d == POINTS else [(d, 0)])]
     order = tuple(labels.index(label) for label in wanted)
     new: list[Any] = []
     for d in parsed.dims:
         new += [None] if d == NEW else [slice(None)] * (len(shaped) if d == POINTS else 1)
     return (
-        (*split, *extents) if split != [math.prod(lead.lengths)] else None,
+        (*split, *extents) if split != [math.prod(lengths)] else None,
         tuple(index) if not wanted or any(step != slice(None) for step in index) else None,
         gather,
         order if order != tuple(range(len(order))) else None,
         tuple(new) if None in new else None,
     )
-
-
-def _gathering(
-    lead: _Lead, labels: list[_Label], shaped: tuple[int, ...]
-) -> tuple[tuple[Any, ...] | None, list[_Label]]:
-    """The key that takes points out of extents read whole, and the labels after it, as NumPy places them."""
-    if not lead.gathered:
-        return None, labels
-    taken: dict[_Label, Int64s] = {
-        (axis, 0): (values - extent(values)[0]).reshape(shaped) for axis, values in lead.gathered.items()
-    }
-    if lead.inverse is not None:
-        taken[POINTS, 0] = lead.inverse.reshape(shaped)
-    places = [place for place, label in enumerate(labels) if label in taken]
-    rest = [label for label in labels if label not in taken]
-    adjacent = places[-1] - places[0] == len(places) - 1
-    points = [(POINTS, k) for k in range(len(shaped))]
-    before = places[0] if adjacent else 0
-    return tuple(taken.get(label, slice(None)) for label in labels), [*rest[:before], *points, *rest[before:]]

@@ -57,12 +57,30 @@ def split_groups(
     classes = _column(stratify, n, "stratify")
     if groups is None:
         _require(n, 2, "samples")
-        first = _stratified_first(permutation(n, seed, purpose="split"), fraction, classes)
+        order = permutation(n, seed, purpose="split")
+        total = min(max(round(fraction * n), 1), n - 1)
+        sizes = np.bincount(classes)
+        share = total * sizes / n
+        taken = np.floor(share).astype(np.int64)  # of each class, and one more where the remainders are largest
+        taken[np.argsort(taken - share, kind="stable")[: total - int(taken.sum())]] += 1
+        by_class = order[np.argsort(classes[order], kind="stable")]
+        place = np.arange(n) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        first = np.zeros(n, dtype=np.bool_)
+        first[by_class[place < np.repeat(taken, sizes)]] = True
     else:
-        members = _column(groups, n, "groups")
-        counts = _counts(members, classes)
-        _require(len(counts), 2, "groups")
-        first = _first_groups(counts, fraction, permutation(len(counts), seed, purpose="split"))[members]
+        members, counts = _counted(groups, classes, n, 2)
+        order = permutation(len(counts), seed, purpose="split")
+        totals = counts.sum(axis=0)
+        lacking = fraction * totals
+        joins = np.zeros(len(counts), dtype=np.bool_)
+        for group, mine in zip(order.tolist(), counts[order], strict=True):
+            if (mine * (mine - 2 * lacking) / totals).sum() < 0:
+                joins[group] = True
+                lacking = lacking - mine
+        if joins.all() or not joins.any():
+            smallest = order[np.argmin(counts.sum(axis=1)[order])]
+            joins[smallest] = not joins[smallest]
+        first = joins[members]
     return np.flatnonzero(first), np.flatnonzero(~first)
 
 
@@ -96,10 +114,17 @@ def kfold_indices(
         fold = np.empty(n, dtype=np.int64)
         fold[order[np.argsort(classes[order], kind="stable")]] = np.arange(n) % k
     else:
-        members = _column(groups, n, "groups")
-        counts = _counts(members, classes)
-        _require(len(counts), k, "groups")
-        fold = _folds_of_groups(counts, k, permutation(len(counts), seed, purpose="kfold"))[members]
+        members, counts = _counted(groups, classes, n, k)
+        order = permutation(len(counts), seed, purpose="kfold")
+        totals = counts.sum(axis=0)
+        have = np.zeros((k, counts.shape[1]))
+        fold_of = np.empty(len(counts), dtype=np.int64)
+        for group in order[np.argsort(-counts.sum(axis=1)[order], kind="stable")].tolist():
+            crowding = (have * (counts[group] / totals)).sum(axis=1)
+            best = np.lexsort([have.sum(axis=1), crowding])[0]
+            have[best] += counts[group]
+            fold_of[group] = best
+        fold = fold_of[members]
     return [(np.flatnonzero(fold != part), np.flatnonzero(fold == part)) for part in range(k)]
 
 
@@ -147,47 +172,42 @@ def leakage(a: Any, b: Any) -> list[Leak]:
     ------
     ValueError : an array has no windows, because it was not opened from a manifest
     """
-    windows_a, regions_a, names_a, ground_a = _places(a, "first")
-    windows_b, regions_b, names_b, ground_b = _places(b, "second")
-    pairs = _shared(windows_a, regions_a, ground_a, windows_b, regions_b, ground_b)
-    i, j = pairs.T
-    left, right, is_one = windows_a[i], windows_b[j], regions_a[i] == regions_b[j]
-    shared = np.where(is_one, shared_pixels(left, right), 0)
-    if ground_a is not None and ground_b is not None:
-        shared = np.where(shared == 0, _ground_pixels(ground_a.at(i), ground_b.at(j)), shared)
+    one, other = _places(a, "first"), _places(b, "second")
+    i, j = _shared(one, other).T
+    left, right = one.windows[i], other.windows[j]
+    shared = np.where(one.regions[i] == other.regions[j], shared_pixels(left, right), 0)
+    if one.ground is not None and other.ground is not None:
+        mine, its = one.ground.at(i), other.ground.at(j)
+        low, high = np.maximum(mine.boxes[:, :2], its.boxes[:, :2]), np.minimum(mine.boxes[:, 2:], its.boxes[:, 2:])
+        pixels = np.round(np.maximum(high - low, 0).prod(axis=1) / mine.pixels**2)
+        shared = np.where(shared == 0, np.maximum(np.nan_to_num(pixels), 1).astype(np.int64), shared)
     columns = (
-        names_a[i].tolist(),
-        names_b[j].tolist(),
-        regions_a[i].tolist(),
+        one.names[i].tolist(),
+        other.names[j].tolist(),
+        one.regions[i].tolist(),
         map(tuple, boxes_from_windows(left).tolist()),
         map(tuple, boxes_from_windows(right).tolist()),
         shared.tolist(),
-        regions_b[j].tolist(),
+        other.regions[j].tolist(),
     )
     return [Leak(*row) for row in zip(*columns, strict=True)]
 
 
-def _shared(
-    windows_a: Int64s,
-    regions_a: NDArray[Any],
-    ground_a: Ground | None,
-    windows_b: Int64s,
-    regions_b: NDArray[Any],
-    ground_b: Ground | None,
-) -> Int64s:
+class _Places(NamedTuple):
+    """Where the samples of an array lie, in its current order: windows, region ids, tile ids and the ground."""
+
+    windows: Int64s
+    regions: NDArray[Any]
+    names: NDArray[Any]
+    ground: Ground | None
+
+
+def _shared(a: _Places, b: _Places) -> Int64s:
     """The pairs of rows that share pixels of one region, or ground."""
-    pairs = overlapping_pairs(windows_a, regions_a, windows_b, regions_b)
-    if ground_a is not None and ground_b is not None:
-        pairs = np.unique(np.concatenate([pairs, pairs_on_ground(ground_a, ground_b)]), axis=0)
+    pairs = overlapping_pairs(a.windows, a.regions, b.windows, b.regions)
+    if a.ground is not None and b.ground is not None:
+        pairs = np.unique(np.concatenate([pairs, pairs_on_ground(a.ground, b.ground)]), axis=0)
     return pairs
-
-
-def _ground_pixels(a: Ground, b: Ground) -> Int64s:
-    """How much ground each sample shares with the other in the same row, in its own pixels, at least 1."""
-    low, high = np.maximum(a.boxes[:, :2], b.boxes[:, :2]), np.minimum(a.boxes[:, 2:], b.boxes[:, 2:])
-    area = np.maximum(high - low, 0).prod(axis=1) / a.pixels**2
-    pixels: Int64s = np.maximum(np.nan_to_num(np.round(area)), 1).astype(np.int64)
-    return pixels
 
 
 def ground_groups(array: Any) -> Int64s:
@@ -195,11 +215,11 @@ def ground_groups(array: Any) -> Int64s:
 
     Windows that overlap are in one group, and so are those that others between them join.
     """
-    windows, regions, _, ground = _places(array, "")
-    i, j = _shared(windows, regions, ground, windows, regions, ground).T
-    links = coo_array((np.ones(len(i), np.bool_), (i, j)), shape=(len(windows),) * 2)
+    places, n = _places(array, ""), len(array)
+    i, j = _shared(places, places).T
+    links = coo_array((np.ones(len(i), np.bool_), (i, j)), shape=(n, n))
     count, groups = connected_components(links, directed=False)
-    first: Int64s = np.full(count, len(windows), np.int64)
+    first: Int64s = np.full(count, n, np.int64)
     np.minimum.at(first, groups, np.asarray(array.order))
     numbers: Int64s = first[groups]
     return numbers
@@ -260,7 +280,14 @@ def _named(array: Any, name: Any, option: str, own: str) -> NDArray[Any] | None:
             raise ValueError(f"{option} is a column of the table, {own!r}, or one value a sample; not {name!r:.60}")
         return values
     if table is not None and name in table.columns:
-        return _ranked(table[name]) if option == "by" else np.asarray(table[name])
+        column = table[name]
+        codes = getattr(getattr(column, "cat", None), "codes", None)
+        if option != "by" or codes is None or (codes < 0).any():
+            return np.asarray(column)
+        # For categories the place of each in their order, which groups alike in less memory.
+        _, ranks = np.unique(np.asarray(column.cat.categories), return_inverse=True)
+        places: NDArray[Any] = ranks.astype(np.int32)[codes.to_numpy()]
+        return places
     if (option, name) == ("by", "ground"):
         return ground_groups(array)
     if name != own:
@@ -275,18 +302,7 @@ def _named(array: Any, name: Any, option: str, own: str) -> NDArray[Any] | None:
     return values
 
 
-def _ranked(column: Any) -> NDArray[Any]:
-    """A column's values, or for categories the place of each in their order, which groups alike in less memory."""
-    codes = getattr(getattr(column, "cat", None), "codes", None)
-    if codes is None or (codes < 0).any():
-        return np.asarray(column)
-    _, ranks = np.unique(np.asarray(column.cat.categories), return_inverse=True)
-    places: NDArray[Any] = ranks.astype(np.int32)[codes.to_numpy()]
-    return places
-
-
-def _places(array: Any, side: str) -> tuple[Int64s, NDArray[Any], NDArray[Any], Ground | None]:
-    """Windows, region ids, tile ids and the ground of an array, in its current order."""
+def _places(array: Any, side: str) -> _Places:
     windows, table = getattr(array, "sample_windows", None), getattr(array, "table", None)
     if windows is None or table is None or region_column(table) not in table.columns:
         said = 'by="ground" is for' if not side else f"the {side} array has no windows: leakage compares"
@@ -296,7 +312,7 @@ def _places(array: Any, side: str) -> tuple[Int64s, NDArray[Any], NDArray[Any], 
     windows = np.where(whole[:, None], np.repeat([0, _EVERYWHERE], axes), windows)
     names = table["tile_id"] if "tile_id" in table.columns else np.arange(len(windows))
     regions = np.asarray(table[region_column(table)]).astype(str)
-    return windows, regions, np.asarray(names).astype(str), getattr(array, "ground", None)
+    return _Places(windows, regions, np.asarray(names).astype(str), getattr(array, "ground", None))
 
 
 def _column(values: ArrayLike | None, n: int, name: str) -> Int64s:
@@ -314,53 +330,11 @@ def _require(have: int, need: int, what: str) -> None:
         raise ValueError(f"there are only {have} {what}: {need} parts that share none are not possible")
 
 
-def _counts(groups: Int64s, classes: Int64s) -> NDArray[np.float64]:
-    """Samples of each class in each group, shape (groups, classes)."""
+def _counted(groups: ArrayLike, classes: Int64s, n: int, parts: int) -> tuple[Int64s, NDArray[np.float64]]:
+    """The group of each sample, and the samples of each class in each group, shape (groups, classes)."""
+    members = _column(groups, n, "groups")
     width = int(classes.max()) + 1 if len(classes) else 1
-    height = int(groups.max()) + 1 if len(groups) else 0
-    flat = np.bincount(groups * width + classes, minlength=height * width)
-    return flat.reshape(height, width).astype(np.float64)
-
-
-def _stratified_first(order: Int64s, fraction: float, classes: Int64s) -> NDArray[np.bool_]:
-    """The first samples of each class in the order: so many as largest remainders give it."""
-    n = len(order)
-    total = min(max(round(fraction * n), 1), n - 1)
-    sizes = np.bincount(classes)
-    share = total * sizes / n
-    taken = np.floor(share).astype(np.int64)
-    taken[np.argsort(taken - share, kind="stable")[: total - int(taken.sum())]] += 1
-    by_class = order[np.argsort(classes[order], kind="stable")]
-    place = np.arange(n) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    first = np.zeros(n, dtype=np.bool_)
-    first[by_class[place < np.repeat(taken, sizes)]] = True
-    return first
-
-
-def _first_groups(counts: NDArray[np.float64], fraction: float, order: Int64s) -> NDArray[np.bool_]:
-    """Which groups join the first part, taken in turn."""
-    totals = counts.sum(axis=0)
-    lacking = fraction * totals
-    first = np.zeros(len(counts), dtype=np.bool_)
-    for group in order.tolist():
-        mine = counts[group]
-        if (mine * (mine - 2 * lacking) / totals).sum() < 0:
-            first[group] = True
-            lacking = lacking - mine
-    if first.all() or not first.any():
-        smallest = order[np.argmin(counts.sum(axis=1)[order])]
-        first[smallest] = not first[smallest]
-    return first
-
-
-def _folds_of_groups(counts: NDArray[np.float64], k: int, order: Int64s) -> Int64s:
-    """The fold of each group: large groups first, each where its classes are fewest."""
-    totals = counts.sum(axis=0)
-    have = np.zeros((k, counts.shape[1]))
-    fold = np.empty(len(counts), dtype=np.int64)
-    for group in order[np.argsort(-counts.sum(axis=1)[order], kind="stable")].tolist():
-        crowding = (have * (counts[group] / totals)).sum(axis=1)
-        best = np.lexsort([have.sum(axis=1), crowding])[0]
-        have[best] += counts[group]
-        fold[group] = best
-    return fold
+    height = int(members.max()) + 1 if len(members) else 0
+    _require(height, parts, "groups")
+    flat = np.bincount(members * width + classes, minlength=height * width)
+    return members, flat.reshape(height, width).astype(np.float64)

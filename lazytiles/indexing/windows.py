@@ -7,6 +7,8 @@ starts, then all stops, rows before columns, half-open, in pixels.  In three dim
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -31,6 +33,11 @@ def boxes_from_windows(windows: ArrayLike) -> Int64s:
 def box_words(window: Int64s) -> str:
     """One window in the words of its box, such as ``"box (20, 10, 26, 14)"``."""
     return f"box ({', '.join(map(str, boxes_from_windows(window[None])[0].tolist()))})"
+
+
+def size_words(size: Iterable[int]) -> str:
+    """A size in words, such as ``"64 x 48"``."""
+    return " x ".join(map(str, size))
 
 
 def shared_pixels(windows: ArrayLike, others: ArrayLike) -> Int64s:

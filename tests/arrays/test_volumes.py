@@ -38,6 +38,7 @@ def test_slices_in_separate_files_are_one_lazy_volume(slices, axis):
     assert stack.axes[axis] == "Z"
     np.testing.assert_array_equal(np.asarray(stack), expected)
     keys = [3, (slice(1, 5), slice(None, None, 7)), (..., -1), ([2, 0], 3), (slice(None), [1, 4], [0, 2]), ()]
+    keys += [True, False, (slice(None), False), (False, 0), [], ([True, False] * 26)[: len(expected)]]
     for key in keys:
         np.testing.assert_array_equal(stack[key], expected[key])
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(stack))[2:4, 3], expected[2:4, 3])
