@@ -181,8 +181,11 @@ class Journal:
             header = json.loads(lines[0])
             layout = Layout(tuple(map(int, header["shape"])), np.dtype(header["dtype"]), int(header["chunk"]))
             entries = [Entry(*map(int, line.split())) for line in lines[1:]]
-            steps = np.diff([entry.stop for entry in entries], prepend=0)
-            in_order = header["scattered"] or ((steps > 0) & (steps <= layout.chunk)).all()
+            rows, chunk = entries[-1].stop if entries else 0, layout.chunk
+            in_order = header["scattered"] or (
+                len(entries) == -(-rows // chunk)
+                and all(entry.stop == min((k + 1) * chunk, rows) for k, entry in enumerate(entries))
+            )
             bounded = all(e.stop > 0 and 0 <= e.crc < 2**32 and 0 <= e.note < 2**63 for e in entries)
         except (OSError, LookupError, TypeError, ValueError, OverflowError, RecursionError):
             return None

@@ -193,6 +193,10 @@ class StoreSink:
             check = intact_chunks if self._header["scattered"] else intact
             good = [] if reader is None else list(check(reader, entries, layout))
             tail = left.load_tail() if len(good) == len(entries) else b""
+            if reader is not None and good and good[-1].stop % layout.chunk and not self._header["scattered"]:
+                # A store of these rows could not be completed; rows that come now belong into its last chunk.
+                stop = good.pop().stop
+                tail = reader.read(good[-1].stop if good else 0, stop).tobytes()
             rows = (good[-1].stop if good else 0) + len(tail) // layout.row_bytes
             if rows < self._header["base_rows"]:
                 return False
@@ -201,6 +205,7 @@ class StoreSink:
                 self.layout, self._journal = layout, left
                 self._format.resume(left.partial, layout, notes[: len(good)])
                 self.rows = left.rows
+                self._keep_tail(tail)
             else:
                 self.begin(layout.shape, layout.dtype)
                 if reader is not None:
