@@ -19,7 +19,7 @@ from lazytiles.aliases import Int64s
 from lazytiles.arrays import Companions, KeptValid, MultiSourceArray, RegionTiles, VolumeTiles, open_ahead
 from lazytiles.augment import Boxes
 from lazytiles.errors import LazyTilesError, LimitError, StoreError
-from lazytiles.stores.formats.base import array_in
+from lazytiles.stores.formats.base import array_in, saved
 from lazytiles.stores.geotiff import Ground
 from lazytiles.stores.journal import labels_path
 from lazytiles.stores.store_array import StoreArray
@@ -170,14 +170,14 @@ class StoredCompanions:
         found: dict[str, bytes] = {}
         for name, values in self._arrays().items():
             if isinstance(values, np.ndarray):
-                found[f"{name}.npy"] = _saved(values)
+                found[f"{name}.npy"] = saved(values)
         held = self.held
         if held.places is not None:
             regions, pairs = held.places
-            found["regions.npy"] = _saved(pairs)
+            found["regions.npy"] = saved(pairs)
             windows = [region.windows for region in regions if region.windows is not None]
             if len(windows) == len(regions):
-                found["windows.npy"] = _saved(np.concatenate(windows))
+                found["windows.npy"] = saved(np.concatenate(windows))
         if held.classes is not None or held.boxes is not None:
             meaning = {"classes": held.classes, "boxes": None if held.boxes is None else asdict(held.boxes)}
             found["labels.json"] = json.dumps(meaning).encode()
@@ -186,7 +186,7 @@ class StoredCompanions:
             held.table.to_parquet(buffer, index=False)
             found["table.parquet"] = buffer.getvalue()
         if held.kept is not None and len(held.kept.packed):
-            found |= {"kept.npy": _saved(held.kept.packed), "kept_ends.npy": _saved(held.kept.ends)}
+            found |= {"kept.npy": saved(held.kept.packed), "kept_ends.npy": saved(held.kept.ends)}
         return found
 
     def about(self) -> dict[str, Any]:
@@ -210,7 +210,7 @@ class StoredCompanions:
         for name, values in self._arrays().items():
             # As a store keeps them; what is lazy is left out.
             pair = (values, other._arrays()[name])
-            one, two = (array_in(_saved(a)) if isinstance(a, np.ndarray) else None for a in pair)
+            one, two = (array_in(saved(a)) if isinstance(a, np.ndarray) else None for a in pair)
             if one is None and two is None:
                 continue
             if one is None or two is None or one.shape != two.shape or one.dtype.kind != two.dtype.kind:
@@ -324,17 +324,6 @@ def _table_in(path: Path, content: bytes, rows: int) -> pd.DataFrame:
     if unpacked > max(_SMALL_TABLE, _MOST_PACKED * len(content)):
         raise LimitError(f"{path} is refused: its table of {len(content)} bytes unpacks to {unpacked}")
     return pd.read_parquet(io.BytesIO(content))
-
-
-def _saved(values: NDArray[Any]) -> bytes:
-    if values.dtype.kind == "O":
-        # Text only: objects of other kinds would need pickle, which runs code when it is loaded.
-        if not all(isinstance(value, str) for value in values.reshape(-1)):
-            raise StoreError("labels that are neither numbers nor text cannot be stored")
-        values = values.astype(np.str_)
-    buffer = io.BytesIO()
-    np.save(buffer, values, allow_pickle=False)
-    return buffer.getvalue()
 
 
 def label_store(path: Path, about: Mapping[str, Any], *, check: bool) -> StoreArray:

@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-
 from lazytiles.config import settings
 from lazytiles.errors import StoreError
 from lazytiles.images import descriptor, unlinked, write_new
@@ -179,9 +177,9 @@ class Journal:
                 return None
             lines = text.decode().split("\n")[:-1]
             header = json.loads(lines[0])
-            layout = Layout(tuple(map(int, header["shape"])), np.dtype(header["dtype"]), int(header["chunk"]))
+            chunk = Layout.of(header).chunk
             entries = [Entry(*map(int, line.split())) for line in lines[1:]]
-            rows, chunk = entries[-1].stop if entries else 0, layout.chunk
+            rows = entries[-1].stop if entries else 0
             in_order = header["scattered"] or (
                 len(entries) == -(-rows // chunk)
                 and all(entry.stop == min((k + 1) * chunk, rows) for k, entry in enumerate(entries))

@@ -47,9 +47,7 @@ class Record:
             "lazytiles": VERSION,
             "format": self.form,
             "rows": self.rows,
-            "shape": list(self.layout.shape),
-            "dtype": self.layout.dtype.str,
-            "chunk": self.layout.chunk,
+            **self.layout.facts(),
             "uid": self.uid,
             "members": dict(self.members),
             "about": dict(self.about),
@@ -66,7 +64,7 @@ class Record:
             crc = facts.pop("crc32")
             whole = zlib.crc32(json.dumps(facts, sort_keys=True).encode()) == crc and facts["complete"] is True
             if whole and facts["lazytiles"] == VERSION:
-                layout = Layout(tuple(facts["shape"]), np.dtype(facts["dtype"]), facts["chunk"])
+                layout = Layout.of(facts)
                 kinds = {"format": str, "rows": int, "uid": str, "members": dict, "about": dict, "chunk": int}
                 if isinstance(uid := facts["about"].get("labels"), str):  # of a store of before labels had versions
                     facts["about"]["labels"] = {"version": 0, "uid": uid}
@@ -155,24 +153,17 @@ def _checked(path: Path, form: str, reader: Reader, members: Mapping[str, bytes]
     return record, digests
 
 
-def intact(reader: Reader, entries: list[Entry], layout: Layout) -> Iterator[Entry]:
-    """The entries up to the first whose rows are no longer as they were written."""
+def intact(reader: Reader, entries: list[Entry], layout: Layout, *, scattered: bool) -> Iterator[Entry]:
+    """The entries whose chunk is as it was written; up to the first that is not, but for scattered ones."""
     start = 0
-    for entry in entries:
-        try:
-            rows = reader.read(start, entry.stop)
-        except Exception:  # Torn bytes can fail in any way a codec can.
-            return
-        if rows.shape != (entry.stop - start, *layout.shape) or crc_of(rows) != entry.crc:
-            return
-        yield entry
-        start = entry.stop
-
-
-def intact_chunks(reader: Reader, entries: list[Entry], layout: Layout) -> Iterator[Entry]:
-    """The entries, in any order, whose chunk is as it was written."""
     for entry in {entry.stop: entry for entry in entries}.values():
-        start = (entry.stop - 1) // layout.chunk * layout.chunk
+        start = (entry.stop - 1) // layout.chunk * layout.chunk if scattered else start
+        good = False
         with contextlib.suppress(Exception):  # Torn bytes can fail in any way a codec can.
-            if crc_of(reader.read(start, entry.stop)) == entry.crc:
-                yield entry
+            rows = reader.read(start, entry.stop)
+            good = rows.shape == (entry.stop - start, *layout.shape) and crc_of(rows) == entry.crc
+        if good:
+            yield entry
+            start = entry.stop
+        elif not scattered:
+            return

@@ -43,6 +43,15 @@ class Layout:
         if any(n < 1 for n in (*self.shape, self.chunk)):
             raise StoreError(f"a row of shape {self.shape} in chunks of {self.chunk} rows cannot be stored")
 
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Layout:
+        """The layout of which these are the `facts`."""
+        return cls(tuple(map(int, facts["shape"])), np.dtype(facts["dtype"]), int(facts["chunk"]))
+
+    def facts(self) -> dict[str, Any]:
+        """It as JSON takes it."""
+        return {"shape": list(self.shape), "dtype": self.dtype.str, "chunk": self.chunk}
+
     @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
@@ -168,6 +177,22 @@ def array_in(content: bytes) -> NDArray[Any]:
         raise ValueError(f"an array of shape {shape} and {dtype} does not fill its {len(content)} bytes")
     flat: NDArray[Any] = np.frombuffer(content, dtype, math.prod(shape), file.tell())
     return flat.reshape(shape, order="F" if fortran else "C").copy()
+
+
+def saved(values: NDArray[Any]) -> bytes:
+    """An array as the bytes of a ``.npy`` file.
+
+    Raises
+    ------
+    StoreError : of objects that are no text: they would need pickle, which runs code when it is loaded
+    """
+    if values.dtype.kind == "O":
+        if not all(isinstance(value, str) for value in values.reshape(-1)):
+            raise StoreError("labels that are neither numbers nor text cannot be stored")
+        values = values.astype(np.str_)
+    buffer = io.BytesIO()
+    np.save(buffer, values, allow_pickle=False)
+    return buffer.getvalue()
 
 
 def crc_of(rows: NDArray[Any]) -> int:

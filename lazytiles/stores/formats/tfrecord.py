@@ -127,7 +127,7 @@ class TFRecordReader(Reader):
         if side is not None:
             self._members = members_of(side, links=False)
             facts = json.loads(self._members[RECORD])
-            layout = Layout(tuple(facts["shape"]), np.dtype(facts["dtype"]), facts["chunk"])
+            layout = Layout.of(facts)
             self.shape = (facts["rows"], *layout.shape)
             notes = np.frombuffer(self._members["ends.bin"], np.int64).tolist()
             if len(notes) != -(-facts["rows"] // layout.chunk) or notes != sorted(notes):
