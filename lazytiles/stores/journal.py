@@ -51,9 +51,41 @@ class StoreLock:
     """
 
     def __init__(self, path: Path) -> None:
-        name = path.with_name(path.name + ".lock")
-        self._file = _locked(path, name)
-        self._end = weakref.finalize(self, _unlock, self._file, name, os.getpid())
+        name, looked, is_ours = path.with_name(path.name + ".lock"), False, False
+        while not is_ours:
+            file: Any = None
+            try:
+                file = open(name, "r+b", buffering=0, opener=lambda name, flags: unlinked(name, os.O_RDWR | os.O_CREAT))  # noqa: SIM115 # it lives as long as the lock
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # The holder before us unlinks the file; a lock on an unlinked file locks nothing.
+                with contextlib.suppress(FileNotFoundError):
+                    is_ours = os.path.samestat(os.fstat(file.fileno()), name.stat())
+                if is_ours:
+                    # Padded and not truncated: some file systems wait for the disk after a truncation.
+                    os.pwrite(file.fileno(), str(os.getpid()).encode().ljust(32), 0)
+                else:
+                    file.close()
+            except BlockingIOError:
+                holder = os.pread(file.fileno(), 32, 0).decode(errors="replace").strip() or "unknown"
+                file.close()
+                if holder == str(os.getpid()) and not looked:
+                    looked = True
+                    gc.collect()  # A writer that nobody can reach any more holds its lock until it is collected.
+                    continue
+                own = "close() or abort() it" if holder == str(os.getpid()) else "wait for it"
+                raise StoreError(
+                    f"{path} is being written by another writer (process {holder}, lock {name.name}); "
+                    f"{own}, or write to another path"
+                ) from None
+            except BaseException as error:
+                if file is not None:
+                    file.close()
+                if isinstance(error, OSError):
+                    raise failed(f"{path} cannot be locked: {cause_of(error)}", error) from error
+                raise
+        # An object, so that the lock goes when nobody holds it any more.
+        self._file = file
+        self._end = weakref.finalize(self, _unlock, file, name, os.getpid())
         _LOCKS.add(self)
 
     def release(self) -> None:
@@ -62,57 +94,17 @@ class StoreLock:
 
     close = release  # for contextlib.closing
 
-    def forget(self) -> None:
-        """In a forked child: the lock is the parent's alone."""
-        self._file.close()
-
 
 _LOCKS: weakref.WeakSet[StoreLock] = weakref.WeakSet()
 
 
 def _forget_locks() -> None:
+    """In a forked child: they are the parent's alone."""
     for lock in list(_LOCKS):
-        lock.forget()
+        lock._file.close()
 
 
 os.register_at_fork(after_in_child=_forget_locks)
-
-
-def _locked(path: Path, name: Path) -> Any:
-    """The lock file, open and locked: an object, so that the lock goes when nobody holds it any more."""
-    looked = False
-    while True:
-        file, is_ours = None, False
-        try:
-            file = open(name, "r+b", buffering=0, opener=lambda name, flags: unlinked(name, os.O_RDWR | os.O_CREAT))  # noqa: SIM115 # it lives as long as the lock
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The holder before us unlinks the file; a lock on an unlinked file locks nothing.
-            with contextlib.suppress(FileNotFoundError):
-                is_ours = os.path.samestat(os.fstat(file.fileno()), name.stat())
-            if is_ours:
-                # Padded and not truncated: some file systems wait for the disk after a truncation.
-                os.pwrite(file.fileno(), str(os.getpid()).encode().ljust(32), 0)
-                return file
-            file.close()
-        except BlockingIOError:
-            assert file is not None  # for mypy: only flock blocks
-            holder = os.pread(file.fileno(), 32, 0).decode(errors="replace").strip() or "unknown"
-            file.close()
-            if holder == str(os.getpid()) and not looked:
-                looked = True
-                gc.collect()  # A writer that nobody can reach any more holds its lock until it is collected.
-                continue
-            own = "close() or abort() it" if holder == str(os.getpid()) else "wait for it"
-            raise StoreError(
-                f"{path} is being written by another writer (process {holder}, lock {name.name}); "
-                f"{own}, or write to another path"
-            ) from None
-        except BaseException as error:
-            if file is not None:
-                file.close()
-            if isinstance(error, OSError):
-                raise failed(f"{path} cannot be locked: {cause_of(error)}", error) from error
-            raise
 
 
 def _unlock(file: Any, name: Path, process: int) -> None:

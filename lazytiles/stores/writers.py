@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn, Protocol, Self
 
 import numpy as np
@@ -166,21 +165,19 @@ class BufferedWriter:
         self._shape, self._dtype = shape, dtype
 
     def _take(self, rows: NDArray[Any]) -> None:
-        first = 0
-        if self._held_rows:
-            first = min(self._chunk - self._held_rows, len(rows))
-            self._hold(rows[:first])
+        while len(rows):
+            # What is held is filled up to a chunk; where nothing is, whole chunks go as they are.
+            whole = len(rows) // self._chunk * self._chunk
+            if whole and not self._held:
+                self._sink.append(rows[:whole])
+                rows = rows[whole:]
+                continue
+            part = rows[: self._chunk - self._held_rows]
+            self._held.append(part.copy())
+            self._held_rows += len(part)
+            rows = rows[len(part) :]
             if self._held_rows == self._chunk:
                 self._sink.append(self._let_go())
-        whole = first + (len(rows) - first) // self._chunk * self._chunk
-        if whole > first:
-            self._sink.append(rows[first:whole])
-        if whole < len(rows):
-            self._hold(rows[whole:])
-
-    def _hold(self, rows: NDArray[Any]) -> None:
-        self._held.append(rows.copy())
-        self._held_rows += len(rows)
 
     def _let_go(self) -> NDArray[Any]:
         rows = self._held[0] if len(self._held) == 1 else np.concatenate(self._held)
@@ -237,9 +234,7 @@ class BufferedWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.close()
         else:
