@@ -211,30 +211,27 @@ class Assembly:
         """
         count = min(self.missing, len(batch["y"]) - start)
         here = {name: np.asarray(values)[start : start + count] for name, values in batch.items()}
-        for name in ("y", "masks", "x"):
-            if name in batch and (name != "x" or self._options.with_x):
-                self._put(name, here[name], here["x"])
+        for name in [name for name in ("y", "masks", "x") if name in here and (name != "x" or self._options.with_x)]:
+            values, is_y = here[name], name == "y"
+            if values.ndim <= 2:
+                if is_y and self._goal is not None and (self._place is None or not self._options.paint):
+                    raise ValueError(
+                        f"the model gives {values.shape[1:] or 'one number'} a tile, a table and no map that out= "
+                        "could take; leave out= away, or pass paint=True for a map of windows"
+                    )
+                self._rows.append(values)
+            elif self._place is None:
+                if name not in self._sinks:
+                    dtype = np.dtype(self._options.dtype or values.dtype) if is_y else values.dtype
+                    shape = (len(self._scan), *values.shape[1:])
+                    self._sinks[name] = open_sink(self._goal if is_y else None, shape, dtype, axes=3)
+                    self._dtypes[name] = dtype
+                self._sinks[name].append(cast(values, self._dtypes[name]))
+            else:
+                self._stitch(name, values, here["x"], *self._place)
         self._added += count
         self._passed.move_to(self._place, self._added)
         return count
-
-    def _put(self, name: str, values: Array, x: Array) -> None:
-        if values.ndim <= 2:
-            if name == "y" and self._goal is not None and (self._place is None or not self._options.paint):
-                raise ValueError(
-                    f"the model gives {values.shape[1:] or 'one number'} a tile, a table and no map that out= could "
-                    "take; leave out= away, or pass paint=True for a map of windows"
-                )
-            self._rows.append(values)
-        elif self._place is None:
-            if name not in self._sinks:
-                dtype = np.dtype(self._options.dtype or values.dtype) if name == "y" else values.dtype
-                goal = self._goal if name == "y" else None
-                sink = open_sink(goal, (len(self._scan), *values.shape[1:]), dtype, axes=3)
-                self._sinks[name], self._dtypes[name] = sink, dtype
-            self._sinks[name].append(cast(values, self._dtypes[name]))
-        else:
-            self._stitch(name, values, x, *self._place)
 
     def _stitch(self, name: str, values: Array, x: Array, space: tuple[int, ...], windows: Int64s) -> None:
         axes = len(space) - self._scan.is_flat
@@ -254,7 +251,14 @@ class Assembly:
         if self._scan.is_flat:
             values, step = values[:, np.newaxis], (1, *step)
         if name not in self._canvases:
-            self._windows[name] = _coarser(windows, step)
+            off = np.flatnonzero((windows[:, : len(step)] % step).any(axis=1))
+            if off.size:
+                raise ValueError(
+                    f"each pixel that the model gives stands for {' x '.join(map(str, step))} pixels, but "
+                    f"{box_words(windows[off[0]])} does not begin at a multiple of these; make the grid with such a "
+                    "stride, and pad= at the edges"
+                )
+            self._windows[name] = -(-windows // (*step, *step))
             small = tuple(-(-n // k) for n, k in zip(space, step, strict=True))
             self._canvases[name] = self._canvas(name, small, self._windows[name], values.dtype, step)
         here, axes = self._windows[name][self._added : self._added + len(values)], len(space)
@@ -295,7 +299,13 @@ class Assembly:
         if self._rows:
             values = np.concatenate(self._rows)
             if self._options.paint and self._place is not None:
-                found["map"] = self._painted(values, *self._place)
+                (space, windows), axes = self._place, len(self._place[0])
+                canvas = self._canvases["map"] = self._canvas("map", space, windows, values.dtype, (1,) * axes)
+                for window, value in zip(windows, values, strict=True):
+                    extents = tuple((window[axes:] - window[:axes]).tolist())
+                    one = value if value.ndim and value.size > 1 else value.reshape(())
+                    canvas.add(boxes_from_windows(window[np.newaxis]), np.broadcast_to(one, (1, *extents, *one.shape)))
+                found["map"] = canvas.finish()
             order = np.argsort(self._scan.numbers, kind="stable")
             index = pd.Index(self._scan.numbers[order], name="number")
             if self._ids is not None:
@@ -322,16 +332,6 @@ class Assembly:
             return np.moveaxis(whole, len(self._place[0]) if self._place else 0, 0)
         return whole
 
-    def _painted(self, values: Array, space: tuple[int, ...], windows: Int64s) -> Any:
-        """A map on which every tile has the class or number that was given to it."""
-        axes = len(space)
-        canvas = self._canvases["map"] = self._canvas("map", space, windows, values.dtype, (1,) * len(space))
-        for window, value in zip(windows, values, strict=True):
-            extents = tuple((window[axes:] - window[:axes]).tolist())
-            one = value if value.ndim and value.size > 1 else value.reshape(())
-            canvas.add(boxes_from_windows(window[np.newaxis]), np.broadcast_to(one, (1, *extents, *one.shape)))
-        return canvas.finish()
-
     def close(self) -> None:
         """Give up: leave no half-written file."""
         for canvas in self._canvases.values():
@@ -349,23 +349,6 @@ def _steps(tile: Sequence[int], given: Sequence[int]) -> tuple[int, ...] | None:
     if len(given) < len(tile) or any(not n or m % n for m, n in zip(tile, given, strict=True)):
         return None
     return tuple(m // n for m, n in zip(tile, given, strict=True))
-
-
-def _coarser(windows: Int64s, step: tuple[int, ...]) -> Int64s:
-    """Windows in pixels of a map each pixel of which stands for several.
-
-    Raises
-    ------
-    ValueError : one that begins within a pixel of the map
-    """
-    off = np.flatnonzero((windows[:, : len(step)] % step).any(axis=1))
-    if off.size:
-        raise ValueError(
-            f"each pixel that the model gives stands for {' x '.join(map(str, step))} pixels, but "
-            f"{box_words(windows[off[0]])} does not begin at a multiple of these; make the grid with such a stride, "
-            "and pad= at the edges"
-        )
-    return -(-windows // (*step, *step))
 
 
 def _resized(value: Array, extents: Sequence[int], *, nearest: bool) -> Array:
