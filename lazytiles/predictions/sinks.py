@@ -23,6 +23,7 @@ from lazytiles.stores import (
     PARTIAL,
     TILE,
     ArraySink,
+    BufferedWriter,
     Ground,
     Pyramid,
     cause_of,
@@ -344,23 +345,17 @@ class ZarrSink(FileSink):
         zarr = require("zarr", extra="zarr")
         chunks = (*[1] * (axes - 2), *(min(TILE, n) for n in shape[axes - 2 : axes]), *shape[axes:])
         whole, stored = _laid_out(shape, self.frames), _laid_out(chunks, self.frames)
-        self._array = zarr.create_array(str(self.partial), shape=whole, dtype=dtype, chunks=stored)
+        array = zarr.create_array(str(self.partial), shape=whole, dtype=dtype, chunks=stored)
         self._lock(self._closing.enter_context(descriptor(self.partial)))
-        self._sink = ArraySink(self._array, self.frames)
-        self._step, self._held = chunks[0], np.empty((0, *shape[1:]), dtype)
+        self._writer = BufferedWriter(ArraySink(array, self.frames), chunk=chunks[0])
 
     def write(self, rows: NDArray[Any]) -> None:
         """Write the rows; those that do not fill a chunk wait for the next."""
-        joined = np.concatenate([self._held, rows])
-        whole = len(joined) - len(joined) % self._step
-        if whole:
-            self._sink.append(joined[:whole])
-        self._held = joined[whole:].copy()
+        self._writer.write(rows)
 
     def complete(self) -> None:
         """Write what is held."""
-        if len(self._held):
-            self._sink.append(self._held)
+        self._writer.close()
 
     def opened(self) -> Any:
         """The array, open for reading."""
