@@ -104,7 +104,9 @@ def plot_region(
     ax.set_ylim(height, 0)
     ax.set_xlabel("x, pixels")
     ax.set_ylabel("y, pixels")
-    table = _table_of(tiles, target)
+    table = getattr(tiles, "table", tiles)
+    if table is not None and (isinstance(table, str | os.PathLike) or "xmin" not in table):
+        table = read_manifest(table, optional=[target], allow_outside=True)
     if table is not None:
         _draw_windows(ax, region, table, target)
     return ax
@@ -127,12 +129,6 @@ def _label_texts(tiles: Any, n: int) -> list[str]:
             values = [" ".join(f"{value:.4g}" for value in np.atleast_1d(label)) for label in labels[:n]]
         return [f"{name}\n{value}" for name, value in zip(names, values, strict=True)] if names else values
     return names or [str(k) for k in range(n)]
-
-
-def _table_of(tiles: Any, target: str) -> Any:
-    table = getattr(tiles, "table", tiles)
-    is_read = table is not None and not isinstance(table, str | os.PathLike) and "xmin" in table
-    return table if table is None or is_read else read_manifest(table, optional=[target], allow_outside=True)
 
 
 def _lies_in(region: Region, table: Any) -> NDArray[np.bool_]:
