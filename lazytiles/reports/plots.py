@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from lazytiles.arrays import MapBoxes
 from lazytiles.display import colours, side_by_side, stretched
@@ -131,22 +130,17 @@ def _label_texts(tiles: Any, n: int) -> list[str]:
     return names or [str(k) for k in range(n)]
 
 
-def _lies_in(region: Region, table: Any) -> NDArray[np.bool_]:
-    """Which rows are of that region: by their path where they have one and it ends so, else by the region's name."""
+def _draw_windows(ax: Any, region: Region, table: Any, target: str) -> None:
+    patches = require("matplotlib.patches", extra="plot")
+    collections = require("matplotlib.collections", extra="plot")
+    # The rows of that region: by their path where they have one and it ends so, else by the region's name.
     by_name = region_names(table)
     by_path = table["path"].astype("category") if "path" in table else by_name
     fits = [f"/{region.path}".endswith(f"/{name}") for name in by_path.cat.categories.astype(str)]
     if not any(fits):
         stem = region.path.rsplit("/", 1)[-1].rsplit(".", 1)[0]
         by_path, fits = by_name, [name == stem for name in by_name.cat.categories.astype(str)]
-    found: NDArray[np.bool_] = np.array([*fits, False])[by_path.cat.codes]
-    return found
-
-
-def _draw_windows(ax: Any, region: Region, table: Any, target: str) -> None:
-    patches = require("matplotlib.patches", extra="plot")
-    collections = require("matplotlib.collections", extra="plot")
-    mine = table[_lies_in(region, table)]
+    mine = table[np.array([*fits, False])[by_path.cat.codes]]
     mine = mine[~mine["tile_id"].duplicated(keep="last").to_numpy()]
     if not len(mine) or "xmin" not in mine:
         return
