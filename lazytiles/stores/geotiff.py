@@ -26,18 +26,11 @@ _NODATA_TAG = 42113
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """Where an image lies and how large its pixels are.
-
-    Parameters
-    ----------
-    georeference : on the ground; None where the image says nothing
-    mpp : micrometres a pixel, (y, x), or None
-    nodata : what marks its pixels that hold nothing, a NumPy scalar of its dtype, or None
-    """
+    """Where an image lies and how large its pixels are; None of what it does not say."""
 
     georeference: Georeference | None = None
-    mpp: tuple[float, float] | None = None
-    nodata: Any = None
+    mpp: tuple[float, float] | None = None  # micrometres a pixel, (y, x)
+    nodata: Any = None  # what marks its pixels that hold nothing, a NumPy scalar of its dtype
 
     @classmethod
     def of(cls, page: Page | None) -> Ground:
@@ -95,9 +88,8 @@ class Pyramid:
 
     Parameters
     ----------
-    spool : an empty file, open for writing and reading
-    shape : (height, width) or (height, width, samples); with the slices before, each a page without overviews,
-        where `is_volume`
+    spool : an empty file, open for writing and reading, for them
+    shape : (height, width[, samples]); with the slices before, each a page without overviews, where `is_volume`
     dtype : of a sample; booleans become 0 and 1
     """
 
@@ -205,16 +197,9 @@ class Pyramid:
 
 
 def halved(image: NDArray[Any], nodata: Any = None) -> NDArray[Any]:
-    """An image of which each pixel stands for four, or for two or one at an odd edge.
+    """An image (h, w[, samples]) of which each pixel stands for four, or for two or one at an odd edge.
 
-    Parameters
-    ----------
-    image : array (h, w) or (h, w, samples)
-    nodata : means are of other values than this and NaN, where there are any
-
-    Returns
-    -------
-    array (ceil(h / 2), ceil(w / 2)[, samples]) of the same dtype: of integers the first of the four, else their mean
+    Of integers it is the first of the four, else the mean of those that are neither nodata nor NaN, if any.
 
     >>> halved(np.array([[1.0, 2.0, np.nan], [3.0, np.nan, np.nan]]))
     array([[ 2., nan]])

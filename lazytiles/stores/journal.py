@@ -36,18 +36,10 @@ _MOST_JOURNAL = 16 * 2**20  # bytes, of some 600,000 chunks
 
 
 class StoreLock:
-    """The right to write one store, held by one writer at a time.
+    """The right to write one store, held by one writer at a time: the file ``NAME.lock`` beside it.
 
     It ends with `release`, with this object or with its process, whichever comes first. A forked child never
     holds it.
-
-    Parameters
-    ----------
-    path : the store; the lock is the file ``NAME.lock`` beside it
-
-    Raises
-    ------
-    StoreError : another writer holds it, or the lock cannot be made
     """
 
     def __init__(self, path: Path) -> None:
@@ -137,13 +129,9 @@ class Entry:
 
 
 class Journal:
-    """The append-only account of one partial: a header, then one line for each chunk that is safe in it.
+    """The append-only account of one partial, beside it: a header, then one line for each chunk that is safe in it.
 
-    Parameters
-    ----------
-    partial : the partial's path; the journal lies beside it
-    header : what the partial is: its format, layout and the fingerprint of what is being written
-    entries : the chunks already safe in it
+    The header says what the partial is: its format, layout and the fingerprint of what is being written.
     """
 
     def __init__(self, partial: Path, header: Mapping[str, Any], entries: list[Entry] | None = None) -> None:
@@ -271,12 +259,8 @@ def labels_path(path: Path, version: int) -> Path:
 def sweep(path: Path, side: str, labels: int | None, *, labels_too: bool) -> None:
     """Remove what earlier writers of a store left beside it; only with the lock, when the store is there.
 
-    Parameters
-    ----------
-    path : the store
-    side : what the name of the file with its members ends in, if it has one
-    labels : the version of its mask labels, if it has any
-    labels_too : whether mask labels of other versions go
+    What stays is the file with its members whose name ends in `side`, and its mask labels of version `labels`; those
+    of other versions go with `labels_too`.
     """
     for leftover in (*_beside(path, PARTIAL), *_beside(path, OLD)):
         remove(leftover)

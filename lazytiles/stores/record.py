@@ -87,12 +87,7 @@ class Opened:
 
 
 def open_complete(path: Path) -> Opened:
-    """Open a store if it is complete and as its record says; no row is read.
-
-    Raises
-    ------
-    StoreError : it is not there, unfinished, damaged, or was not written by lazytiles
-    """
+    """Open a store if it is there, complete, and as its record says; no row is read."""
     file = file_of(path)
     try:
         if not file.exists():

@@ -227,27 +227,18 @@ def persist(
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Samples on their way into memory or a store.
-
-    Parameters
-    ----------
-    tiles : any source
-    positions : its samples in the order in which they are written; None for all as they come
-    state : the beginning of a digest of what is written, to which what stands beside is added
-    beside : what stands beside the samples, in that order
-    read_bytes : how much is read at once, in whole chunks; None for 64 MiB
-    """
+    """Samples of any source on their way into memory or a store."""
 
     tiles: Any
-    positions: NDArray[np.int64] | None
-    state: Any
-    beside: StoredCompanions
+    positions: NDArray[np.int64] | None  # in the order in which they are written; None for all as they come
+    state: Any  # the beginning of a digest of what is written, to which what stands beside is added
+    beside: StoredCompanions  # in that order
     threads: int | None
     overwrite: bool
     resume: bool
     sync: bool
     options: Mapping[str, Any]
-    read_bytes: int | None = None
+    read_bytes: int | None = None  # at once, in whole chunks; None for 64 MiB
 
     def into_memory(self, progress: bool | OnProgress) -> MultiSourceArray:
         """All samples as one array, and mask labels as another."""

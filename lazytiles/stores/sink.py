@@ -55,9 +55,6 @@ class StoreSink:
     sync : whether the finished store is flushed to the disk itself before it gets its name
     scattered : whether chunks come in any order, from other processes, and are told of by `place`
 
-    Raises
-    ------
-    StoreError : the store exists, is locked, cannot be written, or cannot be appended to
     """
 
     def __init__(
@@ -249,16 +246,9 @@ class StoreSink:
             self.append(rows)
 
     def append(self, rows: NDArray[Any]) -> None:
-        """Write rows behind those that are there.
+        """Write rows, shape (n, *row shape), C-contiguous, behind those that are there.
 
-        Parameters
-        ----------
-        rows : array of shape (n, *row shape), C-contiguous, of the store's dtype; n is a whole number of
-            chunks in every call but the last
-
-        Raises
-        ------
-        StoreError : the disk is full or the write failed otherwise; what is safe stays in the partial
+        n is a whole number of chunks in every call but the last. What is safe stays in the partial if one fails.
         """
         if self.is_complete:
             raise StoreError(f"{self.path} is complete with {self.rows} rows; pass mode='a' to append")
@@ -290,15 +280,10 @@ class StoreSink:
         self._committed_at = time.monotonic()
 
     def compare(self, blocks: Iterable[tuple[int, NDArray[Any]]]) -> None:
-        """Refuse to go on with a partial unless its rows are these; with `overwrite` begin it anew instead.
+        """Refuse to go on with a partial unless its rows are these, and name the first that is another.
 
-        Parameters
-        ----------
-        blocks : the first row of each block, and its rows: whole chunks, but for the last of the store
-
-        Raises
-        ------
-        StoreError : names the first row that is another
+        With `overwrite` it is begun anew instead. The blocks, each with the number of its first row, are whole
+        chunks, but for the last of the store.
         """
         journal, layout = self._started(), self.layout
         assert layout is not None  # for mypy: a partial that goes on has one
@@ -360,12 +345,7 @@ class StoreSink:
         self._started().save_tail(tail)
 
     def close(self) -> None:
-        """Complete the store and give it its name; a second call does nothing.
-
-        Raises
-        ------
-        StoreError : rows are missing or the disk is full; the partial stays
-        """
+        """Complete the store and give it its name; a second call does nothing. If it fails the partial stays."""
         if self._lock is None:
             return
         try:
