@@ -38,22 +38,13 @@ class Options:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScanTiles:
-    """The tiles of one scan, in the order in which they are read: source by source, from top to bottom.
+    """The tiles of one scan, in the order in which they are read: source by source, from top to bottom."""
 
-    Parameters
-    ----------
-    id : of the region, or the value that its regions share
-    positions : int64, shape (n,), in the current order of the tiles
-    numbers : int64, shape (n,), their places in the manifest
-    parts : for each source the source itself and the indices of its tiles, int64
-    stacked : whether each source is one slice of the scan
-    """
-
-    id: Any
-    positions: Int64s
-    numbers: Int64s
-    parts: tuple[tuple[Any, Int64s], ...]
-    stacked: bool
+    id: Any  # of the region, or the value that its regions share
+    positions: Int64s  # in the current order of the tiles
+    numbers: Int64s  # their places in the manifest
+    parts: tuple[tuple[Any, Int64s], ...]  # sources, each with the indices of its tiles
+    stacked: bool  # whether each source is one slice of the scan
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -64,12 +55,7 @@ class ScanTiles:
         return self.stacked or getattr(self.parts[0][0], "flat", False)
 
     def place(self) -> tuple[tuple[int, ...], Int64s] | None:
-        """Extents of the scan and the window of each tile in it; None where samples are plain arrays.
-
-        Raises
-        ------
-        ValueError : slices of different extents
-        """
+        """Extents of the scan and the window of each tile in it; None where samples are plain arrays."""
         found = [windows_in(*part) for part in self.parts]
         spaces = [part[0] for part in found if part is not None]
         if len(spaces) < len(found):
@@ -87,17 +73,7 @@ class ScanTiles:
 
 
 def scans_of(tiles: Any, by: str | None) -> list[ScanTiles]:
-    """The scans of an array of tiles, in the manifest's order.
-
-    Parameters
-    ----------
-    tiles : a MultiSourceArray
-    by : a table column whose values are the scans; None makes each region (each source) one
-
-    Raises
-    ------
-    ValueError : no such column
-    """
+    """The scans of an array of tiles, in the manifest's order: the values of a column, or each region (source)."""
     if not len(tiles):
         return []
     regions, places = tiles.places
@@ -171,14 +147,9 @@ def _is_above(page: Page, row: int, segment: int) -> bool:
 
 
 class Assembly:
-    """One scan in the making: batches go in, a mapping comes out.
+    """One scan in the making: batches go in, a mapping comes out. `goal` is where its map goes.
 
-    Parameters
-    ----------
-    scan : its tiles
-    tiles : the array, for the shape of a sample and its table
-    labels : one row per tile of the scan, or None
-    options, goal : what is wanted, and where the map goes
+    There may be labels, one row per tile of the scan; `tiles` is the array, for the shape of a sample and its table.
     """
 
     def __init__(self, scan: ScanTiles, tiles: Any, labels: Array | None, options: Options, goal: Any) -> None:
@@ -203,12 +174,7 @@ class Assembly:
         return len(self._scan) - self._added
 
     def add(self, batch: Mapping[str, Array], start: int) -> int:
-        """Take the rows of a batch from `start` on that belong to this scan; how many these are.
-
-        Parameters
-        ----------
-        batch : ``"x"``, ``"y"`` and maybe ``"masks"``, arrays in step
-        """
+        """Take the rows of a batch (x, y, maybe masks) from `start` on that belong to this scan; how many these are."""
         count = min(self.missing, len(batch["y"]) - start)
         here = {name: np.asarray(values)[start : start + count] for name, values in batch.items()}
         for name in [name for name in ("y", "masks", "x") if name in here and (name != "x" or self._options.with_x)]:
@@ -287,12 +253,7 @@ class Assembly:
         return Canvas(space, blend="crop", fill=None if dtype.kind in "fc" else 0, boxes=boxes_from_windows(windows))
 
     def finish(self, seconds: float) -> dict[str, Any]:
-        """The scan, once all its tiles have come.
-
-        Parameters
-        ----------
-        seconds : spent since `seconds` was last counted
-        """
+        """The scan, once all its tiles have come; so long after its `seconds` were last counted."""
         found: dict[str, Any] = {"id": self._scan.id}
         if self._options.with_x:
             found["x"] = self._whole("x")

@@ -250,19 +250,7 @@ def _scan_on_worker(shared: tuple[_Job, Any, str | None], part: tuple[NDArray[np
 
 
 def outputs(out: Any, ids: Sequence[Any], *, overwrite: bool = False) -> list[Any]:
-    """The output of each scan, by its id, for the `out` of `predict`.
-
-    Parameters
-    ----------
-    out : as `predict` takes it
-    ids : of the scans
-    overwrite : whether files may be replaced
-
-    Raises
-    ------
-    ValueError : one array or file for several scans, none for one of them, an id that cannot be part of a
-        file name, or a file that cannot be written
-    StoreError : a file exists
+    """The output of each scan, by its id, for the `out` of `predict`: each its own, and one that can be written.
 
     >>> [str(path) for path in outputs("maps/{id}.npy", ["a", "b"])]
     ['maps/a.npy', 'maps/b.npy']

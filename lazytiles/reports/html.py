@@ -30,13 +30,7 @@ def escape(text: object) -> str:
 
 
 def page(title: str, body: str) -> str:
-    """A whole page around its body; nothing in it may ask for anything from elsewhere.
-
-    Parameters
-    ----------
-    title : text
-    body : HTML whose texts are escaped already
-    """
+    """A whole page around its body, whose texts are escaped; nothing in it may ask for anything from elsewhere."""
     style, script = ((files(__package__) / name).read_text("utf-8") for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"

@@ -162,13 +162,7 @@ def _draw_windows(ax: Any, region: Region, table: Any, target: str) -> None:
 def boxes_on(region: Region, table: Any, crs: str | None = None) -> list[list[float]]:
     """The boxes of some rows as (xmin, ymin, xmax, ymax), pixels of a region; those of no box are the whole of it.
 
-    Parameters
-    ----------
-    crs : of boxes in map units (floats), where it is not that of the region
-
-    Raises
-    ------
-    RegionError : boxes are in map units, and the region does not say where it lies
+    Boxes in map units (floats) may be in another CRS; the region must say where it lies.
     """
     if "xmin" not in table:
         return [[0, 0, *region.inner_shape[1::-1]]] * len(table)
@@ -180,15 +174,11 @@ def boxes_on(region: Region, table: Any, crs: str | None = None) -> list[list[fl
 
 
 def coloured_by(table: pd.DataFrame, column: str) -> tuple[list[str], dict[str, str], tuple[float, float] | None]:
-    """The colour of each row's window, by a column of numbers or of class names.
+    """The colour of each row's window, by a column of numbers or of class names, that of each class, and the ends.
 
-    Returns
-    -------
-    a colour for each row; the colour of each class that is there, none of numbers; and the least and the greatest
-    number, None of classes, and where there is no such column, or its names are too many to be told apart
+    Numbers have no classes, and classes no ends: the least and the greatest number. There is neither where there is
+    no such column, or its names are too many to be told apart.
 
-    Examples
-    --------
     >>> coloured_by(pd.DataFrame({"target": ["dog", "cat"]}), "target")
     (['#fde725', '#440154'], {'cat': '#440154', 'dog': '#fde725'}, None)
     """
