@@ -174,13 +174,26 @@ def check_page(report: Report) -> str:
         if name != "targets":
             said = ", ".join(f"{k}: {v:,}" for k, v in value.items()) if isinstance(value, dict) else f"{value:,}"
             facts.append(f"<tr><th>{escape(name.replace('_', ' '))}</th><td>{escape(said)}</td></tr>")
+    worst: list[str] = []
+    if report.table is not None and report.paths is not None:
+        # The images of the first rows with a problem, the window drawn where there is one.
+        rows = list(dict.fromkeys(row for numbers in report.problems.rows.values() for row in numbers))
+        for row in [row for row in rows if report.paths[row] >= 0][:_MOST_WORST]:
+            how: dict[str, Any] = {"target": "target", "bands": None, "boxes_crs": report.boxes_crs}
+            how |= {"colour": lambda _: "#ff3333", "level": report.level}
+            drawn = "".join(_frames(report.table, np.array([row]), report.paths, report.images, **how))
+            kinds = ", ".join(kind for kind, numbers in report.problems.rows.items() if row in numbers)
+            worst.append(
+                f'<section class="card"><h2>{escape(report.problems.where(row))}: {escape(kinds)}</h2>{drawn}'
+                f'<div class="small">{escape(report.images[report.paths[row]])}</div></section>'
+            )
     parts = [
         f"<h1>{escape(report.name)}</h1>",
         f'<p class="{"good" if good else "bad"}">{verdict}; {plural(len(report.warnings), "warning")}</p>',
         f'<div class="scroll"><table>{"".join(facts)}</table></div>' if facts else "",
         _findings("Problems", report.problems),
         _findings("Warnings", report.warnings),
-        _worst(report),
+        f'<h2>Worst rows</h2><div class="cards">{"".join(worst)}</div>' if worst else "",
     ]
     parts += [f"<h2>{escape(name)}</h2>{_bars(found)}" for name, found in report.facts.get("targets", {}).items()]
     return page(f"check of {report.name}", "".join(parts))
@@ -198,23 +211,6 @@ def _findings(title: str, found: Any) -> str:
             f"<pre>{escape(chr(10).join(map(visible, texts)))}{tail}</pre></details>"
         )
     return "".join(parts)
-
-
-def _worst(report: Report) -> str:
-    """The images of the first rows with a problem, the window drawn where there is one."""
-    if report.table is None or report.paths is None:
-        return ""
-    table, cards = report.table, []
-    rows = list(dict.fromkeys(row for numbers in report.problems.rows.values() for row in numbers))
-    for row in [row for row in rows if report.paths[row] >= 0][:_MOST_WORST]:
-        how: dict[str, Any] = {"target": "target", "bands": None, "boxes_crs": report.boxes_crs, "level": report.level}
-        drawn = _frames(table, np.array([row]), report.paths, report.images, colour=lambda _: "#ff3333", **how)
-        kinds = [kind for kind, numbers in report.problems.rows.items() if row in numbers]
-        cards.append(
-            f'<section class="card"><h2>{escape(report.problems.where(row))}: {escape(", ".join(kinds))}</h2>'
-            f'{"".join(drawn)}<div class="small">{escape(report.images[report.paths[row]])}</div></section>'
-        )
-    return f'<h2>Worst rows</h2><div class="cards">{"".join(cards)}</div>' if cards else ""
 
 
 def _bars(facts: dict[str, Any]) -> str:

@@ -68,7 +68,18 @@ def plot_tiles(
         ax = _axes(width, width * sheet.shape[0] / sheet.shape[1])
     ax.imshow(sheet, interpolation="nearest")
     ax.set_axis_off()
-    given = _label_texts(tiles, n) if labels is None else [str(label) for label in labels]
+    table = getattr(tiles, "table", None)
+    names = [] if table is None else table["tile_id"].iloc[:n].astype(str).to_list()
+    given = names or [str(k) for k in range(n)]
+    own, classes = getattr(tiles, "labels", None), getattr(tiles, "classes", None)
+    if labels is not None:
+        given = [str(label) for label in labels]
+    elif isinstance(own, np.ndarray) and own.ndim <= 2 and len(own) >= n:
+        if classes is not None and own.ndim == 1:
+            given = [str(classes[label]) for label in own[:n]]
+        else:
+            given = [" ".join(f"{value:.4g}" for value in np.atleast_1d(label)) for label in own[:n]]
+        given = [f"{name}\n{value}" for name, value in zip(names, given, strict=True)] if names else given
     size = max(4.0, min(9.0, 60 / max(rows, columns)))
     for text, (top, left) in zip(given, places, strict=False):
         style = {"facecolor": "black", "alpha": 0.6, "pad": 1.0, "edgecolor": "none"}
@@ -114,20 +125,6 @@ def plot_region(
 def _axes(width: float, height: float) -> Any:
     pyplot = require("matplotlib.pyplot", extra="plot")
     return pyplot.subplots(figsize=(width, height), layout="constrained")[1]
-
-
-def _label_texts(tiles: Any, n: int) -> list[str]:
-    table = getattr(tiles, "table", None)
-    names = [] if table is None else table["tile_id"].iloc[:n].astype(str).to_list()
-    labels = getattr(tiles, "labels", None)
-    if isinstance(labels, np.ndarray) and labels.ndim <= 2 and len(labels) >= n:
-        classes = getattr(tiles, "classes", None)
-        if classes is not None and labels.ndim == 1:
-            values = [str(classes[label]) for label in labels[:n]]
-        else:
-            values = [" ".join(f"{value:.4g}" for value in np.atleast_1d(label)) for label in labels[:n]]
-        return [f"{name}\n{value}" for name, value in zip(names, values, strict=True)] if names else values
-    return names or [str(k) for k in range(n)]
 
 
 def _draw_windows(ax: Any, region: Region, table: Any, target: str) -> None:

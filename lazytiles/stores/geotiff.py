@@ -71,9 +71,12 @@ class Ground:
         y, x = said.get("mpp", (0, 0))
         return cls(place, (float(y), float(x)) if y else None, None if text is None else np.dtype(dtype).type(text))
 
-    def tags(self) -> dict[str, Any]:
-        """What `tifffile` writes it by."""
+    def tags(self, dtype: np.dtype[Any]) -> dict[str, Any]:
+        """What `tifffile` writes it by, for an image of that dtype."""
         found: dict[str, Any] = {"extratags": self.georeference.extratags() if self.georeference else []}
+        if self.nodata is not None:
+            text = repr(dtype.type(self.nodata).item())
+            found["extratags"] = [*found["extratags"], (_NODATA_TAG, "s", 0, text, False)]
         if self.mpp:
             found |= {"resolution": (1e4 / self.mpp[1], 1e4 / self.mpp[0]), "resolutionunit": "CENTIMETER"}
         return found
@@ -167,28 +170,22 @@ class Pyramid:
         with tifffile.TiffWriter(file, bigtiff=size > _MOST_BYTES) as tiff:
             for k, level in enumerate(levels):
                 scale = (self.shape[0] / level.shape[0], self.shape[1] / level.shape[1])
-                level._write(tiff, replace(ground.shifted(0, 0, scale), georeference=None) if k else ground, k > 0)
-
-    def _write(self, tiff: tifffile.TiffWriter, ground: Ground, is_reduced: bool) -> None:
-        pixel = self.shape[2 + self._is_volume :]
-        tags = ground.tags()
-        if ground.nodata is not None:
-            text = repr(self.dtype.type(ground.nodata).item())
-            tags["extratags"] = [*tags["extratags"], (_NODATA_TAG, "s", 0, text, False)]
-        tiff.write(
-            self._stored(),
-            shape=self.shape,
-            dtype=self.dtype,
-            tile=self._tile,
-            photometric="rgb" if pixel == (3,) and self.dtype == np.uint8 else "minisblack",
-            planarconfig="contig" if pixel else None,
-            compression="zlib",
-            predictor=2 if self._predicts else None,
-            subfiletype=int(is_reduced),
-            software=False,
-            metadata=None,
-            **tags,
-        )
+                tags = (replace(ground.shifted(0, 0, scale), georeference=None) if k else ground).tags(self.dtype)
+                pixel = self.shape[2 + self._is_volume :]
+                tiff.write(
+                    level._stored(),
+                    shape=level.shape,
+                    dtype=self.dtype,
+                    tile=level._tile,
+                    photometric="rgb" if pixel == (3,) and self.dtype == np.uint8 else "minisblack",
+                    planarconfig="contig" if pixel else None,
+                    compression="zlib",
+                    predictor=2 if self._predicts else None,
+                    subfiletype=int(k > 0),
+                    software=False,
+                    metadata=None,
+                    **tags,
+                )
 
     def _stored(self) -> Iterator[bytes]:
         for start, length in self._places:

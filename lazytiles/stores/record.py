@@ -111,7 +111,27 @@ def open_complete(path: Path) -> Opened:
         reader = form.reader(path)
         try:
             members = reader.members()
-            record, digests = _checked(path, form.name, reader, members)
+            if RECORD not in members:
+                raise StoreError(
+                    f"{path} is incomplete or was not written by lazytiles: it has no record "
+                    f"(open foreign arrays with their own library)"
+                )
+            record = Record.load(members[RECORD], path)
+            check_chunk(path, (record.layout.chunk, *record.layout.shape), record.layout.dtype)
+            given = (form.name, reader.shape, reader.dtype)
+            expected = (record.form, (record.rows, *record.layout.shape), record.layout.dtype)
+            if given != expected:
+                raise StoreError(f"{path} is damaged: its record says {expected}, the array is {given}")
+            for name, crc in record.members.items():
+                if name not in members or zlib.crc32(members[name]) != crc:
+                    raise StoreError(f"{path} is damaged: its {name} is missing or not as it was written")
+            digests = array_in(members["digests.npy"])
+            chunks = -(-record.rows // record.layout.chunk)
+            if "digests.npy" not in record.members or digests.shape != (chunks,) or digests.dtype != np.uint32:
+                raise StoreError(
+                    f"{path} is damaged: it has {digests.dtype} digests of shape {digests.shape} for the {chunks} "
+                    f"chunks of its {record.rows} rows"
+                )
         except BaseException:
             reader.close()
             raise
@@ -120,32 +140,6 @@ def open_complete(path: Path) -> Opened:
     except Exception as error:
         raise failed(f"{path} cannot be opened as a {form.name} store: {error}", error) from error
     return Opened(path, reader, record, members, digests)
-
-
-def _checked(path: Path, form: str, reader: Reader, members: Mapping[str, bytes]) -> tuple[Record, NDArray[np.uint32]]:
-    """The record of a store, which must be as its rows and members are, and the CRC-32 of each chunk."""
-    if RECORD not in members:
-        raise StoreError(
-            f"{path} is incomplete or was not written by lazytiles: it has no record "
-            f"(open foreign arrays with their own library)"
-        )
-    record = Record.load(members[RECORD], path)
-    check_chunk(path, (record.layout.chunk, *record.layout.shape), record.layout.dtype)
-    given = (form, reader.shape, reader.dtype)
-    expected = (record.form, (record.rows, *record.layout.shape), record.layout.dtype)
-    if given != expected:
-        raise StoreError(f"{path} is damaged: its record says {expected}, the array is {given}")
-    for name, crc in record.members.items():
-        if name not in members or zlib.crc32(members[name]) != crc:
-            raise StoreError(f"{path} is damaged: its {name} is missing or not as it was written")
-    digests = array_in(members["digests.npy"])
-    chunks = -(-record.rows // record.layout.chunk)
-    if "digests.npy" not in record.members or digests.shape != (chunks,) or digests.dtype != np.uint32:
-        raise StoreError(
-            f"{path} is damaged: it has {digests.dtype} digests of shape {digests.shape} for the {chunks} chunks of "
-            f"its {record.rows} rows"
-        )
-    return record, digests
 
 
 def intact(reader: Reader, entries: list[Entry], layout: Layout, *, scattered: bool) -> Iterator[Entry]:

@@ -93,8 +93,7 @@ def verify_store(path: str | os.PathLike[str]) -> Verified:
     StoreError : the store is missing, unfinished or damaged; the message names every damaged run of rows
         (the first 20, and how many there are)
     """
-    store = StoreArray(path)
-    try:
+    with contextlib.closing(StoreArray(path)) as store:
         damaged = []
         for number in range(len(store.opened.digests)):
             try:
@@ -112,8 +111,6 @@ def verify_store(path: str | os.PathLike[str]) -> Verified:
             label_store(store.path, record.about["labels"], check=True).close()
             verify_store(labels_path(store.path, int(record.about["labels"]["version"])))
         return Verified(store.path, record.form, len(store), len(store.opened.digests), store.nbytes)
-    finally:
-        store.close()
 
 
 def export(
