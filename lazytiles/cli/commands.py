@@ -6,7 +6,6 @@ import json
 import math
 import os
 import textwrap
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -292,7 +291,7 @@ def grid(images: str, output: str, overwrite: bool, **options: Any) -> None:
 @click.option("--seed", type=int, help="Shuffle the tiles of a picture first.")
 @click.option("-o", "--output", default="preview.html", show_default=True, help="An .html page or a .png picture.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it is there.")
-def preview(count: int, seed: int | None, output: str, overwrite: bool, **options: Any) -> None:
+def preview(manifest: str, count: int, seed: int | None, output: str, overwrite: bool, **options: Any) -> None:
     """Look at the tiles: a page of all regions with their tiles over them, or a picture of some tiles.
 
     Examples:
@@ -302,37 +301,40 @@ def preview(count: int, seed: int | None, output: str, overwrite: bool, **option
     has_ending(output, (".html", ".htm", ".png"), "the preview is an .html page or a .png picture")
     refuse_existing(output, overwrite)
     if output.lower().endswith(".png"):
-        tiles = open_named(**options)
+        tiles = open_named(manifest, **options)
         if seed is not None:
             tiles.shuffle(seed)
         require("matplotlib", extra="plot").use("Agg")
         with bar("reading tiles"):
             plot_tiles(tiles, count).figure.savefig(output, dpi=110)
-    else:
-        with bar("drawing regions") as tell:
-            html = _preview_html(tell, **options)
-        Path(output).write_text(html, encoding="utf-8")
+        say(f"wrote {output}")
+        return
+    path, frames, target = (options[name] for name in ("path", "frames", "target"))
+    with bar("drawing regions") as tell:
+        where = {name: options[name] for name in ("coordinates", "boxes_crs", "level", "mpp")}
+        asked = Asked(path=path, pad=options["pad"], target=None, **where)
+        table, wanted = asked.read(manifest), Frames.of("each" if frames is None else frames)
+        rows = wanted.samples(table, options["where"])
+        template, problems = path or default_template(table), Problems(manifest)  # noted, so that each row has its own
+        folder = options["images"] or os.path.dirname(manifest) or "."
+        how = {name: options[name] for name in ("missing", "follow_symlinks")}
+        found = Images.of(table, rows, template, folder, wanted, None, problems=problems, **how)
+        problems.raise_any()
+        codes, names = found.by_row(len(table))
+        shown = np.flatnonzero(codes >= 0)
+        html = preview_page(
+            table.iloc[shown].reset_index(drop=True),
+            codes[shown],
+            names,
+            title=os.path.basename(manifest),
+            target=target if isinstance(target, str) else target[0],
+            bands=None if isinstance(options["bands"], str) else options["bands"],
+            boxes_crs=options["boxes_crs"],
+            level=asked.drawn_level,
+            progress=tell,
+        )
+    Path(output).write_text(html, encoding="utf-8")
     say(f"wrote {output}")
-
-
-def _preview_html(progress: Callable[..., None], manifest: str, images: str | None, **options: Any) -> str:
-    path, frames, target, bands = (options[name] for name in ("path", "frames", "target", "bands"))
-    where = {name: options[name] for name in ("coordinates", "boxes_crs", "level", "mpp")}
-    asked = Asked(path=path, pad=options["pad"], target=None, **where)
-    table = asked.read(manifest)
-    wanted, folder = Frames.of("each" if frames is None else frames), images or os.path.dirname(manifest) or "."
-    rows = wanted.samples(table, options["where"])
-    template, problems = path or default_template(table), Problems(manifest)  # noted, so that each row has its own
-    how = {name: options[name] for name in ("missing", "follow_symlinks")}
-    found = Images.of(table, rows, template, folder, wanted, None, problems=problems, **how)
-    problems.raise_any()
-    codes, names = found.by_row(len(table))
-    shown = np.flatnonzero(codes >= 0)
-    table, codes = table.iloc[shown].reset_index(drop=True), codes[shown]
-    title, column = os.path.basename(manifest), target if isinstance(target, str) else target[0]
-    shown_bands = None if isinstance(bands, str) else bands
-    how = {"bands": shown_bands, "boxes_crs": options["boxes_crs"], "level": asked.drawn_level, "progress": progress}
-    return preview_page(table, codes, names, title=title, target=column, **how)
 
 
 @main.command("stats")

@@ -27,16 +27,6 @@ def make_years(folder: Path, seed: int) -> str:
     )
 
 
-def _shape(kind: str, size: int) -> NDArray[np.bool_]:
-    y, x = (np.indices((size, size)) + 0.5) / size * 2 - 1
-    inside: dict[str, NDArray[np.bool_]] = {
-        "circle": y**2 + x**2 <= 1,
-        "square": np.ones((size, size), bool),
-        "triangle": np.abs(x) <= (y + 1) / 2,
-    }
-    return inside[kind]
-
-
 def make_photos(folder: Path, seed: int) -> str:
     """JPEG files of several sizes with one object each: its class and its box stand in a table."""
     rows = []
@@ -47,7 +37,13 @@ def make_photos(folder: Path, seed: int) -> str:
         kind, size = SHAPES[k % 3], int(rng.integers(32, 64))
         top, left = int(rng.integers(0, height - size)), int(rng.integers(0, width - size))
         photo = rng.uniform(90, 200, 3) + rng.normal(0, 8, (height, width, 3))
-        photo[top : top + size, left : left + size][_shape(kind, size)] = rng.uniform(0, 60, 3)
+        y, x = (np.indices((size, size)) + 0.5) / size * 2 - 1
+        inside = {
+            "circle": y**2 + x**2 <= 1,
+            "square": np.ones((size, size), bool),
+            "triangle": np.abs(x) <= (y + 1) / 2,
+        }
+        photo[top : top + size, left : left + size][inside[kind]] = rng.uniform(0, 60, 3)
         name = f"photo-{k:03}.jpg"
         Image.fromarray(np.clip(photo, 0, 255).astype(np.uint8)).save(folder / "images" / name, quality=90)
         rows.append((name, kind, left, top, left + size, top + size))

@@ -315,9 +315,5 @@ def recover(path: Path) -> None:
 def sync_tree(path: Path) -> None:
     """Ask the system to put a file, or every file of a directory, on the disk itself."""
     for place in [*path.rglob("*"), path] if path.is_dir() else [path]:
-        if place.is_dir():
-            with descriptor(place) as fd:
-                os.fsync(fd)
-        else:
-            with open(place, "rb", buffering=0, opener=unlinked) as file:
-                os.fsync(file)
+        with descriptor(place) as fd:
+            os.fsync(fd)
