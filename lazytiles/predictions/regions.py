@@ -104,7 +104,7 @@ def predict(
     """
     if blend not in COMBINE:
         raise ValueError(f"blend={blend!r} is not known; choose one of {', '.join(COMBINE)}")
-    inputs = getattr(tiles, "inputs", None)
+    inputs: Any = getattr(tiles, "inputs", None)
     is_adapter = isinstance(inputs, Inputs)
     if is_adapter:
         if inputs.has_transform:
@@ -283,13 +283,13 @@ def outputs(out: Any, ids: Sequence[Any], *, overwrite: bool = False) -> list[An
     names: dict[str, Any] = {}
     for number, (key, goal) in enumerate(zip(ids, goals, strict=True)):
         if isinstance(goal, str | os.PathLike):
-            path = os.path.abspath(goal)
-            if path in names:
+            place = os.path.abspath(goal)
+            if place in names:
                 raise ValueError(
-                    f"{goal}: the scans {names[path]} and {key} would be one file; pass a function from the id to a "
+                    f"{goal}: the scans {names[place]} and {key} would be one file; pass a function from the id to a "
                     "path, or open the tiles by frames= so that each region is one scan"
                 )
-            names[path] = key
+            names[place] = key
             goals[number] = Replacing(goal) if overwrite else goal
         check_out(goals[number])
     return goals

@@ -307,11 +307,10 @@ def _moments(one: NDArray[Any], edges: NDArray[np.float64] | None) -> tuple[Any,
 
 
 def _finished(sums: _Sums, edges: NDArray[np.float64], tiles: int, framed: bool, values: int) -> Statistics:
-    if (sums.count.sum(axis=0) == 0).any():
-        band = int(np.flatnonzero(sums.count.sum(axis=0) == 0)[0])
-        raise ValueError(f"band {band} has no finite value in {tiles} tiles")
-    totals = (array.sum(axis=0) for array in (sums.count, sums.total, sums.squares))
-    whole = _described(*totals, sums.low.min(axis=0), sums.high.max(axis=0))
+    count, total, squares = (array.sum(axis=0) for array in (sums.count, sums.total, sums.squares))
+    if not count.all():
+        raise ValueError(f"band {int(np.argmin(count))} has no finite value in {tiles} tiles")
+    whole = _described(count, total, squares, sums.low.min(axis=0), sums.high.max(axis=0))
     frames: list[dict[str, Any]] = []
     if framed:
         parts = zip(sums.count, sums.total, sums.squares, sums.low, sums.high, strict=True)
