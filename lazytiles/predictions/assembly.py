@@ -109,38 +109,6 @@ def scans_of(tiles: Any, by: str | None) -> list[ScanTiles]:
     return found
 
 
-class Passed:
-    """Which rows of a large region lie behind: their segments leave the cache, their bytes the memory map.
-
-    A region larger than the cache would fill it with segments that no later tile of the scan touches, and
-    gain nothing: they would be gone before they are read again.
-    """
-
-    def __init__(self, scan: ScanTiles) -> None:
-        source = scan.parts[0][0]
-        regions = () if scan.stacked else getattr(source, "regions", ())
-        pages = [source.page(frame) for frame in range(len(regions))]
-        budget = settings().cache_bytes
-        self._pages = [p for p in pages if p is not None and math.prod(p.shape) * p.dtype.itemsize > budget]
-        self._row = 0
-
-    def move_to(self, place: tuple[tuple[int, ...], Int64s] | None, added: int) -> None:
-        """So many tiles have come; later ones begin at or below the next one, as they come from top to bottom."""
-        if place is None or not self._pages or added >= len(place[1]):
-            return
-        row = int(place[1][added, 0])
-        if row - self._row < _STEP:
-            return
-        for page in self._pages:
-            if page.raw_offsets is None:
-                segment_cache.drop(page.key, partial(_is_above, page, row))
-                continue
-            line = page.strides[0]
-            for offset in page.raw_offsets:
-                pool.release(page.file, offset + self._row * line, offset + row * line)
-        self._row = row
-
-
 def _is_above(page: Page, row: int, segment: int) -> bool:
     rows, columns = page.grid
     return segment // columns % rows < row // page.segment[0]
@@ -165,7 +133,13 @@ class Assembly:
         self._dtypes: dict[str, np.dtype[Any]] = {}
         self._moved: set[str] = set()
         self._added = 0
-        self._passed = Passed(scan)
+        # A region larger than the cache would fill it with segments that no later tile of the scan touches, and gain
+        # nothing: they would be gone before they are read again.
+        source, budget = scan.parts[0][0], settings().cache_bytes
+        regions = () if scan.stacked else getattr(source, "regions", ())
+        pages = [source.page(frame) for frame in range(len(regions))]
+        self._large = [p for p in pages if p is not None and math.prod(p.shape) * p.dtype.itemsize > budget]
+        self._row = 0  # of these, above which segments have left the cache, and bytes the memory map
         self.seconds = 0.0
 
     @property
@@ -196,8 +170,24 @@ class Assembly:
             else:
                 self._stitch(name, values, here["x"], *self._place)
         self._added += count
-        self._passed.move_to(self._place, self._added)
+        self._forget_passed()
         return count
+
+    def _forget_passed(self) -> None:
+        """Let go of the rows of large pages that lie behind: tiles come from top to bottom."""
+        if self._place is None or not self._large or self._added >= len(self._place[1]):
+            return
+        row = int(self._place[1][self._added, 0])
+        if row - self._row < _STEP:
+            return
+        for page in self._large:
+            if page.raw_offsets is None:
+                segment_cache.drop(page.key, partial(_is_above, page, row))
+                continue
+            line = page.strides[0]
+            for offset in page.raw_offsets:
+                pool.release(page.file, offset + self._row * line, offset + row * line)
+        self._row = row
 
     def _stitch(self, name: str, values: Array, x: Array, space: tuple[int, ...], windows: Int64s) -> None:
         axes = len(space) - self._scan.is_flat
