@@ -148,21 +148,13 @@ def rows_of(source: Any, positions: NDArray[np.int64]) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A model, what it is given and what is wanted of it.
-
-    Parameters
-    ----------
-    x : a source, or tuples and dicts of sources
-    tiles : the one of `x` that says where samples lie, as an array
-    number : its place among the sources of `x`
-    labels : in step with the samples, or None
-    """
+    """A model, what it is given and what is wanted of it."""
 
     call: Caller
-    x: Structure
-    tiles: MultiSourceArray
-    number: int
-    labels: Any
+    x: Structure  # of sources
+    tiles: MultiSourceArray  # the one of them that says where samples lie, as an array
+    number: int  # its place among them
+    labels: Any  # in step with the samples, or None
     batch_size: int
     options: Options
     threads: int | None

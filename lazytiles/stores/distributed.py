@@ -39,12 +39,7 @@ class BlockTarget:
 
 
 def write_block(target: BlockTarget, start: int, rows: NDArray[Any]) -> tuple[int, list[int]]:
-    """Write whole chunks from row `start` on; writing them again changes nothing.
-
-    Returns
-    -------
-    start, and the CRC-32 of each chunk, for `StoreSink.place`
-    """
+    """Write whole chunks from row `start` on; what `StoreSink.place` takes. Writing them again changes nothing."""
     layout = target.layout
     stop = start + len(rows)
     whole = start % layout.chunk == 0 and (stop % layout.chunk == 0 or stop == target.length)
@@ -68,11 +63,9 @@ def write_on(client: Any, tiles: MultiSourceArray, sink: StoreSink, report: Call
     already are not written again; what is there stays for `resume` if a task fails.
     """
     try:
-        assert sink.layout is not None  # for mypy: begin has set it
-        layout = sink.layout
+        layout = BlockTarget.of(sink, len(tiles)).layout
         step = layout.chunk * max(1, STEP_BYTES // max(1, layout.chunk * layout.row_bytes))
-        starts = sorted({start // step * step for start in sink.missing})
-        there = sorted({*range(0, len(tiles), step)} - {*starts})
+        there = sorted({*range(0, len(tiles), step)} - {start // step * step for start in sink.missing})
         sink.compare((start, tiles.take(np.arange(start, min(start + step, len(tiles))))) for start in there)
         target = BlockTarget.of(sink, len(tiles))
         starts = sorted({start // step * step for start in sink.missing})

@@ -392,11 +392,9 @@ def is_all_valid(tiles: MultiSourceArray) -> bool:
     """Whether no pixel of some tiles can be invalid but by being NaN; the tags of all their images are read."""
     if not all(hasattr(source, "faults") for source in tiles.sources):
         return False
-    for source in map(copy.copy, tiles.sources):  # what is opened here is forgotten
-        faulty = any(True for _ in source.faults())  # which opens every frame
-        if faulty or not source.is_all_valid:
-            return False
-    return True
+    fresh = map(copy.copy, tiles.sources)  # what is opened here is forgotten
+    # Looking for faults opens every frame.
+    return all(not any(True for _ in source.faults()) and source.is_all_valid for source in fresh)
 
 
 def _state_of(tiles: MultiSourceArray, positions: NDArray[np.int64]) -> Any:

@@ -40,21 +40,11 @@ _COMMIT_S = 0.5
 class StoreSink:
     """Rows into one store, whole chunks at a time: a `Sink` that is all or nothing.
 
-    Parameters
-    ----------
-    path : the store
-    form : its format
-    options : what the format's library takes, such as compression
-    chunk : rows of one chunk
-    mode : ``"w"`` makes a new store, ``"a"`` appends to a complete one or makes it
-    overwrite : whether a store that is there may be replaced
-    resume : whether the partial that a killed writer left is continued
-    length : rows of the finished store, or None for any number
-    fingerprint : of what is written; a partial with another one is not continued
-    members, about : what the finished store carries beside its rows
-    sync : whether the finished store is flushed to the disk itself before it gets its name
-    scattered : whether chunks come in any order, from other processes, and are told of by `place`
-
+    With mode ``"a"`` it appends to a complete store, or makes it; `overwrite` replaces one, once this is complete.
+    `resume` goes on with what a killed writer left, unless the fingerprint of what is written is another.
+    Beside its rows, of which `length` says how many there will be, the finished store carries `members` and `about`.
+    If it is scattered, chunks come in any order, from other processes, and are told of by `place`.
+    With `sync` it is flushed to the disk itself before it gets its name.
     """
 
     def __init__(
