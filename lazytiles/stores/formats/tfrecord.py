@@ -217,10 +217,10 @@ class TFRecordFormat(Format):
             chunk = os.pread(self._file.fileno(), self._ends[-1] - first, first)
             while (stop := at + 16 + struct.unpack_from("<Q", chunk, at)[0]) < len(chunk):
                 at = stop
-            features = at + 13
-            while chunk[features] > 127:  # what says how long the record's only field is
-                features += 1
-            marked = framed(field(1, chunk[features + 1 : stop - 4] + _mark_of(version)))
+            size_at = at + 13
+            while chunk[size_at] > 127:  # the length of its only field, which takes the rest
+                size_at += 1
+            marked = framed(field(1, chunk[size_at + 1 : stop - 4] + _mark_of(version)))
             self._file.seek(first + at)
             write_all(self._file, np.frombuffer(marked, np.uint8))
             self._ends[-1] = first + at + len(marked)
