@@ -88,31 +88,25 @@ def preview_page(
         )
         if progress:
             progress(k + 1, len(shown))
+    legend = ""
+    if classes:
+        shown_as = '<b style="color:{};background:#000;padding:0 .3em">{}</b>'
+        said = ", ".join(shown_as.format(colour, escape(name)) for name, colour in classes.items())
+        legend = f" {escape(target)}: {said}."
+    elif ends is not None:
+        dark, bright = colours([0, 1])
+        legend = (
+            f' {escape(target)} from <b style="color:{dark};background:#fff;padding:0 .3em">{ends[0]:.4g}</b> (dark) '
+            f'to <b style="color:{bright};background:#000;padding:0 .3em">{ends[1]:.4g}</b> (bright).'
+        )
     rest = f" The first {len(shown)} of {len(groups)} regions are shown." if len(groups) > len(shown) else ""
     summary = f"{table['tile_id'].nunique():,} tiles of {len(groups):,} regions.{rest}"
     body = (
-        f"<h1>{escape(title)}</h1><p>{summary}{_legend(target, classes, ends)}</p>"
+        f"<h1>{escape(title)}</h1><p>{summary}{legend}</p>"
         '<input id="find" type="search" placeholder="find a region" aria-label="find a region">'
         f'<nav aria-label="regions">{"".join(links)}</nav><main class="cards">{"".join(cards)}</main>'
     )
     return page(title, body)
-
-
-def _legend(target: str, classes: dict[str, str], ends: tuple[float, float] | None) -> str:
-    """What the colours mean."""
-    if classes:
-        shown = [
-            f'<b style="color:{colour};background:#000;padding:0 .3em">{escape(name)}</b>'
-            for name, colour in classes.items()
-        ]
-        return f" {escape(target)}: {', '.join(shown)}."
-    if ends is None:
-        return ""
-    dark, bright = colours([0, 1])
-    return (
-        f' {escape(target)} from <b style="color:{dark};background:#fff;padding:0 .3em">{ends[0]:.4g}</b> (dark) '
-        f'to <b style="color:{bright};background:#000;padding:0 .3em">{ends[1]:.4g}</b> (bright).'
-    )
 
 
 def _frames(
