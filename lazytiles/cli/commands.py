@@ -6,7 +6,6 @@ import json
 import math
 import os
 import textwrap
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from lazytiles.cli import demo, kinds
 from lazytiles.cli.options import (
     Desk,
     bar,
-    chosen,
     has_ending,
     open_named,
     opening,
@@ -44,7 +42,6 @@ from lazytiles.manifests import (
     Grid,
     Images,
     Problems,
-    Report,
     default_template,
     verify_digests,
     write_digests,
@@ -77,15 +74,7 @@ def main(debug: bool) -> None:
 @click.option("--manifest", type=click.Path(exists=True, dir_okay=False), help="Your own table of tiles.")
 @click.option("--seed", default=0, show_default=True, help="Of the data, the split and the model.")
 @click.option("--epochs", default=8, show_default=True, type=click.IntRange(min=1), help="Passes over the tiles.")
-def run_demo(
-    kind: str | None,
-    directory: str | None,
-    overwrite: bool,
-    images: str | None,
-    manifest: str | None,
-    seed: int,
-    epochs: int,
-) -> None:
+def run_demo(kind: str | None, directory: str | None, overwrite: bool, seed: int, **options: Any) -> None:
     """Make a small data set, train a model on it, and draw what it predicts.
 
     Examples:
@@ -94,14 +83,15 @@ def run_demo(
       lazytiles demo --dir demo-data --seed 7
       lazytiles demo --images Images --manifest tiles.csv
     """
-    if (images is None) != (manifest is None):
+    is_own = options["images"] is not None
+    if is_own != (options["manifest"] is not None):
         raise click.UsageError("the demo on files of your own needs both --images FOLDER and --manifest CSV")
     if kind is None:
         refuse_existing(os.path.join(directory or "", "demo.png"), overwrite)
-        refuse_existing(os.path.join(directory, "tiles.csv") if directory and images is None else None, overwrite)
-        demo.run(directory=directory, images=images, manifest=manifest, seed=seed, epochs=epochs, say=say)
+        refuse_existing(os.path.join(directory, "tiles.csv") if directory and not is_own else None, overwrite)
+        demo.run(directory=directory, seed=seed, say=say, **options)
         return
-    if images is not None:
+    if is_own:
         raise click.UsageError("--data makes files; leave it out with --images and --manifest")
     folder = directory or kind
     refuse_existing(folder if os.path.isdir(folder) and os.listdir(folder) else None, overwrite)
@@ -204,15 +194,7 @@ def _print_facts(title: str, facts: dict[str, Any]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.option("--scheduler", help="Address of a dask scheduler whose workers look at the images.")
 def check(
-    manifest: str,
-    images: str | None,
-    target: list[str] | None,
-    digest: bool,
-    overwrite: bool,
-    html: str | None,
-    as_json: bool,
-    scheduler: str | None,
-    **options: Any,
+    manifest: str, images: str | None, digest: bool, overwrite: bool, html: str | None, as_json: bool, **options: Any
 ) -> None:
     """Find everything that is wrong with a manifest and its images; exits with 1 if anything is.
 
@@ -224,10 +206,8 @@ def check(
     folder = images or os.path.dirname(manifest) or "."
     refuse_existing(html, overwrite)
     refuse_existing(f"{manifest}.sha256" if digest else None, overwrite)
-    with connected(scheduler) as client, bar("reading rows") as tell:
-        report = check_manifest(
-            manifest, folder, digest=digest, progress=tell, client=client, **chosen(target, options)
-        )
+    with connected(options.pop("scheduler")) as client, bar("reading rows") as tell:
+        report = check_manifest(manifest, folder, digest=digest, progress=tell, client=client, **options)
     if html:
         Path(html).write_text(check_page(report), encoding="utf-8")
     if digest and report.digests:
@@ -235,24 +215,20 @@ def check(
     if as_json:
         say(json.dumps(report.to_dict()))
     else:
-        _print_report(report)
+        _print_facts(report.name, {name: value for name, value in report.facts.items() if name != "targets"})
+        for title, found in (("problem", report.problems), ("warning", report.warnings)):
+            if len(found):
+                table = Table(title, "count")
+                for kind in found.texts:
+                    table.add_row(Text(visible(kind)), f"{found.counts[kind]:,}")
+                Console().print(table)
+                say("\n".join(found.lines()))
+        verdict = "nothing stops training" if report.is_sound else plural(len(report.problems), "problem")
+        say(f"{verdict}, {plural(len(report.warnings), 'warning')}")
         for name in [html] * bool(html) + [f"{manifest}.sha256"] * bool(digest and report.digests):
             say(f"wrote {name}")
     if not report.is_sound:
         raise click.exceptions.Exit(1)
-
-
-def _print_report(report: Report) -> None:
-    _print_facts(report.name, {name: value for name, value in report.facts.items() if name != "targets"})
-    for title, found in (("problem", report.problems), ("warning", report.warnings)):
-        if len(found):
-            table = Table(title, "count")
-            for kind in found.texts:
-                table.add_row(Text(visible(kind)), f"{found.counts[kind]:,}")
-            Console().print(table)
-            say("\n".join(found.lines()))
-    verdict = "nothing stops training" if report.is_sound else plural(len(report.problems), "problem")
-    say(f"{verdict}, {plural(len(report.warnings), 'warning')}")
 
 
 @main.command("grid")
@@ -315,15 +291,7 @@ def grid(images: str, output: str, overwrite: bool, **options: Any) -> None:
 @click.option("--seed", type=int, help="Shuffle the tiles of a picture first.")
 @click.option("-o", "--output", default="preview.html", show_default=True, help="An .html page or a .png picture.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it is there.")
-def preview(
-    manifest: str,
-    images: str | None,
-    count: int,
-    seed: int | None,
-    output: str,
-    overwrite: bool,
-    **options: Any,
-) -> None:
+def preview(manifest: str, count: int, seed: int | None, output: str, overwrite: bool, **options: Any) -> None:
     """Look at the tiles: a page of all regions with their tiles over them, or a picture of some tiles.
 
     Examples:
@@ -333,37 +301,40 @@ def preview(
     has_ending(output, (".html", ".htm", ".png"), "the preview is an .html page or a .png picture")
     refuse_existing(output, overwrite)
     if output.lower().endswith(".png"):
-        tiles = open_named(manifest, images, **options)
+        tiles = open_named(manifest, **options)
         if seed is not None:
             tiles.shuffle(seed)
         require("matplotlib", extra="plot").use("Agg")
         with bar("reading tiles"):
             plot_tiles(tiles, count).figure.savefig(output, dpi=110)
-    else:
-        with bar("drawing regions") as tell:
-            html = _preview_html(manifest, images, options, tell)
-        Path(output).write_text(html, encoding="utf-8")
+        say(f"wrote {output}")
+        return
+    path, frames, target = (options[name] for name in ("path", "frames", "target"))
+    with bar("drawing regions") as tell:
+        where = {name: options[name] for name in ("coordinates", "boxes_crs", "level", "mpp")}
+        asked = Asked(path=path, pad=options["pad"], target=None, **where)
+        table, wanted = asked.read(manifest), Frames.of("each" if frames is None else frames)
+        rows = wanted.samples(table, options["where"])
+        template, problems = path or default_template(table), Problems(manifest)  # noted, so that each row has its own
+        folder = options["images"] or os.path.dirname(manifest) or "."
+        how = {name: options[name] for name in ("missing", "follow_symlinks")}
+        found = Images.of(table, rows, template, folder, wanted, None, problems=problems, **how)
+        problems.raise_any()
+        codes, names = found.by_row(len(table))
+        shown = np.flatnonzero(codes >= 0)
+        html = preview_page(
+            table.iloc[shown].reset_index(drop=True),
+            codes[shown],
+            names,
+            title=os.path.basename(manifest),
+            target=target if isinstance(target, str) else target[0],
+            bands=None if isinstance(options["bands"], str) else options["bands"],
+            boxes_crs=options["boxes_crs"],
+            level=asked.drawn_level,
+            progress=tell,
+        )
+    Path(output).write_text(html, encoding="utf-8")
     say(f"wrote {output}")
-
-
-def _preview_html(manifest: str, images: str | None, options: dict[str, Any], progress: Callable[..., None]) -> str:
-    path, frames, target, bands = (options[name] for name in ("path", "frames", "target", "bands"))
-    where = {name: options[name] for name in ("coordinates", "boxes_crs", "level", "mpp")}
-    asked = Asked(path=path, pad=options["pad"], target=None, **where)
-    table = asked.read(manifest)
-    wanted, folder = Frames.of("each" if frames is None else frames), images or os.path.dirname(manifest) or "."
-    rows = wanted.samples(table, options["where"])
-    template, problems = path or default_template(table), Problems(manifest)  # noted, so that each row has its own
-    how = {name: options[name] for name in ("missing", "follow_symlinks")}
-    found = Images.of(table, rows, template, folder, wanted, None, problems=problems, **how)
-    problems.raise_any()
-    codes, names = found.by_row(len(table))
-    shown = np.flatnonzero(codes >= 0)
-    table, codes = table.iloc[shown].reset_index(drop=True), codes[shown]
-    title, column = os.path.basename(manifest), target[0] if target else "target"
-    shown_bands = None if isinstance(bands, str) else bands
-    how = {"bands": shown_bands, "boxes_crs": options["boxes_crs"], "level": asked.drawn_level, "progress": progress}
-    return preview_page(table, codes, names, title=title, target=column, **how)
 
 
 @main.command("stats")

@@ -56,29 +56,11 @@ def smooth(rng: np.random.Generator, size: int, scale: float) -> NDArray[np.floa
     return ranks.reshape(size, size)
 
 
-def _land(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Images (frames, size, size, 3) of one region, and where its last frame shows trees."""
-    forest, wet, built, loss = (smooth(rng, size, s) for s in (48, 64, 24, 32))
-    ground = np.where((built > 0.9)[..., None], TOWNS, FIELDS)
-    ground = np.where((wet > 0.88)[..., None], WATER, ground)
-    images = []
-    for year in range(len(YEARS)):
-        trees = (forest > 0.5) & (wet <= 0.88) & (loss > 0.12 * year)
-        colour = np.where(trees[..., None], TREES, ground) * rng.uniform(0.85, 1.15)
-        images.append(np.clip(colour + rng.normal(0, 9, colour.shape), 0, 255).astype(np.uint8))
-    return np.stack(images), trees
-
-
 def make_data(folder: Path | str, *, seed: int = 0, regions: int = 20, size: int = 512, tile: int = 64) -> None:
     """Write a land-cover-like data set: the same files for the same arguments.
 
-    Parameters
-    ----------
-    folder : where ``Images/<year>/<region_id>.tif`` (LZW, RGB) and ``tiles.csv`` are put
-    seed : of all that is random
-    regions : number of regions, each with a frame for every one of 2016, 2017 and 2018
-    size : height and width of a region, pixels
-    tile : height and width of a tile, pixels; tiles stand side by side
+    They are ``Images/<year>/<region_id>.tif`` (LZW, RGB), a frame of each region for every year, and ``tiles.csv``.
+    Regions and tiles, which stand side by side, are squares.
 
     >>> make_data("made", regions=2, size=64, tile=32)
     >>> table = read_manifest("made/tiles.csv")
@@ -89,8 +71,14 @@ def make_data(folder: Path | str, *, seed: int = 0, regions: int = 20, size: int
     rows = []
     for k in range(regions):
         region = str(1225 + k)
-        images, trees = _land(np.random.default_rng([seed, k]), size)
-        for year, image in zip(YEARS, images, strict=True):
+        rng = np.random.default_rng([seed, k])
+        forest, wet, built, loss = (smooth(rng, size, scale) for scale in (48, 64, 24, 32))
+        ground = np.where((built > 0.9)[..., None], TOWNS, FIELDS)
+        ground = np.where((wet > 0.88)[..., None], WATER, ground)
+        for lost, year in enumerate(YEARS):
+            trees = (forest > 0.5) & (wet <= 0.88) & (loss > 0.12 * lost)
+            colour = np.where(trees[..., None], TREES, ground) * rng.uniform(0.85, 1.15)
+            image = np.clip(colour + rng.normal(0, 9, colour.shape), 0, 255).astype(np.uint8)
             path = folder / "Images" / str(year) / f"{region}.tif"
             path.parent.mkdir(parents=True, exist_ok=True)
             tifffile.imwrite(path, image, photometric="rgb", compression="lzw", rowsperstrip=16)
@@ -190,12 +178,8 @@ def train(
     predicted = model.predict(adapter(apart, normalize=True), verbose=0).ravel()
     draw(apart, predicted, picture)
     mean = np.full(len(apart), np.mean(known.labels))
-    return Outcome(
-        r_squared(apart.labels, predicted),
-        r_squared(apart.labels, mean),
-        epochs * len(known) / seconds,
-        picture,
-    )
+    speed = epochs * len(known) / seconds
+    return Outcome(r_squared(apart.labels, predicted), r_squared(apart.labels, mean), speed, picture)
 
 
 def run(
@@ -209,19 +193,9 @@ def run(
 ) -> Outcome:
     """The whole demo: make data (or take the user's), open, train, evaluate, write ``demo.png``.
 
-    Parameters
-    ----------
-    directory : where made data and ``demo.png`` are put; by default the data go to a temporary folder that
-        is removed at the end, and the picture to the current folder
-    images, manifest : the user's own images and table, given together, instead of made data
-    seed : of the made data, the split, the order of batches and the model's first weights
-    epochs : passes over the training tiles
-    say : is given each line that is worth reading
-
-    Raises
-    ------
-    ManifestError : one of `images` and `manifest` without the other, or a table that cannot be used
-    ImportError : Keras, its backend or matplotlib is not installed
+    Without a directory the data go to a temporary folder that is removed at the end, and the picture to the current
+    one. The seed is that of the data, the split, the order of batches and the model's first weights; `say` is given
+    each line that is worth reading.
     """
     if (images is None) != (manifest is None):
         raise ManifestError("the demo on files of your own needs both --images FOLDER and --manifest CSV")

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import tifffile
-from numpy.typing import NDArray
 from PIL import Image
 
 from lazytiles.cli.demo import make_data, smooth
@@ -27,16 +26,6 @@ def make_years(folder: Path, seed: int) -> str:
     )
 
 
-def _shape(kind: str, size: int) -> NDArray[np.bool_]:
-    y, x = (np.indices((size, size)) + 0.5) / size * 2 - 1
-    inside: dict[str, NDArray[np.bool_]] = {
-        "circle": y**2 + x**2 <= 1,
-        "square": np.ones((size, size), bool),
-        "triangle": np.abs(x) <= (y + 1) / 2,
-    }
-    return inside[kind]
-
-
 def make_photos(folder: Path, seed: int) -> str:
     """JPEG files of several sizes with one object each: its class and its box stand in a table."""
     rows = []
@@ -47,7 +36,13 @@ def make_photos(folder: Path, seed: int) -> str:
         kind, size = SHAPES[k % 3], int(rng.integers(32, 64))
         top, left = int(rng.integers(0, height - size)), int(rng.integers(0, width - size))
         photo = rng.uniform(90, 200, 3) + rng.normal(0, 8, (height, width, 3))
-        photo[top : top + size, left : left + size][_shape(kind, size)] = rng.uniform(0, 60, 3)
+        y, x = (np.indices((size, size)) + 0.5) / size * 2 - 1
+        inside = {
+            "circle": y**2 + x**2 <= 1,
+            "square": np.ones((size, size), bool),
+            "triangle": np.abs(x) <= (y + 1) / 2,
+        }
+        photo[top : top + size, left : left + size][inside[kind]] = rng.uniform(0, 60, 3)
         name = f"photo-{k:03}.jpg"
         Image.fromarray(np.clip(photo, 0, 255).astype(np.uint8)).save(folder / "images" / name, quality=90)
         rows.append((name, kind, left, top, left + size, top + size))
@@ -90,29 +85,23 @@ def make_slides(folder: Path, seed: int) -> str:
         cells = np.kron(rng.random((size // 4, size // 4)) < often[::4, ::4], np.ones((4, 4), bool))
         slide = np.where(tissue[..., None], PINK, GLASS)
         slide = np.where((cells & tissue)[..., None], PURPLE, slide) + rng.normal(0, 6, (size, size, 3))
-        _write_pyramid(folder / "slides" / f"s{k}.tif", slide.clip(0, 255).astype(np.uint8))
+        slide = slide.clip(0, 255).astype(np.uint8)
+        with tifffile.TiffWriter(folder / "slides" / f"s{k}.tif") as file:
+            # At half a micrometre a pixel, and its halves in SubIFDs.
+            for level, each in enumerate((1, 2, 4)):
+                file.write(
+                    slide.reshape(size // each, each, size // each, each, 3).mean((1, 3)).astype(np.uint8),
+                    tile=(128, 128),
+                    photometric="rgb",
+                    compression="zlib",
+                    resolution=(20000 / each, 20000 / each),
+                    resolutionunit="CENTIMETER",
+                    subifds=0 if level else 2,
+                    subfiletype=1 if level else 0,
+                )
         mask = (tissue & dense).astype(np.uint8)
         tifffile.imwrite(folder / "masks" / f"s{k}.tif", mask, tile=(128, 128), compression="zlib")
     return "slides/s0.tif to s5.tif, pyramids of three levels; masks/ with 1 where cells stand close"
-
-
-def _write_pyramid(path: Path, image: NDArray[np.uint8], levels: int = 3) -> None:
-    """An image at half a micrometre a pixel, and its halves in SubIFDs."""
-    with tifffile.TiffWriter(path) as file:
-        for level in range(levels):
-            each = 1 << level
-            height, width = image.shape[0] // each, image.shape[1] // each
-            half = image.reshape(height, each, width, each, 3).mean((1, 3)).astype(np.uint8)
-            file.write(
-                half,
-                tile=(128, 128),
-                photometric="rgb",
-                compression="zlib",
-                resolution=(20000 / each, 20000 / each),
-                resolutionunit="CENTIMETER",
-                subifds=0 if level else levels - 1,
-                subfiletype=1 if level else 0,
-            )
 
 
 def make_scans(folder: Path, seed: int) -> str:

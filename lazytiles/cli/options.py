@@ -215,6 +215,11 @@ def parse_frames(ctx: click.Context, parameter: click.Parameter, value: str | No
     return parts[0] if parts and len(parts) == 1 else parts
 
 
+def parse_target(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | list[str]:
+    """One column as it is, several as a list."""
+    return parse_frames(ctx, parameter, value) or "target"
+
+
 def opening(function: Any) -> Any:
     """The options of `open_tiles`."""
     for option in (
@@ -245,7 +250,7 @@ def opening(function: Any) -> Any:
         click.option("--size", callback=parse_size, help="Resample every tile to HEIGHTxWIDTH pixels."),
         click.option("--masks", help="Where a tile's mask lies in the folder, such as 'masks/{region_id}.tif'."),
         click.option("--tabular", callback=parse_list, help="Columns of numbers given to the model beside the image."),
-        click.option("--target", callback=parse_list, help="Columns of the targets [default: target, if there]."),
+        click.option("--target", callback=parse_target, help="Columns of the targets [default: target, if there]."),
         click.option("--classes", callback=parse_list, help="Names in a target column, in the order of their numbers."),
         click.option("--frames", callback=parse_frames, help="Label ids of the time steps, in order: 2016,2017,2018."),
         click.option("--boxes-crs", help="CRS of boxes in map units, if it is not the images': EPSG:4326."),
@@ -263,12 +268,7 @@ def opening(function: Any) -> Any:
     return function
 
 
-def chosen(target: list[str] | None, options: dict[str, Any]) -> dict[str, Any]:
-    """The options of `open_tiles` from those of the command line."""
-    return options | {"target": "target" if not target else target[0] if len(target) == 1 else target}
-
-
-def open_named(manifest: str, images: str | None, target: list[str] | None, **options: Any) -> Any:
+def open_named(manifest: str, images: str | None, **options: Any) -> Any:
     """`open_tiles` with what was named on the command line."""
     with bar("reading the manifest"):
-        return open_tiles(manifest, images, **chosen(target, options))
+        return open_tiles(manifest, images, **options)

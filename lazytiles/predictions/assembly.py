@@ -38,22 +38,13 @@ class Options:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScanTiles:
-    """The tiles of one scan, in the order in which they are read: source by source, from top to bottom.
+    """The tiles of one scan, in the order in which they are read: source by source, from top to bottom."""
 
-    Parameters
-    ----------
-    id : of the region, or the value that its regions share
-    positions : int64, shape (n,), in the current order of the tiles
-    numbers : int64, shape (n,), their places in the manifest
-    parts : for each source the source itself and the indices of its tiles, int64
-    stacked : whether each source is one slice of the scan
-    """
-
-    id: Any
-    positions: Int64s
-    numbers: Int64s
-    parts: tuple[tuple[Any, Int64s], ...]
-    stacked: bool
+    id: Any  # of the region, or the value that its regions share
+    positions: Int64s  # in the current order of the tiles
+    numbers: Int64s  # their places in the manifest
+    parts: tuple[tuple[Any, Int64s], ...]  # sources, each with the indices of its tiles
+    stacked: bool  # whether each source is one slice of the scan
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -64,12 +55,7 @@ class ScanTiles:
         return self.stacked or getattr(self.parts[0][0], "flat", False)
 
     def place(self) -> tuple[tuple[int, ...], Int64s] | None:
-        """Extents of the scan and the window of each tile in it; None where samples are plain arrays.
-
-        Raises
-        ------
-        ValueError : slices of different extents
-        """
+        """Extents of the scan and the window of each tile in it; None where samples are plain arrays."""
         found = [windows_in(*part) for part in self.parts]
         spaces = [part[0] for part in found if part is not None]
         if len(spaces) < len(found):
@@ -87,17 +73,7 @@ class ScanTiles:
 
 
 def scans_of(tiles: Any, by: str | None) -> list[ScanTiles]:
-    """The scans of an array of tiles, in the manifest's order.
-
-    Parameters
-    ----------
-    tiles : a MultiSourceArray
-    by : a table column whose values are the scans; None makes each region (each source) one
-
-    Raises
-    ------
-    ValueError : no such column
-    """
+    """The scans of an array of tiles, in the manifest's order: the values of a column, or each region (source)."""
     if not len(tiles):
         return []
     regions, places = tiles.places
@@ -133,52 +109,15 @@ def scans_of(tiles: Any, by: str | None) -> list[ScanTiles]:
     return found
 
 
-class Passed:
-    """Which rows of a large region lie behind: their segments leave the cache, their bytes the memory map.
-
-    A region larger than the cache would fill it with segments that no later tile of the scan touches, and
-    gain nothing: they would be gone before they are read again.
-    """
-
-    def __init__(self, scan: ScanTiles) -> None:
-        source = scan.parts[0][0]
-        regions = () if scan.stacked else getattr(source, "regions", ())
-        pages = [source.page(frame) for frame in range(len(regions))]
-        budget = settings().cache_bytes
-        self._pages = [p for p in pages if p is not None and math.prod(p.shape) * p.dtype.itemsize > budget]
-        self._row = 0
-
-    def move_to(self, place: tuple[tuple[int, ...], Int64s] | None, added: int) -> None:
-        """So many tiles have come; later ones begin at or below the next one, as they come from top to bottom."""
-        if place is None or not self._pages or added >= len(place[1]):
-            return
-        row = int(place[1][added, 0])
-        if row - self._row < _STEP:
-            return
-        for page in self._pages:
-            if page.raw_offsets is None:
-                segment_cache.drop(page.key, partial(_is_above, page, row))
-                continue
-            line = page.strides[0]
-            for offset in page.raw_offsets:
-                pool.release(page.file, offset + self._row * line, offset + row * line)
-        self._row = row
-
-
 def _is_above(page: Page, row: int, segment: int) -> bool:
     rows, columns = page.grid
     return segment // columns % rows < row // page.segment[0]
 
 
 class Assembly:
-    """One scan in the making: batches go in, a mapping comes out.
+    """One scan in the making: batches go in, a mapping comes out. `goal` is where its map goes.
 
-    Parameters
-    ----------
-    scan : its tiles
-    tiles : the array, for the shape of a sample and its table
-    labels : one row per tile of the scan, or None
-    options, goal : what is wanted, and where the map goes
+    There may be labels, one row per tile of the scan; `tiles` is the array, for the shape of a sample and its table.
     """
 
     def __init__(self, scan: ScanTiles, tiles: Any, labels: Array | None, options: Options, goal: Any) -> None:
@@ -194,7 +133,13 @@ class Assembly:
         self._dtypes: dict[str, np.dtype[Any]] = {}
         self._moved: set[str] = set()
         self._added = 0
-        self._passed = Passed(scan)
+        # A region larger than the cache would fill it with segments that no later tile of the scan touches, and gain
+        # nothing: they would be gone before they are read again.
+        source, budget = scan.parts[0][0], settings().cache_bytes
+        regions = () if scan.stacked else getattr(source, "regions", ())
+        pages = [source.page(frame) for frame in range(len(regions))]
+        self._large = [p for p in pages if p is not None and math.prod(p.shape) * p.dtype.itemsize > budget]
+        self._row = 0  # of these, above which segments have left the cache, and bytes the memory map
         self.seconds = 0.0
 
     @property
@@ -203,38 +148,46 @@ class Assembly:
         return len(self._scan) - self._added
 
     def add(self, batch: Mapping[str, Array], start: int) -> int:
-        """Take the rows of a batch from `start` on that belong to this scan; how many these are.
-
-        Parameters
-        ----------
-        batch : ``"x"``, ``"y"`` and maybe ``"masks"``, arrays in step
-        """
+        """Take the rows of a batch (x, y, maybe masks) from `start` on that belong to this scan; how many these are."""
         count = min(self.missing, len(batch["y"]) - start)
         here = {name: np.asarray(values)[start : start + count] for name, values in batch.items()}
-        for name in ("y", "masks", "x"):
-            if name in batch and (name != "x" or self._options.with_x):
-                self._put(name, here[name], here["x"])
+        for name in [name for name in ("y", "masks", "x") if name in here and (name != "x" or self._options.with_x)]:
+            values, is_y = here[name], name == "y"
+            if values.ndim <= 2:
+                if is_y and self._goal is not None and (self._place is None or not self._options.paint):
+                    raise ValueError(
+                        f"the model gives {values.shape[1:] or 'one number'} a tile, a table and no map that out= "
+                        "could take; leave out= away, or pass paint=True for a map of windows"
+                    )
+                self._rows.append(values)
+            elif self._place is None:
+                if name not in self._sinks:
+                    dtype = np.dtype(self._options.dtype or values.dtype) if is_y else values.dtype
+                    shape = (len(self._scan), *values.shape[1:])
+                    self._sinks[name] = open_sink(self._goal if is_y else None, shape, dtype, axes=3)
+                    self._dtypes[name] = dtype
+                self._sinks[name].append(cast(values, self._dtypes[name]))
+            else:
+                self._stitch(name, values, here["x"], *self._place)
         self._added += count
-        self._passed.move_to(self._place, self._added)
+        self._forget_passed()
         return count
 
-    def _put(self, name: str, values: Array, x: Array) -> None:
-        if values.ndim <= 2:
-            if name == "y" and self._goal is not None and (self._place is None or not self._options.paint):
-                raise ValueError(
-                    f"the model gives {values.shape[1:] or 'one number'} a tile, a table and no map that out= could "
-                    "take; leave out= away, or pass paint=True for a map of windows"
-                )
-            self._rows.append(values)
-        elif self._place is None:
-            if name not in self._sinks:
-                dtype = np.dtype(self._options.dtype or values.dtype) if name == "y" else values.dtype
-                goal = self._goal if name == "y" else None
-                sink = open_sink(goal, (len(self._scan), *values.shape[1:]), dtype, axes=3)
-                self._sinks[name], self._dtypes[name] = sink, dtype
-            self._sinks[name].append(cast(values, self._dtypes[name]))
-        else:
-            self._stitch(name, values, x, *self._place)
+    def _forget_passed(self) -> None:
+        """Let go of the rows of large pages that lie behind: tiles come from top to bottom."""
+        if self._place is None or not self._large or self._added >= len(self._place[1]):
+            return
+        row = int(self._place[1][self._added, 0])
+        if row - self._row < _STEP:
+            return
+        for page in self._large:
+            if page.raw_offsets is None:
+                segment_cache.drop(page.key, partial(_is_above, page, row))
+                continue
+            line = page.strides[0]
+            for offset in page.raw_offsets:
+                pool.release(page.file, offset + self._row * line, offset + row * line)
+        self._row = row
 
     def _stitch(self, name: str, values: Array, x: Array, space: tuple[int, ...], windows: Int64s) -> None:
         axes = len(space) - self._scan.is_flat
@@ -254,7 +207,14 @@ class Assembly:
         if self._scan.is_flat:
             values, step = values[:, np.newaxis], (1, *step)
         if name not in self._canvases:
-            self._windows[name] = _coarser(windows, step)
+            off = np.flatnonzero((windows[:, : len(step)] % step).any(axis=1))
+            if off.size:
+                raise ValueError(
+                    f"each pixel that the model gives stands for {' x '.join(map(str, step))} pixels, but "
+                    f"{box_words(windows[off[0]])} does not begin at a multiple of these; make the grid with such a "
+                    "stride, and pad= at the edges"
+                )
+            self._windows[name] = -(-windows // (*step, *step))
             small = tuple(-(-n // k) for n, k in zip(space, step, strict=True))
             self._canvases[name] = self._canvas(name, small, self._windows[name], values.dtype, step)
         here, axes = self._windows[name][self._added : self._added + len(values)], len(space)
@@ -283,19 +243,20 @@ class Assembly:
         return Canvas(space, blend="crop", fill=None if dtype.kind in "fc" else 0, boxes=boxes_from_windows(windows))
 
     def finish(self, seconds: float) -> dict[str, Any]:
-        """The scan, once all its tiles have come.
-
-        Parameters
-        ----------
-        seconds : spent since `seconds` was last counted
-        """
+        """The scan, once all its tiles have come; so long after its `seconds` were last counted."""
         found: dict[str, Any] = {"id": self._scan.id}
         if self._options.with_x:
             found["x"] = self._whole("x")
         if self._rows:
             values = np.concatenate(self._rows)
             if self._options.paint and self._place is not None:
-                found["map"] = self._painted(values, *self._place)
+                (space, windows), axes = self._place, len(self._place[0])
+                canvas = self._canvases["map"] = self._canvas("map", space, windows, values.dtype, (1,) * axes)
+                for window, value in zip(windows, values, strict=True):
+                    extents = tuple((window[axes:] - window[:axes]).tolist())
+                    one = value if value.ndim and value.size > 1 else value.reshape(())
+                    canvas.add(boxes_from_windows(window[np.newaxis]), np.broadcast_to(one, (1, *extents, *one.shape)))
+                found["map"] = canvas.finish()
             order = np.argsort(self._scan.numbers, kind="stable")
             index = pd.Index(self._scan.numbers[order], name="number")
             if self._ids is not None:
@@ -322,16 +283,6 @@ class Assembly:
             return np.moveaxis(whole, len(self._place[0]) if self._place else 0, 0)
         return whole
 
-    def _painted(self, values: Array, space: tuple[int, ...], windows: Int64s) -> Any:
-        """A map on which every tile has the class or number that was given to it."""
-        axes = len(space)
-        canvas = self._canvases["map"] = self._canvas("map", space, windows, values.dtype, (1,) * len(space))
-        for window, value in zip(windows, values, strict=True):
-            extents = tuple((window[axes:] - window[:axes]).tolist())
-            one = value if value.ndim and value.size > 1 else value.reshape(())
-            canvas.add(boxes_from_windows(window[np.newaxis]), np.broadcast_to(one, (1, *extents, *one.shape)))
-        return canvas.finish()
-
     def close(self) -> None:
         """Give up: leave no half-written file."""
         for canvas in self._canvases.values():
@@ -349,23 +300,6 @@ def _steps(tile: Sequence[int], given: Sequence[int]) -> tuple[int, ...] | None:
     if len(given) < len(tile) or any(not n or m % n for m, n in zip(tile, given, strict=True)):
         return None
     return tuple(m // n for m, n in zip(tile, given, strict=True))
-
-
-def _coarser(windows: Int64s, step: tuple[int, ...]) -> Int64s:
-    """Windows in pixels of a map each pixel of which stands for several.
-
-    Raises
-    ------
-    ValueError : one that begins within a pixel of the map
-    """
-    off = np.flatnonzero((windows[:, : len(step)] % step).any(axis=1))
-    if off.size:
-        raise ValueError(
-            f"each pixel that the model gives stands for {' x '.join(map(str, step))} pixels, but "
-            f"{box_words(windows[off[0]])} does not begin at a multiple of these; make the grid with such a stride, "
-            "and pad= at the edges"
-        )
-    return -(-windows // (*step, *step))
 
 
 def _resized(value: Array, extents: Sequence[int], *, nearest: bool) -> Array:

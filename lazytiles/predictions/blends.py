@@ -46,13 +46,7 @@ class Band:
 def windows_of(boxes: Any) -> NDArray[np.int64]:
     """User boxes as windows: `(n, 4)` rows `(y0, x0, y1, x1)`, or `(n, 6)` rows `(z0, y0, x0, z1, y1, x1)`.
 
-    Parameters
-    ----------
-    boxes : `(n, 4)` or `(n, 6)` integers, pixels, x first; or a table with columns `xmin`, `ymin` and so on
-
-    Raises
-    ------
-    ValueError : other numbers of columns, fractions, or a box without pixels
+    Boxes are integers, x first, or a table with columns `xmin`, `ymin` and so on.
 
     >>> windows_of([(1, 2, 4, 6)])
     array([[2, 1, 6, 4]])
@@ -78,13 +72,7 @@ def windows_of(boxes: Any) -> NDArray[np.int64]:
 
 @lru_cache(maxsize=8)
 def tile_weights(blend: str, extents: tuple[int, ...], dtype: str = "<f8") -> NDArray[Any]:
-    """How much each pixel of a tile counts: positive, symmetric, greatest in the centre.
-
-    Parameters
-    ----------
-    blend : the name of a blend
-    extents : of the tile, pixels
-    dtype : of the weights, floating
+    """How much each pixel of a tile of such extents counts: positive, symmetric, greatest in the centre.
 
     >>> tile_weights("hann", (1, 4)).round(3)
     array([[0.146, 0.854, 0.854, 0.146]])

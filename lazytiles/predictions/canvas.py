@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from types import TracebackType
+from html import escape
 from typing import Any, NoReturn, Self
 
 import numpy as np
@@ -117,18 +117,36 @@ class Canvas:
         ValueError : a box has another extent than its values, or is not the one that was announced
         """
         windows, block = windows_of(boxes), np.asarray(values)
+        axes = windows.shape[1] // 2
         if not len(windows) and not len(block):
             return
         with self._lock:
             self._check(windows, block)
             if self._sums is None:
-                self._begin(windows.shape[1] // 2, block)
-            assert self._sums is not None
-            self._look(block, source, windows.shape[1] // 2)
+                self._begin(axes, block)
+            assert self._sums is not None  # for mypy: it has begun
+            if self._mark is not None:
+                # What is predicted where the region itself says something cannot mark nothing.
+                said = (cast(block, self._final) == self._mark).any(axis=tuple(range(1 + axes, block.ndim)))
+                if said.any() and source is not None and self._ground.nodata is not None:
+                    said &= ~(np.asarray(source) == self._ground.nodata).any(axis=-1)
+                if said.any():
+                    self._mark = None
+                    if isinstance(self._sink, FileSink):
+                        self._sink.ground = replace(self._ground, nodata=None)
+                    if self._bare is not None:
+                        self._refuse_bare(*self._bare)
             for window, tile in zip(windows, block, strict=True):
                 if self._plan is not None:
                     self._release(int(self._plan.frontier[self._added]))
-                self._put(window, tile)
+                low, high, held = window[:axes], window[axes:], np.array([self._top] + [0] * (axes - 1))
+                start, stop = np.maximum(low, 0), np.minimum(high, self.shape[:axes])
+                if (start < stop).all():
+                    inside, there = (
+                        tuple(map(slice, (start - origin).tolist(), (stop - origin).tolist())) for origin in (low, held)
+                    )
+                    weight = tile_weights(self.blend, tile.shape[:axes], self._weights.dtype.str)[inside]
+                    COMBINE[self.blend](self._sums[there], self._weights[there], tile[inside], weight)
                 self._added += 1
 
     def finish(self) -> Any:
@@ -211,35 +229,6 @@ class Canvas:
             ground = replace(self._ground, nodata=self._mark)
             self._sink = open_sink(self._out, (*space, *pixel), self._final, axes=axes, ground=ground)
 
-    def _look(self, block: NDArray[Any], source: ArrayLike | None, axes: int) -> None:
-        """Mark nothing by a value that is predicted for pixels of which the region itself says something."""
-        if self._mark is None:
-            return
-        said = (cast(block, self._final) == self._mark).any(axis=tuple(range(1 + axes, block.ndim)))
-        if said.any() and source is not None and self._ground.nodata is not None:
-            said &= ~(np.asarray(source) == self._ground.nodata).any(axis=-1)
-        if said.any():
-            self._mark = None
-            if isinstance(self._sink, FileSink):
-                self._sink.ground = replace(self._ground, nodata=None)
-            if self._bare is not None:
-                self._refuse_bare(*self._bare)
-
-    def _put(self, window: NDArray[np.int64], tile: NDArray[Any]) -> None:
-        assert self._sums is not None
-        axes = len(window) // 2
-        low, high = window[:axes], window[axes:]
-        start, stop = np.maximum(low, 0), np.minimum(high, self.shape[:axes])
-        if (start >= stop).any():
-            return
-        held = np.array([self._top] + [0] * (axes - 1))
-        inside, there = (
-            tuple(map(slice, (start - origin).tolist(), (stop - origin).tolist())) for origin in (low, held)
-        )
-        weight = tile_weights(self.blend, tile.shape[:axes], self._weights.dtype.str)[inside]
-        combine = COMBINE[self.blend]
-        combine(self._sums[there], self._weights[there], tile[inside], weight)
-
     def _release(self, upto: int) -> None:
         """Hand over the rows above `upto`, which no later tile touches, and move the others up."""
         assert self._sums is not None
@@ -247,8 +236,19 @@ class Canvas:
             count = min(upto - self._top, len(self._sums))
             bare = self._weights[:count] == 0
             block = cast(self._sums[:count], self._final)
-            if bare.any():
-                block[bare] = self._filling(bare)
+            if bare.any() and self.fill is not None:
+                if self._final.kind in "biu" and np.any(cast(np.atleast_1d(self.fill), self._final) != self.fill):
+                    raise ValueError(f"fill={self.fill!r} is no {self._final}; choose another fill= or dtype=")
+                block[bare] = self.fill
+            elif bare.any() and self._final.kind in "fc":
+                block[bare] = np.nan
+            elif bare.any():
+                if self._bare is None:
+                    first = np.argwhere(bare)[0]
+                    self._bare = int(first[0]) + self._top, int(first[-1])
+                if self._mark is None:
+                    self._refuse_bare(*self._bare)
+                block[bare] = self._mark
             if self._sink is None:
                 self._result = block
                 return
@@ -259,20 +259,6 @@ class Canvas:
                     moved[row : row + step] = moved[row + count : row + count + step]
                 moved[len(moved) - count :] = 0
             self._top += count
-
-    def _filling(self, bare: NDArray[np.bool_]) -> Any:
-        if self.fill is not None:
-            if self._final.kind in "biu" and np.any(cast(np.atleast_1d(self.fill), self._final) != self.fill):
-                raise ValueError(f"fill={self.fill!r} is no {self._final}; choose another fill= or dtype=")
-            return self.fill
-        if self._final.kind in "fc":
-            return np.nan
-        if self._bare is None:
-            first = np.argwhere(bare)[0]
-            self._bare = int(first[0]) + self._top, int(first[-1])
-        if self._mark is None:
-            self._refuse_bare(*self._bare)
-        return self._mark
 
     def _refuse_bare(self, row: int, column: int) -> NoReturn:
         raise ValueError(
@@ -286,9 +272,7 @@ class Canvas:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.finish()
         else:
@@ -307,7 +291,7 @@ class Canvas:
         return f"<Canvas {' x '.join(map(str, self.shape))}, blend {self.blend}, {state}>"
 
     def _repr_html_(self) -> str:
-        return f"<code>{repr(self).replace('<', '&lt;').replace('>', '&gt;')}</code>"
+        return f"<code>{escape(repr(self))}</code>"
 
 
 def _laid_on(shape: Sequence[int] | None, region: Any) -> tuple[Sequence[int], Ground]:
@@ -318,12 +302,10 @@ def _laid_on(shape: Sequence[int] | None, region: Any) -> tuple[Sequence[int], G
     space = (*stack, *region.inner_shape[:2])
     if shape is None:
         return space, ground
-    k = len(stack)
-    y, x = map(_step, space[k:], tuple(shape)[k : k + 2])
+    scale = []
+    for length, pixels in zip(space[len(stack) :], tuple(shape)[len(stack) :][:2], strict=False):
+        # A whole number of pixels, where the last one may be cut off by the edge.
+        whole = max(1, round(length / max(1, pixels)))
+        scale.append(float(whole) if -(-length // whole) == pixels else length / max(1, pixels))
+    y, x = scale
     return shape, ground.shifted(0, 0, (y, x))
-
-
-def _step(length: int, pixels: int) -> float:
-    """How many pixels each of so many stands for: a whole number where the last one may be cut off by the edge."""
-    whole = max(1, round(length / max(1, pixels)))
-    return float(whole) if -(-length // whole) == pixels else length / max(1, pixels)

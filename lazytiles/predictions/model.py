@@ -72,16 +72,7 @@ ACTIVATIONS: dict[str, Callable[[Batch], Batch]] = {"softmax": _softmax, "sigmoi
 
 
 class Loaded:
-    """A model made by a function that can be sent; each process calls the function once.
-
-    Parameters
-    ----------
-    factory : without arguments; returns the model
-
-    Notes
-    -----
-    The threads of a worker call the model one after the other.
-    """
+    """A model made by a function that can be sent; each process calls it once, its threads the model in turn."""
 
     _models: ClassVar[dict[str, Any]] = {}
     _lock: ClassVar[Any] = threading.RLock()

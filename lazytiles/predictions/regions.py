@@ -104,43 +104,39 @@ def predict(
     """
     if blend not in COMBINE:
         raise ValueError(f"blend={blend!r} is not known; choose one of {', '.join(COMBINE)}")
-    given = _given(tiles, normalize, batch_size)
-    scans = scans_of(given.tiles, by)
+    inputs: Any = getattr(tiles, "inputs", None)
+    is_adapter = isinstance(inputs, Inputs)
+    if is_adapter:
+        if inputs.has_transform:
+            raise ValueError(
+                "predict takes an adapter without a transform, which may augment and so move what is predicted: pass "
+                "KerasAdapter(tiles, normalize=...), and do what must be done to the tiles in the model"
+            )
+        if normalize is not False or batch_size not in (BATCH_SIZE, inputs.batch_size):
+            raise ValueError("an adapter brings its own normalize and batch_size; leave them out, or pass its tiles")
+        x, scaling, batch_size = inputs.x, inputs.scaling, inputs.batch_size
+        labels = None if isinstance(inputs.y, tuple | list | Mapping) else inputs.y
+    else:
+        if not isinstance(tiles, tuple | list | Mapping) and not getattr(tiles, "shape", ()):
+            kind = type(tiles).__name__
+            raise TypeError(f"predict takes tiles, such as open_tiles gives, or another source, not {kind}")
+        x, labels = with_tabular(tiles), None
+        scaling = Scaling.of(normalize, x)
+    sources = leaves(as_sources(x))
+    if not sources or len({len(source) for source in sources}) > 1:
+        raise ValueError(f"sources of one length are needed, these have {[len(source) for source in sources]}")
+    # A view of tiles is a selection of them.
+    views = [(isinstance(source, DelayedView) and source.source, source) for source in sources]
+    arrays = [view.select(one.samples) if isinstance(view, MultiSourceArray) else one for view, one in views]
+    number = next((k for k, array in enumerate(arrays) if isinstance(array, MultiSourceArray)), 0)
+    main = arrays[number] if isinstance(arrays[number], MultiSourceArray) else MultiSourceArray([arrays[number]])
+    scans = scans_of(main, by)
     outs = outputs(out, [scan.id for scan in scans], overwrite=overwrite)
     options = Options(blend, fill, dtype, with_x, paint)
-    call = Caller.of(model if client is None else Loaded(model), activation, given.scaling)
-    if client is not None:
-        job = _Job(call, given, options, threads or 1)
-        return _scans_on(client, job, by, scans, outs, progress)
-    return _Job(call, given, options, threads).scans(scans, outs, progress)
-
-
-@dataclass(frozen=True, slots=True)
-class _Given:
-    """What the model gets, the tiles among it, and what stands beside.
-
-    Parameters
-    ----------
-    x : a source, or tuples and dicts of sources
-    tiles : the one of `x` that says where samples lie, as an array
-    number : its place among the sources of `x`
-    labels : in step with the samples, or None
-    scaling : of a batch of `x`
-    """
-
-    x: Structure
-    tiles: MultiSourceArray
-    number: int
-    labels: Any
-    scaling: Scaling | None
-    batch_size: int
-
-    def select(self, positions: NDArray[np.int64]) -> _Given:
-        """Some of the samples, in another order."""
-        sources = [rows_of(source, positions) for source in leaves(self.x)]
-        labels = None if self.labels is None else rows_of(self.labels, positions)
-        tiles = sources[self.number] = self.tiles.select(positions)
-        return replace(self, x=rebuilt(self.x, iter(sources)), tiles=tiles, labels=labels)
+    call = Caller.of(model if client is None else Loaded(model), activation, scaling)
+    x, labels = rebuilt(x, iter(sources)), labels if is_adapter else main.labels
+    job = _Job(call, x, main, number, labels, batch_size, options, threads if client is None else threads or 1)
+    return job.scans(scans, outs, progress) if client is None else _scans_on(client, job, by, scans, outs, progress)
 
 
 def rows_of(source: Any, positions: NDArray[np.int64]) -> Any:
@@ -150,49 +146,25 @@ def rows_of(source: Any, positions: NDArray[np.int64]) -> Any:
     return (source if isinstance(source, MultiSourceArray) else MultiSourceArray([source])).select(positions)
 
 
-def _given(tiles: Any, normalize: Any, batch_size: int) -> _Given:
-    """The sources of `predict`, from tiles, any sources or an adapter."""
-    inputs = getattr(tiles, "inputs", None)
-    if isinstance(inputs, Inputs):
-        if inputs.has_transform:
-            raise ValueError(
-                "predict takes an adapter without a transform, which may augment and so move what is predicted: pass "
-                "KerasAdapter(tiles, normalize=...), and do what must be done to the tiles in the model"
-            )
-        if normalize is not False or batch_size not in (BATCH_SIZE, inputs.batch_size):
-            raise ValueError("an adapter brings its own normalize and batch_size; leave them out, or pass its tiles")
-        x, labels, scaling, batch_size = inputs.x, inputs.y, inputs.scaling, inputs.batch_size
-        if isinstance(labels, tuple | list | Mapping):
-            labels = None
-    else:
-        is_single = not isinstance(tiles, tuple | list | Mapping)
-        if is_single and not getattr(tiles, "shape", ()):
-            kind = type(tiles).__name__
-            raise TypeError(f"predict takes tiles, such as open_tiles gives, or another source, not {kind}")
-        x = with_tabular(tiles)
-        labels, scaling = None, Scaling.of(normalize, x)
-    sources = leaves(as_sources(x))
-    x = rebuilt(x, iter(sources))
-    if not sources or len({len(source) for source in sources}) > 1:
-        raise ValueError(f"sources of one length are needed, these have {[len(source) for source in sources]}")
-    # A view of tiles is a selection of them.
-    views = [(isinstance(source, DelayedView) and source.source, source) for source in sources]
-    arrays = [view.select(one.samples) if isinstance(view, MultiSourceArray) else one for view, one in views]
-    number = next((k for k, array in enumerate(arrays) if isinstance(array, MultiSourceArray)), 0)
-    main = arrays[number] if isinstance(arrays[number], MultiSourceArray) else MultiSourceArray([arrays[number]])
-    if labels is None and not isinstance(inputs, Inputs):
-        labels = main.labels
-    return _Given(x, main, number, labels, scaling, batch_size)
-
-
 @dataclass(frozen=True, slots=True)
 class _Job:
     """A model, what it is given and what is wanted of it."""
 
     call: Caller
-    given: _Given
+    x: Structure  # of sources
+    tiles: MultiSourceArray  # the one of them that says where samples lie, as an array
+    number: int  # its place among them
+    labels: Any  # in step with the samples, or None
+    batch_size: int
     options: Options
     threads: int | None
+
+    def select(self, positions: NDArray[np.int64]) -> _Job:
+        """Some of the samples, in another order."""
+        sources = [rows_of(source, positions) for source in leaves(self.x)]
+        labels = None if self.labels is None else rows_of(self.labels, positions)
+        tiles = sources[self.number] = self.tiles.select(positions)
+        return replace(self, x=rebuilt(self.x, iter(sources)), tiles=tiles, labels=labels)
 
     def scans(
         self, scans: Sequence[ScanTiles], outs: Sequence[Any], progress: bool | OnProgress = False
@@ -200,7 +172,7 @@ class _Job:
         """What comes of some scans, one after the other."""
         if not scans:
             return
-        chosen = self.given.select(np.concatenate([scan.positions for scan in scans]))
+        chosen = self.select(np.concatenate([scan.positions for scan in scans]))
         sources, labels = {"x": chosen.x}, chosen.labels
         if labels is not None and (not isinstance(labels, np.ndarray) or labels.ndim > 2):
             sources, labels = sources | {"masks": labels}, None
@@ -221,7 +193,7 @@ class _Job:
                         if now is None:
                             scan, goal = next(waiting)
                             part = None if labels is None else labels[first : first + len(scan)]
-                            now, first = Assembly(scan, self.given.tiles, part, self.options, goal), first + len(scan)
+                            now, first = Assembly(scan, self.tiles, part, self.options, goal), first + len(scan)
                         used += now.add(rows, used)
                         if not now.missing:
                             found = now.finish(time.perf_counter() - started)
@@ -246,7 +218,7 @@ def _scans_on(
         raise ValueError("with client= the maps go to files that all workers see, or come back: out is None or paths")
     paths = [None if goal is None else Path(goal) for goal in outs]
     parts = [(scan.positions, path) for scan, path in zip(scans, paths, strict=True)]
-    shared = (job, job.given.tiles, by)
+    shared = (job, job.tiles, by)
     total, done = sum(map(len, scans)), 0
     with (
         reporting(progress, total, _SAID) as report,
@@ -265,68 +237,51 @@ def _scan_on_worker(shared: tuple[_Job, Any, str | None], part: tuple[NDArray[np
     positions, path = part
     # A path that this task alone writes, perhaps twice: what lies there already is the work of its first run.
     out = None if path is None else Replacing(path)
-    given = job.given.select(positions)
-    return next(replace(job, given=given).scans(scans_of(given.tiles, by), [out]))
+    job = job.select(positions)
+    return next(job.scans(scans_of(job.tiles, by), [out]))
 
 
 def outputs(out: Any, ids: Sequence[Any], *, overwrite: bool = False) -> list[Any]:
-    """The output of each scan, by its id, for the `out` of `predict`.
-
-    Parameters
-    ----------
-    out : as `predict` takes it
-    ids : of the scans
-    overwrite : whether files may be replaced
-
-    Raises
-    ------
-    ValueError : one array or file for several scans, none for one of them, an id that cannot be part of a
-        file name, or a file that cannot be written
-    StoreError : a file exists
+    """The output of each scan, by its id, for the `out` of `predict`: each its own, and one that can be written.
 
     >>> [str(path) for path in outputs("maps/{id}.npy", ["a", "b"])]
     ['maps/a.npy', 'maps/b.npy']
     """
-    goals = _goals(out, ids)
+    goals: list[Any] = [out] * len(ids)
+    if isinstance(out, Mapping):
+        try:
+            goals = [out[key] for key in ids]
+        except KeyError as error:
+            raise ValueError(f"out= has nothing for the scan {error}; there are {len(ids)} scans") from error
+    elif isinstance(out, (str, os.PathLike)):
+        path = Path(out)
+        if "{id}" not in str(path) and path.suffix.lower() in FILES:
+            if len(ids) > 1:
+                raise ValueError(f"{path}: one file for {len(ids)} regions; write {{id}} where its name goes")
+            goals = [path] * len(ids)
+        else:
+            if "{id}" not in str(path):
+                path.mkdir(parents=True, exist_ok=True)
+                path = path / "{id}.tif"
+            for key in ids:
+                # A region without a `region_id` is named by its path, which may lie in folders.
+                if not all(map(is_component, str(key).split("/"))):
+                    raise ValueError(f"id {key!r} cannot be part of a file name; pass a function from the id to a path")
+            goals = [Path(str(path).replace("{id}", str(key))) for key in ids]
+    elif callable(out) and not hasattr(out, "append"):
+        goals = [out(key) for key in ids]
+    elif out is not None and len(ids) > 1:
+        raise ValueError(f"one array for {len(ids)} regions; pass a mapping or a function from the id to an array")
     names: dict[str, Any] = {}
     for number, (key, goal) in enumerate(zip(ids, goals, strict=True)):
         if isinstance(goal, str | os.PathLike):
-            path = os.path.abspath(goal)
-            if path in names:
+            place = os.path.abspath(goal)
+            if place in names:
                 raise ValueError(
-                    f"{goal}: the scans {names[path]} and {key} would be one file; pass a function from the id to a "
+                    f"{goal}: the scans {names[place]} and {key} would be one file; pass a function from the id to a "
                     "path, or open the tiles by frames= so that each region is one scan"
                 )
-            names[path] = key
+            names[place] = key
             goals[number] = Replacing(goal) if overwrite else goal
         check_out(goals[number])
     return goals
-
-
-def _goals(out: Any, ids: Sequence[Any]) -> list[Any]:
-    if out is None:
-        return [None] * len(ids)
-    if isinstance(out, Mapping):
-        try:
-            return [out[key] for key in ids]
-        except KeyError as error:
-            raise ValueError(f"out= has nothing for the scan {error}; there are {len(ids)} scans") from error
-    if isinstance(out, (str, os.PathLike)):
-        path = Path(out)
-        if "{id}" not in str(path):
-            if path.suffix.lower() in FILES:
-                if len(ids) > 1:
-                    raise ValueError(f"{path}: one file for {len(ids)} regions; write {{id}} where its name goes")
-                return [path] * len(ids)
-            path.mkdir(parents=True, exist_ok=True)
-            path = path / "{id}.tif"
-        for key in ids:
-            # A region without a `region_id` is named by its path, which may lie in folders.
-            if not all(map(is_component, str(key).split("/"))):
-                raise ValueError(f"id {key!r} cannot be part of a file name; pass a function from the id to a path")
-        return [Path(str(path).replace("{id}", str(key))) for key in ids]
-    if callable(out) and not hasattr(out, "append"):
-        return [out(key) for key in ids]
-    if len(ids) > 1:
-        raise ValueError(f"one array for {len(ids)} regions; pass a mapping or a function from the id to an array")
-    return [out] * len(ids)

@@ -23,6 +23,7 @@ from lazytiles.stores import (
     PARTIAL,
     TILE,
     ArraySink,
+    BufferedWriter,
     Ground,
     Pyramid,
     cause_of,
@@ -75,21 +76,13 @@ class FramesFirst:
 def open_sink(
     out: Out, shape: Sequence[int], dtype: np.dtype[Any], *, axes: int = 2, ground: Ground | None = None
 ) -> RowSink:
-    """The sink for an `out` argument.
+    """The sink for an `out` argument: see `check_out`; the folder of a path is made where there is none.
 
     Parameters
     ----------
-    out : `None`, an array of that shape, a path that ends in .npy, .tif, .tiff or .zarr (its folder is made where
-        there is none), an object with `append(rows)` and `close()`, or one of these as `FramesFirst`
-    shape : of all rows together
-    dtype : of the rows; what goes into an array is cast to its dtype, see `cast`
+    shape, dtype : of all rows together; what goes into an array is cast to its dtype, see `cast`
     axes : how many of the first axes are space: 2 for `(height, width, ...)`, 3 for `(depth, height, ...)`
     ground : where a TIFF says that it lies
-
-    Raises
-    ------
-    ValueError : an array of another shape, or a path of no known kind
-    StoreError : the path exists
 
     >>> sink = open_sink(None, (2, 3), np.dtype("uint8"))
     >>> sink.append(np.ones((2, 3), "uint8")); sink.close()
@@ -119,10 +112,8 @@ def open_sink(
 def check_out(out: Out) -> None:
     """Refuse an output that cannot be written, before there is anything to write.
 
-    Raises
-    ------
-    ValueError : a path of no known kind, or no output at all
-    StoreError : the path exists, and is not given as `Replacing`
+    It is None, an array, a path of a known kind that does not exist or is given as `Replacing`, or an object with
+    `append(rows)` and `close()`.
     """
     if isinstance(out, (str, os.PathLike)):
         path = Path(out)
@@ -144,13 +135,7 @@ def _laid_out(shape: tuple[int, ...], frames: int | None) -> tuple[int, ...]:
 
 
 def sweep(path: Path, *, dead: bool = False) -> None:
-    """Remove what other runs left beside a finished file.
-
-    Parameters
-    ----------
-    path : the file
-    dead : only that of processes that have ended: what is still written is locked
-    """
+    """Remove what other runs left beside a file; with `dead` only what is not locked, as nobody writes it any more."""
     for left in path.parent.glob(f"{glob.escape(path.name)}{PARTIAL}{'?' * _LETTERS}"):
         with suppress(OSError), descriptor(left) as fd:
             if dead:
@@ -183,14 +168,7 @@ class FileSink:
     """The sink of a file or folder: it is written beside its place, and renamed when it is complete.
 
     Errors name the file and what was done, and nothing unfinished stays after one. What is written is locked, so that
-    `sweep` leaves it.
-
-    Parameters
-    ----------
-    path : the file
-    shape, dtype, axes : of all rows, as for `open_sink`
-    frames : the axis of the rows that is the first of the file, if one is
-    ground : where it lies, which may be set until it is closed
+    `sweep` leaves it. Where it lies, `ground`, may be set until it is closed.
     """
 
     def __init__(
@@ -268,11 +246,10 @@ class FileSink:
             ) from error
 
 
-class NpySink(FileSink):
+class _Npy(FileSink):
     """Rows into one `.npy` file, each frame front to back, never mapped."""
 
     def start(self, shape: tuple[int, ...], dtype: np.dtype[Any], axes: int) -> None:
-        """Write the header."""
         self._file, whole = self.new_file(self.partial), _laid_out(shape, self.frames)
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": whole}
         np.lib.format.write_array_header_2_0(self._file, header)
@@ -282,29 +259,25 @@ class NpySink(FileSink):
         self._frame_bytes = shape[0] * self._row_bytes
 
     def write(self, rows: NDArray[Any]) -> None:
-        """Write the rows of each frame."""
         blocks = rows[np.newaxis] if self.frames is None else np.moveaxis(rows, self.frames, 0)
         for frame, block in enumerate(blocks):
             self._file.seek(self._first + frame * self._frame_bytes + self.row * self._row_bytes)
             self._file.write(np.ascontiguousarray(block).data)
 
     def complete(self) -> None:
-        """Let the system have all of it."""
         self._file.flush()
 
     def opened(self) -> Any:
-        """The file, mapped for reading."""
         return np.load(self.path, mmap_mode="r", allow_pickle=False)
 
 
-class TiffSink(FileSink):
+class _Tiff(FileSink):
     """Rows into one tiled TIFF with overviews: `(H, W)`, `(H, W, C)` or, with one page a slice, `(Z, H, W[, C])`.
 
     It says where it lies, see `Pyramid`, which packs its rows in the place of the file.
     """
 
     def start(self, shape: tuple[int, ...], dtype: np.dtype[Any], axes: int) -> None:
-        """See that a TIFF can hold it."""
         if len(shape) > axes + 1 or self.frames is not None:
             raise ValueError(
                 f"{self.path}: a TIFF holds one row of channels a pixel, not values of shape {shape[axes:]}; "
@@ -315,11 +288,9 @@ class TiffSink(FileSink):
         self._pyramid = Pyramid(self.new_file(self.partial), stored, dtype, is_volume=self._volume)
 
     def write(self, rows: NDArray[Any]) -> None:
-        """Pack them."""
         self._pyramid.append(rows, self.ground.nodata)
 
     def complete(self) -> None:
-        """Put the TIFF together, in the place of its tiles."""
         final = _partial_of(self.path)
         ground = self.ground
         if ground.nodata is None and self._dtype.kind == "f":
@@ -331,40 +302,29 @@ class TiffSink(FileSink):
             remove(final)
 
     def opened(self) -> Any:
-        """The finished file as a region."""
         region = open_region(self.path, page="all" if self._volume else 0)
         return region.with_samples() if self._has_axis else region
 
 
-class ZarrSink(FileSink):
+class _Zarr(FileSink):
     """Rows into one Zarr array, whole chunks at a time."""
 
     def start(self, shape: tuple[int, ...], dtype: np.dtype[Any], axes: int) -> None:
-        """Make the array, and lock its folder."""
         zarr = require("zarr", extra="zarr")
         chunks = (*[1] * (axes - 2), *(min(TILE, n) for n in shape[axes - 2 : axes]), *shape[axes:])
         whole, stored = _laid_out(shape, self.frames), _laid_out(chunks, self.frames)
-        self._array = zarr.create_array(str(self.partial), shape=whole, dtype=dtype, chunks=stored)
+        array = zarr.create_array(str(self.partial), shape=whole, dtype=dtype, chunks=stored)
         self._lock(self._closing.enter_context(descriptor(self.partial)))
-        self._sink = ArraySink(self._array, self.frames)
-        self._step, self._held = chunks[0], np.empty((0, *shape[1:]), dtype)
+        self._writer = BufferedWriter(ArraySink(array, self.frames), chunk=chunks[0])
 
     def write(self, rows: NDArray[Any]) -> None:
-        """Write the rows; those that do not fill a chunk wait for the next."""
-        joined = np.concatenate([self._held, rows])
-        whole = len(joined) - len(joined) % self._step
-        if whole:
-            self._sink.append(joined[:whole])
-        self._held = joined[whole:].copy()
+        self._writer.write(rows)
 
     def complete(self) -> None:
-        """Write what is held."""
-        if len(self._held):
-            self._sink.append(self._held)
+        self._writer.close()
 
     def opened(self) -> Any:
-        """The array, open for reading."""
         return require("zarr", extra="zarr").open_array(str(self.path), mode="r")
 
 
-FILES: dict[str, type[FileSink]] = {".npy": NpySink, ".tif": TiffSink, ".tiff": TiffSink, ".zarr": ZarrSink}
+FILES: dict[str, type[FileSink]] = {".npy": _Npy, ".tif": _Tiff, ".tiff": _Tiff, ".zarr": _Zarr}

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import html
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from importlib.resources import files
 from typing import Any
 
@@ -25,19 +24,13 @@ MOST_REGIONS = 200
 _MOST_WORST = 12
 
 
-def escape(text: object, quote: bool = True) -> str:
+def escape(text: object) -> str:
     """A text as HTML shows it, control characters and marks of direction as escapes that can be seen."""
-    return html.escape(visible(text, lines=True), quote)
+    return html.escape(visible(text, lines=True))
 
 
 def page(title: str, body: str) -> str:
-    """A whole page around its body; nothing in it may ask for anything from elsewhere.
-
-    Parameters
-    ----------
-    title : text
-    body : HTML whose texts are escaped already
-    """
+    """A whole page around its body, whose texts are escaped; nothing in it may ask for anything from elsewhere."""
     style, script = ((files(__package__) / name).read_text("utf-8") for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
@@ -84,11 +77,10 @@ def preview_page(
     each, classes, ends = coloured_by(table, target)
     cards, links = [], []
     for k, (region, rows) in enumerate(shown):
-        name = escape(str(region), quote=True)
+        name = escape(region)
         links.append(f'<a href="#region-{k}" data-region="{name}">{name}</a>')
         how: dict[str, Any] = {"target": target, "colour": each.__getitem__, "bands": bands}
-        drawn = _frames(table, np.asarray(rows), codes, images, **how, boxes_crs=boxes_crs, level=level)
-        frames = "".join(drawn)
+        frames = "".join(_frames(table, np.asarray(rows), codes, images, boxes_crs=boxes_crs, level=level, **how))
         count = table["tile_id"].iloc[rows].nunique()
         cards.append(
             f'<section class="card" id="region-{k}" data-region="{name}"><h2>{name}</h2>{frames}'
@@ -96,31 +88,25 @@ def preview_page(
         )
         if progress:
             progress(k + 1, len(shown))
+    legend = ""
+    if classes:
+        shown_as = '<b style="color:{};background:#000;padding:0 .3em">{}</b>'
+        said = ", ".join(shown_as.format(colour, escape(name)) for name, colour in classes.items())
+        legend = f" {escape(target)}: {said}."
+    elif ends is not None:
+        dark, bright = colours([0, 1])
+        legend = (
+            f' {escape(target)} from <b style="color:{dark};background:#fff;padding:0 .3em">{ends[0]:.4g}</b> (dark) '
+            f'to <b style="color:{bright};background:#000;padding:0 .3em">{ends[1]:.4g}</b> (bright).'
+        )
     rest = f" The first {len(shown)} of {len(groups)} regions are shown." if len(groups) > len(shown) else ""
     summary = f"{table['tile_id'].nunique():,} tiles of {len(groups):,} regions.{rest}"
     body = (
-        f"<h1>{escape(title)}</h1><p>{summary}{_legend(target, classes, ends)}</p>"
+        f"<h1>{escape(title)}</h1><p>{summary}{legend}</p>"
         '<input id="find" type="search" placeholder="find a region" aria-label="find a region">'
         f'<nav aria-label="regions">{"".join(links)}</nav><main class="cards">{"".join(cards)}</main>'
     )
     return page(title, body)
-
-
-def _legend(target: str, classes: dict[str, str], ends: tuple[float, float] | None) -> str:
-    """What the colours mean."""
-    if classes:
-        shown = [
-            f'<b style="color:{colour};background:#000;padding:0 .3em">{escape(name)}</b>'
-            for name, colour in classes.items()
-        ]
-        return f" {escape(target)}: {', '.join(shown)}."
-    if ends is None:
-        return ""
-    dark, bright = colours([0, 1])
-    return (
-        f' {escape(target)} from <b style="color:{dark};background:#fff;padding:0 .3em">{ends[0]:.4g}</b> (dark) '
-        f'to <b style="color:{bright};background:#000;padding:0 .3em">{ends[1]:.4g}</b> (bright).'
-    )
 
 
 def _frames(
@@ -137,41 +123,34 @@ def _frames(
     """Each image of a region with the tiles of its rows over it."""
     for code in dict.fromkeys(codes[rows][codes[rows] >= 0].tolist()):
         mine = rows[codes[rows] == code]
-        label = str(table["label_id"].iloc[mine[0]]) if "label_id" in table else ""
+        drawn = table.iloc[mine[:MOST_DRAWN]]
+        label = table["label_id"].iloc[mine[0]] if "label_id" in table else ""
         try:
             region = open_region(images[code], level=level)
             small = thumbnail(region)
             assert small is not None
             picture = png(stretched(small, bands=bands))
-            boxes = boxes_on(region, table.iloc[mine[:MOST_DRAWN]], boxes_crs)
+            boxes = boxes_on(region, drawn, boxes_crs)
         except (LazyTilesError, ValueError) as error:
-            yield f'<pre class="bad">{escape(str(error))}</pre>'
+            yield f'<pre class="bad">{escape(error)}</pre>'
             continue
         height, width = region.inner_shape[:2]
-        grid = "".join(_rects(table, mine[:MOST_DRAWN], target, colour, boxes))
+        values = drawn[target].to_list() if target in table else [None] * len(drawn)
+        numbers, marks = mine[:MOST_DRAWN].tolist(), []
+        for row, tile, (x0, y0, x1, y1), value in zip(numbers, drawn["tile_id"], boxes, values, strict=True):
+            said = f"tile {tile}\nbox ({x0:.10g}, {y0:.10g}, {x1:.10g}, {y1:.10g})"
+            if value is not None:
+                said += f"\n{target} {value:.6g}" if isinstance(value, int | float) else f"\n{target} {value}"
+            marks.append(
+                f'<rect class="tile" tabindex="0" x="{x0}" y="{y0}" width="{x1 - x0}" height="{y1 - y0}" '
+                f'stroke="{colour(row)}" fill="{colour(row)}" data-tile="{escape(tile)}" data-say="{escape(said)}"/>'
+            )
         left = f", {MOST_DRAWN} of {len(mine)} tiles drawn" if len(mine) > MOST_DRAWN else ""
-        size = f"{height} × {width}, {escape(str(region.dtype))}{left}"
+        size = f"{height} × {width}, {escape(region.dtype)}{left}"
         yield (
             f'<figure class="frame"><div class="map"><img src="{picture}" alt="" width="{width}" height="{height}">'
-            f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none">{grid}</svg></div>'
+            f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none">{"".join(marks)}</svg></div>'
             f"<figcaption>{escape(label)} {size}</figcaption></figure>"
-        )
-
-
-def _rects(
-    table: pd.DataFrame, rows: Int64s, target: str, colour: Callable[[int], str], boxes: Sequence[Sequence[float]]
-) -> Iterator[str]:
-    part = table.iloc[rows]
-    values = part[target].to_list() if target in table else [None] * len(rows)
-    for row, tile, box, value in zip(rows.tolist(), part["tile_id"], boxes, values, strict=True):
-        x0, y0, x1, y1 = box
-        said = f"tile {tile}\nbox ({x0:.10g}, {y0:.10g}, {x1:.10g}, {y1:.10g})"
-        if value is not None:
-            said += f"\n{target} {value:.6g}" if isinstance(value, int | float) else f"\n{target} {value}"
-        yield (
-            f'<rect class="tile" tabindex="0" x="{x0}" y="{y0}" width="{x1 - x0}" height="{y1 - y0}" '
-            f'stroke="{colour(row)}" fill="{colour(row)}" data-tile="{escape(str(tile), quote=True)}" '
-            f'data-say="{escape(said, quote=True)}"/>'
         )
 
 
@@ -184,27 +163,34 @@ def check_page(report: Report) -> str:
     """
     good = report.is_sound
     verdict = "nothing stops training" if good else plural(len(report.problems), "problem")
+    facts = []
+    for name, value in report.facts.items():
+        if name != "targets":
+            said = ", ".join(f"{k}: {v:,}" for k, v in value.items()) if isinstance(value, dict) else f"{value:,}"
+            facts.append(f"<tr><th>{escape(name.replace('_', ' '))}</th><td>{escape(said)}</td></tr>")
+    worst: list[str] = []
+    if report.table is not None and report.paths is not None:
+        # The images of the first rows with a problem, the window drawn where there is one.
+        rows = list(dict.fromkeys(row for numbers in report.problems.rows.values() for row in numbers))
+        for row in [row for row in rows if report.paths[row] >= 0][:_MOST_WORST]:
+            how: dict[str, Any] = {"target": "target", "bands": None, "boxes_crs": report.boxes_crs}
+            how |= {"colour": lambda _: "#ff3333", "level": report.level}
+            drawn = "".join(_frames(report.table, np.array([row]), report.paths, report.images, **how))
+            kinds = ", ".join(kind for kind, numbers in report.problems.rows.items() if row in numbers)
+            worst.append(
+                f'<section class="card"><h2>{escape(report.problems.where(row))}: {escape(kinds)}</h2>{drawn}'
+                f'<div class="small">{escape(report.images[report.paths[row]])}</div></section>'
+            )
     parts = [
         f"<h1>{escape(report.name)}</h1>",
         f'<p class="{"good" if good else "bad"}">{verdict}; {plural(len(report.warnings), "warning")}</p>',
-        _facts(report.facts),
+        f'<div class="scroll"><table>{"".join(facts)}</table></div>' if facts else "",
         _findings("Problems", report.problems),
         _findings("Warnings", report.warnings),
-        _worst(report),
+        f'<h2>Worst rows</h2><div class="cards">{"".join(worst)}</div>' if worst else "",
     ]
-    for name, facts in report.facts.get("targets", {}).items():
-        parts.append(f"<h2>{escape(str(name))}</h2>{_bars(facts)}")
+    parts += [f"<h2>{escape(name)}</h2>{_bars(found)}" for name, found in report.facts.get("targets", {}).items()]
     return page(f"check of {report.name}", "".join(parts))
-
-
-def _facts(facts: dict[str, Any]) -> str:
-    rows = []
-    for name, value in facts.items():
-        if name == "targets":
-            continue
-        said = ", ".join(f"{k}: {v:,}" for k, v in value.items()) if isinstance(value, dict) else f"{value:,}"
-        rows.append(f"<tr><th>{escape(name.replace('_', ' '))}</th><td>{escape(said)}</td></tr>")
-    return f'<div class="scroll"><table>{"".join(rows)}</table></div>' if rows else ""
 
 
 def _findings(title: str, found: Any) -> str:
@@ -221,24 +207,6 @@ def _findings(title: str, found: Any) -> str:
     return "".join(parts)
 
 
-def _worst(report: Report) -> str:
-    """The images of the first rows with a problem, the window drawn where there is one."""
-    if report.table is None or report.paths is None:
-        return ""
-    table, cards = report.table, []
-    rows = list(dict.fromkeys(row for numbers in report.problems.rows.values() for row in numbers))
-    for row in [row for row in rows if report.paths[row] >= 0][:_MOST_WORST]:
-        code = int(report.paths[row])
-        drawn = partial(_frames, target="target", colour=lambda _: "#ff3333", bands=None, level=report.level)
-        frames = "".join(drawn(table, np.array([row]), report.paths, report.images, boxes_crs=report.boxes_crs))
-        kinds = [kind for kind, numbers in report.problems.rows.items() if row in numbers]
-        cards.append(
-            f'<section class="card"><h2>{escape(report.problems.where(row))}: {escape(", ".join(kinds))}</h2>{frames}'
-            f'<div class="small">{escape(report.images[code])}</div></section>'
-        )
-    return f'<h2>Worst rows</h2><div class="cards">{"".join(cards)}</div>' if cards else ""
-
-
 def _bars(facts: dict[str, Any]) -> str:
     """A histogram, or the balance of classes, as bars."""
     if "classes" in facts:
@@ -252,10 +220,10 @@ def _bars(facts: dict[str, Any]) -> str:
         high = 110 * count / most
         marks.append(
             f'<rect x="{k * width + 1:.1f}" y="{118 - high:.1f}" width="{max(width - 2, 1):.1f}" height="{high:.1f}">'
-            f"<title>{escape(str(name))}: {count:,}</title></rect>"
+            f"<title>{escape(name)}: {count:,}</title></rect>"
         )
         if len(counts) <= 12 or k % (len(counts) // 6) == 0:
-            marks.append(f'<text x="{k * width + 2:.1f}" y="132">{escape(str(name))}</text>')
+            marks.append(f'<text x="{k * width + 2:.1f}" y="132">{escape(name)}</text>')
     span = f"from {facts['min']:.6g} to {facts['max']:.6g}, mean {facts['mean']:.6g}; " if "min" in facts else ""
     said = f"{span}highest bar {most:,} rows"
     kind = "classes" if "classes" in facts else "values"

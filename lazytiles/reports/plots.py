@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from lazytiles.arrays import MapBoxes
 from lazytiles.display import colours, side_by_side, stretched
@@ -69,7 +68,18 @@ def plot_tiles(
         ax = _axes(width, width * sheet.shape[0] / sheet.shape[1])
     ax.imshow(sheet, interpolation="nearest")
     ax.set_axis_off()
-    given = _label_texts(tiles, n) if labels is None else [str(label) for label in labels]
+    table = getattr(tiles, "table", None)
+    names = [] if table is None else table["tile_id"].iloc[:n].astype(str).to_list()
+    given = names or [str(k) for k in range(n)]
+    own, classes = getattr(tiles, "labels", None), getattr(tiles, "classes", None)
+    if labels is not None:
+        given = [str(label) for label in labels]
+    elif isinstance(own, np.ndarray) and own.ndim <= 2 and len(own) >= n:
+        if classes is not None and own.ndim == 1:
+            given = [str(classes[label]) for label in own[:n]]
+        else:
+            given = [" ".join(f"{value:.4g}" for value in np.atleast_1d(label)) for label in own[:n]]
+        given = [f"{name}\n{value}" for name, value in zip(names, given, strict=True)] if names else given
     size = max(4.0, min(9.0, 60 / max(rows, columns)))
     for text, (top, left) in zip(given, places, strict=False):
         style = {"facecolor": "black", "alpha": 0.6, "pad": 1.0, "edgecolor": "none"}
@@ -104,7 +114,9 @@ def plot_region(
     ax.set_ylim(height, 0)
     ax.set_xlabel("x, pixels")
     ax.set_ylabel("y, pixels")
-    table = _table_of(tiles, target)
+    table = getattr(tiles, "table", tiles)
+    if table is not None and (isinstance(table, str | os.PathLike) or "xmin" not in table):
+        table = read_manifest(table, optional=[target], allow_outside=True)
     if table is not None:
         _draw_windows(ax, region, table, target)
     return ax
@@ -115,42 +127,17 @@ def _axes(width: float, height: float) -> Any:
     return pyplot.subplots(figsize=(width, height), layout="constrained")[1]
 
 
-def _label_texts(tiles: Any, n: int) -> list[str]:
-    table = getattr(tiles, "table", None)
-    names = [] if table is None else table["tile_id"].iloc[:n].astype(str).to_list()
-    labels = getattr(tiles, "labels", None)
-    if isinstance(labels, np.ndarray) and labels.ndim <= 2 and len(labels) >= n:
-        classes = getattr(tiles, "classes", None)
-        if classes is not None and labels.ndim == 1:
-            values = [str(classes[label]) for label in labels[:n]]
-        else:
-            values = [" ".join(f"{value:.4g}" for value in np.atleast_1d(label)) for label in labels[:n]]
-        return [f"{name}\n{value}" for name, value in zip(names, values, strict=True)] if names else values
-    return names or [str(k) for k in range(n)]
-
-
-def _table_of(tiles: Any, target: str) -> Any:
-    table = getattr(tiles, "table", tiles)
-    is_read = table is not None and not isinstance(table, str | os.PathLike) and "xmin" in table
-    return table if table is None or is_read else read_manifest(table, optional=[target], allow_outside=True)
-
-
-def _lies_in(region: Region, table: Any) -> NDArray[np.bool_]:
-    """Which rows are of that region: by their path where they have one and it ends so, else by the region's name."""
+def _draw_windows(ax: Any, region: Region, table: Any, target: str) -> None:
+    patches = require("matplotlib.patches", extra="plot")
+    collections = require("matplotlib.collections", extra="plot")
+    # The rows of that region: by their path where they have one and it ends so, else by the region's name.
     by_name = region_names(table)
     by_path = table["path"].astype("category") if "path" in table else by_name
     fits = [f"/{region.path}".endswith(f"/{name}") for name in by_path.cat.categories.astype(str)]
     if not any(fits):
         stem = region.path.rsplit("/", 1)[-1].rsplit(".", 1)[0]
         by_path, fits = by_name, [name == stem for name in by_name.cat.categories.astype(str)]
-    found: NDArray[np.bool_] = np.array([*fits, False])[by_path.cat.codes]
-    return found
-
-
-def _draw_windows(ax: Any, region: Region, table: Any, target: str) -> None:
-    patches = require("matplotlib.patches", extra="plot")
-    collections = require("matplotlib.collections", extra="plot")
-    mine = table[_lies_in(region, table)]
+    mine = table[np.array([*fits, False])[by_path.cat.codes]]
     mine = mine[~mine["tile_id"].duplicated(keep="last").to_numpy()]
     if not len(mine) or "xmin" not in mine:
         return
@@ -172,13 +159,7 @@ def _draw_windows(ax: Any, region: Region, table: Any, target: str) -> None:
 def boxes_on(region: Region, table: Any, crs: str | None = None) -> list[list[float]]:
     """The boxes of some rows as (xmin, ymin, xmax, ymax), pixels of a region; those of no box are the whole of it.
 
-    Parameters
-    ----------
-    crs : of boxes in map units (floats), where it is not that of the region
-
-    Raises
-    ------
-    RegionError : boxes are in map units, and the region does not say where it lies
+    Boxes in map units (floats) may be in another CRS; the region must say where it lies.
     """
     if "xmin" not in table:
         return [[0, 0, *region.inner_shape[1::-1]]] * len(table)
@@ -190,15 +171,11 @@ def boxes_on(region: Region, table: Any, crs: str | None = None) -> list[list[fl
 
 
 def coloured_by(table: pd.DataFrame, column: str) -> tuple[list[str], dict[str, str], tuple[float, float] | None]:
-    """The colour of each row's window, by a column of numbers or of class names.
+    """The colour of each row's window, by a column of numbers or of class names, that of each class, and the ends.
 
-    Returns
-    -------
-    a colour for each row; the colour of each class that is there, none of numbers; and the least and the greatest
-    number, None of classes, and where there is no such column, or its names are too many to be told apart
+    Numbers have no classes, and classes no ends: the least and the greatest number. There is neither where there is
+    no such column, or its names are too many to be told apart.
 
-    Examples
-    --------
     >>> coloured_by(pd.DataFrame({"target": ["dog", "cat"]}), "target")
     (['#fde725', '#440154'], {'cat': '#440154', 'dog': '#fde725'}, None)
     """

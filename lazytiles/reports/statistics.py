@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import operator
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -106,16 +107,9 @@ class _Sums:
     tiles: int
 
     def __add__(self, other: _Sums) -> _Sums:
-        return _Sums(
-            self.count + other.count,
-            self.total + other.total,
-            self.squares + other.squares,
-            np.minimum(self.low, other.low),
-            np.maximum(self.high, other.high),
-            self.bins + other.bins,
-            self.not_valid + other.not_valid,
-            self.tiles + other.tiles,
-        )
+        how = {"low": np.minimum, "high": np.maximum}
+        names = [one.name for one in fields(self)]
+        return _Sums(*(how.get(name, operator.add)(getattr(self, name), getattr(other, name)) for name in names))
 
 
 def statistics(
@@ -171,7 +165,12 @@ def statistics(
     if not isinstance(there, np.ndarray) or there.shape != shape or there.all():
         there = None  # all are there
     judge = tiles.of_validity("bands") if hasattr(tiles, "of_validity") else None
-    asked = [(part, None if there is None else there[part]) for part in _parts(tiles, batch_bytes)]
+    # Tiles that are read together are those of one region, where the array knows its regions.
+    step = max(1, batch_bytes // max(1, int(np.prod(tiles.shape[1:], dtype=np.int64)) * np.dtype(tiles.dtype).itemsize))
+    pairs = getattr(tiles, "index_pairs", None)
+    order = np.arange(len(tiles)) if pairs is None else np.argsort(pairs[:, 0], kind="stable")
+    parts = [order[start : start + step] for start in range(0, len(tiles), step)]
+    asked = [(part, None if there is None else there[part]) for part in parts]
     total = len(tiles) * (1 if edges is not None else 2)
     done = 0
 
@@ -206,15 +205,6 @@ def _edges(dtype: np.dtype[Any], given: tuple[float, float] | None) -> NDArray[n
     if dtype.kind not in "uif":
         raise ValueError(f"statistics of {dtype} values: integers, floats and booleans are summed up")
     return None if given is None else np.linspace(*given, _BINS + 1)
-
-
-def _parts(tiles: Any, batch_bytes: int) -> list[Int64s]:
-    """Tiles that are read together: those of one region, where the array knows its regions."""
-    each = max(1, int(np.prod(tiles.shape[1:], dtype=np.int64)) * np.dtype(tiles.dtype).itemsize)
-    step = max(1, batch_bytes // each)
-    pairs = getattr(tiles, "index_pairs", None)
-    order = np.arange(len(tiles)) if pairs is None else np.argsort(pairs[:, 0], kind="stable")
-    return [order[start : start + step] for start in np.arange(0, len(tiles), step).tolist()]
 
 
 def _each(
@@ -291,8 +281,14 @@ def _moments(one: NDArray[Any], edges: NDArray[np.float64] | None) -> tuple[Any,
     """Sum, sum of squares and histogram: of integers exactly, of floats in double precision around the mean."""
     if one.dtype.kind == "b":
         one = one.view(np.uint8)
-    if one.dtype.kind != "f" and one.dtype.itemsize <= 2:
-        return _counted_moments(one, edges)
+    if one.dtype.kind != "f" and one.dtype.itemsize <= 2:  # each value is counted
+        lowest = int(np.iinfo(one.dtype).min)
+        counts = np.bincount(one.astype(np.int64) - lowest)
+        values = np.flatnonzero(counts)
+        counts, values = counts[values], values + lowest
+        pairs = list(zip(values.tolist(), counts.tolist(), strict=True))
+        bins = np.zeros(0, np.int64) if edges is None else np.histogram(values, edges, weights=counts)[0]
+        return sum(n * v for v, n in pairs), sum(n * v * v for v, n in pairs), bins.astype(np.int64)
     counted = np.zeros(0, np.int64) if edges is None else np.histogram(one.astype(np.float64), edges)[0]
     if one.dtype.kind == "f":
         wide = one.astype(np.float64)
@@ -310,24 +306,11 @@ def _moments(one: NDArray[Any], edges: NDArray[np.float64] | None) -> tuple[Any,
     return int(wide_int.sum()), squares, counted
 
 
-def _counted_moments(one: NDArray[Any], edges: NDArray[np.float64] | None) -> tuple[int, int, Int64s]:
-    """Of at most 16 bits: each value is counted."""
-    lowest = int(np.iinfo(one.dtype).min)
-    counts = np.bincount(one.astype(np.int64) - lowest)
-    values = np.flatnonzero(counts)
-    counts, values = counts[values], values + lowest
-    pairs = list(zip(values.tolist(), counts.tolist(), strict=True))
-    bins = np.zeros(0, np.int64) if edges is None else np.histogram(values, edges, weights=counts)[0]
-    return sum(n * v for v, n in pairs), sum(n * v * v for v, n in pairs), bins.astype(np.int64)
-
-
 def _finished(sums: _Sums, edges: NDArray[np.float64], tiles: int, framed: bool, values: int) -> Statistics:
-    if (sums.count.sum(axis=0) == 0).any():
-        band = int(np.flatnonzero(sums.count.sum(axis=0) == 0)[0])
-        raise ValueError(f"band {band} has no finite value in {tiles} tiles")
-    whole = _described(
-        sums.count.sum(axis=0), sums.total.sum(axis=0), sums.squares.sum(axis=0), sums.low.min(0), sums.high.max(0)
-    )
+    count, total, squares = (array.sum(axis=0) for array in (sums.count, sums.total, sums.squares))
+    if not count.all():
+        raise ValueError(f"band {int(np.argmin(count))} has no finite value in {tiles} tiles")
+    whole = _described(count, total, squares, sums.low.min(axis=0), sums.high.max(axis=0))
     frames: list[dict[str, Any]] = []
     if framed:
         parts = zip(sums.count, sums.total, sums.squares, sums.low, sums.high, strict=True)

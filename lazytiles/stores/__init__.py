@@ -5,3 +5,4 @@ from lazytiles.stores.companions import StoredCompanions, StoredRegion, ground_o
 from lazytiles.stores.geotiff import TILE, Ground, Pyramid
 from lazytiles.stores.journal import OLD, PARTIAL, cause_of, failed, publish, recover, remove
 from lazytiles.stores.saving import OnProgress, export, open_store, reporting, verify_store
+from lazytiles.stores.writers import BufferedWriter

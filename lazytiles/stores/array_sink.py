@@ -11,10 +11,6 @@ from numpy.typing import NDArray
 def cast(block: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Values as another dtype: rounded and clipped to its range where it holds integers, never wrapped round.
 
-    Raises
-    ------
-    ValueError : NaN, which no integer is
-
     >>> cast(np.array([300.7, -1, 1.5]), np.dtype("uint8"))
     array([255,   0,   2], dtype=uint8)
     """

@@ -19,7 +19,7 @@ from lazytiles.aliases import Int64s
 from lazytiles.arrays import Companions, KeptValid, MultiSourceArray, RegionTiles, VolumeTiles, open_ahead
 from lazytiles.augment import Boxes
 from lazytiles.errors import LazyTilesError, LimitError, StoreError
-from lazytiles.stores.formats.base import array_in
+from lazytiles.stores.formats.base import array_in, saved
 from lazytiles.stores.geotiff import Ground
 from lazytiles.stores.journal import labels_path
 from lazytiles.stores.store_array import StoreArray
@@ -30,21 +30,12 @@ _MOST_PACKED = 200  # bytes of a larger table for each that is stored
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class StoredRegion:
-    """A region whose tiles were written: where they lay in it, so that predictions find back.
+    """A region whose tiles were written: where they lay in it, so that predictions find back."""
 
-    Parameters
-    ----------
-    name : of the region, or its number where it has none
-    windows : int64, shape (n, 4) or (n, 6), starts then stops; None where samples are no windows
-    space : extents of the region, pixels
-    flat : whether its tiles lack the axis of slices that the region has
-    ground : where it lies
-    """
-
-    name: Any
-    windows: Int64s | None
-    space: tuple[int, ...]
-    flat: bool
+    name: Any  # or its number where it has none
+    windows: Int64s | None  # shape (n, 4) or (n, 6), starts then stops; None where samples are no windows
+    space: tuple[int, ...]  # extents, pixels
+    flat: bool  # whether its tiles lack the axis of slices that the region has
     ground: Ground = field(default_factory=Ground)
 
     def __repr__(self) -> str:
@@ -52,12 +43,7 @@ class StoredRegion:
 
 
 def windows_in(source: Any, indices: Int64s) -> tuple[tuple[int, ...], Int64s] | None:
-    """The extents of the region that a source is, and the windows of some tiles in it; None where it is no region.
-
-    Raises
-    ------
-    RegionError : the region, which is opened for it, cannot be read
-    """
+    """The extents of the region that a source is, which is opened, and the windows of some tiles in it; else None."""
     windows = getattr(source, "windows", None)
     if windows is None:
         return None
@@ -132,9 +118,7 @@ class StoredCompanions:
     def of(cls, tiles: MultiSourceArray, positions: NDArray[np.int64], *, keep_open: bool = True) -> StoredCompanions:
         """What stands beside the samples at some positions of the current order.
 
-        Parameters
-        ----------
-        keep_open : whether the tags of regions, which are read for their extents, are kept for reading tiles
+        The tags of regions, which are read for their extents, are kept for reading tiles with `keep_open`.
         """
         labels = tiles.labels
         if labels is not None:
@@ -170,14 +154,14 @@ class StoredCompanions:
         found: dict[str, bytes] = {}
         for name, values in self._arrays().items():
             if isinstance(values, np.ndarray):
-                found[f"{name}.npy"] = _saved(values)
+                found[f"{name}.npy"] = saved(values)
         held = self.held
         if held.places is not None:
             regions, pairs = held.places
-            found["regions.npy"] = _saved(pairs)
+            found["regions.npy"] = saved(pairs)
             windows = [region.windows for region in regions if region.windows is not None]
             if len(windows) == len(regions):
-                found["windows.npy"] = _saved(np.concatenate(windows))
+                found["windows.npy"] = saved(np.concatenate(windows))
         if held.classes is not None or held.boxes is not None:
             meaning = {"classes": held.classes, "boxes": None if held.boxes is None else asdict(held.boxes)}
             found["labels.json"] = json.dumps(meaning).encode()
@@ -186,7 +170,7 @@ class StoredCompanions:
             held.table.to_parquet(buffer, index=False)
             found["table.parquet"] = buffer.getvalue()
         if held.kept is not None and len(held.kept.packed):
-            found |= {"kept.npy": _saved(held.kept.packed), "kept_ends.npy": _saved(held.kept.ends)}
+            found |= {"kept.npy": saved(held.kept.packed), "kept_ends.npy": saved(held.kept.ends)}
         return found
 
     def about(self) -> dict[str, Any]:
@@ -210,7 +194,7 @@ class StoredCompanions:
         for name, values in self._arrays().items():
             # As a store keeps them; what is lazy is left out.
             pair = (values, other._arrays()[name])
-            one, two = (array_in(_saved(a)) if isinstance(a, np.ndarray) else None for a in pair)
+            one, two = (array_in(saved(a)) if isinstance(a, np.ndarray) else None for a in pair)
             if one is None and two is None:
                 continue
             if one is None or two is None or one.shape != two.shape or one.dtype.kind != two.dtype.kind:
@@ -287,12 +271,7 @@ def _kept_of(store: StoreArray) -> KeptValid:
 def _places_of(
     said: list[dict[str, Any]] | None, places: Int64s | None, windows: Int64s | None, systems: Sequence[Any] = ()
 ) -> tuple[tuple[StoredRegion, ...], Int64s] | None:
-    """The places that a store carries, if it does.
-
-    Raises
-    ------
-    ValueError : places that are none: other shapes, or regions and tiles that are not there
-    """
+    """The places that a store carries, if it does and they can be."""
     if not said or places is None:
         return None
     if places.dtype != np.int64 or places.ndim != 2 or places.shape[1] != 3 or (places < 0).any():
@@ -326,25 +305,8 @@ def _table_in(path: Path, content: bytes, rows: int) -> pd.DataFrame:
     return pd.read_parquet(io.BytesIO(content))
 
 
-def _saved(values: NDArray[Any]) -> bytes:
-    if values.dtype.kind == "O":
-        # Text only: objects of other kinds would need pickle, which runs code when it is loaded.
-        if not all(isinstance(value, str) for value in values.reshape(-1)):
-            raise StoreError("labels that are neither numbers nor text cannot be stored")
-        values = values.astype(np.str_)
-    buffer = io.BytesIO()
-    np.save(buffer, values, allow_pickle=False)
-    return buffer.getvalue()
-
-
 def label_store(path: Path, about: Mapping[str, Any], *, check: bool) -> StoreArray:
-    """The mask labels that were written with a store, or a StoreError when they are others.
-
-    Parameters
-    ----------
-    path : the store
-    about : its record's words of them: their version and uid
-    """
+    """The mask labels that were written with a store, as its record says, or a StoreError when they are others."""
     place = labels_path(path, int(about["version"]))
     if place.is_symlink():
         raise StoreError(f"{place} is a link, which may lead anywhere; put the labels themselves beside {path}")

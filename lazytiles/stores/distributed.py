@@ -39,22 +39,7 @@ class BlockTarget:
 
 
 def write_block(target: BlockTarget, start: int, rows: NDArray[Any]) -> tuple[int, list[int]]:
-    """Write whole chunks from row `start` on; writing them again changes nothing.
-
-    Parameters
-    ----------
-    target : the store
-    start : first row; a multiple of the chunk
-    rows : shape (n, *row shape), of the store's dtype; n a multiple of the chunk, or up to the last row
-
-    Returns
-    -------
-    start, and the CRC-32 of each chunk, for `StoreSink.place`
-
-    Raises
-    ------
-    StoreError : rows that are no whole chunks of this store
-    """
+    """Write whole chunks from row `start` on; what `StoreSink.place` takes. Writing them again changes nothing."""
     layout = target.layout
     stop = start + len(rows)
     whole = start % layout.chunk == 0 and (stop % layout.chunk == 0 or stop == target.length)
@@ -74,22 +59,13 @@ STEP_BYTES = 16 * 2**20
 def write_on(client: Any, tiles: MultiSourceArray, sink: StoreSink, report: Callable[[int, int], object]) -> None:
     """Write all samples into the chunks of a scattered sink, on the workers of a cluster, and complete it.
 
-    Parameters
-    ----------
-    client : a `distributed.Client`; its workers see the same file system
-    tiles : the samples, in the order of the store
-    sink : begun, for ``len(tiles)`` rows; chunks that it has already are not written again
-    report : told (samples written, all samples)
-
-    Raises
-    ------
-    LazyTilesError : a sample cannot be read or written, as the task said it; what is there stays for `resume`
+    The workers of the `distributed.Client` see the same file system. Chunks that the sink, which is begun, has
+    already are not written again; what is there stays for `resume` if a task fails.
     """
     try:
         layout = BlockTarget.of(sink, len(tiles)).layout
         step = layout.chunk * max(1, STEP_BYTES // max(1, layout.chunk * layout.row_bytes))
-        starts = sorted({start // step * step for start in sink.missing})
-        there = sorted({*range(0, len(tiles), step)} - {*starts})
+        there = sorted({*range(0, len(tiles), step)} - {start // step * step for start in sink.missing})
         sink.compare((start, tiles.take(np.arange(start, min(start + step, len(tiles))))) for start in there)
         target = BlockTarget.of(sink, len(tiles))
         starts = sorted({start // step * step for start in sink.missing})

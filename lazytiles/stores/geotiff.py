@@ -26,18 +26,11 @@ _NODATA_TAG = 42113
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """Where an image lies and how large its pixels are.
-
-    Parameters
-    ----------
-    georeference : on the ground; None where the image says nothing
-    mpp : micrometres a pixel, (y, x), or None
-    nodata : what marks its pixels that hold nothing, a NumPy scalar of its dtype, or None
-    """
+    """Where an image lies and how large its pixels are; None of what it does not say."""
 
     georeference: Georeference | None = None
-    mpp: tuple[float, float] | None = None
-    nodata: Any = None
+    mpp: tuple[float, float] | None = None  # micrometres a pixel, (y, x)
+    nodata: Any = None  # what marks its pixels that hold nothing, a NumPy scalar of its dtype
 
     @classmethod
     def of(cls, page: Page | None) -> Ground:
@@ -78,9 +71,12 @@ class Ground:
         y, x = said.get("mpp", (0, 0))
         return cls(place, (float(y), float(x)) if y else None, None if text is None else np.dtype(dtype).type(text))
 
-    def tags(self) -> dict[str, Any]:
-        """What `tifffile` writes it by."""
+    def tags(self, dtype: np.dtype[Any]) -> dict[str, Any]:
+        """What `tifffile` writes it by, for an image of that dtype."""
         found: dict[str, Any] = {"extratags": self.georeference.extratags() if self.georeference else []}
+        if self.nodata is not None:
+            text = repr(dtype.type(self.nodata).item())
+            found["extratags"] = [*found["extratags"], (_NODATA_TAG, "s", 0, text, False)]
         if self.mpp:
             found |= {"resolution": (1e4 / self.mpp[1], 1e4 / self.mpp[0]), "resolutionunit": "CENTIMETER"}
         return found
@@ -95,9 +91,8 @@ class Pyramid:
 
     Parameters
     ----------
-    spool : an empty file, open for writing and reading
-    shape : (height, width) or (height, width, samples); with the slices before, each a page without overviews,
-        where `is_volume`
+    spool : an empty file, open for writing and reading, for them
+    shape : (height, width[, samples]); with the slices before, each a page without overviews, where `is_volume`
     dtype : of a sample; booleans become 0 and 1
     """
 
@@ -175,28 +170,22 @@ class Pyramid:
         with tifffile.TiffWriter(file, bigtiff=size > _MOST_BYTES) as tiff:
             for k, level in enumerate(levels):
                 scale = (self.shape[0] / level.shape[0], self.shape[1] / level.shape[1])
-                level._write(tiff, replace(ground.shifted(0, 0, scale), georeference=None) if k else ground, k > 0)
-
-    def _write(self, tiff: tifffile.TiffWriter, ground: Ground, is_reduced: bool) -> None:
-        pixel = self.shape[2 + self._is_volume :]
-        tags = ground.tags()
-        if ground.nodata is not None:
-            text = repr(self.dtype.type(ground.nodata).item())
-            tags["extratags"] = [*tags["extratags"], (_NODATA_TAG, "s", 0, text, False)]
-        tiff.write(
-            self._stored(),
-            shape=self.shape,
-            dtype=self.dtype,
-            tile=self._tile,
-            photometric="rgb" if pixel == (3,) and self.dtype == np.uint8 else "minisblack",
-            planarconfig="contig" if pixel else None,
-            compression="zlib",
-            predictor=2 if self._predicts else None,
-            subfiletype=int(is_reduced),
-            software=False,
-            metadata=None,
-            **tags,
-        )
+                tags = (replace(ground.shifted(0, 0, scale), georeference=None) if k else ground).tags(self.dtype)
+                pixel = self.shape[2 + self._is_volume :]
+                tiff.write(
+                    level._stored(),
+                    shape=level.shape,
+                    dtype=self.dtype,
+                    tile=level._tile,
+                    photometric="rgb" if pixel == (3,) and self.dtype == np.uint8 else "minisblack",
+                    planarconfig="contig" if pixel else None,
+                    compression="zlib",
+                    predictor=2 if self._predicts else None,
+                    subfiletype=int(k > 0),
+                    software=False,
+                    metadata=None,
+                    **tags,
+                )
 
     def _stored(self) -> Iterator[bytes]:
         for start, length in self._places:
@@ -205,16 +194,9 @@ class Pyramid:
 
 
 def halved(image: NDArray[Any], nodata: Any = None) -> NDArray[Any]:
-    """An image of which each pixel stands for four, or for two or one at an odd edge.
+    """An image (h, w[, samples]) of which each pixel stands for four, or for two or one at an odd edge.
 
-    Parameters
-    ----------
-    image : array (h, w) or (h, w, samples)
-    nodata : means are of other values than this and NaN, where there are any
-
-    Returns
-    -------
-    array (ceil(h / 2), ceil(w / 2)[, samples]) of the same dtype: of integers the first of the four, else their mean
+    Of integers it is the first of the four, else the mean of those that are neither nodata nor NaN, if any.
 
     >>> halved(np.array([[1.0, 2.0, np.nan], [3.0, np.nan, np.nan]]))
     array([[ 2., nan]])

@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-
 from lazytiles.config import settings
 from lazytiles.errors import StoreError
 from lazytiles.images import descriptor, unlinked, write_new
@@ -38,24 +36,48 @@ _MOST_JOURNAL = 16 * 2**20  # bytes, of some 600,000 chunks
 
 
 class StoreLock:
-    """The right to write one store, held by one writer at a time.
+    """The right to write one store, held by one writer at a time: the file ``NAME.lock`` beside it.
 
     It ends with `release`, with this object or with its process, whichever comes first. A forked child never
     holds it.
-
-    Parameters
-    ----------
-    path : the store; the lock is the file ``NAME.lock`` beside it
-
-    Raises
-    ------
-    StoreError : another writer holds it, or the lock cannot be made
     """
 
     def __init__(self, path: Path) -> None:
-        name = path.with_name(path.name + ".lock")
-        self._file = _locked(path, name)
-        self._end = weakref.finalize(self, _unlock, self._file, name, os.getpid())
+        name, looked, is_ours = path.with_name(path.name + ".lock"), False, False
+        while not is_ours:
+            file: Any = None
+            try:
+                file = open(name, "r+b", buffering=0, opener=lambda name, flags: unlinked(name, os.O_RDWR | os.O_CREAT))  # noqa: SIM115 # it lives as long as the lock
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # The holder before us unlinks the file; a lock on an unlinked file locks nothing.
+                with contextlib.suppress(FileNotFoundError):
+                    is_ours = os.path.samestat(os.fstat(file.fileno()), name.stat())
+                if is_ours:
+                    # Padded and not truncated: some file systems wait for the disk after a truncation.
+                    os.pwrite(file.fileno(), str(os.getpid()).encode().ljust(32), 0)
+                else:
+                    file.close()
+            except BlockingIOError:
+                holder = os.pread(file.fileno(), 32, 0).decode(errors="replace").strip() or "unknown"
+                file.close()
+                if holder == str(os.getpid()) and not looked:
+                    looked = True
+                    gc.collect()  # A writer that nobody can reach any more holds its lock until it is collected.
+                    continue
+                own = "close() or abort() it" if holder == str(os.getpid()) else "wait for it"
+                raise StoreError(
+                    f"{path} is being written by another writer (process {holder}, lock {name.name}); "
+                    f"{own}, or write to another path"
+                ) from None
+            except BaseException as error:
+                if file is not None:
+                    file.close()
+                if isinstance(error, OSError):
+                    raise failed(f"{path} cannot be locked: {cause_of(error)}", error) from error
+                raise
+        # An object, so that the lock goes when nobody holds it any more.
+        self._file = file
+        self._end = weakref.finalize(self, _unlock, file, name, os.getpid())
         _LOCKS.add(self)
 
     def release(self) -> None:
@@ -64,57 +86,17 @@ class StoreLock:
 
     close = release  # for contextlib.closing
 
-    def forget(self) -> None:
-        """In a forked child: the lock is the parent's alone."""
-        self._file.close()
-
 
 _LOCKS: weakref.WeakSet[StoreLock] = weakref.WeakSet()
 
 
 def _forget_locks() -> None:
+    """In a forked child: they are the parent's alone."""
     for lock in list(_LOCKS):
-        lock.forget()
+        lock._file.close()
 
 
 os.register_at_fork(after_in_child=_forget_locks)
-
-
-def _locked(path: Path, name: Path) -> Any:
-    """The lock file, open and locked: an object, so that the lock goes when nobody holds it any more."""
-    looked = False
-    while True:
-        file, is_ours = None, False
-        try:
-            file = open(name, "r+b", buffering=0, opener=lambda name, flags: unlinked(name, os.O_RDWR | os.O_CREAT))  # noqa: SIM115 # it lives as long as the lock
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The holder before us unlinks the file; a lock on an unlinked file locks nothing.
-            with contextlib.suppress(FileNotFoundError):
-                is_ours = os.path.samestat(os.fstat(file.fileno()), name.stat())
-            if is_ours:
-                # Padded and not truncated: some file systems wait for the disk after a truncation.
-                os.pwrite(file.fileno(), str(os.getpid()).encode().ljust(32), 0)
-                return file
-            file.close()
-        except BlockingIOError:
-            assert file is not None  # for mypy: only flock blocks
-            holder = os.pread(file.fileno(), 32, 0).decode(errors="replace").strip() or "unknown"
-            file.close()
-            if holder == str(os.getpid()) and not looked:
-                looked = True
-                gc.collect()  # A writer that nobody can reach any more holds its lock until it is collected.
-                continue
-            own = "close() or abort() it" if holder == str(os.getpid()) else "wait for it"
-            raise StoreError(
-                f"{path} is being written by another writer (process {holder}, lock {name.name}); "
-                f"{own}, or write to another path"
-            ) from None
-        except BaseException as error:
-            if file is not None:
-                file.close()
-            if isinstance(error, OSError):
-                raise failed(f"{path} cannot be locked: {cause_of(error)}", error) from error
-            raise
 
 
 def _unlock(file: Any, name: Path, process: int) -> None:
@@ -147,13 +129,9 @@ class Entry:
 
 
 class Journal:
-    """The append-only account of one partial: a header, then one line for each chunk that is safe in it.
+    """The append-only account of one partial, beside it: a header, then one line for each chunk that is safe in it.
 
-    Parameters
-    ----------
-    partial : the partial's path; the journal lies beside it
-    header : what the partial is: its format, layout and the fingerprint of what is being written
-    entries : the chunks already safe in it
+    The header says what the partial is: its format, layout and the fingerprint of what is being written.
     """
 
     def __init__(self, partial: Path, header: Mapping[str, Any], entries: list[Entry] | None = None) -> None:
@@ -179,10 +157,13 @@ class Journal:
                 return None
             lines = text.decode().split("\n")[:-1]
             header = json.loads(lines[0])
-            layout = Layout(tuple(map(int, header["shape"])), np.dtype(header["dtype"]), int(header["chunk"]))
+            chunk = Layout.of(header).chunk
             entries = [Entry(*map(int, line.split())) for line in lines[1:]]
-            steps = np.diff([entry.stop for entry in entries], prepend=0)
-            in_order = header["scattered"] or ((steps > 0) & (steps <= layout.chunk)).all()
+            rows = entries[-1].stop if entries else 0
+            in_order = header["scattered"] or (
+                len(entries) == -(-rows // chunk)
+                and all(entry.stop == min((k + 1) * chunk, rows) for k, entry in enumerate(entries))
+            )
             bounded = all(e.stop > 0 and 0 <= e.crc < 2**32 and 0 <= e.note < 2**63 for e in entries)
         except (OSError, LookupError, TypeError, ValueError, OverflowError, RecursionError):
             return None
@@ -278,12 +259,8 @@ def labels_path(path: Path, version: int) -> Path:
 def sweep(path: Path, side: str, labels: int | None, *, labels_too: bool) -> None:
     """Remove what earlier writers of a store left beside it; only with the lock, when the store is there.
 
-    Parameters
-    ----------
-    path : the store
-    side : what the name of the file with its members ends in, if it has one
-    labels : the version of its mask labels, if it has any
-    labels_too : whether mask labels of other versions go
+    What stays is the file with its members whose name ends in `side`, and its mask labels of version `labels`; those
+    of other versions go with `labels_too`.
     """
     for leftover in (*_beside(path, PARTIAL), *_beside(path, OLD)):
         remove(leftover)
@@ -338,9 +315,5 @@ def recover(path: Path) -> None:
 def sync_tree(path: Path) -> None:
     """Ask the system to put a file, or every file of a directory, on the disk itself."""
     for place in [*path.rglob("*"), path] if path.is_dir() else [path]:
-        if place.is_dir():
-            with descriptor(place) as fd:
-                os.fsync(fd)
-        else:
-            with open(place, "rb", buffering=0, opener=unlinked) as file:
-                os.fsync(file)
+        with descriptor(place) as fd:
+            os.fsync(fd)

@@ -47,9 +47,7 @@ class Record:
             "lazytiles": VERSION,
             "format": self.form,
             "rows": self.rows,
-            "shape": list(self.layout.shape),
-            "dtype": self.layout.dtype.str,
-            "chunk": self.layout.chunk,
+            **self.layout.facts(),
             "uid": self.uid,
             "members": dict(self.members),
             "about": dict(self.about),
@@ -66,7 +64,7 @@ class Record:
             crc = facts.pop("crc32")
             whole = zlib.crc32(json.dumps(facts, sort_keys=True).encode()) == crc and facts["complete"] is True
             if whole and facts["lazytiles"] == VERSION:
-                layout = Layout(tuple(facts["shape"]), np.dtype(facts["dtype"]), facts["chunk"])
+                layout = Layout.of(facts)
                 kinds = {"format": str, "rows": int, "uid": str, "members": dict, "about": dict, "chunk": int}
                 if isinstance(uid := facts["about"].get("labels"), str):  # of a store of before labels had versions
                     facts["about"]["labels"] = {"version": 0, "uid": uid}
@@ -89,12 +87,7 @@ class Opened:
 
 
 def open_complete(path: Path) -> Opened:
-    """Open a store if it is complete and as its record says; no row is read.
-
-    Raises
-    ------
-    StoreError : it is not there, unfinished, damaged, or was not written by lazytiles
-    """
+    """Open a store if it is there, complete, and as its record says; no row is read."""
     file = file_of(path)
     try:
         if not file.exists():
@@ -118,7 +111,27 @@ def open_complete(path: Path) -> Opened:
         reader = form.reader(path)
         try:
             members = reader.members()
-            record, digests = _checked(path, form.name, reader, members)
+            if RECORD not in members:
+                raise StoreError(
+                    f"{path} is incomplete or was not written by lazytiles: it has no record "
+                    f"(open foreign arrays with their own library)"
+                )
+            record = Record.load(members[RECORD], path)
+            check_chunk(path, (record.layout.chunk, *record.layout.shape), record.layout.dtype)
+            given = (form.name, reader.shape, reader.dtype)
+            expected = (record.form, (record.rows, *record.layout.shape), record.layout.dtype)
+            if given != expected:
+                raise StoreError(f"{path} is damaged: its record says {expected}, the array is {given}")
+            for name, crc in record.members.items():
+                if name not in members or zlib.crc32(members[name]) != crc:
+                    raise StoreError(f"{path} is damaged: its {name} is missing or not as it was written")
+            digests = array_in(members["digests.npy"])
+            chunks = -(-record.rows // record.layout.chunk)
+            if "digests.npy" not in record.members or digests.shape != (chunks,) or digests.dtype != np.uint32:
+                raise StoreError(
+                    f"{path} is damaged: it has {digests.dtype} digests of shape {digests.shape} for the {chunks} "
+                    f"chunks of its {record.rows} rows"
+                )
         except BaseException:
             reader.close()
             raise
@@ -129,50 +142,17 @@ def open_complete(path: Path) -> Opened:
     return Opened(path, reader, record, members, digests)
 
 
-def _checked(path: Path, form: str, reader: Reader, members: Mapping[str, bytes]) -> tuple[Record, NDArray[np.uint32]]:
-    """The record of a store, which must be as its rows and members are, and the CRC-32 of each chunk."""
-    if RECORD not in members:
-        raise StoreError(
-            f"{path} is incomplete or was not written by lazytiles: it has no record "
-            f"(open foreign arrays with their own library)"
-        )
-    record = Record.load(members[RECORD], path)
-    check_chunk(path, (record.layout.chunk, *record.layout.shape), record.layout.dtype)
-    given = (form, reader.shape, reader.dtype)
-    expected = (record.form, (record.rows, *record.layout.shape), record.layout.dtype)
-    if given != expected:
-        raise StoreError(f"{path} is damaged: its record says {expected}, the array is {given}")
-    for name, crc in record.members.items():
-        if name not in members or zlib.crc32(members[name]) != crc:
-            raise StoreError(f"{path} is damaged: its {name} is missing or not as it was written")
-    digests = array_in(members["digests.npy"])
-    chunks = -(-record.rows // record.layout.chunk)
-    if "digests.npy" not in record.members or digests.shape != (chunks,) or digests.dtype != np.uint32:
-        raise StoreError(
-            f"{path} is damaged: it has {digests.dtype} digests of shape {digests.shape} for the {chunks} chunks of "
-            f"its {record.rows} rows"
-        )
-    return record, digests
-
-
-def intact(reader: Reader, entries: list[Entry], layout: Layout) -> Iterator[Entry]:
-    """The entries up to the first whose rows are no longer as they were written."""
+def intact(reader: Reader, entries: list[Entry], layout: Layout, *, scattered: bool) -> Iterator[Entry]:
+    """The entries whose chunk is as it was written; up to the first that is not, but for scattered ones."""
     start = 0
-    for entry in entries:
-        try:
-            rows = reader.read(start, entry.stop)
-        except Exception:  # Torn bytes can fail in any way a codec can.
-            return
-        if rows.shape != (entry.stop - start, *layout.shape) or crc_of(rows) != entry.crc:
-            return
-        yield entry
-        start = entry.stop
-
-
-def intact_chunks(reader: Reader, entries: list[Entry], layout: Layout) -> Iterator[Entry]:
-    """The entries, in any order, whose chunk is as it was written."""
     for entry in {entry.stop: entry for entry in entries}.values():
-        start = (entry.stop - 1) // layout.chunk * layout.chunk
+        start = (entry.stop - 1) // layout.chunk * layout.chunk if scattered else start
+        good = False
         with contextlib.suppress(Exception):  # Torn bytes can fail in any way a codec can.
-            if crc_of(reader.read(start, entry.stop)) == entry.crc:
-                yield entry
+            rows = reader.read(start, entry.stop)
+            good = rows.shape == (entry.stop - start, *layout.shape) and crc_of(rows) == entry.crc
+        if good:
+            yield entry
+            start = entry.stop
+        elif not scattered:
+            return

@@ -93,8 +93,7 @@ def verify_store(path: str | os.PathLike[str]) -> Verified:
     StoreError : the store is missing, unfinished or damaged; the message names every damaged run of rows
         (the first 20, and how many there are)
     """
-    store = StoreArray(path)
-    try:
+    with contextlib.closing(StoreArray(path)) as store:
         damaged = []
         for number in range(len(store.opened.digests)):
             try:
@@ -112,8 +111,6 @@ def verify_store(path: str | os.PathLike[str]) -> Verified:
             label_store(store.path, record.about["labels"], check=True).close()
             verify_store(labels_path(store.path, int(record.about["labels"]["version"])))
         return Verified(store.path, record.form, len(store), len(store.opened.digests), store.nbytes)
-    finally:
-        store.close()
 
 
 def export(
@@ -227,27 +224,18 @@ def persist(
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Samples on their way into memory or a store.
-
-    Parameters
-    ----------
-    tiles : any source
-    positions : its samples in the order in which they are written; None for all as they come
-    state : the beginning of a digest of what is written, to which what stands beside is added
-    beside : what stands beside the samples, in that order
-    read_bytes : how much is read at once, in whole chunks; None for 64 MiB
-    """
+    """Samples of any source on their way into memory or a store."""
 
     tiles: Any
-    positions: NDArray[np.int64] | None
-    state: Any
-    beside: StoredCompanions
+    positions: NDArray[np.int64] | None  # in the order in which they are written; None for all as they come
+    state: Any  # the beginning of a digest of what is written, to which what stands beside is added
+    beside: StoredCompanions  # in that order
     threads: int | None
     overwrite: bool
     resume: bool
     sync: bool
     options: Mapping[str, Any]
-    read_bytes: int | None = None
+    read_bytes: int | None = None  # at once, in whole chunks; None for 64 MiB
 
     def into_memory(self, progress: bool | OnProgress) -> MultiSourceArray:
         """All samples as one array, and mask labels as another."""
@@ -404,11 +392,9 @@ def is_all_valid(tiles: MultiSourceArray) -> bool:
     """Whether no pixel of some tiles can be invalid but by being NaN; the tags of all their images are read."""
     if not all(hasattr(source, "faults") for source in tiles.sources):
         return False
-    for source in map(copy.copy, tiles.sources):  # what is opened here is forgotten
-        faulty = any(True for _ in source.faults())  # which opens every frame
-        if faulty or not source.is_all_valid:
-            return False
-    return True
+    fresh = map(copy.copy, tiles.sources)  # what is opened here is forgotten
+    # Looking for faults opens every frame.
+    return all(not any(True for _ in source.faults()) and source.is_all_valid for source in fresh)
 
 
 def _state_of(tiles: MultiSourceArray, positions: NDArray[np.int64]) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import secrets
 import time
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from lazytiles.config import check_chunk
 from lazytiles.errors import StoreError
 from lazytiles.images import split_name
-from lazytiles.stores.formats.base import RECORD, Format, Layout, Reader, crc_of, crcs_of, first_difference
+from lazytiles.stores.formats.base import RECORD, Format, Layout, Reader, crc_of, crcs_of, first_difference, saved
 from lazytiles.stores.journal import (
     Entry,
     Journal,
@@ -32,7 +31,7 @@ from lazytiles.stores.journal import (
     sweep,
     sync_tree,
 )
-from lazytiles.stores.record import Opened, Record, intact, intact_chunks, open_complete
+from lazytiles.stores.record import Opened, Record, intact, open_complete
 
 _STEP_BYTES = 64 * 2**20
 _COMMIT_S = 0.5
@@ -41,24 +40,11 @@ _COMMIT_S = 0.5
 class StoreSink:
     """Rows into one store, whole chunks at a time: a `Sink` that is all or nothing.
 
-    Parameters
-    ----------
-    path : the store
-    form : its format
-    options : what the format's library takes, such as compression
-    chunk : rows of one chunk
-    mode : ``"w"`` makes a new store, ``"a"`` appends to a complete one or makes it
-    overwrite : whether a store that is there may be replaced
-    resume : whether the partial that a killed writer left is continued
-    length : rows of the finished store, or None for any number
-    fingerprint : of what is written; a partial with another one is not continued
-    members, about : what the finished store carries beside its rows
-    sync : whether the finished store is flushed to the disk itself before it gets its name
-    scattered : whether chunks come in any order, from other processes, and are told of by `place`
-
-    Raises
-    ------
-    StoreError : the store exists, is locked, cannot be written, or cannot be appended to
+    With mode ``"a"`` it appends to a complete store, or makes it; `overwrite` replaces one, once this is complete.
+    `resume` goes on with what a killed writer left, unless the fingerprint of what is written is another.
+    Beside its rows, of which `length` says how many there will be, the finished store carries `members` and `about`.
+    If it is scattered, chunks come in any order, from other processes, and are told of by `place`.
+    With `sync` it is flushed to the disk itself before it gets its name.
     """
 
     def __init__(
@@ -115,10 +101,9 @@ class StoreSink:
 
     def _start(self, mode: str, resume: bool) -> None:
         recover(self.path)
-        left = next((j for j in partials(self.path) if self._continues(j)), None) if resume else None
         base: Opened | None = None
         if self.path.exists() and not self._overwrite and (mode == "w" or self._format.is_in(self.path)):
-            if mode == "w" and (left is not None or not resume):
+            if mode == "w" and (not resume or self._left() is not None):
                 raise StoreError(f"{self.path} exists; pass overwrite=True to replace it, mode='a' to append")
             base = open_complete(self._named(self.path))
         try:
@@ -136,13 +121,18 @@ class StoreSink:
                     )
                 self._header |= {"base": record.uid, "base_rows": record.rows, "chunk": record.layout.chunk}
                 self._format.inherit(self.path)
-                left = next((j for j in partials(self.path) if self._continues(j)), None) if resume else None
+            left = self._left() if resume else None
             carried = left is not None and self._carry_on(left)
             if base is not None and not carried:
                 self._append_to(base)
         finally:
             if base is not None:
                 base.reader.close()
+
+    def _left(self) -> Journal | None:
+        """What a killed writer of the same rows left of the store."""
+        mine = self._header.items()
+        return next((j for j in partials(self.path) if j.partial.exists() and mine <= j.header.items()), None)
 
     def _named(self, file: Path) -> Path:
         return file if self._inner is None else Path(f"{file}::{self._inner}")
@@ -165,10 +155,6 @@ class StoreSink:
         self.layout, self.rows, self.is_complete = record.layout, record.rows, True
         self._format.side = base.reader.side
 
-    def _continues(self, journal: Journal) -> bool:
-        mine = {name: journal.header.get(name) for name in self._header}
-        return journal.partial.exists() and mine == self._header
-
     def begin(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         """Fix the layout and start the partial."""
         layout = Layout(shape, dtype, self._header["chunk"])
@@ -178,29 +164,30 @@ class StoreSink:
 
     def _new_partial(self, layout: Layout) -> Path:
         self.layout = layout
-        facts = {"shape": list(layout.shape), "dtype": layout.dtype.str}
-        self._journal = Journal.create(self.path, self._header | facts)
+        self._journal = Journal.create(self.path, self._header | layout.facts())
         return self._journal.partial
 
     def _carry_on(self, left: Journal) -> bool:
         """Take over what of a partial is still as it was written; False if the store itself has more."""
-        layout = Layout(tuple(left.header["shape"]), np.dtype(left.header["dtype"]), left.header["chunk"])
+        layout, scattered = Layout.of(left.header), self._header["scattered"]
         check_chunk(self.path, (layout.chunk, *layout.shape), layout.dtype)
-        notes = [entry.note for entry in left.entries]
-        reader = self._reader_of(left, layout, notes)
+        reader = self._reader_of(left, layout)
         try:
-            entries = left.entries
-            check = intact_chunks if self._header["scattered"] else intact
-            good = [] if reader is None else list(check(reader, entries, layout))
-            tail = left.load_tail() if len(good) == len(entries) else b""
+            good = [] if reader is None else list(intact(reader, left.entries, layout, scattered=scattered))
+            tail = left.load_tail() if len(good) == len(left.entries) else b""
+            if reader is not None and good and good[-1].stop % layout.chunk and not scattered:
+                # A store of these rows could not be completed; rows that come now belong into its last chunk.
+                stop = good.pop().stop
+                tail = reader.read(good[-1].stop if good else 0, stop).tobytes()
             rows = (good[-1].stop if good else 0) + len(tail) // layout.row_bytes
             if rows < self._header["base_rows"]:
                 return False
             if self._format.continues and reader is not None:
                 left.rewrite(good)
                 self.layout, self._journal = layout, left
-                self._format.resume(left.partial, layout, notes[: len(good)])
+                self._format.resume(left.partial, layout, [entry.note for entry in good])
                 self.rows = left.rows
+                self._keep_tail(tail)
             else:
                 self.begin(layout.shape, layout.dtype)
                 if reader is not None:
@@ -211,13 +198,12 @@ class StoreSink:
         finally:
             if reader is not None:
                 reader.close()
-        self.tail = tail
         return True
 
-    def _reader_of(self, left: Journal, layout: Layout, notes: list[int]) -> Reader | None:
+    def _reader_of(self, left: Journal, layout: Layout) -> Reader | None:
         try:
             reader = self._format.torn_reader or self._format.reader
-            return reader(self._named(left.partial), layout, notes)
+            return reader(self._named(left.partial), layout, [entry.note for entry in left.entries])
         except ImportError:
             raise
         except Exception:  # A torn partial can fail in any way; then nothing of it is used.
@@ -250,16 +236,9 @@ class StoreSink:
             self.append(rows)
 
     def append(self, rows: NDArray[Any]) -> None:
-        """Write rows behind those that are there.
+        """Write rows, shape (n, *row shape), C-contiguous, behind those that are there.
 
-        Parameters
-        ----------
-        rows : array of shape (n, *row shape), C-contiguous, of the store's dtype; n is a whole number of
-            chunks in every call but the last
-
-        Raises
-        ------
-        StoreError : the disk is full or the write failed otherwise; what is safe stays in the partial
+        n is a whole number of chunks in every call but the last. What is safe stays in the partial if one fails.
         """
         if self.is_complete:
             raise StoreError(f"{self.path} is complete with {self.rows} rows; pass mode='a' to append")
@@ -291,51 +270,38 @@ class StoreSink:
         self._committed_at = time.monotonic()
 
     def compare(self, blocks: Iterable[tuple[int, NDArray[Any]]]) -> None:
-        """Refuse to go on with a partial unless its rows are these; with `overwrite` begin it anew instead.
+        """Refuse to go on with a partial unless its rows are these, and name the first that is another.
 
-        Parameters
-        ----------
-        blocks : the first row of each block, and its rows: whole chunks, but for the last of the store
-
-        Raises
-        ------
-        StoreError : names the first row that is another
+        With `overwrite` it is begun anew instead. The blocks, each with the number of its first row, are whole
+        chunks, but for the last of the store.
         """
         journal, layout = self._started(), self.layout
         assert layout is not None  # for mypy: a partial that goes on has one
         held = {entry.stop: entry.crc for entry in journal.entries}
         for start, rows in blocks:
-            stops = [
-                min(start + first + layout.chunk, start + len(rows)) for first in range(0, len(rows), layout.chunk)
-            ]
-            crcs = crcs_of(rows, layout.chunk)
-            wrong = next((k for k, stop in enumerate(stops) if held.get(stop, crcs[k]) != crcs[k]), None)
-            if wrong is None:
-                continue
-            if not self._overwrite:
-                first = wrong * layout.chunk
-                raise self._other(journal, layout, start + first, rows[first : first + layout.chunk])
-            with self._clean("starting again"):
-                self._format.close()
-                journal.discard()
-                self.rows, self.tail = 0, b""
-            self.begin(layout.shape, layout.dtype)
-            return
-
-    def _other(self, journal: Journal, layout: Layout, start: int, rows: NDArray[Any]) -> StoreError:
-        """The error that names the first row of a chunk of the partial that is not as given."""
-        notes = [entry.note for entry in journal.entries]
-        self.abort()
-        reader = self._reader_of(journal, layout, notes)
-        where = f"one of the rows {start} to {start + len(rows)}"
-        if reader is not None:
-            with contextlib.closing(reader), contextlib.suppress(Exception):  # The chunk is named at least.
-                row = first_difference(reader.read(start, start + len(rows)), rows)
-                where = where if row is None else f"row {start + row}"
-        return StoreError(
-            f"{self.path}: {where} of what is there already ({journal.partial.name}) is not as it would be written "
-            "now, so this is another export; pass overwrite=True to begin anew"
-        )
+            for number, crc in enumerate(crcs_of(rows, layout.chunk)):
+                part = rows[number * layout.chunk :][: layout.chunk]
+                first = start + number * layout.chunk
+                stop = first + len(part)
+                if held.get(stop, crc) == crc:
+                    continue
+                if self._overwrite:
+                    with self._clean("starting again"):
+                        self._format.close()
+                        journal.discard()
+                        self.rows, self.tail = 0, b""
+                    self.begin(layout.shape, layout.dtype)
+                    return
+                self.abort()
+                where, reader = f"one of the rows {first} to {stop}", self._reader_of(journal, layout)
+                if reader is not None:
+                    with contextlib.closing(reader), contextlib.suppress(Exception):  # The chunk is named at least.
+                        row = first_difference(reader.read(first, stop), part)
+                        where = where if row is None else f"row {first + row}"
+                raise StoreError(
+                    f"{self.path}: {where} of what is there already ({journal.partial.name}) is not as it would be "
+                    "written now, so this is another export; pass overwrite=True to begin anew"
+                )
 
     def flush(self, tail: NDArray[Any]) -> None:
         """Make every row survive the death of this process; `tail` is the rows after the last whole chunk."""
@@ -369,53 +335,38 @@ class StoreSink:
         self._started().save_tail(tail)
 
     def close(self) -> None:
-        """Complete the store and give it its name; a second call does nothing.
-
-        Raises
-        ------
-        StoreError : rows are missing or the disk is full; the partial stays
-        """
+        """Complete the store and give it its name; a second call does nothing. If it fails the partial stays."""
         if self._lock is None:
             return
         try:
-            if self.is_complete:
-                with contextlib.suppress(OSError):
-                    self._sweep(labels_too=False)
-                return
-            if self.layout is None:
-                raise StoreError(f"{self.path}: nothing to store: no rows came and no shape and dtype are given")
-            if self._header["scattered"]:
-                self.rows = (self._length or 0) if not self.missing else 0
-            if self._length is not None and self.rows != self._length:
-                raise StoreError(
-                    f"{self.path} is incomplete: {self.rows} of {self._length} rows were written; "
-                    "write on with resume=True"
-                )
-            with self._clean("completing the store"):
-                self._complete(self.layout)
+            if not self.is_complete:
+                if self.layout is None:
+                    raise StoreError(f"{self.path}: nothing to store: no rows came and no shape and dtype are given")
+                if self._header["scattered"]:
+                    self.rows = (self._length or 0) if not self.missing else 0
+                if self._length is not None and self.rows != self._length:
+                    raise StoreError(
+                        f"{self.path} is incomplete: {self.rows} of {self._length} rows were written; "
+                        "write on with resume=True"
+                    )
+                with self._clean("completing the store"):
+                    self._commit()
+                    journal = self._started()
+                    crcs = {entry.stop: entry.crc for entry in journal.entries}
+                    digests = saved(np.array([crcs[stop] for stop in sorted(crcs)], np.uint32))
+                    members = {**self._members, "digests.npy": digests}
+                    sums = {name: zlib.crc32(content) for name, content in members.items()}
+                    record = Record(self._format.name, self.rows, self.layout, secrets.token_hex(8), sums, self.about)
+                    self._format.finish(self.rows, {**members, RECORD: record.dump()})
+                    if self._sync:
+                        sync_tree(journal.partial)
+                    publish(journal.partial, self.path, self._format.side)
+                    self._journal = None
+            with contextlib.suppress(OSError):  # The store is complete; what is left beside it goes another time.
+                version, all_is_new = self.about.get("labels", {}).get("version"), not self.is_complete
+                sweep(self.path, self._format.side, version, labels_too=all_is_new and self._inner is None)
         finally:
             self.abort()
-
-    def _complete(self, layout: Layout) -> None:
-        journal = self._started()
-        self._commit()
-        crc_by_stop = {entry.stop: entry.crc for entry in journal.entries}
-        digests = np.array([crc_by_stop[stop] for stop in sorted(crc_by_stop)], np.uint32)
-        buffer = io.BytesIO()
-        np.save(buffer, digests)
-        members = {**self._members, "digests.npy": buffer.getvalue()}
-        crcs = {name: zlib.crc32(content) for name, content in members.items()}
-        record = Record(self._format.name, self.rows, layout, secrets.token_hex(8), crcs, self.about)
-        self._format.finish(self.rows, {**members, RECORD: record.dump()})
-        if self._sync:
-            sync_tree(journal.partial)
-        publish(journal.partial, self.path, self._format.side)
-        self._journal = None
-        with contextlib.suppress(OSError):  # The store is complete; what is left beside it goes another time.
-            self._sweep(labels_too=self._inner is None)
-
-    def _sweep(self, *, labels_too: bool) -> None:
-        sweep(self.path, self._format.side, self.about.get("labels", {}).get("version"), labels_too=labels_too)
 
     def abort(self) -> None:
         """Leave the store as it was; what is safe stays in the partial, for `resume`."""

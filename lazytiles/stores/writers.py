@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn, Protocol, Self
 
 import numpy as np
@@ -90,8 +89,22 @@ class BufferedWriter:
     ) -> None:
         _check_counts(chunk, length)
         if hasattr(sink, "__setitem__") and hasattr(sink, "shape") and hasattr(sink, "dtype"):
-            shape, dtype, length = _fitted(sink, shape, dtype, length)
-            sink = ArraySink(sink)
+            if not sink.shape:
+                raise RowsError("a scalar has no rows to write into")
+            whole, kind = tuple(sink.shape), np.dtype(sink.dtype)
+            if kind.kind not in "biufc" or 0 in whole[1:]:
+                raise RowsError(f"rows of dtype {kind} and row shape {whole[1:]} cannot be stored")
+            writable = getattr(getattr(sink, "flags", None), "writeable", True)
+            mode = getattr(getattr(sink, "file", None), "mode", "r+")  # of an h5py dataset
+            if not writable or mode == "r" or getattr(sink, "read_only", False):
+                raise RowsError(f"the array of shape {whole} is read-only; open it for writing, such as with mode 'r+'")
+            length = whole[0] if length is None else length
+            if (shape is not None and tuple(shape) != whole[1:]) or length > whole[0]:
+                asked = (length, *(whole[1:] if shape is None else shape))
+                raise RowsError(f"the array has shape {whole}; rows of shape {asked} do not fit into it")
+            if dtype is not None and np.dtype(dtype).newbyteorder("=") != kind.newbyteorder("="):
+                raise RowsError(f"the array has dtype {kind}, not {np.dtype(dtype)}")
+            sink, shape, dtype = ArraySink(sink), whole[1:], kind
         elif not (callable(getattr(sink, "append", None)) and callable(getattr(sink, "close", None))):
             raise RowsError(
                 f"a {type(sink).__name__} takes no rows: an array is needed, or an object with append(rows) and close()"
@@ -166,21 +179,19 @@ class BufferedWriter:
         self._shape, self._dtype = shape, dtype
 
     def _take(self, rows: NDArray[Any]) -> None:
-        first = 0
-        if self._held_rows:
-            first = min(self._chunk - self._held_rows, len(rows))
-            self._hold(rows[:first])
+        while len(rows):
+            # What is held is filled up to a chunk; where nothing is, whole chunks go as they are.
+            whole = len(rows) // self._chunk * self._chunk
+            if whole and not self._held:
+                self._sink.append(rows[:whole])
+                rows = rows[whole:]
+                continue
+            part = rows[: self._chunk - self._held_rows]
+            self._held.append(part.copy())
+            self._held_rows += len(part)
+            rows = rows[len(part) :]
             if self._held_rows == self._chunk:
                 self._sink.append(self._let_go())
-        whole = first + (len(rows) - first) // self._chunk * self._chunk
-        if whole > first:
-            self._sink.append(rows[first:whole])
-        if whole < len(rows):
-            self._hold(rows[whole:])
-
-    def _hold(self, rows: NDArray[Any]) -> None:
-        self._held.append(rows.copy())
-        self._held_rows += len(rows)
 
     def _let_go(self) -> NDArray[Any]:
         rows = self._held[0] if len(self._held) == 1 else np.concatenate(self._held)
@@ -237,9 +248,7 @@ class BufferedWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.close()
         else:
@@ -262,26 +271,6 @@ def _check_counts(chunk: int, length: int | None) -> None:
         raise RowsError(f"chunk must be at least 1 row, not {chunk}")
     if length is not None and length < 0:
         raise RowsError(f"length must be at least 0 rows, not {length}")
-
-
-def _fitted(array: Any, shape: Any, dtype: Any, length: int | None) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """Row shape, dtype and length of a writer into an array, or a RowsError where it cannot take such rows."""
-    if not array.shape:
-        raise RowsError("a scalar has no rows to write into")
-    whole, kind = tuple(array.shape), np.dtype(array.dtype)
-    if kind.kind not in "biufc" or 0 in whole[1:]:
-        raise RowsError(f"rows of dtype {kind} and row shape {whole[1:]} cannot be stored")
-    writable = getattr(getattr(array, "flags", None), "writeable", True)
-    mode = getattr(getattr(array, "file", None), "mode", "r+")  # of an h5py dataset
-    if not writable or mode == "r" or getattr(array, "read_only", False):
-        raise RowsError(f"the array of shape {whole} is read-only; open it for writing, such as with mode 'r+'")
-    rows = whole[0] if length is None else length
-    if (shape is not None and tuple(shape) != whole[1:]) or rows > whole[0]:
-        asked = (rows, *(whole[1:] if shape is None else shape))
-        raise RowsError(f"the array has shape {whole}; rows of shape {asked} do not fit into it")
-    if dtype is not None and np.dtype(dtype).newbyteorder("=") != kind.newbyteorder("="):
-        raise RowsError(f"the array has dtype {kind}, not {np.dtype(dtype)}")
-    return whole[1:], kind, rows
 
 
 class StoreWriter(BufferedWriter):

@@ -611,6 +611,7 @@ FORGED = {
     "back": lambda h, lines: [h, "8 1 0", "4 1 0"],
     "negative": lambda h, lines: [h, "-4 1 0"],
     "long step": lambda h, lines: [h, "12 1 0"],
+    "short step": lambda h, lines: [h, "4 1 0", "6 1 0", "8 1 0"],
     "note": lambda h, lines: [h, f"4 1 {2**70}"],
     "words": lambda h, lines: [h, "four 1 0"],
     "chunk": lambda h, lines: [json.dumps(json.loads(h) | {"chunk": 2**50}), *lines],

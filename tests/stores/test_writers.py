@@ -603,6 +603,26 @@ def test_a_write_that_was_interrupted_ends_the_writer(suffix, tmp_path, monkeypa
     np.testing.assert_array_equal(content(path), rows)
 
 
+def test_a_store_that_could_not_be_completed_takes_more_rows(suffix, tmp_path, monkeypatch):
+    """Its last chunk, which was short, is filled by the rows that come then."""
+    path, writer, rows = tmp_path / f"rows.{suffix}", WRITERS[suffix], rows_of(23)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for start, stop in ((0, 3), (3, 10), (10, 10), (10, 12), (12, 23)):
+        out = writer(path, chunk=4, resume=True)
+        assert len(out) == start
+        out.write(rows[start:stop])
+        with monkeypatch.context() as patch:
+            patch.setattr("lazytiles.stores.sink.publish", full)
+            with pytest.raises(StoreError, match=f"{stop} rows are safe in the unfinished partial"):
+                out.close()
+    writer(path, chunk=4, resume=True).close()
+    np.testing.assert_array_equal(content(path), rows)
+    only(path)
+
+
 def test_a_writer_resumes_what_is_complete(suffix, tmp_path):
     """What was killed just after its last rename is done; anything else is still never replaced unasked."""
     path, writer, rows = tmp_path / f"rows.{suffix}", WRITERS[suffix], rows_of(10)

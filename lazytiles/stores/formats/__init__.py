@@ -30,10 +30,6 @@ def file_of(path: Path) -> Path:
 def format_of(path: Path) -> type[Format]:
     """The format that a path's ending names, a dataset behind ``::`` left out.
 
-    Raises
-    ------
-    StoreError : no format has that ending
-
     >>> format_of(Path("tiles.zarr")).name
     'zarr'
     """

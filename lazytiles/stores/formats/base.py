@@ -43,6 +43,15 @@ class Layout:
         if any(n < 1 for n in (*self.shape, self.chunk)):
             raise StoreError(f"a row of shape {self.shape} in chunks of {self.chunk} rows cannot be stored")
 
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Layout:
+        """The layout of which these are the `facts`."""
+        return cls(tuple(map(int, facts["shape"])), np.dtype(facts["dtype"]), int(facts["chunk"]))
+
+    def facts(self) -> dict[str, Any]:
+        """It as JSON takes it."""
+        return {"shape": list(self.shape), "dtype": self.dtype.str, "chunk": self.chunk}
+
     @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
@@ -54,17 +63,15 @@ class Layout:
 
 
 class Reader:
-    """A store open for reading; or, with a layout and the notes of its chunks, the partial of a killed writer.
-
-    The first axis of its shape is the rows.
-    """
+    """A store open for reading; or, with a layout and the notes of its chunks, the partial of a killed writer."""
 
     holds = True  # what was opened is read to the end, even when another store takes its name meanwhile
     is_packed = True  # a chunk that was read is worth keeping
     is_shared = False  # any number of threads may read at once
     side = ""  # what the name of a file beside the store that holds its members ends in
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # the first axis is the rows
     dtype: np.dtype[Any]
+    _file: Any = None
 
     def __init__(self, path: Path, layout: Layout | None = None, notes: Sequence[int] = ()) -> None:
         raise NotImplementedError
@@ -83,14 +90,15 @@ class Reader:
 
     def close(self) -> None:
         """Let go of what is open."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 class Format:
     """One format of stores: what is known of it, and as an object one partial that is open for writing.
 
-    Parameters
-    ----------
-    options : for the format's library; there are none unless a format says so
+    Its options are for the format's library.
     """
 
     name: ClassVar[str]
@@ -101,12 +109,14 @@ class Format:
     continues: ClassVar[bool] = True  # a partial left by a killed writer is written on as it is
     has_datasets: ClassVar[bool] = False  # several stores in one file
     is_scattered: ClassVar[bool] = False  # many processes may write chunks in any order
+    takes_options: ClassVar[bool] = True
     takes_labels: ClassVar[bool] = False  # labels are among the options, and lie with each row
     side = ""  # see `Reader.side`; known when the partial is finished
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        if options:
+        if options and not self.takes_options:
             raise TypeError(f"a {self.suffixes[0]} file takes no options, but {sorted(options)} were given")
+        self._options = dict(options)
         self._file: Any = None
 
     @classmethod
@@ -154,12 +164,7 @@ class Format:
 
 
 def array_in(content: bytes) -> NDArray[Any]:
-    """The array in the bytes of a ``.npy`` file, which must be all there, before memory is taken for it.
-
-    Raises
-    ------
-    ValueError : cut short, too long, or of objects
-    """
+    """The array in the bytes of a ``.npy`` file, or a ValueError before memory is taken for what is not there."""
     file = io.BytesIO(content)
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -168,6 +173,18 @@ def array_in(content: bytes) -> NDArray[Any]:
         raise ValueError(f"an array of shape {shape} and {dtype} does not fill its {len(content)} bytes")
     flat: NDArray[Any] = np.frombuffer(content, dtype, math.prod(shape), file.tell())
     return flat.reshape(shape, order="F" if fortran else "C").copy()
+
+
+def saved(values: NDArray[Any]) -> bytes:
+    """An array as the bytes of a ``.npy`` file."""
+    if values.dtype.kind == "O":
+        # Text only: objects of other kinds would need pickle, which runs code when it is loaded.
+        if not all(isinstance(value, str) for value in values.reshape(-1)):
+            raise StoreError("labels that are neither numbers nor text cannot be stored")
+        values = values.astype(np.str_)
+    buffer = io.BytesIO()
+    np.save(buffer, values, allow_pickle=False)
+    return buffer.getvalue()
 
 
 def crc_of(rows: NDArray[Any]) -> int:
@@ -196,12 +213,7 @@ def first_difference(one: NDArray[Any], other: NDArray[Any]) -> int | None:
 
 
 def members_of(path: Path, *, links: bool) -> dict[str, bytes]:
-    """The members in the zip archive that a file is or ends with; none where there is none.
-
-    Raises
-    ------
-    StoreError : they are packed, or claim more bytes than the file has
-    """
+    """The members in the zip archive that a file is or ends with; none where there is none."""
     with open(path, "rb", opener=partial(open_plain, links=links)) as file:
         if not zipfile.is_zipfile(file):
             return {}
@@ -218,12 +230,7 @@ def members_of(path: Path, *, links: bool) -> dict[str, bytes]:
 
 
 def refuse_holes(path: Path, facts: os.stat_result, nbytes: int) -> None:
-    """See that so many bytes of members lie in a file, and are not holes in it that cost whoever made it nothing.
-
-    Raises
-    ------
-    StoreError : hardly any of them do
-    """
+    """See that so many bytes of members lie in a file, and are not holes in it that cost whoever made it nothing."""
     if nbytes > max(_SMALL, _MOST_HOLES * 512 * facts.st_blocks):
         raise StoreError(f"{path} is damaged: of {nbytes} bytes of members hardly any are there")
 

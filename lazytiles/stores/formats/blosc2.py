@@ -58,11 +58,6 @@ def _check_frame(path: Path) -> None:
 
     Its layers say what an opened frame becomes, of which some are expressions that are run; its members say
     themselves what they unpack to (C-Blosc2, `README_CFRAME_FORMAT.rst`).
-
-    Raises
-    ------
-    StoreError : it is something else, or damaged
-    LimitError : its members unpack to more than `max_segment_bytes`
     """
     with open(path, "rb", opener=open_plain) as file:
         size = os.fstat(file.fileno()).st_size
@@ -119,10 +114,6 @@ class TornBlosc2Reader(Reader):
             rows = np.frombuffer(content, self._layout.dtype, rows.size).reshape(rows.shape)
         return rows[: stop - start]
 
-    def close(self) -> None:
-        """Let go of what is open."""
-        self._file.close()
-
 
 class Blosc2Format(Format):
     """Rows in a contiguous Blosc2 array, members in the variable-length metadata of its frame."""
@@ -133,11 +124,7 @@ class Blosc2Format(Format):
     reader = Blosc2Reader
     torn_reader = TornBlosc2Reader
     continues = False
-
-    def __init__(self, options: Mapping[str, Any]) -> None:
-        super().__init__({})
-        self._options = dict(options)
-        self._array: Any = None
+    _array: Any = None
 
     def create(self, path: Path, layout: Layout, length: int | None) -> None:
         """See `Format.create`."""

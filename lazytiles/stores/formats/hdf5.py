@@ -81,9 +81,8 @@ class HDF5Reader(Reader):
         try:
             self._data = self._own(self._file, self._name)
             self.shape, self.dtype = self._data.shape, self._data.dtype
-            chunks = self._data.chunks
-            if chunks is not None:
-                check_chunk(path, chunks, self.dtype)
+            if self._data.chunks is not None:
+                check_chunk(path, self._data.chunks, self.dtype)
         except BaseException:
             self.close()
             raise
@@ -127,10 +126,6 @@ class HDF5Reader(Reader):
             found[name] = held[()].tobytes()
         return found
 
-    def close(self) -> None:
-        """Let go of what is open."""
-        self._file.close()
-
 
 class HDF5Format(Format):
     """Rows in a dataset of an HDF5 file, ``data`` if not named, and members in its group ``lazytiles``.
@@ -147,8 +142,7 @@ class HDF5Format(Format):
     has_datasets = True
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        super().__init__({})
-        self._options = dict(options)
+        super().__init__(options)
         self._name = self._options.pop("dataset", None) or DATASET
         self._others: Path | None = self._options.pop("others", None)
 
@@ -223,18 +217,14 @@ def _end_writing(path: Path) -> None:
     """Say in a killed writer's file that nobody writes it any more, as the tool ``h5clear`` does.
 
     Opened as one that is still written (in single-writer mode), HDF5 asks for ever anew for bytes that are damaged.
-
-    Raises
-    ------
-    StoreError : its first bytes are not those of a file of that mode (HDF5 file format, II.A, version 3)
+    Its first bytes are those of the HDF5 file format, II.A, version 3.
     """
     fd = open_plain(path, os.O_RDWR, links=False)
     try:
         block, size = bytearray(os.pread(fd, _SUPERBLOCK, 0)), os.fstat(fd).st_size
         mode = (b"\x89HDF\r\n\x1a\n", 3, 8)
-        if len(block) < _SUPERBLOCK or (bytes(block[:8]), block[8], block[9]) != mode:
-            raise StoreError(f"{path}: its first bytes are damaged")
-        if lookup3(bytes(block[:-4])) != int.from_bytes(block[-4:], "little"):
+        is_sound = len(block) == _SUPERBLOCK and (bytes(block[:8]), block[8], block[9]) == mode
+        if not is_sound or lookup3(bytes(block[:-4])) != int.from_bytes(block[-4:], "little"):
             raise StoreError(f"{path}: its first bytes are damaged")
         block[11] = 0
         block[28:36] = size.to_bytes(8, "little")

@@ -90,6 +90,7 @@ class NpyFormat(Format):
     suffixes = (".npy",)
     mark = b"\x93NUMPY"
     reader = NpyReader
+    takes_options = False
 
     def create(self, path: Path, layout: Layout, length: int | None) -> None:
         """See `Format.create`."""

@@ -87,17 +87,6 @@ def _mark_of(version: str) -> bytes:
     return entry("store", feature(version.encode()))
 
 
-def _inner(example: bytes) -> int:
-    """How many bytes the only field of a protocol buffer has."""
-    size, shift = 0, 0
-    for byte in example[1:]:
-        size |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            break
-    return size
-
-
 def _side_of(path: Path) -> Path | None:
     """The file with the members of a TFRecord store: the one that its last record names."""
     with open(path, "rb", opener=open_plain) as file:
@@ -127,7 +116,7 @@ class TFRecordReader(Reader):
         if side is not None:
             self._members = members_of(side, links=False)
             facts = json.loads(self._members[RECORD])
-            layout = Layout(tuple(facts["shape"]), np.dtype(facts["dtype"]), facts["chunk"])
+            layout = Layout.of(facts)
             self.shape = (facts["rows"], *layout.shape)
             notes = np.frombuffer(self._members["ends.bin"], np.int64).tolist()
             if len(notes) != -(-facts["rows"] // layout.chunk) or notes != sorted(notes):
@@ -179,6 +168,7 @@ class TFRecordFormat(Format):
     name = "tfrecord"
     suffixes = (".tfrecord", ".tfrecords")
     reader = TFRecordReader
+    takes_options = False
     takes_labels = True
 
     def __init__(self, options: Mapping[str, Any]) -> None:
@@ -222,25 +212,22 @@ class TFRecordFormat(Format):
         contents = {name: content for name, content in members.items() if name != RECORD}
         version = hashlib.sha256(zipped(contents)).hexdigest()[:16] if rows else _NO_VERSION
         if rows:
-            self._mark(version)
+            # The last record is written again, with the version of the store behind its data.
+            first, at = self._ends[-2], 0
+            chunk = os.pread(self._file.fileno(), self._ends[-1] - first, first)
+            while (stop := at + 16 + struct.unpack_from("<Q", chunk, at)[0]) < len(chunk):
+                at = stop
+            size_at = at + 13
+            while chunk[size_at] > 127:  # the length of its only field, which takes the rest
+                size_at += 1
+            marked = framed(field(1, chunk[size_at + 1 : stop - 4] + _mark_of(version)))
+            self._file.seek(first + at)
+            write_all(self._file, np.frombuffer(marked, np.uint8))
+            self._ends[-1] = first + at + len(marked)
         ends = np.array(self._ends[1:], np.int64).tobytes()
         self.side = f".{version}{SIDE}"
         write_new(self._path.with_name(self._path.name + self.side), zipped({**members, "ends.bin": ends}))
         self.close()
-
-    def _mark(self, version: str) -> None:
-        """Write the last record again, with the version of the store behind its data."""
-        first = self._ends[-2]
-        chunk = os.pread(self._file.fileno(), self._ends[-1] - first, first)
-        at = 0
-        while (stop := at + 16 + struct.unpack_from("<Q", chunk, at)[0]) < len(chunk):
-            at = stop
-        example = chunk[at + 12 : stop - 4]
-        features = example[len(example) - _inner(example) :]
-        marked = framed(field(1, features + _mark_of(version)))
-        self._file.seek(first + at)
-        write_all(self._file, np.frombuffer(marked, np.uint8))
-        self._ends[-1] = first + at + len(marked)
 
     def adopt(self, store: Path, path: Path, chunks: int) -> bool:
         """Not possible: labels of further rows have no place to come from."""

@@ -68,10 +68,6 @@ class ZarrFormat(Format):
     reader = ZarrReader
     is_scattered = True
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
-        super().__init__({})
-        self._options = dict(options)
-
     def create(self, path: Path, layout: Layout, length: int | None) -> None:
         """See `Format.create`."""
         zarr = require("zarr", extra="zarr")
