@@ -122,6 +122,7 @@ class ReadAhead:
         self._block_bytes = readahead_bytes if work.tandem.planned else 0
         self._is_direct = prefetch == 0 and self._block_bytes == 0
         self._is_inline = prefetch == 0 or (self._block_bytes > 0 and work.is_light)
+        self._ready = ("finished", "read") if self._is_inline else ("finished",)  # states of a batch that may be given
         self._sample_bytes = work.tandem.sample_bytes(work.tandem.planned)
         self._lane = Lane(_POOL, work.threads or settings().threads)
         self._changed = threading.Condition()
@@ -146,7 +147,19 @@ class ReadAhead:
         if self._is_direct:
             key = self._upcoming()
             return key, self._work.read(key)
-        slot = self._await_head()
+        with self._changed:
+            self._plan()
+            while not self._slots or (self._slots[0].error is None and self._slots[0].state not in self._ready):
+                if self._broken is not None:
+                    raise LazyTilesError(f"reading ahead failed: {self._broken!r}") from self._broken
+                # A block is over only when its reader is, which may be after its last batch arrived.
+                if self._stop.is_set() or (not self._slots and self._reading == 0):
+                    raise StopIteration
+                self._changed.wait()
+            slot = self._slots.popleft()
+            self._waiting_bytes -= slot.nbytes
+            if slot.error is None:
+                self._plan()
         if slot.error is not None:
             self.close()
             # An error that a frame of its own traceback refers to would keep that batch alive.
@@ -175,54 +188,29 @@ class ReadAhead:
             raise StopIteration
         return self._keys.popleft() if self._keys else next(self._order)
 
-    def _await_head(self) -> _Slot:
-        with self._changed:
-            self._plan()
-            while not self._is_head_ready():
-                if self._broken is not None:
-                    raise LazyTilesError(f"reading ahead failed: {self._broken!r}") from self._broken
-                # A block is over only when its reader is, which may be after its last batch arrived.
-                if self._stop.is_set() or (not self._slots and self._reading == 0):
-                    raise StopIteration
-                self._changed.wait()
-            slot = self._slots.popleft()
-            self._waiting_bytes -= slot.nbytes
-            if slot.error is None:
-                self._plan()
-        return slot
-
-    def _is_head_ready(self) -> bool:
-        if not self._slots:
-            return False
-        slot = self._slots[0]
-        return bool(slot.error) or slot.state == "finished" or (slot.state == "read" and self._is_inline)
-
     def _plan(self) -> None:
         """Start whatever the budgets allow; the caller holds the lock."""
         if self._stop.is_set():
             return
-        if self._block_bytes:
-            if self._reading == 0 and self._has_room():
-                self._start_block()
-        else:
-            while len(self._slots) < self._prefetch and self._add_slot(0):
-                self._slots[-1].state = "read"
+        if self._block_bytes and self._reading == 0:
+            self._start_block()
+        while not self._block_bytes and len(self._slots) < self._prefetch and self._add_slot(0):
+            self._slots[-1].state = "read"
         if not self._is_inline:
             for slot in islice(self._slots, self._prefetch):
                 if slot.state == "read" and slot.error is None:
                     slot.state = "finishing"
                     self._submit(self._lane.submit, partial(self._finish, slot))
 
-    def _has_room(self) -> bool:
-        """Whether so little is undelivered that a block is worth its start: a large one decodes less.
+    def _start_block(self) -> None:
+        """Plan and read a block, where so little is undelivered that one is worth its start: a large one decodes less.
 
         Where a few batches fill the budget, one of them may wait.
         """
         waiting, one = self._waiting_bytes, self._slots[-1].nbytes if self._slots else 0
         few = max(_HEADSTART * self._block_bytes, one)
-        return waiting == 0 or (waiting <= few and waiting + one <= self._block_bytes)
-
-    def _start_block(self) -> None:
+        if waiting > 0 and (waiting > few or waiting + one > self._block_bytes):
+            return
         before = len(self._slots)
         while len(self._slots) - before < _BLOCK_BATCHES:
             room = self._block_bytes - self._waiting_bytes if self._slots else None
@@ -250,50 +238,50 @@ class ReadAhead:
         return True
 
     def _submit(self, submit: Callable[[Callable[[], None]], None], job: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                if not self._stop.is_set():
+                    job()
+            except BaseException as error:  # where memory ran out while one was worded, the consumer must not wait
+                self._broken = error
+            finally:
+                with self._changed:
+                    self._jobs -= 1
+                    self._changed.notify_all()
+
         self._jobs += 1
         try:
-            submit(partial(self._run, job))
+            submit(run)
         except BaseException as error:
             self._jobs -= 1
             self._broken = error
             raise
 
-    def _run(self, job: Callable[[], None]) -> None:
-        try:
-            if not self._stop.is_set():
-                job()
-        except BaseException as error:  # where memory ran out while an error was worded, the consumer must not wait
-            self._broken = error
-        finally:
+    def _read(self, which: int, block: list[_Slot]) -> None:
+        """Read one planned source of a block."""
+
+        def arrive(k: int, result: Array | LazyTilesError) -> None:
+            slot = block[k]
             with self._changed:
-                self._jobs -= 1
+                if self._stop.is_set():
+                    return
+                if isinstance(result, BaseException):
+                    slot.error = slot.error or result
+                else:
+                    slot.given[which] = native(result)
+                    slot.missing -= 1
+                    slot.state = "read" if slot.missing == 0 else "reading"
+                    self._plan()
                 self._changed.notify_all()
 
-    def _read(self, which: int, block: list[_Slot]) -> None:
         try:
-            self._work.tandem.read_planned(
-                which, [slot.rows for slot in block], partial(self._arrive, which, block), self._stop
-            )
+            self._work.tandem.read_planned(which, [slot.rows for slot in block], arrive, self._stop)
             self._fail(which, block, RuntimeError("its source neither gave it nor an error"))
         except BaseException as error:
             self._fail(which, block, error)
         with self._changed:
             self._reading -= 1
             self._plan()
-            self._changed.notify_all()
-
-    def _arrive(self, which: int, block: list[_Slot], k: int, result: Array | LazyTilesError) -> None:
-        slot = block[k]
-        with self._changed:
-            if self._stop.is_set():
-                return
-            if isinstance(result, BaseException):
-                slot.error = slot.error or result
-            else:
-                slot.given[which] = native(result)
-                slot.missing -= 1
-                slot.state = "read" if slot.missing == 0 else "reading"
-                self._plan()
             self._changed.notify_all()
 
     def _fail(self, which: int, block: list[_Slot], error: BaseException) -> None:

@@ -80,8 +80,19 @@ class Schedule:
         self.groups = None if window is None or groups is None else np.asarray(groups).astype(np.int32)
         self._batches = shard_batches(samples, batch_size, self.shard, drop_last=drop_last)
         self._orders: dict[int, Rows] = {}
-        if window is not None:
-            self._check_window()
+        if window is not None and (not shuffle or replacement or weights is not None):
+            raise ValueError(
+                f"window={window!r} says how shuffle=True mixes; it goes with shuffle=True, and not with weights= or "
+                "replacement="
+            )
+        if window is not None and self.groups is None:
+            raise ValueError(
+                f"window={window!r} mixes that many sources at a time: it needs an array of several sources, such as "
+                "open_tiles or MultiSourceArray give"
+            )
+        is_count = isinstance(window, int | np.integer) and not isinstance(window, bool) and window >= 1
+        if window is not None and not is_count:
+            raise ValueError(f"window is how many sources are mixed at a time, at least 1; not {window!r}")
         if self.weights is not None:
             self.order(0)
 
@@ -138,20 +149,6 @@ class Schedule:
             *(self.samples, self.batch_size, self.shuffle, self.replacement, weights),
             *(self.drop_last, *self.shard, self.window, groups),
         )
-
-    def _check_window(self) -> None:
-        if not self.shuffle or self.replacement or self.weights is not None:
-            raise ValueError(
-                f"window={self.window!r} says how shuffle=True mixes; it goes with shuffle=True, and not with weights= "
-                "or replacement="
-            )
-        if self.groups is None:
-            raise ValueError(
-                f"window={self.window!r} mixes that many sources at a time: it needs an array of several sources, such "
-                "as open_tiles or MultiSourceArray give"
-            )
-        if not isinstance(self.window, int | np.integer) or isinstance(self.window, bool) or self.window < 1:
-            raise ValueError(f"window is how many sources are mixed at a time, at least 1; not {self.window!r}")
 
 
 class Feed:
@@ -237,6 +234,17 @@ readahead_bytes, threads, readers, processes : as for `BatchFlow`
 
     def state(self, epoch: int, batch: int) -> dict[str, int]:
         """A few JSON numbers that say which batch comes next, and of what."""
+        # What is read (shapes, dtypes, order, windows) and how, as a number below 2**48.
+        digest = hashlib.blake2b(repr(self.schedule.words()).encode(), digest_size=6)
+        for source in self.tandem.sources:
+            digest.update(repr((tuple(map(int, source.shape)), np.dtype(source.dtype).str)).encode())
+            for name in ("order", "sample_windows"):
+                array = getattr(source, name, None)
+                if isinstance(array, np.ndarray):
+                    digest.update(np.ascontiguousarray(array).data)
+            if hasattr(source, "name_of") and self.tandem.samples:
+                for row in np.linspace(0, self.tandem.samples - 1, _NAMES_IN_DIGEST).astype(int):
+                    digest.update(source.name_of(int(row)).encode())
         return {
             "version": STATE_VERSION,
             "epoch": epoch,
@@ -244,60 +252,18 @@ readahead_bytes, threads, readers, processes : as for `BatchFlow`
             "seed": self.schedule.seed,
             "samples": self.schedule.samples,
             "batch_size": self.schedule.batch_size,
-            "digest": self._digest(),
+            "digest": int.from_bytes(digest.digest(), "big"),
         }
 
     def load(self, state: Mapping[str, int], *, batches: int) -> Key:
         """The epoch and batch of a state; its seed is taken over where none was given.
 
-        Parameters
-        ----------
-        state : what `state` of a feed over the same data with the same options gave
-        batches : batches of an epoch
-
-        Raises
-        ------
-        LazyTilesError : another version, other data or other options, or not what `state` gave
+        A state of other data or other options is refused; `batches` is how many an epoch has.
         """
-        self._check(state)
-        if state["batch"] >= max(1, batches):
-            raise LazyTilesError(f"this state is of batch {state['batch']}; an epoch of this flow has {batches}")
-        self.schedule.seed = state["seed"]
-        return state["epoch"], state["batch"]
-
-    def close(self) -> None:
-        """End worker processes; a later batch starts new ones."""
-        if self.stage is not None:
-            self.stage.close()
-
-    def _finish(self, key: Key, batch: Structure) -> Structure:
-        if self.stage is not None:
-            places = self.schedule.places(key)
-            batch = self.stage(batch, (self.schedule.seed, key[0], places.start, len(places)))
-        return batch if self.output is None else self.output(batch)
-
-    def _digest(self) -> int:
-        """A number below 2**48 that changes with what is read (shapes, dtypes, order, windows) and how."""
-        words = hashlib.blake2b(digest_size=6)
-        words.update(repr(self.schedule.words()).encode())
-        for source in self.tandem.sources:
-            words.update(repr((tuple(map(int, source.shape)), np.dtype(source.dtype).str)).encode())
-            for name in ("order", "sample_windows"):
-                array = getattr(source, name, None)
-                if isinstance(array, np.ndarray):
-                    words.update(np.ascontiguousarray(array).data)
-            if hasattr(source, "name_of") and self.tandem.samples:
-                for row in np.linspace(0, self.tandem.samples - 1, _NAMES_IN_DIGEST).astype(int):
-                    words.update(source.name_of(int(row)).encode())
-        return int.from_bytes(words.digest(), "big")
-
-    def _check(self, state: Mapping[str, int]) -> None:
-        """Refuse the state of another feed."""
         expected = self.state(0, 0)
         if state.get("version") != STATE_VERSION:
-            raise LazyTilesError(
-                f"this state has version {state.get('version')!r}; version {STATE_VERSION} can be loaded"
-            )
+            found = state.get("version")
+            raise LazyTilesError(f"this state has version {found!r}; version {STATE_VERSION} can be loaded")
         if missing := sorted(expected.keys() - state.keys()):
             raise LazyTilesError(f"this state lacks {', '.join(missing)}; pass what state_dict() gave")
         if state["epoch"] < 0 or state["batch"] < 0:
@@ -314,6 +280,21 @@ readahead_bytes, threads, readers, processes : as for `BatchFlow`
                 "this state is of a flow that reads something else: other tiles, another order, or other "
                 "options; make the flow as it was made when the state was saved"
             )
+        if state["batch"] >= max(1, batches):
+            raise LazyTilesError(f"this state is of batch {state['batch']}; an epoch of this flow has {batches}")
+        self.schedule.seed = state["seed"]
+        return state["epoch"], state["batch"]
+
+    def close(self) -> None:
+        """End worker processes; a later batch starts new ones."""
+        if self.stage is not None:
+            self.stage.close()
+
+    def _finish(self, key: Key, batch: Structure) -> Structure:
+        if self.stage is not None:
+            places = self.schedule.places(key)
+            batch = self.stage(batch, (self.schedule.seed, key[0], places.start, len(places)))
+        return batch if self.output is None else self.output(batch)
 
 
 def _weights_of(weights: Any, labels: Any, tandem: Tandem) -> ArrayLike | None:

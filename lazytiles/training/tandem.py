@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lazytiles.arrays import held
 from lazytiles.config import count
 from lazytiles.errors import LazyTilesError
-from lazytiles.trees import Structure, leaves, rebuilt
+from lazytiles.trees import Structure, leaves, mapped, rebuilt
 
 Rows = NDArray[np.int64]
 Array = NDArray[Any]
@@ -192,8 +192,15 @@ class Tandem:
 
     def read(self, rows: Rows, given: Mapping[int, Array] | None = None) -> Structure:
         """The batch of these rows; `given` holds the arrays of sources that are read already, by number."""
-        given = given or {}
-        return rebuilt(self._form, (given[k] if k in given else self._rows(k, rows) for k in range(len(self.sources))))
+        arrays = dict(given or {})
+        for k, source in enumerate(self.sources):
+            alone = self.threads is None and not isinstance(source, np.ndarray)
+            if k in self.planned and k not in arrays:
+                arrays[k] = native(source.take(rows, **self._how))
+            elif k not in arrays:
+                with self._turn if alone else nullcontext():
+                    arrays[k] = read_rows(source, rows)
+        return mapped(self._form, lambda _, k: arrays[k])
 
     def read_planned(self, which: int, batches: Sequence[Rows], done: Done, stop: threading.Event) -> None:
         """Several batches of one planned source as one plan; see ``MultiSourceArray.take_batches``."""
@@ -224,14 +231,6 @@ class Tandem:
         names = [namer(int(row)) for row in rows[:_NAMED]]
         more = len(rows) - len(names)
         return ", ".join(names) + (f" and {more} more" if more > 0 else "")
-
-    def _rows(self, which: int, rows: Rows) -> Array:
-        source = self.sources[which]
-        if which in self.planned:
-            return native(source.take(rows, **self._how))
-        alone = self.threads is None and not isinstance(source, np.ndarray)
-        with self._turn if alone else nullcontext():
-            return read_rows(source, rows)
 
 
 def batch_error(place: str, names: str, error: BaseException) -> LazyTilesError:
