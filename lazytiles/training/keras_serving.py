@@ -110,7 +110,13 @@ class Server:
             # A trainer may begin and end it with one batch before, to build its model.
             is_built = has_ended and self.begins == len(self._bound) == 1
             if self.begins == 0:
-                self._open()
+                # Who has looked at it before is forgotten, unless it was a loop of the user's, who said which it is.
+                if self.owner == "user" and len(self._bound) > _LOOKS:
+                    self.begins = 1
+                else:
+                    self._forget()
+                if self.is_shuffled:
+                    self._free.extend(sorted({*self.left}.difference(self._bound.values())))
             coming = self._free if self.is_shuffled else self.left
             if coming and coming[0] not in self._kept:
                 self._kept[coming[0]] = self._read(coming[0], coming)
@@ -129,7 +135,15 @@ class Server:
             if self._last == "end" and self.begins < 2 and self._is_over():
                 self.move(self.epoch + 1)
             self._streak = self._streak + 1 if index == self._index + 1 else 0
-            step, coming = self._meaning(index)
+            coming: Iterable[int] = ()  # the steps from it on, if any can be told to be asked for in this order
+            if index >= len(self.left):
+                step = self.done[index - len(self.left)]
+            elif self._free and index not in self._bound:
+                step, coming = self._free[0], self._free
+            else:
+                step = self._bound.get(index, self.left[index])
+                if self._streak >= _STREAK and not self._free:
+                    coming = (self._bound.get(k, self.left[k]) for k in range(index, len(self.left)))
             batch = self._read(step, coming)
             if index < len(self.left):
                 self._bound[index] = step
@@ -172,15 +186,6 @@ class Server:
             self._run = self._look = None
             self._kept.clear()
 
-    def _open(self) -> None:
-        """Forget who has looked at the epoch before it begins, unless it was a loop of the user's, who said which."""
-        if self.owner == "user" and len(self._bound) > _LOOKS:
-            self.begins = 1
-        else:
-            self._forget()
-        if self.is_shuffled:
-            self._free.extend(sorted({*self.left}.difference(self._bound.values())))
-
     def _forget(self) -> None:
         """Let indices mean nothing yet; what was read stays."""
         self._bound.clear()
@@ -194,16 +199,6 @@ class Server:
         """Whether all of the epoch was asked for, and the next may follow without being told."""
         is_told = self.owner == "trainer" or (self.owner == "user" and self.begins > 1)
         return len(self._bound) == len(self.left) and not is_told
-
-    def _meaning(self, index: int) -> tuple[int, Iterable[int]]:
-        """The step of an index, and those from it on which will be asked for in this order, if any can be told."""
-        if index >= len(self.left):
-            return self.done[index - len(self.left)], ()
-        if self._free and index not in self._bound:
-            return self._free[0], self._free
-        steps = (self._bound.get(k, self.left[k]) for k in range(index, len(self.left)))
-        is_in_sequence = self._streak >= _STREAK and not self._free
-        return self._bound.get(index, self.left[index]), steps if is_in_sequence else ()
 
     def _read(self, step: int, coming: Iterable[int]) -> Structure:
         """The batch of a step: with those that come after it, where these are not on their way, or else alone."""
