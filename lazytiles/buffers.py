@@ -42,10 +42,18 @@ class Memory:
 
     def __init__(self, nbytes: int, *, shared: bool) -> None:
         self.number, self.nbytes, self.generation = next(_numbers), nbytes, _generation
-        self.fd = _nameless_file(nbytes) if shared else None
-        self._bytes: Any = np.empty(nbytes, np.uint8) if self.fd is None else mmap.mmap(self.fd, nbytes)
-        if self.fd is not None:
-            weakref.finalize(self, os.close, self.fd).atexit = False
+        self.fd: int | None = None
+        if not shared:
+            self._bytes: Any = np.empty(nbytes, np.uint8)
+            return
+        if hasattr(os, "memfd_create"):
+            self.fd = os.memfd_create("lazytiles", os.MFD_CLOEXEC)
+        else:
+            with tempfile.TemporaryFile() as file:
+                self.fd = os.dup(file.fileno())
+        os.ftruncate(self.fd, nbytes)
+        self._bytes = mmap.mmap(self.fd, nbytes)
+        weakref.finalize(self, os.close, self.fd).atexit = False
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         """The first bytes as an array, which the last of its views keeps alive."""
@@ -53,16 +61,6 @@ class Memory:
         flat = np.frombuffer(memoryview(self._bytes), np.uint8)
         begin = -flat.__array_interface__["data"][0] % _LINE
         return np.frombuffer(memoryview(self._bytes)[begin : begin + math.prod(shape) * dtype.itemsize], dtype)
-
-
-def _nameless_file(nbytes: int) -> int:
-    if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("lazytiles", os.MFD_CLOEXEC)
-    else:
-        with tempfile.TemporaryFile() as file:
-            fd = os.dup(file.fileno())
-    os.ftruncate(fd, nbytes)
-    return fd
 
 
 class Place(NamedTuple):

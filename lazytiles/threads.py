@@ -69,7 +69,15 @@ class Pool:
 
     def _work(self) -> None:
         try:
-            self._drain()
+            while True:
+                with self._lock:
+                    if not self._jobs:
+                        self._threads.discard(threading.current_thread())
+                        return
+                    job = self._jobs.popleft()
+                job()
+                # The last job and what it holds must not live on while the thread waits for the lock.
+                del job
         except BaseException:  # of this loop, as jobs raise nothing: what waits is another thread's then
             with self._lock:
                 self._threads.discard(threading.current_thread())
@@ -77,17 +85,6 @@ class Pool:
             if waiting is not None:
                 self.submit(waiting)
             raise
-
-    def _drain(self) -> None:
-        while True:
-            with self._lock:
-                if not self._jobs:
-                    self._threads.discard(threading.current_thread())
-                    return
-                job = self._jobs.popleft()
-            job()
-            # The last job and what it holds must not live on while the thread waits for the lock.
-            del job
 
 
 class Lane:

@@ -141,15 +141,6 @@ class Schedule:
         sizes = f"{self.samples} samples {order}, {batches} batches of {self.batch_size}"
         return f"{kind}({sizes}{part}, seed {self.seed})"
 
-    def words(self) -> tuple[object, ...]:
-        """What distinguishes this schedule from others, apart from its seed."""
-        arrays = (self.weights, self.groups)
-        weights, groups = (None if a is None else hashlib.blake2b(a.tobytes()).hexdigest() for a in arrays)
-        return (
-            *(self.samples, self.batch_size, self.shuffle, self.replacement, weights),
-            *(self.drop_last, *self.shard, self.window, groups),
-        )
-
 
 class Feed:
     """Sources, their schedule, and what is done with each batch: all that is needed to make any batch.
@@ -200,17 +191,13 @@ readahead_bytes, threads, readers, processes : as for `BatchFlow`
         self.prefetch, self.readahead_bytes = prefetch, readahead_bytes
         self.keeps_seed = seed is not None and not isinstance(seed, np.random.Generator | np.random.RandomState)
         self.tandem = Tandem(data, threads=threads, readers=given)
+        if replacement is None:
+            replacement = isinstance(weights, str)
+        groups = None if window is None else self.tandem.groups()
         self.schedule = Schedule(
-            *(self.tandem.samples, batch_size),
-            shuffle=shuffle,
-            window=window,
-            groups=None if window is None else self.tandem.groups(),
-            replacement=isinstance(weights, str) if replacement is None else replacement,
-            weights=_weights_of(weights, labels, self.tandem),
-            drop_last=drop_last,
-            seed=seed_of(seed),
-            shard=shard,
-        )
+            self.tandem.samples, batch_size, shuffle=shuffle, window=window, groups=groups, replacement=replacement,
+            weights=_weights_of(weights, labels, self.tandem), drop_last=drop_last, seed=seed_of(seed), shard=shard,
+        )  # fmt: skip
         if seed is None and self.schedule.is_random and self.schedule.shard[1] > 1:
             raise ValueError("shards of a random order need one seed; pass the same seed= to each of them")
         self.stage = None if transform is None else Stage(with_boxes(transform, self.tandem.data), processes=processes)
@@ -234,8 +221,12 @@ readahead_bytes, threads, readers, processes : as for `BatchFlow`
 
     def state(self, epoch: int, batch: int) -> dict[str, int]:
         """A few JSON numbers that say which batch comes next, and of what."""
-        # What is read (shapes, dtypes, order, windows) and how, as a number below 2**48.
-        digest = hashlib.blake2b(repr(self.schedule.words()).encode(), digest_size=6)
+        # A number below 2**48 that changes with what is read (shapes, dtypes, order, windows) and how.
+        plan = self.schedule
+        arrays = (plan.weights, plan.groups)
+        weights, groups = (None if a is None else hashlib.blake2b(a.tobytes()).hexdigest() for a in arrays)
+        how = (plan.samples, plan.batch_size, plan.shuffle, plan.replacement, weights, plan.drop_last)
+        digest = hashlib.blake2b(repr((*how, *plan.shard, plan.window, groups)).encode(), digest_size=6)
         for source in self.tandem.sources:
             digest.update(repr((tuple(map(int, source.shape)), np.dtype(source.dtype).str)).encode())
             for name in ("order", "sample_windows"):
@@ -249,9 +240,9 @@ readahead_bytes, threads, readers, processes : as for `BatchFlow`
             "version": STATE_VERSION,
             "epoch": epoch,
             "batch": batch,
-            "seed": self.schedule.seed,
-            "samples": self.schedule.samples,
-            "batch_size": self.schedule.batch_size,
+            "seed": plan.seed,
+            "samples": plan.samples,
+            "batch_size": plan.batch_size,
             "digest": int.from_bytes(digest.digest(), "big"),
         }
 
