@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lazytiles.indexing import Seed
-from lazytiles.training.readahead import Key, ReadAhead
-from lazytiles.training.schedule import READAHEAD_BYTES, Feed
+from lazytiles.training.readahead import ReadAhead
+from lazytiles.training.schedule import READAHEAD_BYTES, Feed, Key
 from lazytiles.training.shards import Shard
 from lazytiles.training.transforms import Transform
 from lazytiles.trees import Structure
@@ -147,7 +147,7 @@ class BatchFlow:
         size = len(self)
         later = count(first + 1) if self.loop and size else ()
         rest = ((epoch, batch) for epoch in later for batch in range(size))
-        ahead = self._feed.ahead(chain(((first, batch) for batch in range(begin, size)), rest))
+        ahead = ReadAhead(self._feed, chain(((first, batch) for batch in range(begin, size)), rest))
         self._passes.add(ahead)
         try:
             for (epoch, batch), *held in ahead:

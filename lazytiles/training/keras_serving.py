@@ -14,8 +14,8 @@ from typing import Literal
 
 from lazytiles.errors import LazyTilesError
 from lazytiles.training.batches import copied
-from lazytiles.training.readahead import Key, ReadAhead
-from lazytiles.training.schedule import Feed
+from lazytiles.training.readahead import ReadAhead
+from lazytiles.training.schedule import Feed, Key
 from lazytiles.trees import Structure, leaves
 
 Owner = Literal["nobody", "user", "trainer"]  # who said which epoch it is: a trainer says so for each
@@ -211,10 +211,10 @@ class Server:
         if not (run and (step == run[0] or (may_wait and step in run))):
             steps = deque(k for k in coming if k not in self._kept)
             if len(steps) < 2 or (run and (may_wait or steps[1] == run[0])):
-                return self.feed.work.read(self.key(self.epoch, step))
+                return self.feed.read(self.key(self.epoch, step))
             if self._run is not None:
                 self._run[1].close()
-            self._run = steps, self.feed.ahead([self.key(self.epoch, k) for k in steps])
+            self._run = steps, ReadAhead(self.feed, [self.key(self.epoch, k) for k in steps])
         end = time.monotonic() + _PATIENCE_S
         while self._run is not None:
             (steps, ahead), self._run = self._run, None  # an error or Ctrl-C leaves none behind
@@ -232,4 +232,4 @@ class Server:
             self._kept[head] = batch
             if time.monotonic() > end:
                 break
-        return self.feed.work.read(self.key(self.epoch, step))
+        return self.feed.read(self.key(self.epoch, step))

@@ -15,67 +15,15 @@ from typing import Literal
 from lazytiles.config import settings
 from lazytiles.errors import LazyTilesError
 from lazytiles.threads import Lane, Pool
-from lazytiles.training.tandem import Alive, Array, Rows, Tandem, batch_error, native
+from lazytiles.training.schedule import Feed, Key
+from lazytiles.training.tandem import Alive, Array, Rows, batch_error, native
 from lazytiles.trees import Structure
-
-Key = tuple[int, int]  # (epoch, batch)
 
 _HEADSTART = 0.15  # of the budget is still undelivered when the next block starts
 _BLOCK_BATCHES = 4096  # batches of one block at most, however small they are
 _POOL = Pool(32)
 _PATIENCE_S = 1.0  # how long `close` waits for jobs that were told to stop
 _LAST_PATIENCE_S = 0.3  # and how long the end of the process waits for them
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """How the batch of a key comes about: its rows, what they are read from, and what is done with them.
-
-    Parameters
-    ----------
-    tandem : the sources
-    rows : key -> the rows of that batch
-    finish : (key, batch) -> batch, or None; called from any thread
-    threads : jobs of reading and finishing that run at once, or None for the setting of that name
-    """
-
-    tandem: Tandem
-    rows: Callable[[Key], Rows]
-    finish: Callable[[Key, Structure], Structure] | None = None
-    threads: int | None = None
-
-    @property
-    def is_light(self) -> bool:
-        """Whether nothing remains to be done, once the planned sources are read, that is worth a thread."""
-        return self.finish is None and self.tandem.is_light
-
-    def read(self, key: Key) -> Structure:
-        """The batch of a key, read now and here."""
-        return self.make(key, self.rows(key), {}, Alive())
-
-    def make(self, key: Key, rows: Rows, given: dict[int, Array], alive: Alive) -> Structure:
-        """The batch of a key of which some sources are read already.
-
-        Raises
-        ------
-        LazyTilesError : naming batch and tiles, whatever it was that failed
-        """
-        place = "batch {1} of epoch {0}".format(*key)
-        try:
-            batch = self.tandem.read(rows, given)
-        except LazyTilesError:
-            raise
-        except Exception as error:
-            raise batch_error(f"reading {place}", self.tandem.name(rows), error) from error
-        alive.track(batch)
-        if self.finish is None:
-            return batch
-        try:
-            batch = self.finish(key, batch)
-        except Exception as error:
-            raise batch_error(f"transform of {place}", self.tandem.name(rows), error) from error
-        alive.track(batch)
-        return batch
 
 
 @dataclass(slots=True)
@@ -97,15 +45,9 @@ class ReadAhead:
     """An iterator of ``(key, batch)`` in the order of `keys`, which reads ahead while its consumer works.
 
     Consecutive batches of sources that can plan are read as one block. What is planned, read or waits comes to
-    `readahead_bytes` at most, or to one batch that is larger; the next block starts when little of it is left.
-    Other sources are read batch by batch, `prefetch` of them ahead.
-
-    Parameters
-    ----------
-    work : how a batch comes about
-    keys : the order of the batches, perhaps without end
-    prefetch : finished batches that wait; 0 finishes each batch when it is asked for
-    readahead_bytes : bytes that are read ahead; 0 plans every batch alone
+    `readahead_bytes` of the feed at most, or to one batch that is larger; the next block starts when little of it is
+    left; with 0 every batch is planned alone. Other sources are read batch by batch. `prefetch` finished batches wait;
+    with 0 each is finished when it is asked for. The order of the keys may be without end.
 
     Notes
     -----
@@ -114,17 +56,17 @@ class ReadAhead:
     iteration.
     """
 
-    def __init__(self, work: Work, keys: Iterable[Key], *, prefetch: int, readahead_bytes: int) -> None:
-        self._work = work
+    def __init__(self, feed: Feed, keys: Iterable[Key]) -> None:
+        self._feed = feed
         self._keys = deque[Key]()  # taken from the order, but not planned yet: one at most
         self._order: Iterator[Key] = iter(keys)
-        self._prefetch = prefetch
-        self._block_bytes = readahead_bytes if work.tandem.planned else 0
-        self._is_direct = prefetch == 0 and self._block_bytes == 0
-        self._is_inline = prefetch == 0 or (self._block_bytes > 0 and work.is_light)
+        self._prefetch = feed.prefetch
+        self._block_bytes = feed.readahead_bytes if feed.tandem.planned else 0
+        self._is_direct = feed.prefetch == 0 and self._block_bytes == 0
+        self._is_inline = feed.prefetch == 0 or (self._block_bytes > 0 and feed.is_light)
         self._ready = ("finished", "read") if self._is_inline else ("finished",)  # states of a batch that may be given
-        self._sample_bytes = work.tandem.sample_bytes(work.tandem.planned)
-        self._lane = Lane(_POOL, work.threads or settings().threads)
+        self._sample_bytes = feed.tandem.sample_bytes(feed.tandem.planned)
+        self._lane = Lane(_POOL, feed.tandem.threads or settings().threads)
         self._changed = threading.Condition()
         self._stop = threading.Event()
         self._slots = deque[_Slot]()
@@ -137,16 +79,10 @@ class ReadAhead:
     def __iter__(self) -> ReadAhead:
         return self
 
-    def start(self) -> None:
-        """Begin to read, before the first batch is asked for."""
-        if not self._is_direct:
-            with self._changed:
-                self._plan()
-
     def __next__(self) -> tuple[Key, Structure]:
         if self._is_direct:
             key = self._upcoming()
-            return key, self._work.read(key)
+            return key, self._feed.read(key)
         with self._changed:
             self._plan()
             while not self._slots or (self._slots[0].error is None and self._slots[0].state not in self._ready):
@@ -169,7 +105,7 @@ class ReadAhead:
             finally:
                 del error
         if slot.state == "read":
-            slot.batch = self._work.make(slot.key, slot.rows, slot.given, slot.alive)
+            slot.batch = self._feed.make(slot.key, slot.rows, slot.given, slot.alive)
         return slot.key, slot.batch
 
     def close(self) -> None:
@@ -218,8 +154,8 @@ class ReadAhead:
                 break
         block = list(islice(self._slots, before, None))
         if block:
-            self._reading = len(self._work.tandem.planned)
-            for which in self._work.tandem.planned:
+            self._reading = len(self._feed.tandem.planned)
+            for which in self._feed.tandem.planned:
                 self._submit(_POOL.submit, partial(self._read, which, block))
 
     def _add_slot(self, sample_bytes: int, room: float | None = None) -> bool:
@@ -228,12 +164,12 @@ class ReadAhead:
             key = self._upcoming()
         except StopIteration:
             return False
-        rows = self._work.rows(key)
+        rows = self._feed.schedule.rows(key)
         nbytes = len(rows) * sample_bytes
         if room is not None and nbytes > room:
             self._keys.append(key)
             return False
-        self._slots.append(_Slot(key, rows, nbytes, len(self._work.tandem.planned)))
+        self._slots.append(_Slot(key, rows, nbytes, len(self._feed.tandem.planned)))
         self._waiting_bytes += nbytes
         return True
 
@@ -275,7 +211,7 @@ class ReadAhead:
                 self._changed.notify_all()
 
         try:
-            self._work.tandem.read_planned(which, [slot.rows for slot in block], arrive, self._stop)
+            self._feed.tandem.read_planned(which, [slot.rows for slot in block], arrive, self._stop)
             self._fail(which, block, RuntimeError("its source neither gave it nor an error"))
         except BaseException as error:
             self._fail(which, block, error)
@@ -289,12 +225,12 @@ class ReadAhead:
             for slot in block:
                 if slot.state == "reading" and which not in slot.given and slot.error is None:
                     place = "reading batch {1} of epoch {0}".format(*slot.key)
-                    slot.error = batch_error(place, self._work.tandem.name(slot.rows), error)
+                    slot.error = batch_error(place, self._feed.tandem.name(slot.rows), error)
 
     def _finish(self, slot: _Slot) -> None:
         given = {} if self._block_bytes == 0 else slot.given
         try:
-            slot.batch = self._work.make(slot.key, slot.rows, given, slot.alive)
+            slot.batch = self._feed.make(slot.key, slot.rows, given, slot.alive)
         except LazyTilesError as error:
             slot.error = error.with_traceback(None)
         except BaseException as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from operator import index
 from typing import Any, Literal
 
@@ -15,13 +15,13 @@ from lazytiles.arrays import held
 from lazytiles.augment import with_boxes
 from lazytiles.errors import LazyTilesError
 from lazytiles.indexing import Seed, balanced_weights, draw, permutation, seed_of, shard_batches, shard_slice
-from lazytiles.training.readahead import Key, ReadAhead, Work
 from lazytiles.training.shards import Shard, own_shard
-from lazytiles.training.tandem import Rows, Tandem
+from lazytiles.training.tandem import Alive, Array, Rows, Tandem, batch_error
 from lazytiles.training.transforms import Stage, Transform
 from lazytiles.trees import Structure
 
 STATE_VERSION = 2
+Key = tuple[int, int]  # (epoch, batch)
 READAHEAD_BYTES = 256 * 2**20
 _NAMES_IN_DIGEST = 4
 
@@ -204,10 +204,9 @@ readahead_bytes, threads, readers, processes : as for `BatchFlow`
         self.output = output
 
     @property
-    def work(self) -> Work:
-        """How the batch of a key comes about."""
-        finish = None if self.stage is None and self.output is None else self._finish
-        return Work(self.tandem, self.schedule.rows, finish, self.tandem.threads)
+    def is_light(self) -> bool:
+        """Whether nothing remains to be done, once the planned sources are read, that is worth a thread."""
+        return self.stage is None and self.output is None and self.tandem.is_light
 
     def in_order(self) -> Feed:
         """The same samples with the same transform, each once, in their own order and in one shard."""
@@ -215,9 +214,36 @@ readahead_bytes, threads, readers, processes : as for `BatchFlow`
         twin.schedule = Schedule(self.schedule.samples, self.schedule.batch_size, seed=self.schedule.seed)
         return twin
 
-    def ahead(self, keys: Iterable[Key]) -> ReadAhead:
-        """The batches of some keys in their order, read ahead within the budgets."""
-        return ReadAhead(self.work, keys, prefetch=self.prefetch, readahead_bytes=self.readahead_bytes)
+    def read(self, key: Key) -> Structure:
+        """The batch of a key, read now and here."""
+        return self.make(key, self.schedule.rows(key), {}, Alive())
+
+    def make(self, key: Key, rows: Rows, given: dict[int, Array], alive: Alive) -> Structure:
+        """The batch of a key of which some sources are read already; called from any thread.
+
+        Raises
+        ------
+        LazyTilesError : naming batch and tiles, whatever it was that failed
+        """
+        place = "batch {1} of epoch {0}".format(*key)
+        try:
+            batch = self.tandem.read(rows, given)
+        except LazyTilesError:
+            raise
+        except Exception as error:
+            raise batch_error(f"reading {place}", self.tandem.name(rows), error) from error
+        alive.track(batch)
+        if self.stage is None and self.output is None:
+            return batch
+        try:
+            if self.stage is not None:
+                places = self.schedule.places(key)
+                batch = self.stage(batch, (self.schedule.seed, key[0], places.start, len(places)))
+            batch = batch if self.output is None else self.output(batch)
+        except Exception as error:
+            raise batch_error(f"transform of {place}", self.tandem.name(rows), error) from error
+        alive.track(batch)
+        return batch
 
     def state(self, epoch: int, batch: int) -> dict[str, int]:
         """A few JSON numbers that say which batch comes next, and of what."""
@@ -280,12 +306,6 @@ readahead_bytes, threads, readers, processes : as for `BatchFlow`
         """End worker processes; a later batch starts new ones."""
         if self.stage is not None:
             self.stage.close()
-
-    def _finish(self, key: Key, batch: Structure) -> Structure:
-        if self.stage is not None:
-            places = self.schedule.places(key)
-            batch = self.stage(batch, (self.schedule.seed, key[0], places.start, len(places)))
-        return batch if self.output is None else self.output(batch)
 
 
 def _weights_of(weights: Any, labels: Any, tandem: Tandem) -> ArrayLike | None:
