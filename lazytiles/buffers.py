@@ -31,13 +31,9 @@ _generation = 0  # forks so far: what a child may still see is not used again
 
 
 class Memory:
-    """Bytes for one array at a time; shared ones belong to a file without a name, whose descriptor can be sent.
+    """Bytes for one array at a time; shared ones belong to a file without a name, whose descriptor `fd` can be sent.
 
-    Attributes
-    ----------
-    number : no two of a process are alike
-    nbytes : how many
-    fd : descriptor of shared memory, else None
+    No two of a process have the same `number`.
     """
 
     def __init__(self, nbytes: int, *, shared: bool) -> None:
@@ -71,25 +67,14 @@ class Place(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """Where some arrays lie in shared memory.
-
-    Parameters
-    ----------
-    memories : all that they lie in
-    where : int64, shape (n, 5): number in `memories`, first byte, height, width, bands
-    """
+    """Where some arrays lie in shared memory."""
 
     memories: tuple[Memory, ...]
-    where: NDArray[np.int64]
+    where: NDArray[np.int64]  # shape (n, 5): number in `memories`, first byte, height, width, bands
 
 
 class Shelf:
-    """Memory that waits for its next use.
-
-    Parameters
-    ----------
-    limit : bytes that wait at most; beyond it, what has waited the longest goes first
-    shared : whether it is shared memory
+    """Memory that waits for its next use; of more than `limit` bytes, what has waited the longest goes first.
 
     >>> shelf = Shelf(2**20)
     >>> array = shelf.empty((300, 400), np.dtype("float32"))

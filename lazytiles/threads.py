@@ -20,11 +20,8 @@ Job = Callable[[], None]
 class Pool:
     """Jobs on at most `limit` threads, which end as soon as nothing is queued.
 
-    Jobs neither raise nor wait for a consumer, so that a stalled flow never holds a thread.
-
-    Notes
-    -----
-    Threads are daemons: what stops them at exit is the owner of the job.
+    Jobs neither raise nor wait for a consumer, so that a stalled flow never holds a thread. Threads are daemons: what
+    stops them at exit is the owner of the job.
     """
 
     def __init__(self, limit: int) -> None:

@@ -63,15 +63,9 @@ class Placement:
             yield slice(top * width, bottom * width), y.ravel(), x.ravel()
 
     def moved_points(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Where points of the input lie in the output, in pixels from the corner of the first pixel.
+        """Where points of the input lie in the output: (x, y), shape (k, 2), pixels from the corner of the first pixel.
 
-        Parameters
-        ----------
-        points : (x, y), shape (k, 2), pixels; not for a placement with a warp
-
-        Returns
-        -------
-        float64 array, shape (k, 2); they may lie outside
+        They may lie outside. Not for a placement with a warp.
 
         >>> flip = Placement((2, 4), (2, 4), (0, 0), (1.0, 0.0, 0.0, -1.0), (0.0, 3.0), None, 0.0)
         >>> flip.moved_points(np.array([[0.0, 0.5]]))
@@ -87,16 +81,9 @@ class Placement:
     def moved_boxes(self, corners: NDArray[np.float64]) -> NDArray[np.float64]:
         """Boxes of the input in the output: the bounds of their four corners, cut at the edges of the output.
 
-        Under a warp it is the bounds of the pixels that show something of the box. What leaves the output, or has no
-        pixel, becomes 0, 0, 0, 0; a box without pixels stays what it is.
-
-        Parameters
-        ----------
-        corners : (x0, y0, x1, y1), shape (k, 4), pixels, half-open
-
-        Returns
-        -------
-        float64 array, shape (k, 4)
+        Under a warp it is the bounds of the output's pixels whose centres come from inside the box. What leaves the
+        output, or has no pixel, becomes 0, 0, 0, 0; a box without pixels stays what it is. Boxes are (x0, y0, x1, y1),
+        shape (k, 4), in pixels, half-open.
         """
         given = (corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1])
         result = corners.copy()
@@ -139,13 +126,9 @@ class Placement:
 
 @lru_cache(maxsize=64)
 def spline_basis(length: int, points: int) -> NDArray[np.float64]:
-    """Weights of `points` control points, spread from edge to edge, at each of `length` pixels.
+    """Weights of `points` control points, spread from edge to edge, at each of `length` pixels: (length, points).
 
-    The uniform cubic B-spline; beyond the edges the outermost points repeat.
-
-    Returns
-    -------
-    float64 array, shape (length, points), read-only; rows sum to 1
+    The uniform cubic B-spline; beyond the edges the outermost points repeat. Rows sum to 1; the array is read-only.
 
     >>> spline_basis(3, 3).round(3).tolist()
     [[0.833, 0.167, 0.0], [0.167, 0.667, 0.167], [0.0, 0.167, 0.833]]
@@ -164,10 +147,7 @@ def spline_basis(length: int, points: int) -> NDArray[np.float64]:
 def move_image(image: NDArray[Any], axes: tuple[int, int], place: Placement, fill: str, cval: float) -> NDArray[Any]:
     """The image at its new place, bilinear, in its own dtype; exact copies where pixels fall on pixels.
 
-    Parameters
-    ----------
-    image : any number of axes, of which `axes` (rows, columns) are spatial; numbers or booleans
-    fill, cval : what lies outside
+    Any number of axes, of which `axes` (rows, columns) are spatial. `fill` and `cval` say what lies outside.
     """
     if image.dtype.kind not in "biufc":
         raise TypeError(f"an image of dtype {image.dtype} cannot be transformed; give numbers or booleans")

@@ -32,15 +32,9 @@ class Leaf:
 def find_leaves(
     batch: Any, channel_axis: int | None, images: Names, masks: Names, boxes: Collection[Path] = ()
 ) -> list[Leaf]:
-    """The images and masks of a batch, images first, with the paths at which they stand in its structure.
+    """The images and masks of a batch, images first; what stands at the paths of `boxes` is neither.
 
-    Parameters
-    ----------
-    boxes : paths of arrays that are boxes, and neither image nor mask
-
-    Raises
-    ------
-    ValueError : there is no image, images differ in number or size, or an array may be label or mask
+    Refused are a batch without images, images that differ in number or size, and what may be label or mask.
     """
     arrays = [(path, np.asarray(item)) for path, item in walk(batch) if item is not None and path not in boxes]
     found = []
@@ -82,14 +76,8 @@ def find_leaves(
 def find_boxes(batch: Any, boxes: Mapping[Any, Boxes] | Boxes | None) -> dict[Path, Boxes]:
     """The arrays of a batch that are boxes, by their paths.
 
-    Parameters
-    ----------
-    boxes : by name, position in the batch or whole path; or of the labels: what is called "boxes" or "bboxes",
-        else item 1 of a tuple or "y" of a dict
-
-    Raises
-    ------
-    ValueError : there is no such array, or the labels are several
+    They are given by name, position in the batch or whole path, or one form for the labels: what is called "boxes" or
+    "bboxes", else item 1 of a tuple or "y" of a dict.
     """
     if boxes is None:
         return {}

@@ -59,9 +59,7 @@ class Standard:
 class Scaling:
     """What `normalize` does to the inputs of a model, whatever a transform has made of them.
 
-    Parameters
-    ----------
-    scales : in the form of the sources: the scale of each image, None for what stays as it is
+    `scales` has the form of the sources: the scale of each image, None for what stays as it is.
 
     >>> scaling = Scaling.of(True, {"image": np.zeros((9, 4, 4), "uint8"), "height": np.zeros((9, 2))})
     >>> scaling({"image": np.full((1, 4, 4), 51.0), "height": np.ones((1, 2))})["image"][0, 0, 0]
@@ -101,12 +99,7 @@ class Scaling:
         return cls(mapped(as_sources(x), scale, as_tuples=True))
 
     def __call__(self, x: Structure) -> Structure:
-        """Arrays in the form of the sources, scaled.
-
-        Raises
-        ------
-        LazyTilesError : a transform has made inputs of several images whose scales differ
-        """
+        """Arrays in the form of the sources, scaled."""
         return self._scaled(self.scales, x)
 
     def _scaled(self, scales: Structure, x: Structure) -> Structure:
@@ -231,20 +224,11 @@ def one_target(data: tuple[Structure, ...]) -> Any:
 
 @dataclass(frozen=True, repr=False)
 class Inputs:
-    """What an adapter was made with, by which `predict` goes on from it.
-
-    Parameters
-    ----------
-    x : the sources that the model gets
-    y : the targets, or None
-    scaling : what is done to a batch of `x`
-    batch_size : samples of a batch
-    has_transform : whether batches are transformed as well
-    """
+    """What an adapter was made with, by which `predict` goes on from it: its sources, and what is done to batches."""
 
     x: Structure
-    y: Structure
-    scaling: Scaling | None
+    y: Structure  # or None
+    scaling: Scaling | None  # of batches of `x`
     batch_size: int
     has_transform: bool
 
@@ -255,14 +239,7 @@ class Inputs:
 def class_count(given: Any, x: Structure, y: Structure) -> int | None:
     """How many classes ``KerasAdapter(num_classes=)`` means: that number, or with True those that the data name.
 
-    Parameters
-    ----------
-    given : a number, True, or None or False for no classes
-    x, y : as `KerasAdapter` takes them; the `classes` of `y` count, or of the arrays in `x` whose labels `y` is
-
-    Raises
-    ------
-    ValueError : True, and no classes or different ones; or something that is no number
+    The `classes` of `y` count, or of the arrays in `x` whose labels `y` is.
 
     >>> class_count(3, np.zeros(2), None), class_count(None, np.zeros(2), None)
     (3, None)
@@ -287,17 +264,9 @@ def class_count(given: Any, x: Structure, y: Structure) -> int | None:
 
 
 def parts_of(x: Structure, y: Structure = None, sample_weight: Structure = None) -> tuple[Structure, ...]:
-    """The sources as ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)``.
+    """The sources as ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)``, from what `KerasAdapter` takes.
 
-    Parameters
-    ----------
-    x, y, sample_weight : as `KerasAdapter` takes them; an array with labels brings them, alone or among others, and
-        its table columns, see `with_tabular`
-
-    Raises
-    ------
-    ValueError : weights without targets; several arrays in `x` that bring different labels or table columns
-    TypeError : something that no framework takes
+    An array with labels brings them as `y`, alone or among others, and its table columns, see `with_tabular`.
     """
     if y is None and (brought := _brought(x, "labels")):
         (first, y), *others = brought
@@ -318,10 +287,6 @@ def with_tabular(x: Structure) -> Structure:
     """The inputs, and the table columns that arrays among them bring: as a last one, in a dict as ``"tabular"``.
 
     Columns that are among the inputs already are not brought again.
-
-    Raises
-    ------
-    ValueError : several arrays bring different columns, or a dict has another ``"tabular"``
     """
     found = _brought(x, "tabular")
     if not found:

@@ -33,14 +33,7 @@ class Server:
     Without, and before an epoch begins, index i is step i. An epoch of which all steps were asked for moves on when
     another one begins, or when a step is asked for after it has ended.
 
-    Parameters
-    ----------
-    feed : how a batch comes about
-    steps : batches of an epoch; where a pass over the samples has more or fewer, epochs go on through the passes
-
-    Notes
-    -----
-    Not safe for threads by itself; `KerasAdapter` has the lock.
+    An epoch has `steps` batches; where a pass over the samples has more or fewer, epochs go on through the passes.
     """
 
     def __init__(self, feed: Feed, steps: int) -> None:

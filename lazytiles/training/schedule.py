@@ -29,25 +29,9 @@ _NAMES_IN_DIGEST = 4
 class Schedule:
     """Which rows each batch of each epoch has: a pure function of what it is made of.
 
-    A global batch has ``batch_size * count`` rows; shard `r` takes the `r`-th part of each, so that the
-    shards together are the one order.
-
-    Parameters
-    ----------
-    samples : rows there are
-    batch_size : rows of a batch of this shard
-    shuffle : a new permutation of all rows for each epoch
-    window, groups : permute groups of rows instead, and rows within each run of `window` groups; `groups` has the
-        number of each row's group, shape (samples,)
-    replacement, weights : draw the rows instead, `weights` being relative probabilities, shape (samples,)
-    drop_last : leave out the global batch that is not full, as several shards always do
-    seed : int
-    shard : (rank, count), or "auto" to ask the launcher
-
-    Raises
-    ------
-    ValueError : sizes below one, a rank outside its count, weights that cannot be drawn from, a window without
-        shuffling or without groups
+    The options are as for `BatchFlow`; `samples` is how many rows there are, and `groups` the number of each row's
+    group, of which `window` mixes so many at a time, shape (samples,). A global batch has ``batch_size * count`` rows;
+    shard `r` takes the `r`-th part of each, so that the shards together are the one order.
 
     >>> schedule = Schedule(5, 2)
     >>> len(schedule), schedule.rows((0, 2))
@@ -145,22 +129,14 @@ class Schedule:
 class Feed:
     """Sources, their schedule, and what is done with each batch: all that is needed to make any batch.
 
-    Parameters
-    ----------
-    data, batch_size, shuffle, window, replacement, weights, drop_last, transform, seed, shard, prefetch, \
-readahead_bytes, threads, readers, processes : as for `BatchFlow`
-    labels : what ``weights="balanced"`` goes by, shape (N,) or (N, k); by default those of the first array with labels
-    output : batch -> batch, done last; None does nothing
+    The options are as for `BatchFlow`. Besides, `labels` is what ``weights="balanced"`` goes by, shape (N,) or (N, k),
+    by default those of the first array with labels, and `output` is done last, batch -> batch.
 
     Attributes
     ----------
     tandem : the sources, held as they were given
     schedule : which rows each batch has
     stage : the transform, or None
-
-    Raises
-    ------
-    TypeError, ValueError : as for `BatchFlow`
     """
 
     def __init__(
@@ -219,12 +195,7 @@ readahead_bytes, threads, readers, processes : as for `BatchFlow`
         return self.make(key, self.schedule.rows(key), {}, Alive())
 
     def make(self, key: Key, rows: Rows, given: dict[int, Array], alive: Alive) -> Structure:
-        """The batch of a key of which some sources are read already; called from any thread.
-
-        Raises
-        ------
-        LazyTilesError : naming batch and tiles, whatever it was that failed
-        """
+        """The batch of a key of which some sources are read already, on any thread; errors name batch and tiles."""
         place = "batch {1} of epoch {0}".format(*key)
         try:
             batch = self.tandem.read(rows, given)
@@ -329,10 +300,6 @@ def _weights_of(weights: Any, labels: Any, tandem: Tandem) -> ArrayLike | None:
 
 def check_budgets(**given: Any) -> None:
     """Refuse budgets and counts out of range.
-
-    Raises
-    ------
-    ValueError : naming the option
 
     >>> check_budgets(prefetch=-1, readahead_bytes=0, threads=None)
     Traceback (most recent call last):

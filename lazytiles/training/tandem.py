@@ -38,10 +38,6 @@ def native(array: Any) -> Array:
 def as_source(value: Any) -> Any:
     """A source as it is now (see `lazytiles.arrays.view.held`), if it can serve as one.
 
-    Raises
-    ------
-    TypeError : it lacks ``shape``, ``dtype`` or indexing, has no axis of samples, or is a tensor that NumPy cannot see
-
     >>> as_source([1, 2])
     Traceback (most recent call last):
     TypeError: a source has a shape, a dtype and indexing, as NumPy arrays do; list has not
@@ -68,17 +64,10 @@ def has_own_take(source: Any) -> bool:
 
 
 def read_rows(source: Any, rows: Rows) -> Array:
-    """Rows of a source, in that order, as a fresh array that shares no memory with it.
+    """Rows of a source, in that order, as a fresh array that shares no memory with it, shape (n, *source.shape[1:]).
 
-    Parameters
-    ----------
-    source : array-like along axis 0; its own ``take(indices)`` is used where it has one
-    rows : int64, shape (n,), may repeat and go back; others than NumPy's arrays are asked for each row
-        once, in rising order (as h5py wants them)
-
-    Returns
-    -------
-    array, shape (n, *source.shape[1:]), C-contiguous, native byte order
+    It is C-contiguous and in native byte order. `rows`, int64, shape (n,), may repeat and go back; sources that are no
+    NumPy arrays and have no ``take(indices)`` are asked for each row once, in rising order (as h5py wants them).
 
     >>> read_rows(np.arange(10, 20), np.array([3, 0, 3]))
     array([13, 10, 13])
@@ -130,19 +119,13 @@ class Alive:
 
 
 class Tandem:
-    """Sources of one length that are read row by row together.
+    """Sources of one length, in tuples, lists and dicts, that are read row by row together.
 
     Parameters
     ----------
-    data : one source, or tuples, lists and dicts of sources
     threads : int or None; sources that are neither NumPy's nor able to read batches themselves are read by
         one thread at a time, unless a number of threads is given
     readers : processes that decode, or None for the setting of that name
-
-    Raises
-    ------
-    TypeError : something in `data` is not a source, or there is none
-    ValueError : the sources differ in length
 
     Notes
     -----
@@ -207,12 +190,7 @@ class Tandem:
         self.sources[which].take_batches(batches, done, stop=stop, **self._how)
 
     def verify(self) -> None:
-        """Let every source that can do so check that all its samples can be read.
-
-        Raises
-        ------
-        LazyTilesError : naming those that cannot
-        """
+        """Let every source that can do so check that all its samples can be read; an error names those that cannot."""
         for source in self.sources:
             if hasattr(source, "verify"):
                 source.verify()

@@ -32,14 +32,8 @@ class Stage:
 
     Parameters
     ----------
-    transform : (batch, rng) -> batch, batch -> batch, or a function of images, ``fn(image=..., mask=...) -> dict``.
-        `rng` is a `lazytiles.indexing.seeds.BatchGenerator`
+    transform : as `as_transform` takes it; called with a `lazytiles.indexing.seeds.BatchGenerator`
     processes : worker processes, started when first needed; 0 runs the transform where it is called
-
-    Raises
-    ------
-    ImportError : processes are wanted and loky is not installed
-    TypeError : the transform cannot be called
     """
 
     def __init__(self, transform: Transform, *, processes: int = 0) -> None:
@@ -59,13 +53,7 @@ class Stage:
         self.__init__(**state)  # type: ignore[misc]  # nothing else makes the lock
 
     def __call__(self, batch: Structure, draw: Draw) -> Structure:
-        """The transformed batch; its samples are those of `draw`.
-
-        Raises
-        ------
-        LazyTilesError : the worker process died; the next batch gets new ones
-        ValueError : the transform dropped a part of the batch, or gave another number of samples
-        """
+        """The transformed batch, of as many samples; where a worker process died, the next batch gets new ones."""
         given = self._in_worker(batch, draw) if self.processes else _apply(self.transform, batch, draw)
         check_parts(batch, given, draw[3])
         return given
