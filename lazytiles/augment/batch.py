@@ -106,6 +106,7 @@ class Augment:
         moved: dict[Path, NDArray[Any]] = {}
         for leaf in leaves:
             shape = list(leaf.array.shape[1:])
+            move: Callable[..., NDArray[Any]]
             if leaf.is_image:
                 move, part, axes = move_image, 0, spatial_axes(len(shape), self.channel_axis)
             else:

@@ -172,7 +172,7 @@ def _span(value: Any, name: str, around: int = 0) -> Span:
     if _is_number(value):
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name}={value!r}: a number must be finite and at least 0; a pair is (low, high)")
-        number = int(value) if isinstance(value, Integral) else float(value)
+        number = int(value) if _is_whole(value) else float(value)
         low, high = around - number, around + number
     else:
         low, high = _two(value, name)
@@ -180,7 +180,7 @@ def _span(value: Any, name: str, around: int = 0) -> Span:
             raise ValueError(f"{name}={value!r}: expected a number or a pair (low, high)")
         if not (math.isfinite(low) and math.isfinite(high) and low <= high):
             raise ValueError(f"{name}={value!r}: expected finite low <= high")
-    is_whole = name == "shift" and isinstance(low, Integral) and isinstance(high, Integral)
+    is_whole = name == "shift" and _is_whole(low) and _is_whole(high)
     return (int(low), int(high)) if is_whole else (float(low), float(high))
 
 
@@ -220,6 +220,10 @@ def _two(value: Any, name: str) -> tuple[Any, Any]:
 
 def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, NUMBER)
+
+
+def _is_whole(value: Any) -> TypeGuard[int]:
+    return isinstance(value, Integral)
 
 
 def _is_nested(value: Any) -> bool:
