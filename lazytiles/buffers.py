@@ -31,21 +31,25 @@ _generation = 0  # forks so far: what a child may still see is not used again
 
 
 class Memory:
-    """Bytes for one array at a time; shared ones belong to a file without a name, whose descriptor can be sent.
+    """Bytes for one array at a time; shared ones belong to a file without a name, whose descriptor `fd` can be sent.
 
-    Attributes
-    ----------
-    number : no two of a process are alike
-    nbytes : how many
-    fd : descriptor of shared memory, else None
+    No two of a process have the same `number`.
     """
 
     def __init__(self, nbytes: int, *, shared: bool) -> None:
         self.number, self.nbytes, self.generation = next(_numbers), nbytes, _generation
-        self.fd = _nameless_file(nbytes) if shared else None
-        self._bytes: Any = np.empty(nbytes, np.uint8) if self.fd is None else mmap.mmap(self.fd, nbytes)
-        if self.fd is not None:
-            weakref.finalize(self, os.close, self.fd).atexit = False
+        self.fd: int | None = None
+        if not shared:
+            self._bytes: Any = np.empty(nbytes, np.uint8)
+            return
+        if hasattr(os, "memfd_create"):
+            self.fd = os.memfd_create("lazytiles", os.MFD_CLOEXEC)
+        else:
+            with tempfile.TemporaryFile() as file:
+                self.fd = os.dup(file.fileno())
+        os.ftruncate(self.fd, nbytes)
+        self._bytes = mmap.mmap(self.fd, nbytes)
+        weakref.finalize(self, os.close, self.fd).atexit = False
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         """The first bytes as an array, which the last of its views keeps alive."""
@@ -53,16 +57,6 @@ class Memory:
         flat = np.frombuffer(memoryview(self._bytes), np.uint8)
         begin = -flat.__array_interface__["data"][0] % _LINE
         return np.frombuffer(memoryview(self._bytes)[begin : begin + math.prod(shape) * dtype.itemsize], dtype)
-
-
-def _nameless_file(nbytes: int) -> int:
-    if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("lazytiles", os.MFD_CLOEXEC)
-    else:
-        with tempfile.TemporaryFile() as file:
-            fd = os.dup(file.fileno())
-    os.ftruncate(fd, nbytes)
-    return fd
 
 
 class Place(NamedTuple):
@@ -73,25 +67,14 @@ class Place(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """Where some arrays lie in shared memory.
-
-    Parameters
-    ----------
-    memories : all that they lie in
-    where : int64, shape (n, 5): number in `memories`, first byte, height, width, bands
-    """
+    """Where some arrays lie in shared memory."""
 
     memories: tuple[Memory, ...]
-    where: NDArray[np.int64]
+    where: NDArray[np.int64]  # shape (n, 5): number in `memories`, first byte, height, width, bands
 
 
 class Shelf:
-    """Memory that waits for its next use.
-
-    Parameters
-    ----------
-    limit : bytes that wait at most; beyond it, what has waited the longest goes first
-    shared : whether it is shared memory
+    """Memory that waits for its next use; of more than `limit` bytes, what has waited the longest goes first.
 
     >>> shelf = Shelf(2**20)
     >>> array = shelf.empty((300, 400), np.dtype("float32"))

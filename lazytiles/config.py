@@ -89,23 +89,24 @@ class Settings:
             raise LimitError(f"mmap must be True or False, not {self.mmap!r}")
 
 
-def _given(name: str, text: str) -> Any:
-    """The value that an environment variable gives to a setting."""
-    if name == "readers" and text.strip().lower() == "auto":
-        return "auto"
-    if name == "mmap":
-        if text.strip().lower() in _WORDS:
-            return _WORDS[text.strip().lower()]
-    else:
-        with suppress(ValueError):
-            return int(text)
-    wanted = "1 or 0, true or false" if name == "mmap" else "an integer"
-    raise LimitError(f"environment variable LAZYTILES_{name.upper()}={text!r} is not {wanted}")
-
-
 def _from_environment() -> Settings:
-    given = {each.name: os.environ.get(f"LAZYTILES_{each.name.upper()}") for each in fields(Settings)}
-    return Settings(**{name: _given(name, text) for name, text in given.items() if text is not None})
+    given: dict[str, Any] = {}
+    for name in (each.name for each in fields(Settings)):
+        text = os.environ.get(f"LAZYTILES_{name.upper()}")
+        if text is None:
+            continue
+        word = text.strip().lower()
+        if name == "readers" and word == "auto":
+            given[name] = word
+        elif name == "mmap" and word in _WORDS:
+            given[name] = _WORDS[word]
+        elif name != "mmap":
+            with suppress(ValueError):
+                given[name] = int(text)
+        if name not in given:
+            wanted = "1 or 0, true or false" if name == "mmap" else "an integer"
+            raise LimitError(f"environment variable LAZYTILES_{name.upper()}={text!r} is not {wanted}")
+    return Settings(**given)
 
 
 _settings = _from_environment()

@@ -35,8 +35,6 @@ def stretched(
     -------
     uint8 array, shape (..., H, W, 3)
 
-    Examples
-    --------
     >>> stretched(np.array([[[0.0], [1.0]]]), limits=(0, 1)).tolist()
     [[[0, 0, 0], [255, 255, 255]]]
     """
@@ -72,8 +70,6 @@ def png(pixels: NDArray[np.uint8]) -> str:
 def colours(values: ArrayLike) -> list[str]:
     """A colour for each number, from dark for the least to bright for the most; grey for NaN.
 
-    Examples
-    --------
     >>> colours([0, 1, float("nan")])
     ['#440154', '#fde725', '#888888']
     """
@@ -96,11 +92,11 @@ def side_by_side(samples: NDArray[Any], columns: int, gap: int = 2) -> tuple[NDA
     ----------
     samples : uint8, shape (n, H, W, 3) or (n, T, H, W, 3)
     columns : samples in a row
-    gap : pixels between samples
+    gap : pixels between frames; four times as many, white, between samples
 
     Returns
     -------
-    uint8 array, shape (h, w, 3), white between the samples; and (top, left) of each
+    uint8 array, shape (h, w, 3); and (top, left) of each sample
     """
     if samples.ndim == 4:
         samples = samples[:, None]

@@ -20,11 +20,8 @@ Job = Callable[[], None]
 class Pool:
     """Jobs on at most `limit` threads, which end as soon as nothing is queued.
 
-    Jobs neither raise nor wait for a consumer, so that a stalled flow never holds a thread.
-
-    Notes
-    -----
-    Threads are daemons: what stops them at exit is the owner of the job.
+    Jobs neither raise nor wait for a consumer, so that a stalled flow never holds a thread. Threads are daemons: what
+    stops them at exit is the owner of the job.
     """
 
     def __init__(self, limit: int) -> None:
@@ -69,7 +66,15 @@ class Pool:
 
     def _work(self) -> None:
         try:
-            self._drain()
+            while True:
+                with self._lock:
+                    if not self._jobs:
+                        self._threads.discard(threading.current_thread())
+                        return
+                    job = self._jobs.popleft()
+                job()
+                # The last job and what it holds must not live on while the thread waits for the lock.
+                del job
         except BaseException:  # of this loop, as jobs raise nothing: what waits is another thread's then
             with self._lock:
                 self._threads.discard(threading.current_thread())
@@ -77,17 +82,6 @@ class Pool:
             if waiting is not None:
                 self.submit(waiting)
             raise
-
-    def _drain(self) -> None:
-        while True:
-            with self._lock:
-                if not self._jobs:
-                    self._threads.discard(threading.current_thread())
-                    return
-                job = self._jobs.popleft()
-            job()
-            # The last job and what it holds must not live on while the thread waits for the lock.
-            del job
 
 
 class Lane:

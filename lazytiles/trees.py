@@ -39,13 +39,9 @@ def mapped(
     is_end: Callable[[Any], bool] = lambda data: False,
     path: Path = (),
 ) -> Structure:
-    """The same form with what a function makes of each end.
+    """The same form with what `change` makes of each path and what stands there.
 
-    Parameters
-    ----------
-    change : from the path and what stands there to what shall stand there
-    as_tuples : whether lists, and tuples with names, become plain tuples
-    is_end : whether something nested is itself an end
+    With `as_tuples` lists, and tuples with names, become plain tuples; `is_end` says what nested is itself an end.
 
     >>> mapped(({"a": 1}, [2]), lambda path, value: 10 * value)
     ({'a': 10}, [20])

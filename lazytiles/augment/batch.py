@@ -6,6 +6,7 @@ import inspect
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -102,10 +103,27 @@ class Augment:
         size = (first[axes[0]], first[axes[1]])
         own = samples_of(rng, len(images[0].array))
         places = [self.recipe.place(random.random(self.recipe.draws), size) for random in own]
-        moved = {leaf.path: self._move(leaf, first, places) for leaf in leaves}
-        for path, array in walk(batch):
-            if path in boxes:
-                moved[path] = boxes[path].moved(np.asarray(array), [_mover(boxes[path], place) for place in places])
+        moved: dict[Path, NDArray[Any]] = {}
+        for leaf in leaves:
+            shape = list(leaf.array.shape[1:])
+            move: Callable[..., NDArray[Any]]
+            if leaf.is_image:
+                move, part, axes = move_image, 0, spatial_axes(len(shape), self.channel_axis)
+            else:
+                move, part, axes = move_mask, 1, mask_axes_of(tuple(shape), first, self.channel_axis)
+            shape[axes[0]], shape[axes[1]] = self.recipe.size((shape[axes[0]], shape[axes[1]]))
+            out = moved[leaf.path] = np.empty((len(places), *shape), leaf.array.dtype)
+            for i, place in enumerate(places):
+                out[i] = move(leaf.array[i], axes, place, self.recipe.fill[part], self.recipe.cval[part])
+        for path, labels in walk(batch):
+            if path not in boxes:
+                continue
+            form = boxes[path]
+            if form.format == "xy" and any(place.warp is not None for place in places):
+                raise ValueError("a warp does not move points; leave warp= away, or the labels that are points")
+            way = Placement.moved_points if form.format == "xy" else Placement.moved_boxes
+            moves = [None if place.is_still else partial(way, place) for place in places]
+            moved[path] = form.moved(np.asarray(labels), moves)
         return mapped(batch, lambda path, leaf: moved.get(path, leaf))
 
     @property
@@ -120,21 +138,6 @@ class Augment:
         if self.boxes is None or isinstance(self.boxes, str):
             return None if self.boxes is None else Boxes(self.boxes)
         return {key: form if isinstance(form, Boxes) else Boxes(form) for key, form in self.boxes}
-
-    def _move(self, leaf: Leaf, image: tuple[int, ...], places: list[Placement]) -> NDArray[Any]:
-        shape = leaf.array.shape[1:]
-        move: Callable[..., NDArray[Any]] = move_image if leaf.is_image else move_mask
-        if leaf.is_image:
-            axes = spatial_axes(len(shape), self.channel_axis)
-        else:
-            axes = mask_axes_of(shape, image, self.channel_axis)
-        fill, cval = (pair[0 if leaf.is_image else 1] for pair in (self.recipe.fill, self.recipe.cval))
-        size = self.recipe.size((shape[axes[0]], shape[axes[1]]))
-        resized = {axes[0]: size[0], axes[1]: size[1]}
-        out = np.empty((len(places), *(resized.get(j, n) for j, n in enumerate(shape))), leaf.array.dtype)
-        for i, place in enumerate(places):
-            out[i] = move(leaf.array[i], axes, place, fill, cval)
-        return out
 
     def __repr__(self) -> str:
         given = [f for f in fields(self) if f.init and getattr(self, f.name) != f.default]
@@ -194,43 +197,42 @@ class ImageFunction:
             )
         seeds = [seed_of(random) % 2**31 for random in samples_of(rng, len(images[0].array))]
         samples = [self._sample(leaves, i, seed) for i, seed in enumerate(seeds)]
-        moved = {leaf.path: _stacked([s[k] for s in samples], leaf) for k, leaf in enumerate(leaves)}
+        moved: dict[Path, NDArray[Any]] = {}
+        for k, leaf in enumerate(leaves):
+            rows = [sample[k] for sample in samples]
+            if shapes := sorted({row.shape for row in rows if row.shape != rows[0].shape}):
+                raise ValueError(
+                    f"samples of one batch came back in the shapes {rows[0].shape} and {shapes[0]}; "
+                    "let the function end in a crop or resize to one size"
+                )
+            moved[leaf.path] = np.stack(rows) if rows else leaf.array.copy()
         return mapped(batch, lambda path, leaf: moved.get(path, leaf))
 
     def _repr_html_(self) -> str:
         return f"<code>{escape(repr(self))}</code>"
 
     def _sample(self, leaves: list[Leaf], i: int, seed: int) -> list[NDArray[Any]]:
-        names = ["image" if leaf.is_image else "mask" for leaf in leaves]
-        arrays = [leaf.array[i].copy() for leaf in leaves]
-        frames = [array.shape[:-3] if leaf.is_image else () for leaf, array in zip(leaves, arrays, strict=True)]
-        given = {n: frames_to_channels(a) if f else a for n, a, f in zip(names, arrays, frames, strict=True)}
-        answer = self._answer(given, seed)
-        found = answer if isinstance(answer, Mapping) else {}
-        if missing := [n for n in names if found.get(n) is None]:
-            raise ValueError(f"{self.fn!r} gave no {' and no '.join(missing)}; it must answer with a dict of them")
-        results = [np.asarray(found[n]) for n in names]
-        return [channels_to_frames(r, f) if f else r for r, f in zip(results, frames, strict=True)]
-
-    def _answer(self, given: dict[str, NDArray[Any]], seed: int) -> Mapping[str, Any]:
+        """What the function makes of one sample's image, and of its mask where there is one."""
+        given = {"image" if leaf.is_image else "mask": leaf.array[i].copy() for leaf in leaves}
+        frames = given["image"].shape[:-3]
+        if frames:  # (..., H, W, C) to (H, W, frames * C), one frame after the other
+            stack = np.moveaxis(given["image"], (-3, -2), (0, 1))
+            given["image"] = np.ascontiguousarray(stack.reshape(*stack.shape[:2], -1))
         if "rng" in _parameters(self.fn):
-            return self.fn(**given, rng=np.random.default_rng(seed))
-        if not hasattr(self.fn, "set_random_seed"):
-            return self.fn(**given)
-        with _seeded:
-            self.fn.set_random_seed(seed)
-            return self.fn(**given)
-
-
-def _mover(boxes: Boxes, place: Placement) -> Callable[[NDArray[np.float64]], NDArray[np.float64]] | None:
-    """How boxes of a sample move with its image; None where it stays."""
-    if place.is_still:
-        return None
-    if boxes.format != "xy":
-        return place.moved_boxes
-    if place.warp is not None:
-        raise ValueError("a warp does not move points; leave warp= away, or the labels that are points")
-    return place.moved_points
+            answer = self.fn(**given, rng=np.random.default_rng(seed))
+        elif hasattr(self.fn, "set_random_seed"):
+            with _seeded:
+                self.fn.set_random_seed(seed)
+                answer = self.fn(**given)
+        else:
+            answer = self.fn(**given)
+        found = answer if isinstance(answer, Mapping) else {}
+        if missing := [name for name in given if found.get(name) is None]:
+            raise ValueError(f"{self.fn!r} gave no {' and no '.join(missing)}; it must answer with a dict of them")
+        image, *mask = (np.asarray(found[name]) for name in given)
+        if frames:
+            image = np.moveaxis(image.reshape(*image.shape[:2], *frames, -1), (0, 1), (-3, -2))
+        return [image, *mask]
 
 
 def with_boxes(transform: Any, data: Any) -> Any:
@@ -315,9 +317,18 @@ def as_transform(fn: Callable[..., Any]) -> Callable[..., Any]:
     >>> as_transform(np.add)
     <ufunc 'add'>
     """
-    if _takes_images(fn):
+    parameters = _parameters(fn)
+    kinds = {p.kind for p in parameters.values()}
+    is_of_images = hasattr(fn, "set_random_seed") or not {"image", "force_apply"}.isdisjoint(parameters)
+    if is_of_images or kinds == {inspect.Parameter.VAR_KEYWORD}:
         return ImageFunction(fn)
-    return _WithoutRandom(fn) if _takes_batch_alone(fn) else fn
+    if isinstance(fn, np.ufunc):
+        return _WithoutRandom(fn) if fn.nin == 1 else fn
+    if "rng" in parameters or inspect.Parameter.VAR_POSITIONAL in kinds:
+        return fn
+    by_place = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    is_alone = len(by_place) == 1 or sum(p.default is p.empty for p in by_place) == 1
+    return _WithoutRandom(fn) if is_alone else fn
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,46 +341,8 @@ class _WithoutRandom:
         return self.fn(batch)
 
 
-def _takes_images(fn: Callable[..., Any]) -> bool:
-    parameters = _parameters(fn)
-    takes_names_only = {p.kind for p in parameters.values()} == {inspect.Parameter.VAR_KEYWORD}
-    return hasattr(fn, "set_random_seed") or bool({"image", "force_apply"} & set(parameters)) or takes_names_only
-
-
-def _takes_batch_alone(fn: Callable[..., Any]) -> bool:
-    if isinstance(fn, np.ufunc):
-        return fn.nin == 1
-    parameters = _parameters(fn)
-    by_place = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if "rng" in parameters or any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
-        return False
-    return len(by_place) == 1 or sum(p.default is p.empty for p in by_place) == 1
-
-
-def frames_to_channels(image: NDArray[Any]) -> NDArray[Any]:
-    """Shape (..., H, W, C) to (H, W, frames * C), one frame after the other."""
-    stack = np.moveaxis(image, (-3, -2), (0, 1))
-    return np.ascontiguousarray(stack.reshape(*stack.shape[:2], -1))
-
-
-def channels_to_frames(image: NDArray[Any], frames: tuple[int, ...]) -> NDArray[Any]:
-    """The inverse of `frames_to_channels`."""
-    return np.moveaxis(image.reshape(*image.shape[:2], *frames, -1), (0, 1), (-3, -2))
-
-
 def _parameters(fn: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
         return inspect.signature(fn).parameters
     except (TypeError, ValueError):
         return {}
-
-
-def _stacked(rows: list[NDArray[Any]], leaf: Leaf) -> NDArray[Any]:
-    if not rows:
-        return leaf.array.copy()
-    if shapes := sorted({row.shape for row in rows} - {rows[0].shape}):
-        raise ValueError(
-            f"samples of one batch came back in the shapes {rows[0].shape} and {shapes[0]}; "
-            "let the function end in a crop or resize to one size"
-        )
-    return np.stack(rows)

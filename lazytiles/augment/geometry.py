@@ -63,15 +63,9 @@ class Placement:
             yield slice(top * width, bottom * width), y.ravel(), x.ravel()
 
     def moved_points(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Where points of the input lie in the output, in pixels from the corner of the first pixel.
+        """Where points of the input lie in the output: (x, y), shape (k, 2), pixels from the corner of the first pixel.
 
-        Parameters
-        ----------
-        points : (x, y), shape (k, 2), pixels; not for a placement with a warp
-
-        Returns
-        -------
-        float64 array, shape (k, 2); they may lie outside
+        They may lie outside. Not for a placement with a warp.
 
         >>> flip = Placement((2, 4), (2, 4), (0, 0), (1.0, 0.0, 0.0, -1.0), (0.0, 3.0), None, 0.0)
         >>> flip.moved_points(np.array([[0.0, 0.5]]))
@@ -87,16 +81,9 @@ class Placement:
     def moved_boxes(self, corners: NDArray[np.float64]) -> NDArray[np.float64]:
         """Boxes of the input in the output: the bounds of their four corners, cut at the edges of the output.
 
-        Under a warp it is the bounds of the pixels that show something of the box. What leaves the output, or has no
-        pixel, becomes 0, 0, 0, 0; a box without pixels stays what it is.
-
-        Parameters
-        ----------
-        corners : (x0, y0, x1, y1), shape (k, 4), pixels, half-open
-
-        Returns
-        -------
-        float64 array, shape (k, 4)
+        Under a warp it is the bounds of the output's pixels whose centres come from inside the box. What leaves the
+        output, or has no pixel, becomes 0, 0, 0, 0; a box without pixels stays what it is. Boxes are (x0, y0, x1, y1),
+        shape (k, 4), in pixels, half-open.
         """
         given = (corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1])
         result = corners.copy()
@@ -107,21 +94,16 @@ class Placement:
             limits = np.array([self.size[1], self.size[0]] * 2, np.float64)
             bounds = np.clip(bounds, 0, limits)
         else:
-            bounds = self._bounds_of_pixels(corners)
+            y, x = self._coordinates(0, self.size[0])
+            bounds = np.zeros(corners.shape)
+            for k, (x0, y0, x1, y1) in enumerate((corners - 0.5).tolist()):
+                shown = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+                rows, columns = np.flatnonzero(shown.any(axis=1)), np.flatnonzero(shown.any(axis=0))
+                if len(rows):
+                    bounds[k] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
         there = (bounds[:, 2] > bounds[:, 0]) & (bounds[:, 3] > bounds[:, 1])
         result[given] = np.where(there[:, None], bounds, 0)[given]
         return result
-
-    def _bounds_of_pixels(self, corners: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The bounds of the output's pixels whose centres come from inside a box, shape (k, 4)."""
-        y, x = self._coordinates(0, self.size[0])
-        bounds = np.zeros(corners.shape)
-        for k, (x0, y0, x1, y1) in enumerate((corners - 0.5).tolist()):
-            shown = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
-            rows, columns = np.flatnonzero(shown.any(axis=1)), np.flatnonzero(shown.any(axis=0))
-            if len(rows):
-                bounds[k] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-        return bounds
 
     @property
     def is_still(self) -> bool:
@@ -144,13 +126,9 @@ class Placement:
 
 @lru_cache(maxsize=64)
 def spline_basis(length: int, points: int) -> NDArray[np.float64]:
-    """Weights of `points` control points, spread from edge to edge, at each of `length` pixels.
+    """Weights of `points` control points, spread from edge to edge, at each of `length` pixels: (length, points).
 
-    The uniform cubic B-spline; beyond the edges the outermost points repeat.
-
-    Returns
-    -------
-    float64 array, shape (length, points), read-only; rows sum to 1
+    The uniform cubic B-spline; beyond the edges the outermost points repeat. Rows sum to 1; the array is read-only.
 
     >>> spline_basis(3, 3).round(3).tolist()
     [[0.833, 0.167, 0.0], [0.167, 0.667, 0.167], [0.0, 0.167, 0.833]]
@@ -169,34 +147,35 @@ def spline_basis(length: int, points: int) -> NDArray[np.float64]:
 def move_image(image: NDArray[Any], axes: tuple[int, int], place: Placement, fill: str, cval: float) -> NDArray[Any]:
     """The image at its new place, bilinear, in its own dtype; exact copies where pixels fall on pixels.
 
-    Parameters
-    ----------
-    image : any number of axes, of which `axes` (rows, columns) are spatial; numbers or booleans
-    fill, cval : what lies outside
+    Any number of axes, of which `axes` (rows, columns) are spatial. `fill` and `cval` say what lies outside.
     """
     if image.dtype.kind not in "biufc":
         raise TypeError(f"an image of dtype {image.dtype} cannot be transformed; give numbers or booleans")
-    if fill == "constant":
-        _check_fits(cval, image.dtype)
-    if place.is_aligned:
-        return _gather(_brighter(image, place.amount), axes, place, fill, cval)
-    return _by_pixel(image, axes, place, lambda flat: _blend(flat, place, fill, cval))
+    if place.is_aligned and place.amount:
+        working = _working(image.dtype)
+        image = _in_dtype(image.astype(working) + working.type(place.amount), image.dtype)
+    return _moved(image, axes, place, fill, cval, _blend)
 
 
 def move_mask(mask: NDArray[Any], axes: tuple[int, int], place: Placement, fill: str, cval: float) -> NDArray[Any]:
     """The mask at its new place, each pixel a copy of the nearest one; any dtype, no new values."""
-    if fill == "constant":
-        _check_fits(cval, mask.dtype)
+    return _moved(mask, axes, place, fill, cval, _pick)
+
+
+def _moved(
+    array: NDArray[Any], axes: tuple[int, int], place: Placement, fill: str, cval: float, by_pixel: Any
+) -> NDArray[Any]:
+    """`array` by whole rows and columns, or else as a table of pixels by everything else, (height * width, k)."""
+    if fill == "constant" and array.dtype.kind in "biu":
+        is_bool = array.dtype.kind == "b"
+        low, high = (0, 1) if is_bool else (np.iinfo(array.dtype).min, np.iinfo(array.dtype).max)
+        if not (low <= cval <= high and cval == int(cval)):
+            raise ValueError(f"cval={cval!r} is not a value of dtype {array.dtype}: whole numbers {low} to {high}")
     if place.is_aligned:
-        return _gather(mask, axes, place, fill, cval)
-    return _by_pixel(mask, axes, place, lambda flat: _pick(flat, place, fill, cval))
-
-
-def _by_pixel(array: NDArray[Any], axes: tuple[int, int], place: Placement, move: Any) -> NDArray[Any]:
-    """Move `array` as a table of pixels by everything else, shape (height * width, k)."""
+        return _gather(array, axes, place, fill, cval)
     table = np.moveaxis(array, axes, (0, 1))
     rest = table.shape[2:]
-    moved = move(table.reshape(place.frame[0] * place.frame[1], math.prod(rest)))
+    moved = by_pixel(table.reshape(place.frame[0] * place.frame[1], math.prod(rest)), place, fill, cval)
     return np.ascontiguousarray(np.moveaxis(moved.reshape(*place.size, *rest), (0, 1), axes))
 
 
@@ -233,30 +212,22 @@ def _blend(flat: NDArray[Any], place: Placement, fill: str, cval: Any) -> NDArra
     values += values.dtype.type(place.amount)
     parts = values.view(values.real.dtype) if dtype.kind == "c" else values
     out = np.empty((place.size[0] * place.size[1], flat.shape[1]), dtype)
+    height, width = place.frame
     for band, y, x in place.bands():
-        matrix, missing = _weights(y, x, place.frame, fill, parts.dtype)
+        rows, down = _taps(y, height, fill, parts.dtype)
+        columns, across = _taps(x, width, fill, parts.dtype)
+        index = np.empty((len(y), 4), np.int32 if height * width < 2**31 else np.int64)
+        weight = np.empty((len(y), 4), parts.dtype)
+        for k in range(4):
+            np.add(rows[k // 2] * width, columns[k % 2], out=index[:, k], casting="same_kind")
+            np.multiply(down[k // 2], across[k % 2], out=weight[:, k])
+        ends = np.arange(0, 4 * len(y) + 1, 4, dtype=index.dtype)
+        matrix = csr_array((weight.ravel(), index.ravel(), ends), shape=(len(y), height * width))
         moved = (matrix @ parts).view(values.dtype)
-        if missing is not None:
-            moved += missing[:, None] * values.dtype.type(cval)
+        if fill == "constant":  # for the weight that fell outside
+            moved += (1 - (down[0] + down[1]) * (across[0] + across[1]))[:, None] * values.dtype.type(cval)
         out[band] = _in_dtype(moved, dtype)
     return out
-
-
-def _weights(
-    y: NDArray[np.float64], x: NDArray[np.float64], frame: tuple[int, int], fill: str, dtype: np.dtype[Any]
-) -> tuple[csr_array, NDArray[Any] | None]:
-    """The matrix of a band, and with "constant" the weight that fell outside the frame for each pixel."""
-    rows, down = _taps(y, frame[0], fill, dtype)
-    columns, across = _taps(x, frame[1], fill, dtype)
-    index = np.empty((len(y), 4), np.int32 if frame[0] * frame[1] < 2**31 else np.int64)
-    weight = np.empty((len(y), 4), dtype)
-    for k in range(4):
-        np.add(rows[k // 2] * frame[1], columns[k % 2], out=index[:, k], casting="same_kind")
-        np.multiply(down[k // 2], across[k % 2], out=weight[:, k])
-    ends = np.arange(0, 4 * len(y) + 1, 4, dtype=index.dtype)
-    matrix = csr_array((weight.ravel(), index.ravel(), ends), shape=(len(y), frame[0] * frame[1]))
-    missing = 1 - (down[0] + down[1]) * (across[0] + across[1]) if fill == "constant" else None
-    return matrix, missing
 
 
 def _taps(
@@ -277,13 +248,6 @@ def _working(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.result_type(dtype, np.float32)
 
 
-def _brighter(image: NDArray[Any], amount: float) -> NDArray[Any]:
-    if amount == 0:
-        return image
-    working = _working(image.dtype)
-    return _in_dtype(image.astype(working) + working.type(amount), image.dtype)
-
-
 def _in_dtype(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Rounded (ties to even) and saturated to an integer dtype; booleans are true from one half."""
     if dtype.kind == "b":
@@ -301,10 +265,3 @@ def _in_dtype(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     result = np.where(high, 0, np.maximum(whole, float(info.min))).astype(dtype)
     result[high] = info.max
     return result
-
-
-def _check_fits(cval: float, dtype: np.dtype[Any]) -> None:
-    if dtype.kind in "biu":
-        low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
-        if not (low <= cval <= high and cval == int(cval)):
-            raise ValueError(f"cval={cval!r} is not a value of dtype {dtype}: whole numbers {low} to {high}")

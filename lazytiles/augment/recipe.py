@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, TypeAlias, TypeGuard
@@ -19,6 +19,7 @@ Amount: TypeAlias = float | tuple[float, float]
 PerAxis: TypeAlias = Amount | tuple[Amount, Amount]
 
 NOTHING: Span = (0.0, 0.0)
+NUMBER = (Real, np.bool_)
 FIXED_DRAWS = 12
 WHOLE_PIXEL = 1e-9
 
@@ -75,27 +76,32 @@ class Recipe:
         >>> Recipe.of(rotation=10, flip=(False, True)).rotation
         (-10.0, 10.0)
         """
-        jitter, grid = _warp(warp)
-        zoom_nested = _is_nested(zoom)
-        zooms = _per_axis(zoom, "zoom", around=1.0)
-        shears = _per_axis(shear, "shear") if _is_nested(shear) else (NOTHING, _span(shear, "shear"))
+        jitter, points = (warp or 0, 3) if warp is None or _is_number(warp) else _two(warp, "warp")
+        if not (_is_number(jitter) and math.isfinite(jitter) and jitter >= 0):
+            raise ValueError(f"warp={warp!r}: the jitter of the control points must be finite and at least 0")
+        grid = _sizes(points, "points of warp", least=2)
+        is_zoom_nested = _is_nested(zoom)
+        zooms = _spans(zoom, "zoom", by_axis=is_zoom_nested, around=1)
+        shears = _spans(shear, "shear", by_axis=True) if _is_nested(shear) else (NOTHING, _span(shear, "shear"))
         if min(low for low, _ in zooms) <= 0:
             raise ValueError(f"zoom={zoom!r}: factors must stay above 0; a number z means 1 - z to 1 + z")
         if max(abs(angle) for span in shears for angle in span) >= 90:
             raise ValueError(f"shear={shear!r}: angles must stay within -90 and 90 degrees")
         return cls(
             rotation=_span(rotation, "rotation"),
-            shift=_shift(shift),
+            shift=_spans(shift, "shift", by_axis=not _is_number(shift)),
             shear=shears,
             zoom=zooms,
-            zoom_tied=not zoom_nested,
+            zoom_tied=not is_zoom_nested,
             intensity=_span(intensity, "intensity"),
-            flip=_flip(flip),
-            jitter=jitter,
+            flip=_chances(flip),
+            jitter=float(jitter),
             grid=grid,
-            crop=None if crop is None else _two_ints(crop, "crop", least=1),
-            fill=_fill(fill),
-            cval=_cval(cval),
+            crop=None if crop is None else _sizes(crop, "crop", least=1),
+            fill=_pair(
+                fill, "fill", str, f"one of {', '.join(FILLS)}, or a pair (image, mask) of them", FILLS.__contains__
+            ),
+            cval=_pair(cval, "cval", NUMBER, "a number, or a pair (image, mask) of numbers"),
         )
 
     @property
@@ -116,161 +122,94 @@ class Recipe:
 
         Forward, about the centre of the image: flip, zoom, shear, rotate, then shift, then warp, then crop.
         """
-        angle, down, across, shear_y, shear_x, zoom_y, zoom_x, amount = _inside(u[:8], self._spans(size))
+        t = u.tolist()
+        down, across = (_drawn(t[1 + k], self.shift[k], size[k]) for k in (0, 1))
+        shear_y, shear_x = (math.tan(math.radians(_drawn(t[3 + k], self.shear[k]))) for k in (0, 1))
+        zoom_y, zoom_x = (_drawn(t[5 if self.zoom_tied else 5 + k], self.zoom[k]) for k in (0, 1))
+        angle = _drawn(t[0], self.rotation)
+        cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+        quarters, rest = divmod(angle, 90.0)
+        if rest == 0:  # exactly
+            cos, sin = ((1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0))[int(quarters) % 4]
+        # Output offsets from the centre to input ones, row-major 2 x 2; counter-clockwise as `numpy.rot90`.
+        top = (cos + shear_y * sin, sin - shear_y * cos)
+        bottom = (-sin - shear_x * top[0], cos - shear_x * top[1])
+        by_row = (-1.0 if t[8] < self.flip[0] else 1.0) / zoom_y
+        by_column = (-1.0 if t[9] < self.flip[1] else 1.0) / zoom_x
+        a, b, c, d = top[0] * by_row, top[1] * by_row, bottom[0] * by_column, bottom[1] * by_column
+        y, x = (size[0] - 1) / 2, (size[1] - 1) / 2
+        back_y, back_x = y + down, x + across
         out = self.size(size)
-        linear = _inverse(
-            (_cos_sin(angle), (math.tan(math.radians(shear_y)), math.tan(math.radians(shear_x)))),
-            (zoom_y, zoom_y if self.zoom_tied else zoom_x),
-            (u[8] < self.flip[0], u[9] < self.flip[1]),
-        )
+        warp = None
+        if self.jitter:
+            normal = ndtri(np.clip(u[FIXED_DRAWS:], 2.0**-53, 1 - 2.0**-53)).reshape(*self.grid, 2)
+            warp = normal * (self.jitter * (np.array(size, float) if self.jitter < 1 else np.ones(2)))
         return Placement(
             size=out,
             frame=size,
-            origin=(
-                int(u[10] * (size[0] - out[0] + 1)),
-                int(u[11] * (size[1] - out[1] + 1)),
-            ),
-            linear=linear,
-            offset=_offset(linear, size, (down, across)),
-            warp=self._control_points(u[FIXED_DRAWS:], size) if self.jitter else None,
-            amount=amount,
+            origin=(int(t[10] * (size[0] - out[0] + 1)), int(t[11] * (size[1] - out[1] + 1))),
+            linear=(a, b, c, d),
+            offset=(y - (a * back_y + b * back_x), x - (c * back_y + d * back_x)),
+            warp=warp,
+            amount=_drawn(t[7], self.intensity),
         )
 
-    def _spans(self, size: tuple[int, int]) -> list[tuple[float, float, bool]]:
-        shifts = [_pixels(span, length) for span, length in zip(self.shift, size, strict=True)]
-        rest = [(*span, False) for span in (*self.shear, *self.zoom, self.intensity)]
-        return [(*self.rotation, False), *shifts, *rest]
 
-    def _control_points(self, u: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:
-        """Displacements in pixels, shape (rows, columns, 2)."""
-        normal = ndtri(np.clip(u, 2.0**-53, 1 - 2.0**-53)).reshape(*self.grid, 2)
-        scale = np.array(size, float) if self.jitter < 1 else np.ones(2)
-        points: NDArray[np.float64] = normal * (self.jitter * scale)
-        return points
+def _drawn(t: float, span: Span, length: int | None = None) -> float:
+    """What a number of 0..1 stands for in a span; a shift, given a `length`, below 1 is a fraction of it."""
+    low, high = span
+    if length is not None and max(abs(low), abs(high)) < 1:
+        low, high = low * length, high * length
+    elif length is not None and isinstance(low, int) and isinstance(high, int):
+        return float(low + math.floor(t * (high - low + 1)))
+    value = low + (high - low) * t
+    # A fraction that means whole pixels gives whole pixels (0.07 of 100 is not 7.000000000000001).
+    return float(round(value)) if abs(value - round(value)) < WHOLE_PIXEL else value
 
 
-def _span(value: Any, name: str, around: float = 0.0) -> Span:
+def _span(value: Any, name: str, around: int = 0) -> Span:
+    """The span of a number or a pair; the bounds of a shift are Python ints where whole pixels are to be drawn."""
     if _is_number(value):
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name}={value!r}: a number must be finite and at least 0; a pair is (low, high)")
-        return around - float(value), around + float(value)
-    low, high = _two(value, name)
-    if not (_is_number(low) and _is_number(high)):
-        raise ValueError(f"{name}={value!r}: expected a number or a pair (low, high)")
-    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-        raise ValueError(f"{name}={value!r}: expected finite low <= high")
-    return float(low), float(high)
+        number = int(value) if _is_whole(value) else float(value)
+        low, high = around - number, around + number
+    else:
+        low, high = _two(value, name)
+        if not (_is_number(low) and _is_number(high)):
+            raise ValueError(f"{name}={value!r}: expected a number or a pair (low, high)")
+        if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+            raise ValueError(f"{name}={value!r}: expected finite low <= high")
+    is_whole = name == "shift" and _is_whole(low) and _is_whole(high)
+    return (int(low), int(high)) if is_whole else (float(low), float(high))
 
 
-def _per_axis(value: Any, name: str, around: float = 0.0) -> tuple[Span, Span]:
-    if _is_nested(value):
-        rows, columns = _two(value, name)
-        return _span(rows, name, around), _span(columns, name, around)
-    span = _span(value, name, around)
-    return span, span
+def _spans(value: Any, name: str, *, by_axis: bool, around: int = 0) -> tuple[Span, Span]:
+    rows, columns = _two(value, name) if by_axis else (value, value)
+    return _span(rows, name, around), _span(columns, name, around)
 
 
-def _shift(value: Any) -> tuple[Span, Span]:
-    if _is_number(value):
-        span = _shift_span(value)
-        return span, span
-    rows, columns = _two(value, "shift")
-    return _shift_span(rows), _shift_span(columns)
+def _chances(value: Any) -> tuple[float, float]:
+    expected = "a pair (rows, columns) of booleans or probabilities"
+    pair = _pair(value, "flip", NUMBER, expected, lambda v: not _is_number(value) and 0 <= v <= 1)
+    rows, columns = (0.5 if v is True or v is np.True_ else float(v) for v in pair)
+    return rows, columns
 
 
-def _shift_span(value: Any) -> Span:
-    """A span whose bounds are Python ints where whole pixels are to be drawn."""
-    low, high = _span(value, "shift")
-    given = [value] if _is_number(value) else list(value)
-    return (int(low), int(high)) if all(_is_whole(v) for v in given) else (low, high)
+def _sizes(value: Any, name: str, least: int) -> tuple[int, int]:
+    expected = f"whole numbers (rows, columns) of at least {least}"
+    rows, columns = _pair(value, name, Integral, expected, lambda v: not isinstance(v, bool) and v >= least)
+    return int(rows), int(columns)
 
 
-def _pixels(span: Span, length: int) -> tuple[float, float, bool]:
-    """A shift in pixels, and whether only whole ones are drawn; below 1 it is a fraction of `length`."""
-    low, high = span
-    if max(abs(low), abs(high)) < 1:
-        return low * length, high * length, False
-    return low, high, isinstance(low, int) and isinstance(high, int)
-
-
-def _inside(u: NDArray[np.float64], spans: Sequence[tuple[float, float, bool]]) -> list[float]:
-    return [
-        float(low + math.floor(t * (high - low + 1))) if whole else _snap(low + (high - low) * float(t))
-        for t, (low, high, whole) in zip(u, spans, strict=True)
-    ]
-
-
-def _snap(value: float) -> float:
-    """A fraction that means whole pixels gives whole pixels (0.07 of 100 is not 7.000000000000001)."""
-    nearest = round(value)
-    return float(nearest) if abs(value - nearest) < WHOLE_PIXEL else value
-
-
-def _cos_sin(degrees: float) -> tuple[float, float]:
-    """Cosine and sine, exact at multiples of 90 degrees."""
-    quarters, rest = divmod(degrees, 90.0)
-    if rest == 0:
-        return ((1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0))[int(quarters) % 4]
-    return math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-
-
-def _inverse(
-    turn: tuple[tuple[float, float], tuple[float, float]], zoom: tuple[float, float], flip: tuple[Any, Any]
-) -> tuple[float, float, float, float]:
-    """Output offsets from the centre to input ones, row-major 2 x 2; counter-clockwise as `numpy.rot90`."""
-    (cos, sin), (shear_y, shear_x) = turn
-    top = (cos + shear_y * sin, sin - shear_y * cos)
-    bottom = (-sin - shear_x * top[0], cos - shear_x * top[1])
-    down = (-1.0 if flip[0] else 1.0) / zoom[0]
-    across = (-1.0 if flip[1] else 1.0) / zoom[1]
-    return top[0] * down, top[1] * down, bottom[0] * across, bottom[1] * across
-
-
-def _offset(
-    linear: tuple[float, float, float, float], size: tuple[int, int], shift: tuple[float, float]
-) -> tuple[float, float]:
-    a, b, c, d = linear
-    y, x = (size[0] - 1) / 2, (size[1] - 1) / 2
-    back_y, back_x = y + shift[0], x + shift[1]
-    return y - (a * back_y + b * back_x), x - (c * back_y + d * back_x)
-
-
-def _flip(value: Any) -> tuple[float, float]:
-    pair = () if _is_number(value) else _two(value, "flip")
-    chances = [0.5 if v is True or v is np.True_ else v for v in pair]
-    if not chances or not all(_is_number(v) and 0 <= v <= 1 for v in chances):
-        raise ValueError(f"flip={value!r}: expected a pair (rows, columns) of booleans or probabilities")
-    return float(chances[0]), float(chances[1])
-
-
-def _warp(value: Any) -> tuple[float, tuple[int, int]]:
-    if value is None:
-        return 0.0, (3, 3)
-    jitter, grid = (value, 3) if _is_number(value) else _two(value, "warp")
-    if not (_is_number(jitter) and math.isfinite(jitter) and jitter >= 0):
-        raise ValueError(f"warp={value!r}: the jitter of the control points must be finite and at least 0")
-    return float(jitter), _two_ints(grid, "points of warp", least=2)
-
-
-def _two_ints(value: Any, name: str, least: int) -> tuple[int, int]:
-    pair = (value, value) if _is_whole(value) else _two(value, name)
-    if not all(_is_whole(v) and not isinstance(v, bool) and v >= least for v in pair):
-        raise ValueError(f"{name}={value!r}: expected whole numbers (rows, columns) of at least {least}")
-    return int(pair[0]), int(pair[1])
-
-
-def _fill(value: Any) -> tuple[str, str]:
-    pair = (value, value) if isinstance(value, str) else _two(value, "fill")
-    if not all(isinstance(v, str) and v in FILLS for v in pair):
-        raise ValueError(f"fill={value!r}: expected one of {', '.join(FILLS)}, or a pair (image, mask) of them")
-    return str(pair[0]), str(pair[1])
-
-
-def _cval(value: Any) -> tuple[float, float]:
-    pair = (value, value) if _is_number(value) else _two(value, "cval")
-    if not all(_is_number(v) for v in pair):
-        raise ValueError(f"cval={value!r}: expected a number, or a pair (image, mask) of numbers")
-    return pair[0], pair[1]
+def _pair(
+    value: Any, name: str, kind: Any, expected: str, fits: Callable[[Any], bool] = lambda v: True
+) -> tuple[Any, Any]:
+    """Two values of a kind, or one for both."""
+    pair = (value, value) if isinstance(value, kind) else _two(value, name)
+    if not all(isinstance(v, kind) and fits(v) for v in pair):
+        raise ValueError(f"{name}={value!r}: expected {expected}")
+    return pair
 
 
 def _two(value: Any, name: str) -> tuple[Any, Any]:
@@ -280,7 +219,7 @@ def _two(value: Any, name: str) -> tuple[Any, Any]:
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (Real, np.bool_))
+    return isinstance(value, NUMBER)
 
 
 def _is_whole(value: Any) -> TypeGuard[int]:

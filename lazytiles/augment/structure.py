@@ -32,39 +32,52 @@ class Leaf:
 def find_leaves(
     batch: Any, channel_axis: int | None, images: Names, masks: Names, boxes: Collection[Path] = ()
 ) -> list[Leaf]:
-    """The images and masks of a batch, images first, with the paths at which they stand in its structure.
+    """The images and masks of a batch, images first; what stands at the paths of `boxes` is neither.
 
-    Parameters
-    ----------
-    boxes : paths of arrays that are boxes, and neither image nor mask
-
-    Raises
-    ------
-    ValueError : there is no image, images differ in number or size, or an array may be label or mask
+    Refused are a batch without images, images that differ in number or size, and what may be label or mask.
     """
     arrays = [(path, np.asarray(item)) for path, item in walk(batch) if item is not None and path not in boxes]
-    found = [Leaf(path, a, True) for path, a in arrays if a.ndim >= 3 and _is_image(path, batch, images, masks)]
+    found = []
+    for path, array in arrays:
+        if images is not None:
+            is_image = _is_named(path, images)
+        elif _is_named(path, masks):
+            is_image = False
+        else:
+            is_image = path[0] in IMAGE_NAMES if isinstance(batch, Mapping) else path[:1] in ((), (0,))
+        if is_image and array.ndim >= 3:
+            found.append(Leaf(path, array, True))
     if not found:
         raise ValueError(f"no images in the batch of {describe(arrays)}; name them with images=")
-    first = found[0].array.shape
-    pixels = [_pixels(leaf.array.shape, channel_axis) for leaf in found]
-    if len(set(pixels)) > 1:
+    shapes = [leaf.array.shape for leaf in found]
+    axes = [spatial_axes(len(shape) - 1, channel_axis) for shape in shapes]
+    if len({(n, shape[k], shape[j]) for (n, *shape), (k, j) in zip(shapes, axes, strict=True)}) > 1:
         raise ValueError(f"images of one batch must agree in number, height and width, but are {describe(arrays)}")
-    rest = [(path, a) for path, a in arrays if path not in {leaf.path for leaf in found}]
-    return found + [Leaf(path, a, False) for path, a in rest if _is_mask(path, a, first, channel_axis, images, masks)]
+    (count, *image), places = shapes[0], {leaf.path for leaf in found}
+    for path, array in arrays:
+        if path in places:
+            continue
+        is_mask = _is_named(path, masks)
+        if is_mask and len(array) != count:
+            raise ValueError(f"{len(array)} masks for {count} images: {path[-1]!r} has shape {array.shape}")
+        if images is None and masks is None and array.ndim > 2:
+            fits = len(array) == count and mask_readings(array.shape[1:], tuple(image), channel_axis)
+            is_mask = bool(fits) and (isinstance(path[0], int) or path[0] in TARGET_NAMES)
+            if not is_mask:
+                raise ValueError(
+                    f"item {path[-1]!r} of shape {array.shape} is neither a label, (N,) or (N, k), nor surely a mask "
+                    f"of the images of shape {shapes[0]}; name the items with images= and masks=, masks=() for none"
+                )
+        if is_mask:
+            found.append(Leaf(path, array, False))
+    return found
 
 
 def find_boxes(batch: Any, boxes: Mapping[Any, Boxes] | Boxes | None) -> dict[Path, Boxes]:
     """The arrays of a batch that are boxes, by their paths.
 
-    Parameters
-    ----------
-    boxes : by name, position in the batch or whole path; or of the labels: what is called "boxes" or "bboxes",
-        else item 1 of a tuple or "y" of a dict
-
-    Raises
-    ------
-    ValueError : there is no such array, or the labels are several
+    They are given by name, position in the batch or whole path, or one form for the labels: what is called "boxes" or
+    "bboxes", else item 1 of a tuple or "y" of a dict.
     """
     if boxes is None:
         return {}
@@ -87,49 +100,8 @@ def find_boxes(batch: Any, boxes: Mapping[Any, Boxes] | Boxes | None) -> dict[Pa
     return chosen
 
 
-def _is_image(path: Path, batch: Any, images: Names, masks: Names) -> bool:
-    if images is not None:
-        return _is_named(path, images)
-    if masks is not None and _is_named(path, masks):
-        return False
-    if isinstance(batch, Mapping):
-        return path[0] in IMAGE_NAMES
-    return not path or path[0] == 0
-
-
-def _is_mask(
-    path: Path,
-    array: NDArray[Any],
-    image: tuple[int, ...],
-    channel_axis: int | None,
-    images: Names,
-    masks: Names,
-) -> bool:
-    if masks is not None and _is_named(path, masks):
-        if len(array) == image[0]:
-            return True
-        raise ValueError(f"{len(array)} masks for {image[0]} images: {path[-1]!r} has shape {array.shape}")
-    if masks is not None:
-        return False
-    if array.ndim <= 2 or images is not None:
-        return False
-    fits = len(array) == image[0] and mask_readings(array.shape[1:], image[1:], channel_axis)
-    named = isinstance(path[0], int) or path[0] in TARGET_NAMES
-    if not (fits and named):
-        raise ValueError(
-            f"item {path[-1]!r} of shape {array.shape} is neither a label, (N,) or (N, k), nor surely a mask "
-            f"of the images of shape {image}; name the items with images= and masks=, masks=() for none"
-        )
-    return True
-
-
-def _is_named(path: Path, names: Collection[str | int]) -> bool:
-    return any(key in names for key in path)
-
-
-def _pixels(shape: tuple[int, ...], channel_axis: int | None) -> tuple[int, int, int]:
-    axes = spatial_axes(len(shape) - 1, channel_axis)
-    return shape[0], shape[1 + axes[0]], shape[1 + axes[1]]
+def _is_named(path: Path, names: Names) -> bool:
+    return names is not None and any(key in names for key in path)
 
 
 def describe(arrays: list[tuple[Path, NDArray[Any]]]) -> str:

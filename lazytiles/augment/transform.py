@@ -166,12 +166,7 @@ def spatial_axes(ndim: int, channel_axis: int | None) -> tuple[int, int]:
 
 
 def mask_axes_of(mask: tuple[int, ...], image: tuple[int, ...], channel_axis: int | None) -> tuple[int, int]:
-    """The (rows, columns) axes of a mask of shape `mask` for images of shape `image`.
-
-    Raises
-    ------
-    ValueError : no reading, or two, of the mask's axes fits the image; the message says which were tried
-    """
+    """The (rows, columns) axes of a mask of shape `mask` for images of shape `image`, if just one reading fits."""
     found = mask_readings(mask, image, channel_axis)
     if len(found) == 1:
         return found[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,9 +59,7 @@ class Standard:
 class Scaling:
     """What `normalize` does to the inputs of a model, whatever a transform has made of them.
 
-    Parameters
-    ----------
-    scales : in the form of the sources: the scale of each image, None for what stays as it is
+    `scales` has the form of the sources: the scale of each image, None for what stays as it is.
 
     >>> scaling = Scaling.of(True, {"image": np.zeros((9, 4, 4), "uint8"), "height": np.zeros((9, 2))})
     >>> scaling({"image": np.full((1, 4, 4), 51.0), "height": np.ones((1, 2))})["image"][0, 0, 0]
@@ -101,12 +99,7 @@ class Scaling:
         return cls(mapped(as_sources(x), scale, as_tuples=True))
 
     def __call__(self, x: Structure) -> Structure:
-        """Arrays in the form of the sources, scaled.
-
-        Raises
-        ------
-        LazyTilesError : a transform has made inputs of several images whose scales differ
-        """
+        """Arrays in the form of the sources, scaled."""
         return self._scaled(self.scales, x)
 
     def _scaled(self, scales: Structure, x: Structure) -> Structure:
@@ -117,22 +110,20 @@ class Scaling:
             is_alike = isinstance(scales, tuple) and len(scales) == len(x)
             known = scales if is_alike else (_UNKNOWN,) * len(x)
             return tuple(self._scaled(scale, part) for scale, part in zip(known, x, strict=True))
-        if scales is None or isinstance(scales, Standard):
-            return x if scales is None else scales(x)
-        return self._common(x)
-
-    def _common(self, array: Array) -> Array:
-        """An input that is none of the sources: images are scaled where all sources are scaled alike."""
-        found = {id(scale): scale for scale in leaves(self.scales) if scale is not None}
-        if array.ndim < 3:
-            return array
-        if len(found) != 1:
-            raise LazyTilesError(
-                f"the transform gives {array.dtype} images of shape {array.shape} that are none of the sources, which "
-                "are not all scaled alike; scale in the transform, and leave normalize out"
-            )
-        (scale,) = found.values()
-        scaled: Array = scale(array)
+        if scales is None:
+            return x
+        if not isinstance(scales, Standard):
+            # An input that is none of the sources: images are scaled where all sources are scaled alike.
+            found = {id(scale): scale for scale in leaves(self.scales) if scale is not None}
+            if x.ndim < 3:
+                return x
+            if len(found) != 1:
+                raise LazyTilesError(
+                    f"the transform gives {x.dtype} images of shape {x.shape} that are none of the sources, which "
+                    "are not all scaled alike; scale in the transform, and leave normalize out"
+                )
+            (scales,) = found.values()
+        scaled: Array = scales(x)
         return scaled
 
 
@@ -141,10 +132,6 @@ _UNKNOWN = "an input that the sources lack"
 
 def unit_range(dtype: np.dtype[Any], name: str = "x") -> Standard:
     """The scale that maps the range of an integer dtype to 0..1, its least value to 0.
-
-    Raises
-    ------
-    ValueError : another dtype, whose values have no known range
 
     >>> unit_range(np.dtype("uint8"))(np.array([0, 51, 255], "uint8"))
     array([0. , 0.2, 1. ], dtype=float32)
@@ -162,10 +149,6 @@ def unit_range(dtype: np.dtype[Any], name: str = "x") -> Standard:
 
 def standard_of(normalize: Any) -> Standard:
     """The mean and deviation that are given in any of their forms.
-
-    Raises
-    ------
-    ValueError : none of these
 
     >>> standard_of({"mean": 0, "std": 2})(np.array([4.0]))
     array([2.], dtype=float32)
@@ -185,20 +168,9 @@ def as_sources(x: Structure) -> Structure:
 
 
 def one_hot(labels: Array, classes: int) -> Array:
-    """Class numbers as float32 rows with a single 1; a last axis of one is replaced.
+    """Class numbers as float32 rows with a single 1, shape (n, classes) or (n, height, width, classes).
 
-    Parameters
-    ----------
-    labels : integers (or floats that are whole) in 0..classes - 1, shape (n,), (n, 1) or (n, height,
-        width[, 1])
-
-    Returns
-    -------
-    float32, shape (n, classes) or (n, height, width, classes)
-
-    Raises
-    ------
-    ValueError : a label outside its classes
+    A last axis of one is replaced; a label that is no whole number in 0..classes - 1 is refused.
 
     >>> one_hot(np.array([[2], [0]]), 3)
     array([[0., 0., 1.],
@@ -228,32 +200,19 @@ class Output:
         parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
         if not 1 <= len(parts) <= 3:
             raise LazyTilesError(f"a batch is (x,), (x, y) or (x, y, sample_weight); this one has {len(parts)} parts")
-        x, *rest = (_each(part, _portable) for part in parts)
-        x = _each(x if self.scaling is None else self.scaling(x), _narrow)
+        x, *rest = (mapped(part, _portable, as_tuples=True) for part in parts)
+        x = mapped(x if self.scaling is None else self.scaling(x), _narrow)
         if self.classes is not None and rest:
             classes = self.classes
-            rest[0] = _each(rest[0], lambda labels: one_hot(np.asarray(labels), classes))
+            rest[0] = mapped(rest[0], lambda _, labels: one_hot(labels, classes))
         return (x, *rest)
 
     def check(self, data: tuple[Structure, ...], *, is_final: bool) -> None:
-        """Refuse sources that no batch could be made of.
-
-        Parameters
-        ----------
-        data : what `parts_of` gives
-        is_final : whether no transform comes in between
-
-        Raises
-        ------
-        TypeError : images of float64 that nothing casts
-        ValueError : classes of no target, or of several
-        """
+        """Refuse sources, as `parts_of` gives them, that no batch could be made of; `is_final` without a transform."""
         if self.classes is not None and one_target(data) is None:
             raise ValueError("num_classes makes one target one-hot; there must be exactly one")
-        wide = any(
-            np.dtype(source.dtype) == np.float64 and len(source.shape) > 2 for source in leaves(as_sources(data[0]))
-        )
-        if wide and is_final and self.scaling is None:
+        images = [source for source in leaves(as_sources(data[0])) if len(source.shape) > 2]
+        if is_final and self.scaling is None and any(np.dtype(source.dtype) == np.float64 for source in images):
             raise TypeError(_TOO_WIDE)
 
 
@@ -265,20 +224,11 @@ def one_target(data: tuple[Structure, ...]) -> Any:
 
 @dataclass(frozen=True, repr=False)
 class Inputs:
-    """What an adapter was made with, by which `predict` goes on from it.
-
-    Parameters
-    ----------
-    x : the sources that the model gets
-    y : the targets, or None
-    scaling : what is done to a batch of `x`
-    batch_size : samples of a batch
-    has_transform : whether batches are transformed as well
-    """
+    """What an adapter was made with, by which `predict` goes on from it: its sources, and what is done to batches."""
 
     x: Structure
-    y: Structure
-    scaling: Scaling | None
+    y: Structure  # or None
+    scaling: Scaling | None  # of batches of `x`
     batch_size: int
     has_transform: bool
 
@@ -289,14 +239,7 @@ class Inputs:
 def class_count(given: Any, x: Structure, y: Structure) -> int | None:
     """How many classes ``KerasAdapter(num_classes=)`` means: that number, or with True those that the data name.
 
-    Parameters
-    ----------
-    given : a number, True, or None or False for no classes
-    x, y : as `KerasAdapter` takes them; the `classes` of `y` count, or of the arrays in `x` whose labels `y` is
-
-    Raises
-    ------
-    ValueError : True, and no classes or different ones; or something that is no number
+    The `classes` of `y` count, or of the arrays in `x` whose labels `y` is.
 
     >>> class_count(3, np.zeros(2), None), class_count(None, np.zeros(2), None)
     (3, None)
@@ -321,20 +264,18 @@ def class_count(given: Any, x: Structure, y: Structure) -> int | None:
 
 
 def parts_of(x: Structure, y: Structure = None, sample_weight: Structure = None) -> tuple[Structure, ...]:
-    """The sources as ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)``.
+    """The sources as ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)``, from what `KerasAdapter` takes.
 
-    Parameters
-    ----------
-    x, y, sample_weight : as `KerasAdapter` takes them; an array with labels brings them, alone or among others, and
-        its table columns, see `with_tabular`
-
-    Raises
-    ------
-    ValueError : weights without targets; several arrays in `x` that bring different labels or table columns
-    TypeError : something that no framework takes
+    An array with labels brings them as `y`, alone or among others, and its table columns, see `with_tabular`.
     """
-    if y is None:
-        y = _labels_in(x)
+    if y is None and (brought := _brought(x, "labels")):
+        (first, y), *others = brought
+        for path, other in others:
+            if not (isinstance(y, np.ndarray) and isinstance(other, np.ndarray) and np.array_equal(y, other)):
+                raise ValueError(
+                    f"{first} and {path} bring different labels; pass the targets as y, or leave out the labels of "
+                    "one by DelayedView(array)"
+                )
     x = with_tabular(x)
     if y is None and sample_weight is not None:
         raise ValueError("sample_weight needs targets: pass y")
@@ -346,13 +287,8 @@ def with_tabular(x: Structure) -> Structure:
     """The inputs, and the table columns that arrays among them bring: as a last one, in a dict as ``"tabular"``.
 
     Columns that are among the inputs already are not brought again.
-
-    Raises
-    ------
-    ValueError : several arrays bring different columns, or a dict has another ``"tabular"``
     """
-    found = [(words(path, "x"), leaf.tabular) for path, leaf in walk(x) if hasattr(leaf, "tabular")]
-    found = [(name, columns) for name, columns in found if columns is not None]
+    found = _brought(x, "tabular")
     if not found:
         return x
     (first, columns), *others = found
@@ -370,50 +306,34 @@ def with_tabular(x: Structure) -> Structure:
     return (*x, columns) if isinstance(x, tuple | list) else (x, columns)
 
 
-def _labels_in(x: Structure) -> Structure:
-    """The labels that the arrays of `x` bring, if they agree; None where there are none."""
-    found = [(words(path, "x"), leaf.labels) for path, leaf in walk(x) if hasattr(leaf, "labels")]
-    found = [(path, labels) for path, labels in found if labels is not None]
-    if not found:
-        return None
-    (first, labels), *others = found
-    for path, other in others:
-        if not (isinstance(labels, np.ndarray) and isinstance(other, np.ndarray) and np.array_equal(labels, other)):
-            raise ValueError(
-                f"{first} and {path} bring different labels; pass the targets as y, or leave out the labels of one by "
-                "DelayedView(array)"
-            )
-    return labels
+def _brought(x: Structure, attribute: str) -> list[tuple[str, Any]]:
+    """What the arrays among the inputs have under a name, with the words for each of them."""
+    found = ((words(path, "x"), getattr(leaf, attribute, None)) for path, leaf in walk(x))
+    return [(name, value) for name, value in found if value is not None]
 
 
 def check_part(data: Structure, name: str) -> Structure:
-    """The sources of one part of a batch as they are now, lists as tuples; what no backend takes is refused by name.
+    """The sources of one part of a batch as they are now, lists as tuples; what no backend takes is refused by name."""
 
-    Raises
-    ------
-    TypeError : None, text or objects among them, a list within a list, or a tensor that NumPy cannot see
-    ValueError : missing values in a column
-    """
-    return mapped(data, lambda path, leaf: _checked(leaf, words(path, name)), as_tuples=True, is_end=_is_array)
+    def checked(path: Path, data: Any) -> Any:
+        called = words(path, name)
+        if data is None:
+            raise TypeError(f"{called} is None; leave it out")
+        data = np.asarray(data) if isinstance(data, list) else data
+        try:
+            source = held(data)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{called}: {error}") from error
+        if np.dtype(getattr(source, "dtype", object)).kind in "OSUMmV":
+            kind = getattr(data, "dtype", type(data).__name__)
+            raise TypeError(f"{called} is of {kind}, which no Keras backend takes; map it to numbers")
+        return source
 
+    def is_array(data: Any) -> bool:
+        """Whether a list is of numbers, and no list of sources."""
+        return isinstance(data, list) and not any(hasattr(value, "shape") for value in data)
 
-def _is_array(data: Any) -> bool:
-    """Whether a list is of numbers, and no list of sources."""
-    return isinstance(data, list) and not any(hasattr(value, "shape") for value in data)
-
-
-def _checked(data: Any, name: str) -> Any:
-    if data is None:
-        raise TypeError(f"{name} is None; leave it out")
-    data = np.asarray(data) if isinstance(data, list) else data
-    try:
-        source = held(data)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{name}: {error}") from error
-    if np.dtype(getattr(source, "dtype", object)).kind in "OSUMmV":
-        kind = getattr(data, "dtype", type(data).__name__)
-        raise TypeError(f"{name} is of {kind}, which no Keras backend takes; map it to numbers")
-    return source
+    return mapped(data, checked, as_tuples=True, is_end=is_array)
 
 
 def differences(first: Structure, batch: Structure) -> str:
@@ -438,22 +358,18 @@ def copied(batch: Structure) -> Structure:
     return mapped(batch, lambda _, array: np.array(array))
 
 
-def _each(part: Structure, change: Callable[[Any], Array]) -> Structure:
-    return mapped(part, lambda _, leaf: change(leaf), as_tuples=True)
-
-
-def _narrow(array: Array) -> Array:
-    if array.dtype != np.float64:
-        return array
-    if array.ndim > 2:
-        raise TypeError(_TOO_WIDE)
-    return array.astype(np.float32)
-
-
-def _portable(array: Any) -> Array:
+def _portable(path: Path, array: Any) -> Array:
     if array is None:
         raise LazyTilesError("a batch holds None; leave the part out")
     array = np.asarray(array)
     if array.ndim == 0 or array.dtype.kind in "OSUMmV":
         raise LazyTilesError(f"a batch holds {array.dtype} of shape {array.shape}; Keras takes arrays of numbers")
     return native(array)
+
+
+def _narrow(path: Path, array: Array) -> Array:
+    if array.dtype != np.float64:
+        return array
+    if array.ndim > 2:
+        raise TypeError(_TOO_WIDE)
+    return array.astype(np.float32)

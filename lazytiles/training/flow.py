@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lazytiles.indexing import Seed
-from lazytiles.training.readahead import Key, ReadAhead
-from lazytiles.training.schedule import READAHEAD_BYTES, Feed
+from lazytiles.training.readahead import ReadAhead
+from lazytiles.training.schedule import READAHEAD_BYTES, Feed, Key
 from lazytiles.training.shards import Shard
 from lazytiles.training.transforms import Transform
 from lazytiles.trees import Structure
@@ -96,21 +96,10 @@ class BatchFlow:
     ) -> None:
         self.loop = loop
         self._feed = Feed(
-            *(data, batch_size),
-            shuffle=shuffle,
-            window=window,
-            replacement=replacement,
-            weights=weights,
-            drop_last=drop_last,
-            transform=transform,
-            seed=seed,
-            shard=shard,
-            prefetch=prefetch,
-            readahead_bytes=readahead_bytes,
-            threads=threads,
-            readers=readers,
-            processes=processes,
-        )
+            data, batch_size, shuffle=shuffle, window=window, replacement=replacement, weights=weights,
+            drop_last=drop_last, transform=transform, seed=seed, shard=shard, prefetch=prefetch,
+            readahead_bytes=readahead_bytes, threads=threads, readers=readers, processes=processes,
+        )  # fmt: skip
         self._begin: Key = (0, 0)  # where the next iteration begins
         self._position: Key = (0, 0)  # of the next batch of the iteration that last gave one
         self._open()
@@ -153,13 +142,16 @@ class BatchFlow:
 
     def flow(self) -> Iterator[Structure]:
         """The batches from here on: to the end of the epoch, or without end where the flow loops."""
-        self._position = self._begin
-        self._begin = (self._begin[0], 0)
-        ahead = self._feed.ahead(self._keys(*self._position))
+        self._position = first, begin = self._begin
+        self._begin = (first, 0)
+        size = len(self)
+        later = count(first + 1) if self.loop and size else ()
+        rest = ((epoch, batch) for epoch in later for batch in range(size))
+        ahead = ReadAhead(self._feed, chain(((first, batch) for batch in range(begin, size)), rest))
         self._passes.add(ahead)
         try:
             for (epoch, batch), *held in ahead:
-                if batch + 1 < len(self):
+                if batch + 1 < size:
                     self._position = (epoch, batch + 1)
                 else:
                     self._position = self._begin = (epoch + 1, 0)
@@ -198,10 +190,3 @@ class BatchFlow:
     def _open(self) -> None:
         self._passes: weakref.WeakSet[ReadAhead] = weakref.WeakSet()
         weakref.finalize(self, self._feed.close)
-
-    def _keys(self, epoch: int, batch: int) -> Iterator[Key]:
-        size = len(self)
-        first = ((epoch, k) for k in range(batch, size))
-        if not self.loop or size == 0:
-            return first
-        return chain(first, ((later, k) for later in count(epoch + 1) for k in range(size)))

@@ -17,7 +17,6 @@ from lazytiles.indexing import Seed
 from lazytiles.training.batches import Inputs, Output, Scaling, class_count, differences, one_target, parts_of
 from lazytiles.training.keras_callbacks import EpochCallback, ResumeCallback
 from lazytiles.training.keras_serving import Server
-from lazytiles.training.readahead import Key
 from lazytiles.training.schedule import READAHEAD_BYTES, Feed, check_budgets
 from lazytiles.training.shards import Shard
 from lazytiles.training.transforms import Transform
@@ -100,23 +99,10 @@ readers, processes : as in `BatchFlow`; ``weights="balanced"`` goes by `y`
         data, num_classes = parts_of(x, y, sample_weight), class_count(num_classes, x, y)
         output = Output(Scaling.of(normalize, data[0]), num_classes)
         feed = Feed(
-            *(data, batch_size),
-            shuffle=shuffle,
-            window=window,
-            replacement=replacement,
-            weights=weights,
-            labels=one_target(data),
-            drop_last=drop_last,
-            transform=transform,
-            output=output,
-            seed=seed,
-            shard=shard,
-            prefetch=prefetch,
-            readahead_bytes=readahead_bytes,
-            threads=threads,
-            readers=readers,
-            processes=processes,
-        )
+            data, batch_size, shuffle=shuffle, window=window, replacement=replacement, weights=weights,
+            labels=one_target(data), drop_last=drop_last, transform=transform, output=output, seed=seed, shard=shard,
+            prefetch=prefetch, readahead_bytes=readahead_bytes, threads=threads, readers=readers, processes=processes,
+        )  # fmt: skip
         feed.tandem.verify()
         output.check(feed.tandem.data, is_final=transform is None)
         check_budgets(steps_per_epoch=steps_per_epoch)
@@ -161,7 +147,16 @@ readers, processes : as in `BatchFlow`; ``weights="balanced"`` goes by `y`
 
     def __getitem__(self, i: int) -> Structure:
         """The batch that index `i` means in this epoch: see `KerasAdapter`."""
-        return self._checked(*self._server.ask(range(len(self))[i]))
+        key, batch = self._server.ask(range(len(self))[i])
+        if self._first is None:
+            self._first = rebuilt(batch, iter([array[:1].copy() for array in leaves(batch)]))
+        elif what := differences(self._first, batch):  # TensorFlow casts silently to the dtypes of the first batch
+            names = self._feed.tandem.name(self._feed.schedule.rows(key))
+            self._server.drop()
+            raise LazyTilesError(
+                f"batch {key[1]} of epoch {key[0]} ({names}) has {what}; make the transform give one dtype"
+            )
+        return batch
 
     def __repr__(self) -> str:
         return self._feed.schedule.described("KerasAdapter", len(self))
@@ -300,15 +295,3 @@ readers, processes : as in `BatchFlow`; ``weights="balanced"`` goes by `y`
                 server.end()
                 server.is_cut = count < len(self)
             yield batch
-
-    def _checked(self, key: Key, batch: Structure) -> Structure:
-        """The batch, if its arrays have the dtypes and ranks of the first: TensorFlow casts them silently."""
-        if self._first is None:
-            self._first = rebuilt(batch, iter([array[:1].copy() for array in leaves(batch)]))
-        elif what := differences(self._first, batch):
-            names = self._feed.tandem.name(self._feed.schedule.rows(key))
-            self._server.drop()
-            raise LazyTilesError(
-                f"batch {key[1]} of epoch {key[0]} ({names}) has {what}; make the transform give one dtype"
-            )
-        return batch

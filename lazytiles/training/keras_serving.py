@@ -14,8 +14,8 @@ from typing import Literal
 
 from lazytiles.errors import LazyTilesError
 from lazytiles.training.batches import copied
-from lazytiles.training.readahead import Key, ReadAhead
-from lazytiles.training.schedule import Feed
+from lazytiles.training.readahead import ReadAhead
+from lazytiles.training.schedule import Feed, Key
 from lazytiles.trees import Structure, leaves
 
 Owner = Literal["nobody", "user", "trainer"]  # who said which epoch it is: a trainer says so for each
@@ -33,14 +33,7 @@ class Server:
     Without, and before an epoch begins, index i is step i. An epoch of which all steps were asked for moves on when
     another one begins, or when a step is asked for after it has ended.
 
-    Parameters
-    ----------
-    feed : how a batch comes about
-    steps : batches of an epoch; where a pass over the samples has more or fewer, epochs go on through the passes
-
-    Notes
-    -----
-    Not safe for threads by itself; `KerasAdapter` has the lock.
+    An epoch has `steps` batches; where a pass over the samples has more or fewer, epochs go on through the passes.
     """
 
     def __init__(self, feed: Feed, steps: int) -> None:
@@ -110,7 +103,13 @@ class Server:
             # A trainer may begin and end it with one batch before, to build its model.
             is_built = has_ended and self.begins == len(self._bound) == 1
             if self.begins == 0:
-                self._open()
+                # Who has looked at it before is forgotten, unless it was a loop of the user's, who said which it is.
+                if self.owner == "user" and len(self._bound) > _LOOKS:
+                    self.begins = 1
+                else:
+                    self._forget()
+                if self.is_shuffled:
+                    self._free.extend(sorted({*self.left}.difference(self._bound.values())))
             coming = self._free if self.is_shuffled else self.left
             if coming and coming[0] not in self._kept:
                 self._kept[coming[0]] = self._read(coming[0], coming)
@@ -129,7 +128,15 @@ class Server:
             if self._last == "end" and self.begins < 2 and self._is_over():
                 self.move(self.epoch + 1)
             self._streak = self._streak + 1 if index == self._index + 1 else 0
-            step, coming = self._meaning(index)
+            coming: Iterable[int] = ()  # the steps from it on, if any can be told to be asked for in this order
+            if index >= len(self.left):
+                step = self.done[index - len(self.left)]
+            elif self._free and index not in self._bound:
+                step, coming = self._free[0], self._free
+            else:
+                step = self._bound.get(index, self.left[index])
+                if self._streak >= _STREAK and not self._free:
+                    coming = (self._bound.get(k, self.left[k]) for k in range(index, len(self.left)))
             batch = self._read(step, coming)
             if index < len(self.left):
                 self._bound[index] = step
@@ -172,15 +179,6 @@ class Server:
             self._run = self._look = None
             self._kept.clear()
 
-    def _open(self) -> None:
-        """Forget who has looked at the epoch before it begins, unless it was a loop of the user's, who said which."""
-        if self.owner == "user" and len(self._bound) > _LOOKS:
-            self.begins = 1
-        else:
-            self._forget()
-        if self.is_shuffled:
-            self._free.extend(sorted({*self.left}.difference(self._bound.values())))
-
     def _forget(self) -> None:
         """Let indices mean nothing yet; what was read stays."""
         self._bound.clear()
@@ -195,16 +193,6 @@ class Server:
         is_told = self.owner == "trainer" or (self.owner == "user" and self.begins > 1)
         return len(self._bound) == len(self.left) and not is_told
 
-    def _meaning(self, index: int) -> tuple[int, Iterable[int]]:
-        """The step of an index, and those from it on which will be asked for in this order, if any can be told."""
-        if index >= len(self.left):
-            return self.done[index - len(self.left)], ()
-        if self._free and index not in self._bound:
-            return self._free[0], self._free
-        steps = (self._bound.get(k, self.left[k]) for k in range(index, len(self.left)))
-        is_in_sequence = self._streak >= _STREAK and not self._free
-        return self._bound.get(index, self.left[index]), steps if is_in_sequence else ()
-
     def _read(self, step: int, coming: Iterable[int]) -> Structure:
         """The batch of a step: with those that come after it, where these are not on their way, or else alone."""
         if step in self._kept:
@@ -216,10 +204,10 @@ class Server:
         if not (run and (step == run[0] or (may_wait and step in run))):
             steps = deque(k for k in coming if k not in self._kept)
             if len(steps) < 2 or (run and (may_wait or steps[1] == run[0])):
-                return self.feed.work.read(self.key(self.epoch, step))
+                return self.feed.read(self.key(self.epoch, step))
             if self._run is not None:
                 self._run[1].close()
-            self._run = steps, self.feed.ahead([self.key(self.epoch, k) for k in steps])
+            self._run = steps, ReadAhead(self.feed, [self.key(self.epoch, k) for k in steps])
         end = time.monotonic() + _PATIENCE_S
         while self._run is not None:
             (steps, ahead), self._run = self._run, None  # an error or Ctrl-C leaves none behind
@@ -237,4 +225,4 @@ class Server:
             self._kept[head] = batch
             if time.monotonic() > end:
                 break
-        return self.feed.work.read(self.key(self.epoch, step))
+        return self.feed.read(self.key(self.epoch, step))

@@ -15,67 +15,15 @@ from typing import Literal
 from lazytiles.config import settings
 from lazytiles.errors import LazyTilesError
 from lazytiles.threads import Lane, Pool
-from lazytiles.training.tandem import Alive, Array, Rows, Tandem, batch_error, native
+from lazytiles.training.schedule import Feed, Key
+from lazytiles.training.tandem import Alive, Array, Rows, batch_error, native
 from lazytiles.trees import Structure
-
-Key = tuple[int, int]  # (epoch, batch)
 
 _HEADSTART = 0.15  # of the budget is still undelivered when the next block starts
 _BLOCK_BATCHES = 4096  # batches of one block at most, however small they are
 _POOL = Pool(32)
 _PATIENCE_S = 1.0  # how long `close` waits for jobs that were told to stop
 _LAST_PATIENCE_S = 0.3  # and how long the end of the process waits for them
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """How the batch of a key comes about: its rows, what they are read from, and what is done with them.
-
-    Parameters
-    ----------
-    tandem : the sources
-    rows : key -> the rows of that batch
-    finish : (key, batch) -> batch, or None; called from any thread
-    threads : jobs of reading and finishing that run at once, or None for the setting of that name
-    """
-
-    tandem: Tandem
-    rows: Callable[[Key], Rows]
-    finish: Callable[[Key, Structure], Structure] | None = None
-    threads: int | None = None
-
-    @property
-    def is_light(self) -> bool:
-        """Whether nothing remains to be done, once the planned sources are read, that is worth a thread."""
-        return self.finish is None and self.tandem.is_light
-
-    def read(self, key: Key) -> Structure:
-        """The batch of a key, read now and here."""
-        return self.make(key, self.rows(key), {}, Alive())
-
-    def make(self, key: Key, rows: Rows, given: dict[int, Array], alive: Alive) -> Structure:
-        """The batch of a key of which some sources are read already.
-
-        Raises
-        ------
-        LazyTilesError : naming batch and tiles, whatever it was that failed
-        """
-        place = "batch {1} of epoch {0}".format(*key)
-        try:
-            batch = self.tandem.read(rows, given)
-        except LazyTilesError:
-            raise
-        except Exception as error:
-            raise batch_error(f"reading {place}", self.tandem.name(rows), error) from error
-        alive.track(batch)
-        if self.finish is None:
-            return batch
-        try:
-            batch = self.finish(key, batch)
-        except Exception as error:
-            raise batch_error(f"transform of {place}", self.tandem.name(rows), error) from error
-        alive.track(batch)
-        return batch
 
 
 @dataclass(slots=True)
@@ -97,15 +45,9 @@ class ReadAhead:
     """An iterator of ``(key, batch)`` in the order of `keys`, which reads ahead while its consumer works.
 
     Consecutive batches of sources that can plan are read as one block. What is planned, read or waits comes to
-    `readahead_bytes` at most, or to one batch that is larger; the next block starts when little of it is left.
-    Other sources are read batch by batch, `prefetch` of them ahead.
-
-    Parameters
-    ----------
-    work : how a batch comes about
-    keys : the order of the batches, perhaps without end
-    prefetch : finished batches that wait; 0 finishes each batch when it is asked for
-    readahead_bytes : bytes that are read ahead; 0 plans every batch alone
+    `readahead_bytes` of the feed at most, or to one batch that is larger; the next block starts when little of it is
+    left; with 0 every batch is planned alone. Other sources are read batch by batch. `prefetch` finished batches wait;
+    with 0 each is finished when it is asked for. The order of the keys may be without end.
 
     Notes
     -----
@@ -114,16 +56,17 @@ class ReadAhead:
     iteration.
     """
 
-    def __init__(self, work: Work, keys: Iterable[Key], *, prefetch: int, readahead_bytes: int) -> None:
-        self._work = work
+    def __init__(self, feed: Feed, keys: Iterable[Key]) -> None:
+        self._feed = feed
         self._keys = deque[Key]()  # taken from the order, but not planned yet: one at most
         self._order: Iterator[Key] = iter(keys)
-        self._prefetch = prefetch
-        self._block_bytes = readahead_bytes if work.tandem.planned else 0
-        self._is_direct = prefetch == 0 and self._block_bytes == 0
-        self._is_inline = prefetch == 0 or (self._block_bytes > 0 and work.is_light)
-        self._sample_bytes = work.tandem.sample_bytes(work.tandem.planned)
-        self._lane = Lane(_POOL, work.threads or settings().threads)
+        self._prefetch = feed.prefetch
+        self._block_bytes = feed.readahead_bytes if feed.tandem.planned else 0
+        self._is_direct = feed.prefetch == 0 and self._block_bytes == 0
+        self._is_inline = feed.prefetch == 0 or (self._block_bytes > 0 and feed.is_light)
+        self._ready = ("finished", "read") if self._is_inline else ("finished",)  # states of a batch that may be given
+        self._sample_bytes = feed.tandem.sample_bytes(feed.tandem.planned)
+        self._lane = Lane(_POOL, feed.tandem.threads or settings().threads)
         self._changed = threading.Condition()
         self._stop = threading.Event()
         self._slots = deque[_Slot]()
@@ -136,17 +79,23 @@ class ReadAhead:
     def __iter__(self) -> ReadAhead:
         return self
 
-    def start(self) -> None:
-        """Begin to read, before the first batch is asked for."""
-        if not self._is_direct:
-            with self._changed:
-                self._plan()
-
     def __next__(self) -> tuple[Key, Structure]:
         if self._is_direct:
             key = self._upcoming()
-            return key, self._work.read(key)
-        slot = self._await_head()
+            return key, self._feed.read(key)
+        with self._changed:
+            self._plan()
+            while not self._slots or (self._slots[0].error is None and self._slots[0].state not in self._ready):
+                if self._broken is not None:
+                    raise LazyTilesError(f"reading ahead failed: {self._broken!r}") from self._broken
+                # A block is over only when its reader is, which may be after its last batch arrived.
+                if self._stop.is_set() or (not self._slots and self._reading == 0):
+                    raise StopIteration
+                self._changed.wait()
+            slot = self._slots.popleft()
+            self._waiting_bytes -= slot.nbytes
+            if slot.error is None:
+                self._plan()
         if slot.error is not None:
             self.close()
             # An error that a frame of its own traceback refers to would keep that batch alive.
@@ -156,7 +105,7 @@ class ReadAhead:
             finally:
                 del error
         if slot.state == "read":
-            slot.batch = self._work.make(slot.key, slot.rows, slot.given, slot.alive)
+            slot.batch = self._feed.make(slot.key, slot.rows, slot.given, slot.alive)
         return slot.key, slot.batch
 
     def close(self) -> None:
@@ -175,54 +124,29 @@ class ReadAhead:
             raise StopIteration
         return self._keys.popleft() if self._keys else next(self._order)
 
-    def _await_head(self) -> _Slot:
-        with self._changed:
-            self._plan()
-            while not self._is_head_ready():
-                if self._broken is not None:
-                    raise LazyTilesError(f"reading ahead failed: {self._broken!r}") from self._broken
-                # A block is over only when its reader is, which may be after its last batch arrived.
-                if self._stop.is_set() or (not self._slots and self._reading == 0):
-                    raise StopIteration
-                self._changed.wait()
-            slot = self._slots.popleft()
-            self._waiting_bytes -= slot.nbytes
-            if slot.error is None:
-                self._plan()
-        return slot
-
-    def _is_head_ready(self) -> bool:
-        if not self._slots:
-            return False
-        slot = self._slots[0]
-        return bool(slot.error) or slot.state == "finished" or (slot.state == "read" and self._is_inline)
-
     def _plan(self) -> None:
         """Start whatever the budgets allow; the caller holds the lock."""
         if self._stop.is_set():
             return
-        if self._block_bytes:
-            if self._reading == 0 and self._has_room():
-                self._start_block()
-        else:
-            while len(self._slots) < self._prefetch and self._add_slot(0):
-                self._slots[-1].state = "read"
+        if self._block_bytes and self._reading == 0:
+            self._start_block()
+        while not self._block_bytes and len(self._slots) < self._prefetch and self._add_slot(0):
+            self._slots[-1].state = "read"
         if not self._is_inline:
             for slot in islice(self._slots, self._prefetch):
                 if slot.state == "read" and slot.error is None:
                     slot.state = "finishing"
                     self._submit(self._lane.submit, partial(self._finish, slot))
 
-    def _has_room(self) -> bool:
-        """Whether so little is undelivered that a block is worth its start: a large one decodes less.
+    def _start_block(self) -> None:
+        """Plan and read a block, where so little is undelivered that one is worth its start: a large one decodes less.
 
         Where a few batches fill the budget, one of them may wait.
         """
         waiting, one = self._waiting_bytes, self._slots[-1].nbytes if self._slots else 0
         few = max(_HEADSTART * self._block_bytes, one)
-        return waiting == 0 or (waiting <= few and waiting + one <= self._block_bytes)
-
-    def _start_block(self) -> None:
+        if waiting > 0 and (waiting > few or waiting + one > self._block_bytes):
+            return
         before = len(self._slots)
         while len(self._slots) - before < _BLOCK_BATCHES:
             room = self._block_bytes - self._waiting_bytes if self._slots else None
@@ -230,8 +154,8 @@ class ReadAhead:
                 break
         block = list(islice(self._slots, before, None))
         if block:
-            self._reading = len(self._work.tandem.planned)
-            for which in self._work.tandem.planned:
+            self._reading = len(self._feed.tandem.planned)
+            for which in self._feed.tandem.planned:
                 self._submit(_POOL.submit, partial(self._read, which, block))
 
     def _add_slot(self, sample_bytes: int, room: float | None = None) -> bool:
@@ -240,40 +164,54 @@ class ReadAhead:
             key = self._upcoming()
         except StopIteration:
             return False
-        rows = self._work.rows(key)
+        rows = self._feed.schedule.rows(key)
         nbytes = len(rows) * sample_bytes
         if room is not None and nbytes > room:
             self._keys.append(key)
             return False
-        self._slots.append(_Slot(key, rows, nbytes, len(self._work.tandem.planned)))
+        self._slots.append(_Slot(key, rows, nbytes, len(self._feed.tandem.planned)))
         self._waiting_bytes += nbytes
         return True
 
     def _submit(self, submit: Callable[[Callable[[], None]], None], job: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                if not self._stop.is_set():
+                    job()
+            except BaseException as error:  # where memory ran out while one was worded, the consumer must not wait
+                self._broken = error
+            finally:
+                with self._changed:
+                    self._jobs -= 1
+                    self._changed.notify_all()
+
         self._jobs += 1
         try:
-            submit(partial(self._run, job))
+            submit(run)
         except BaseException as error:
             self._jobs -= 1
             self._broken = error
             raise
 
-    def _run(self, job: Callable[[], None]) -> None:
-        try:
-            if not self._stop.is_set():
-                job()
-        except BaseException as error:  # where memory ran out while an error was worded, the consumer must not wait
-            self._broken = error
-        finally:
+    def _read(self, which: int, block: list[_Slot]) -> None:
+        """Read one planned source of a block."""
+
+        def arrive(k: int, result: Array | LazyTilesError) -> None:
+            slot = block[k]
             with self._changed:
-                self._jobs -= 1
+                if self._stop.is_set():
+                    return
+                if isinstance(result, BaseException):
+                    slot.error = slot.error or result
+                else:
+                    slot.given[which] = native(result)
+                    slot.missing -= 1
+                    slot.state = "read" if slot.missing == 0 else "reading"
+                    self._plan()
                 self._changed.notify_all()
 
-    def _read(self, which: int, block: list[_Slot]) -> None:
         try:
-            self._work.tandem.read_planned(
-                which, [slot.rows for slot in block], partial(self._arrive, which, block), self._stop
-            )
+            self._feed.tandem.read_planned(which, [slot.rows for slot in block], arrive, self._stop)
             self._fail(which, block, RuntimeError("its source neither gave it nor an error"))
         except BaseException as error:
             self._fail(which, block, error)
@@ -282,31 +220,17 @@ class ReadAhead:
             self._plan()
             self._changed.notify_all()
 
-    def _arrive(self, which: int, block: list[_Slot], k: int, result: Array | LazyTilesError) -> None:
-        slot = block[k]
-        with self._changed:
-            if self._stop.is_set():
-                return
-            if isinstance(result, BaseException):
-                slot.error = slot.error or result
-            else:
-                slot.given[which] = native(result)
-                slot.missing -= 1
-                slot.state = "read" if slot.missing == 0 else "reading"
-                self._plan()
-            self._changed.notify_all()
-
     def _fail(self, which: int, block: list[_Slot], error: BaseException) -> None:
         with self._changed:
             for slot in block:
                 if slot.state == "reading" and which not in slot.given and slot.error is None:
                     place = "reading batch {1} of epoch {0}".format(*slot.key)
-                    slot.error = batch_error(place, self._work.tandem.name(slot.rows), error)
+                    slot.error = batch_error(place, self._feed.tandem.name(slot.rows), error)
 
     def _finish(self, slot: _Slot) -> None:
         given = {} if self._block_bytes == 0 else slot.given
         try:
-            slot.batch = self._work.make(slot.key, slot.rows, given, slot.alive)
+            slot.batch = self._feed.make(slot.key, slot.rows, given, slot.alive)
         except LazyTilesError as error:
             slot.error = error.with_traceback(None)
         except BaseException as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from operator import index
 from typing import Any, Literal
 
@@ -15,13 +15,13 @@ from lazytiles.arrays import held
 from lazytiles.augment import with_boxes
 from lazytiles.errors import LazyTilesError
 from lazytiles.indexing import Seed, balanced_weights, draw, permutation, seed_of, shard_batches, shard_slice
-from lazytiles.training.readahead import Key, ReadAhead, Work
 from lazytiles.training.shards import Shard, own_shard
-from lazytiles.training.tandem import Rows, Tandem
+from lazytiles.training.tandem import Alive, Array, Rows, Tandem, batch_error
 from lazytiles.training.transforms import Stage, Transform
 from lazytiles.trees import Structure
 
 STATE_VERSION = 2
+Key = tuple[int, int]  # (epoch, batch)
 READAHEAD_BYTES = 256 * 2**20
 _NAMES_IN_DIGEST = 4
 
@@ -29,25 +29,9 @@ _NAMES_IN_DIGEST = 4
 class Schedule:
     """Which rows each batch of each epoch has: a pure function of what it is made of.
 
-    A global batch has ``batch_size * count`` rows; shard `r` takes the `r`-th part of each, so that the
-    shards together are the one order.
-
-    Parameters
-    ----------
-    samples : rows there are
-    batch_size : rows of a batch of this shard
-    shuffle : a new permutation of all rows for each epoch
-    window, groups : permute groups of rows instead, and rows within each run of `window` groups; `groups` has the
-        number of each row's group, shape (samples,)
-    replacement, weights : draw the rows instead, `weights` being relative probabilities, shape (samples,)
-    drop_last : leave out the global batch that is not full, as several shards always do
-    seed : int
-    shard : (rank, count), or "auto" to ask the launcher
-
-    Raises
-    ------
-    ValueError : sizes below one, a rank outside its count, weights that cannot be drawn from, a window without
-        shuffling or without groups
+    The options are as for `BatchFlow`; `samples` is how many rows there are, and `groups` the number of each row's
+    group, of which `window` mixes so many at a time, shape (samples,). A global batch has ``batch_size * count`` rows;
+    shard `r` takes the `r`-th part of each, so that the shards together are the one order.
 
     >>> schedule = Schedule(5, 2)
     >>> len(schedule), schedule.rows((0, 2))
@@ -80,8 +64,19 @@ class Schedule:
         self.groups = None if window is None or groups is None else np.asarray(groups).astype(np.int32)
         self._batches = shard_batches(samples, batch_size, self.shard, drop_last=drop_last)
         self._orders: dict[int, Rows] = {}
-        if window is not None:
-            self._check_window()
+        if window is not None and (not shuffle or replacement or weights is not None):
+            raise ValueError(
+                f"window={window!r} says how shuffle=True mixes; it goes with shuffle=True, and not with weights= or "
+                "replacement="
+            )
+        if window is not None and self.groups is None:
+            raise ValueError(
+                f"window={window!r} mixes that many sources at a time: it needs an array of several sources, such as "
+                "open_tiles or MultiSourceArray give"
+            )
+        is_count = isinstance(window, int | np.integer) and not isinstance(window, bool) and window >= 1
+        if window is not None and not is_count:
+            raise ValueError(f"window is how many sources are mixed at a time, at least 1; not {window!r}")
         if self.weights is not None:
             self.order(0)
 
@@ -130,49 +125,18 @@ class Schedule:
         sizes = f"{self.samples} samples {order}, {batches} batches of {self.batch_size}"
         return f"{kind}({sizes}{part}, seed {self.seed})"
 
-    def words(self) -> tuple[object, ...]:
-        """What distinguishes this schedule from others, apart from its seed."""
-        arrays = (self.weights, self.groups)
-        weights, groups = (None if a is None else hashlib.blake2b(a.tobytes()).hexdigest() for a in arrays)
-        return (
-            *(self.samples, self.batch_size, self.shuffle, self.replacement, weights),
-            *(self.drop_last, *self.shard, self.window, groups),
-        )
-
-    def _check_window(self) -> None:
-        if not self.shuffle or self.replacement or self.weights is not None:
-            raise ValueError(
-                f"window={self.window!r} says how shuffle=True mixes; it goes with shuffle=True, and not with weights= "
-                "or replacement="
-            )
-        if self.groups is None:
-            raise ValueError(
-                f"window={self.window!r} mixes that many sources at a time: it needs an array of several sources, such "
-                "as open_tiles or MultiSourceArray give"
-            )
-        if not isinstance(self.window, int | np.integer) or isinstance(self.window, bool) or self.window < 1:
-            raise ValueError(f"window is how many sources are mixed at a time, at least 1; not {self.window!r}")
-
 
 class Feed:
     """Sources, their schedule, and what is done with each batch: all that is needed to make any batch.
 
-    Parameters
-    ----------
-    data, batch_size, shuffle, window, replacement, weights, drop_last, transform, seed, shard, prefetch, \
-readahead_bytes, threads, readers, processes : as for `BatchFlow`
-    labels : what ``weights="balanced"`` goes by, shape (N,) or (N, k); by default those of the first array with labels
-    output : batch -> batch, done last; None does nothing
+    The options are as for `BatchFlow`. Besides, `labels` is what ``weights="balanced"`` goes by, shape (N,) or (N, k),
+    by default those of the first array with labels, and `output` is done last, batch -> batch.
 
     Attributes
     ----------
     tandem : the sources, held as they were given
     schedule : which rows each batch has
     stage : the transform, or None
-
-    Raises
-    ------
-    TypeError, ValueError : as for `BatchFlow`
     """
 
     def __init__(
@@ -203,27 +167,22 @@ readahead_bytes, threads, readers, processes : as for `BatchFlow`
         self.prefetch, self.readahead_bytes = prefetch, readahead_bytes
         self.keeps_seed = seed is not None and not isinstance(seed, np.random.Generator | np.random.RandomState)
         self.tandem = Tandem(data, threads=threads, readers=given)
+        if replacement is None:
+            replacement = isinstance(weights, str)
+        groups = None if window is None else self.tandem.groups()
         self.schedule = Schedule(
-            *(self.tandem.samples, batch_size),
-            shuffle=shuffle,
-            window=window,
-            groups=None if window is None else self.tandem.groups(),
-            replacement=isinstance(weights, str) if replacement is None else replacement,
-            weights=_weights_of(weights, labels, self.tandem),
-            drop_last=drop_last,
-            seed=seed_of(seed),
-            shard=shard,
-        )
+            self.tandem.samples, batch_size, shuffle=shuffle, window=window, groups=groups, replacement=replacement,
+            weights=_weights_of(weights, labels, self.tandem), drop_last=drop_last, seed=seed_of(seed), shard=shard,
+        )  # fmt: skip
         if seed is None and self.schedule.is_random and self.schedule.shard[1] > 1:
             raise ValueError("shards of a random order need one seed; pass the same seed= to each of them")
         self.stage = None if transform is None else Stage(with_boxes(transform, self.tandem.data), processes=processes)
         self.output = output
 
     @property
-    def work(self) -> Work:
-        """How the batch of a key comes about."""
-        finish = None if self.stage is None and self.output is None else self._finish
-        return Work(self.tandem, self.schedule.rows, finish, self.tandem.threads)
+    def is_light(self) -> bool:
+        """Whether nothing remains to be done, once the planned sources are read, that is worth a thread."""
+        return self.stage is None and self.output is None and self.tandem.is_light
 
     def in_order(self) -> Feed:
         """The same samples with the same transform, each once, in their own order and in one shard."""
@@ -231,73 +190,68 @@ readahead_bytes, threads, readers, processes : as for `BatchFlow`
         twin.schedule = Schedule(self.schedule.samples, self.schedule.batch_size, seed=self.schedule.seed)
         return twin
 
-    def ahead(self, keys: Iterable[Key]) -> ReadAhead:
-        """The batches of some keys in their order, read ahead within the budgets."""
-        return ReadAhead(self.work, keys, prefetch=self.prefetch, readahead_bytes=self.readahead_bytes)
+    def read(self, key: Key) -> Structure:
+        """The batch of a key, read now and here."""
+        return self.make(key, self.schedule.rows(key), {}, Alive())
+
+    def make(self, key: Key, rows: Rows, given: dict[int, Array], alive: Alive) -> Structure:
+        """The batch of a key of which some sources are read already, on any thread; errors name batch and tiles."""
+        place = "batch {1} of epoch {0}".format(*key)
+        try:
+            batch = self.tandem.read(rows, given)
+        except LazyTilesError:
+            raise
+        except Exception as error:
+            raise batch_error(f"reading {place}", self.tandem.name(rows), error) from error
+        alive.track(batch)
+        if self.stage is None and self.output is None:
+            return batch
+        try:
+            if self.stage is not None:
+                places = self.schedule.places(key)
+                batch = self.stage(batch, (self.schedule.seed, key[0], places.start, len(places)))
+            batch = batch if self.output is None else self.output(batch)
+        except Exception as error:
+            raise batch_error(f"transform of {place}", self.tandem.name(rows), error) from error
+        alive.track(batch)
+        return batch
 
     def state(self, epoch: int, batch: int) -> dict[str, int]:
         """A few JSON numbers that say which batch comes next, and of what."""
+        # A number below 2**48 that changes with what is read (shapes, dtypes, order, windows) and how.
+        plan = self.schedule
+        arrays = (plan.weights, plan.groups)
+        weights, groups = (None if a is None else hashlib.blake2b(a.tobytes()).hexdigest() for a in arrays)
+        how = (plan.samples, plan.batch_size, plan.shuffle, plan.replacement, weights, plan.drop_last)
+        digest = hashlib.blake2b(repr((*how, *plan.shard, plan.window, groups)).encode(), digest_size=6)
+        for source in self.tandem.sources:
+            digest.update(repr((tuple(map(int, source.shape)), np.dtype(source.dtype).str)).encode())
+            for name in ("order", "sample_windows"):
+                array = getattr(source, name, None)
+                if isinstance(array, np.ndarray):
+                    digest.update(np.ascontiguousarray(array).data)
+            if hasattr(source, "name_of") and self.tandem.samples:
+                for row in np.linspace(0, self.tandem.samples - 1, _NAMES_IN_DIGEST).astype(int):
+                    digest.update(source.name_of(int(row)).encode())
         return {
             "version": STATE_VERSION,
             "epoch": epoch,
             "batch": batch,
-            "seed": self.schedule.seed,
-            "samples": self.schedule.samples,
-            "batch_size": self.schedule.batch_size,
-            "digest": self._digest(),
+            "seed": plan.seed,
+            "samples": plan.samples,
+            "batch_size": plan.batch_size,
+            "digest": int.from_bytes(digest.digest(), "big"),
         }
 
     def load(self, state: Mapping[str, int], *, batches: int) -> Key:
         """The epoch and batch of a state; its seed is taken over where none was given.
 
-        Parameters
-        ----------
-        state : what `state` of a feed over the same data with the same options gave
-        batches : batches of an epoch
-
-        Raises
-        ------
-        LazyTilesError : another version, other data or other options, or not what `state` gave
+        A state of other data or other options is refused; `batches` is how many an epoch has.
         """
-        self._check(state)
-        if state["batch"] >= max(1, batches):
-            raise LazyTilesError(f"this state is of batch {state['batch']}; an epoch of this flow has {batches}")
-        self.schedule.seed = state["seed"]
-        return state["epoch"], state["batch"]
-
-    def close(self) -> None:
-        """End worker processes; a later batch starts new ones."""
-        if self.stage is not None:
-            self.stage.close()
-
-    def _finish(self, key: Key, batch: Structure) -> Structure:
-        if self.stage is not None:
-            places = self.schedule.places(key)
-            batch = self.stage(batch, (self.schedule.seed, key[0], places.start, len(places)))
-        return batch if self.output is None else self.output(batch)
-
-    def _digest(self) -> int:
-        """A number below 2**48 that changes with what is read (shapes, dtypes, order, windows) and how."""
-        words = hashlib.blake2b(digest_size=6)
-        words.update(repr(self.schedule.words()).encode())
-        for source in self.tandem.sources:
-            words.update(repr((tuple(map(int, source.shape)), np.dtype(source.dtype).str)).encode())
-            for name in ("order", "sample_windows"):
-                array = getattr(source, name, None)
-                if isinstance(array, np.ndarray):
-                    words.update(np.ascontiguousarray(array).data)
-            if hasattr(source, "name_of") and self.tandem.samples:
-                for row in np.linspace(0, self.tandem.samples - 1, _NAMES_IN_DIGEST).astype(int):
-                    words.update(source.name_of(int(row)).encode())
-        return int.from_bytes(words.digest(), "big")
-
-    def _check(self, state: Mapping[str, int]) -> None:
-        """Refuse the state of another feed."""
         expected = self.state(0, 0)
         if state.get("version") != STATE_VERSION:
-            raise LazyTilesError(
-                f"this state has version {state.get('version')!r}; version {STATE_VERSION} can be loaded"
-            )
+            found = state.get("version")
+            raise LazyTilesError(f"this state has version {found!r}; version {STATE_VERSION} can be loaded")
         if missing := sorted(expected.keys() - state.keys()):
             raise LazyTilesError(f"this state lacks {', '.join(missing)}; pass what state_dict() gave")
         if state["epoch"] < 0 or state["batch"] < 0:
@@ -314,6 +268,15 @@ readahead_bytes, threads, readers, processes : as for `BatchFlow`
                 "this state is of a flow that reads something else: other tiles, another order, or other "
                 "options; make the flow as it was made when the state was saved"
             )
+        if state["batch"] >= max(1, batches):
+            raise LazyTilesError(f"this state is of batch {state['batch']}; an epoch of this flow has {batches}")
+        self.schedule.seed = state["seed"]
+        return state["epoch"], state["batch"]
+
+    def close(self) -> None:
+        """End worker processes; a later batch starts new ones."""
+        if self.stage is not None:
+            self.stage.close()
 
 
 def _weights_of(weights: Any, labels: Any, tandem: Tandem) -> ArrayLike | None:
@@ -337,10 +300,6 @@ def _weights_of(weights: Any, labels: Any, tandem: Tandem) -> ArrayLike | None:
 
 def check_budgets(**given: Any) -> None:
     """Refuse budgets and counts out of range.
-
-    Raises
-    ------
-    ValueError : naming the option
 
     >>> check_budgets(prefetch=-1, readahead_bytes=0, threads=None)
     Traceback (most recent call last):

@@ -34,8 +34,11 @@ def own_shard(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
     >>> own_shard({"RANK": "2", "WORLD_SIZE": "8"})
     (2, 8)
     """
-    if environment is os.environ and (running := _running()) is not None:
-        return running
+    jax, torch = (sys.modules.get(name) for name in ("jax", "torch.distributed"))
+    if environment is os.environ and jax is not None and jax.distributed.is_initialized():
+        return jax.process_index(), jax.process_count()
+    if environment is os.environ and torch is not None and torch.is_available() and torch.is_initialized():
+        return torch.get_rank(), torch.get_world_size()
     for names in _VARIABLES:
         if all(name in environment for name in names):
             return _checked(environment, *names)
@@ -67,15 +70,6 @@ def _checked(environment: Mapping[str, str], *names: str) -> tuple[int, int]:
     if not 0 <= rank < count:
         raise _refused(found, "is no rank below a count of processes")
     return rank, count
-
-
-def _running() -> tuple[int, int] | None:
-    jax, torch = sys.modules.get("jax"), sys.modules.get("torch.distributed")
-    if jax is not None and jax.distributed.is_initialized():
-        return jax.process_index(), jax.process_count()
-    if torch is not None and torch.is_available() and torch.is_initialized():
-        return torch.get_rank(), torch.get_world_size()
-    return None
 
 
 def _of_tf_config(text: str) -> tuple[int, int]:

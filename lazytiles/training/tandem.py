@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lazytiles.arrays import held
 from lazytiles.config import count
 from lazytiles.errors import LazyTilesError
-from lazytiles.trees import Structure, leaves, rebuilt
+from lazytiles.trees import Structure, leaves, mapped, rebuilt
 
 Rows = NDArray[np.int64]
 Array = NDArray[Any]
@@ -37,10 +37,6 @@ def native(array: Any) -> Array:
 
 def as_source(value: Any) -> Any:
     """A source as it is now (see `lazytiles.arrays.view.held`), if it can serve as one.
-
-    Raises
-    ------
-    TypeError : it lacks ``shape``, ``dtype`` or indexing, has no axis of samples, or is a tensor that NumPy cannot see
 
     >>> as_source([1, 2])
     Traceback (most recent call last):
@@ -68,17 +64,10 @@ def has_own_take(source: Any) -> bool:
 
 
 def read_rows(source: Any, rows: Rows) -> Array:
-    """Rows of a source, in that order, as a fresh array that shares no memory with it.
+    """Rows of a source, in that order, as a fresh array that shares no memory with it, shape (n, *source.shape[1:]).
 
-    Parameters
-    ----------
-    source : array-like along axis 0; its own ``take(indices)`` is used where it has one
-    rows : int64, shape (n,), may repeat and go back; others than NumPy's arrays are asked for each row
-        once, in rising order (as h5py wants them)
-
-    Returns
-    -------
-    array, shape (n, *source.shape[1:]), C-contiguous, native byte order
+    It is C-contiguous and in native byte order. `rows`, int64, shape (n,), may repeat and go back; sources that are no
+    NumPy arrays and have no ``take(indices)`` are asked for each row once, in rising order (as h5py wants them).
 
     >>> read_rows(np.arange(10, 20), np.array([3, 0, 3]))
     array([13, 10, 13])
@@ -130,19 +119,13 @@ class Alive:
 
 
 class Tandem:
-    """Sources of one length that are read row by row together.
+    """Sources of one length, in tuples, lists and dicts, that are read row by row together.
 
     Parameters
     ----------
-    data : one source, or tuples, lists and dicts of sources
     threads : int or None; sources that are neither NumPy's nor able to read batches themselves are read by
         one thread at a time, unless a number of threads is given
     readers : processes that decode, or None for the setting of that name
-
-    Raises
-    ------
-    TypeError : something in `data` is not a source, or there is none
-    ValueError : the sources differ in length
 
     Notes
     -----
@@ -192,20 +175,22 @@ class Tandem:
 
     def read(self, rows: Rows, given: Mapping[int, Array] | None = None) -> Structure:
         """The batch of these rows; `given` holds the arrays of sources that are read already, by number."""
-        given = given or {}
-        return rebuilt(self._form, (given[k] if k in given else self._rows(k, rows) for k in range(len(self.sources))))
+        arrays = dict(given or {})
+        for k, source in enumerate(self.sources):
+            alone = self.threads is None and not isinstance(source, np.ndarray)
+            if k in self.planned and k not in arrays:
+                arrays[k] = native(source.take(rows, **self._how))
+            elif k not in arrays:
+                with self._turn if alone else nullcontext():
+                    arrays[k] = read_rows(source, rows)
+        return mapped(self._form, lambda _, k: arrays[k])
 
     def read_planned(self, which: int, batches: Sequence[Rows], done: Done, stop: threading.Event) -> None:
         """Several batches of one planned source as one plan; see ``MultiSourceArray.take_batches``."""
         self.sources[which].take_batches(batches, done, stop=stop, **self._how)
 
     def verify(self) -> None:
-        """Let every source that can do so check that all its samples can be read.
-
-        Raises
-        ------
-        LazyTilesError : naming those that cannot
-        """
+        """Let every source that can do so check that all its samples can be read; an error names those that cannot."""
         for source in self.sources:
             if hasattr(source, "verify"):
                 source.verify()
@@ -224,14 +209,6 @@ class Tandem:
         names = [namer(int(row)) for row in rows[:_NAMED]]
         more = len(rows) - len(names)
         return ", ".join(names) + (f" and {more} more" if more > 0 else "")
-
-    def _rows(self, which: int, rows: Rows) -> Array:
-        source = self.sources[which]
-        if which in self.planned:
-            return native(source.take(rows, **self._how))
-        alone = self.threads is None and not isinstance(source, np.ndarray)
-        with self._turn if alone else nullcontext():
-            return read_rows(source, rows)
 
 
 def batch_error(place: str, names: str, error: BaseException) -> LazyTilesError:

@@ -32,14 +32,8 @@ class Stage:
 
     Parameters
     ----------
-    transform : (batch, rng) -> batch, batch -> batch, or a function of images, ``fn(image=..., mask=...) -> dict``.
-        `rng` is a `lazytiles.indexing.seeds.BatchGenerator`
+    transform : as `as_transform` takes it; called with a `lazytiles.indexing.seeds.BatchGenerator`
     processes : worker processes, started when first needed; 0 runs the transform where it is called
-
-    Raises
-    ------
-    ImportError : processes are wanted and loky is not installed
-    TypeError : the transform cannot be called
     """
 
     def __init__(self, transform: Transform, *, processes: int = 0) -> None:
@@ -59,26 +53,23 @@ class Stage:
         self.__init__(**state)  # type: ignore[misc]  # nothing else makes the lock
 
     def __call__(self, batch: Structure, draw: Draw) -> Structure:
-        """The transformed batch.
-
-        Parameters
-        ----------
-        batch : arrays of ``draw[3]`` samples each
-        draw : seed, epoch, place of the first sample in the order of the epoch, samples
-
-        Raises
-        ------
-        LazyTilesError : the worker process died; the next batch gets new ones
-        ValueError : the transform dropped a part of the batch, or gave another number of samples
-        """
-        given = self._run(batch, draw)
+        """The transformed batch, of as many samples; where a worker process died, the next batch gets new ones."""
+        given = self._in_worker(batch, draw) if self.processes else _apply(self.transform, batch, draw)
         check_parts(batch, given, draw[3])
         return given
 
-    def _run(self, batch: Structure, draw: Draw) -> Structure:
-        if not self.processes:
-            return _apply(self.transform, batch, draw)
-        executor = self._workers()
+    def _in_worker(self, batch: Structure, draw: Draw) -> Structure:
+        with self._lock:
+            if self._executor is None:
+                loky = require("loky", extra="processes")
+                self._executor = loky.ProcessPoolExecutor(
+                    max_workers=self.processes, timeout=_IDLE_S, env=_WORKER_ENVIRONMENT
+                )
+                # loky waits at exit for what its workers do. It says so when the first job starts them, and what
+                # was registered last is called first, so ours ends them before.
+                self._executor.submit(int)
+                threading._register_atexit(partial(_end, weakref.ref(self)))  # type: ignore[attr-defined]  # typeshed
+            executor = self._executor
         try:
             return executor.submit(_apply, self.transform, batch, draw).result()
         except BrokenProcessPool as error:
@@ -98,31 +89,9 @@ class Stage:
         if executor is not None:
             executor.shutdown(wait=True, kill_workers=True)
 
-    def _workers(self) -> Any:
-        with self._lock:
-            if self._executor is None:
-                loky = require("loky", extra="processes")
-                self._executor = loky.ProcessPoolExecutor(
-                    max_workers=self.processes, timeout=_IDLE_S, env=_WORKER_ENVIRONMENT
-                )
-                # loky waits at exit for what its workers do. It says so when the first job starts them, and what
-                # was registered last is called first, so ours ends them before.
-                self._executor.submit(int)
-                threading._register_atexit(partial(_end, weakref.ref(self)))  # type: ignore[attr-defined]  # typeshed
-            return self._executor
-
 
 def check_parts(before: Structure, after: Structure, samples: int) -> None:
     """Refuse what a transform gave where it lacks a part of the batch or holds another number of samples.
-
-    Parameters
-    ----------
-    before, after : the batch as it was read, and as it was given back
-    samples : how many there are in `before`
-
-    Raises
-    ------
-    ValueError : saying what is missing or how many there are
 
     >>> import numpy as np
     >>> check_parts((np.zeros(3), np.zeros(3)), np.zeros(3), 3)

@@ -758,12 +758,13 @@ def test_threads_that_do_not_start_are_an_error_and_no_wait(monkeypatch, fails):
 
 
 def test_what_a_job_cannot_say_reaches_the_consumer(monkeypatch):
-    from lazytiles.training import readahead
+    from lazytiles.training import readahead, schedule
 
     def failing(*_):
         raise MemoryError("no memory for words")
 
-    monkeypatch.setattr(readahead, "batch_error", failing)
+    for room in (readahead, schedule):
+        monkeypatch.setattr(room, "batch_error", failing)
 
     def transform(batch, rng):
         raise ValueError("odd")

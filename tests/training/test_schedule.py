@@ -154,7 +154,7 @@ def test_what_an_adapter_reads_stays_with_its_labels(form):
     array.shuffle(3)
     other.order = other.order[::-1]
     for k in range(len(feed.schedule)):
-        images, labels = feed.work.read((0, k))
+        images, labels = feed.read((0, k))
         np.testing.assert_array_equal(label_of(leaves(images)[0]), labels)
 
 
