@@ -75,11 +75,11 @@ class _Alone:
         self.kept = kept
 
     def _decode(self, number: int, data: Any) -> None:
-        at, first, length, row, column = self.jobs.jobs[number]
+        at, first, length, row, column = self.jobs.jobs[number].tolist()
         page = self.jobs.pages[at]
         pieces = self.jobs.pieces[self.jobs.starts[number] : self.jobs.starts[number + 1]]
         if data is None:
-            where = self.jobs.ranges[number]
+            where = self.jobs.ranges[number].tolist()
             self.jobs._decode(page, range(first, first + length), row, column, int(pieces[:, 2].max()), where)
         else:
             sizes = page.counts[first : first + length].tolist()

@@ -34,8 +34,8 @@ class Jobs:
     def __init__(self, plan: Plan, targets: Targets, tally: list[Counts]) -> None:
         self.pages, self.bands = plan.windows.pages, plan.windows.bands
         self.targets, self.tally = targets, tally
-        self.jobs, self.ranges = plan.jobs.tolist(), plan.ranges.tolist()
-        self.starts, self.pieces = plan.starts.tolist(), plan.pieces
+        # Lists are made job by job: of the whole plan, each reader process would make them all for its part.
+        self.jobs, self.ranges, self.starts, self.pieces = plan.jobs, plan.ranges, plan.starts, plan.pieces
 
     def windows_of(self, number: int) -> list[int]:
         """The window of each piece of a job."""
@@ -44,7 +44,7 @@ class Jobs:
 
     def wanted(self, number: int) -> list[Range]:
         """The byte ranges of the segments of a job that are not kept decoded."""
-        at, first, length = self.jobs[number][:3]
+        at, first, length = self.jobs[number, :3].tolist()
         page = self.pages[at]
         left = [k for part in segment_cache.missing(page.key, first, first + length) for k in part]
         spans = ((int(page.offsets[k]), int(page.counts[k])) for k in left)
@@ -52,13 +52,13 @@ class Jobs:
 
     def do(self, number: int) -> Settled:
         """Read and decode a job."""
-        at, first, length, row, column = self.jobs[number]
+        at, first, length, row, column = self.jobs[number].tolist()
         page, segments = self.pages[at], range(first, first + length)
         height = page.segment[0]
         pieces = self.pieces[self.starts[number] : self.starts[number + 1]].tolist()
         try:
             rows = max(piece[2] for piece in pieces)
-            runs = self._runs(page, segments, row, column, rows, self.ranges[number])
+            runs = self._runs(page, segments, row, column, rows, self.ranges[number].tolist())
             self._scatter(runs, pieces, first, height)
             return Settled([piece[0] for piece in pieces], {})
         except LazyTilesError as error:

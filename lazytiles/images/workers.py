@@ -159,7 +159,7 @@ def _jobs_of(sheet: Sheet) -> Jobs:
     none = np.empty(0, np.int64)
     windows = Windows(pages, none, none.reshape(0, 4), sheet.bands)
     plan = Plan(windows, none, none, none, 0, jobs, starts, pieces, ranges, 0, 0, 0, 0)
-    return Jobs(plan, _Targets(places.tolist(), sheet.dtype), [])
+    return Jobs(plan, _Targets(places, sheet.dtype), [])
 
 
 _page = lru_cache(_MOST_PAGES)(reopened)
@@ -178,11 +178,11 @@ class _Pages:
 class _Targets:
     """The pixels of windows in mapped memory."""
 
-    def __init__(self, places: list[list[int]], dtype: np.dtype[Any]) -> None:
+    def __init__(self, places: NDArray[np.int64], dtype: np.dtype[Any]) -> None:
         self._places, self._dtype = places, dtype
 
     def __getitem__(self, window: int) -> NDArray[Any]:
-        number, offset, *shape = self._places[window]
+        number, offset, *shape = self._places[window].tolist()
         return np.ndarray(shape, self._dtype, _maps[number], offset)
 
 

@@ -170,6 +170,8 @@ def test_connections_of_a_worker_count_what_they_share_once(monkeypatch: Any) ->
         thread.join()
     assert [answer.error for answer in answers] == [None] * 4
     assert sum(answer.counted.get("segments_decoded", 0) for answer in answers) == 3
+
+
 def test_workers_come_back_from_a_read_that_never_began(tmp_path: Path, monkeypatch: Any) -> None:
     tiles, dense = opened(tmp_path, layouts=(TILED,))
     start(tiles, 2)
