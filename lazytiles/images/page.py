@@ -294,11 +294,9 @@ def facts(
     number: str,
     *,
     head: tifffile.TiffPage | None = None,
-    **more: Any,
+    **more: Any,  # of `Page`, such as its origin
 ) -> Page:
     """Check a parsed page and take from it what reading needs; place and nodata of a level are those of its `head`.
-
-    What `Page` holds beside, such as `origin`, is taken as it is given.
 
     Raises
     ------
@@ -322,8 +320,8 @@ def facts(
             raise RegionError(f"{where}: the tag {tag.name} has the damaged type {tag.dtype!r}")
         table = () if tag is None else tag.value
         stored.append((table,) if isinstance(table, int) else table)
-    tables = stored or (page.dataoffsets, page.databytecounts)  # of NDPI, of restart intervals
-    offsets, counts, raw = _laid_out(where, page, *tables, shape, segment, dtype)
+    starts, sizes = stored or (page.dataoffsets, page.databytecounts)  # of NDPI, of restart intervals
+    offsets, counts, raw = _laid_out(where, page, starts, sizes, shape, segment, dtype)
     nodata = parse_nodata((head or page).tags.valueof(NODATA), dtype)
     # Opacity in a layout in which GDAL takes it as the mask of the other samples.
     is_opacity = any(extra in (1, 2) for extra in page.extrasamples[-1:])
