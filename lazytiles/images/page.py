@@ -294,11 +294,9 @@ def facts(
     number: str,
     *,
     head: tifffile.TiffPage | None = None,
-    **more: Any,
+    **more: Any,  # of `Page`, such as its origin
 ) -> Page:
     """Check a parsed page and take from it what reading needs; place and nodata of a level are those of its `head`.
-
-    What `Page` holds beside, such as `origin`, is taken as it is given.
 
     Raises
     ------
