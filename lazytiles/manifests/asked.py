@@ -120,6 +120,17 @@ class Asked:
         """The level of an image whose pixels its boxes count."""
         return 0 if self.units.kind == "base" else self.level
 
+    def refuse_for_volumes(self, why: str) -> None:
+        """Refuse what is asked for and says nothing about volumes."""
+        flat = {"frames": Frames.of(self.frames).timed, "missing": self.missing == "fill"}
+        flat |= {name: getattr(self, name) for name in ("size", "gray", "dtype", "scaled", "level", "scale_boxes")}
+        flat |= {name: getattr(self, name) is not None for name in ("mpp", "source_mpp", "mask_scale")}
+        flat |= {name: bool(np.any(getattr(self, name))) for name in ("fill", "mask_fill")}
+        flat |= {"coordinates": self.coordinates != "pixels", "path": not isinstance(self.path, str | None)}
+        flat |= {name: getattr(self, name) is not None for name in ("page", "series", "axes", "channels", "mask_axes")}
+        if wrong := [name for name, value in flat.items() if value]:
+            raise ManifestError(f"{why}; {wrong[0]}={getattr(self, wrong[0])!r} is for images")
+
     def columns(self, *text: str) -> Columns:
         """How `read_manifest` reads the table for this; the columns of `text` stay text too."""
         if self.masks is not None and self.classes is not None:

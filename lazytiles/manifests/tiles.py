@@ -155,39 +155,13 @@ def open_tiles(
     RegionError : the first image cannot be opened
     """
     asked = Asked(
-        frames=frames,
-        path=path,
-        target=target,
-        tabular=tabular,
-        masks=masks,
-        mask_axes=mask_axes,
-        coordinates=coordinates,
-        boxes_crs=boxes_crs,
-        size=size,
-        resample=resample,
-        pad=pad,
-        fill=fill,
-        mask_fill=mask_fill,
-        bands=bands,
-        gray=gray,
-        dtype=dtype,
-        scaled=scaled,
-        page=page,
-        series=series,
-        axes=axes,
-        channels=channels,
-        level=level,
-        mpp=mpp,
-        source_mpp=source_mpp,
-        mask_scale=mask_scale,
-        missing=missing,
-        scale_boxes=scale_boxes,
-        box_format=box_format,
-        classes=classes,
-        where=where,
-        follow_symlinks=follow_symlinks,
+        frames=frames, path=path, target=target, tabular=tabular, masks=masks, mask_axes=mask_axes,
+        coordinates=coordinates, boxes_crs=boxes_crs, size=size, resample=resample, pad=pad, fill=fill,
+        mask_fill=mask_fill, bands=bands, gray=gray, dtype=dtype, scaled=scaled, page=page, series=series, axes=axes,
+        channels=channels, level=level, mpp=mpp, source_mpp=source_mpp, mask_scale=mask_scale, missing=missing,
+        scale_boxes=scale_boxes, box_format=box_format, classes=classes, where=where, follow_symlinks=follow_symlinks,
         verify=verify,
-    )
+    )  # fmt: skip
     table = asked.read(manifest)
     return tiles_of(table, folder_of(manifest) if image_dir is None else image_dir, asked)
 
@@ -318,7 +292,7 @@ def tiles_of(table: pd.DataFrame, image_dir: Any, asked: Asked, opener: Any = op
     wanted = Frames.of(asked.frames)
     if "zmin" in table or isinstance(image_dir, Mapping):
         why = "boxes of six numbers lie in volumes" if "zmin" in table else "a mapping holds volumes"
-        _refuse_for_volumes(asked, why)
+        asked.refuse_for_volumes(why)
         return _volumes_of(table, image_dir, asked)
     rows = wanted.samples(table, asked.where)
     images = partial(Images.of, table, rows, image_dir=image_dir, follow_symlinks=asked.follow_symlinks)
@@ -332,7 +306,7 @@ def tiles_of(table: pd.DataFrame, image_dir: Any, asked: Asked, opener: Any = op
     found.verify(asked.verify, image_dir)
     firsts = found.first()
     if "xmin" not in table and firsts[0].lead and not asked.has_axes:
-        _refuse_for_volumes(asked, f"{firsts[0].path} is a volume")
+        asked.refuse_for_volumes(f"{firsts[0].path} is a volume")
         return _volumes_of(table, image_dir, asked)
     table = table if len(rows) == len(table) else table.iloc[rows].reset_index(drop=True)
     windows: NDArray[Any] | MapBoxes | None = windows_of(table)
@@ -357,18 +331,6 @@ def tiles_of(table: pd.DataFrame, image_dir: Any, asked: Asked, opener: Any = op
         array.companions = replace(array.companions, valid=found.valid())
     masks = None if masked is None else assembled(masked, mask_form_of(masked, form, asked), timed=False)
     return _labelled(array, table, asked, masks)
-
-
-def _refuse_for_volumes(asked: Asked, why: str) -> None:
-    """Refuse what is asked for and says nothing about volumes."""
-    flat = {"frames": Frames.of(asked.frames).timed, "missing": asked.missing == "fill"}
-    flat |= {name: getattr(asked, name) for name in ("size", "gray", "dtype", "scaled", "level", "scale_boxes")}
-    flat |= {name: getattr(asked, name) is not None for name in ("mpp", "source_mpp", "mask_scale")}
-    flat |= {name: bool(np.any(getattr(asked, name))) for name in ("fill", "mask_fill")}
-    flat |= {"coordinates": asked.coordinates != "pixels", "path": not isinstance(asked.path, str | None)}
-    flat |= {name: getattr(asked, name) is not None for name in ("page", "series", "axes", "channels", "mask_axes")}
-    if wrong := [name for name, value in flat.items() if value]:
-        raise ManifestError(f"{why}; {wrong[0]}={getattr(asked, wrong[0])!r} is for images")
 
 
 def _volumes_of(
@@ -419,17 +381,9 @@ def _volumes_of(
             )
 
         def made(openers: Sequence[Any], windows: Int64s, *, tile_name: _Names, **named: Any) -> VolumeTiles:
-            return VolumeTiles(
-                openers[0],
-                windows,
-                (*first.shape, 1)[3],
-                first.dtype,
-                tile_name=tile_name.alone(),
-                pad=asked.pad,
-                context=context,
-                sampling=sampling,
-                **named,
-            )
+            form: dict[str, Any] = {"samples": (*first.shape, 1)[3], "dtype": first.dtype, "pad": asked.pad}
+            form |= {"context": context, "sampling": sampling, "tile_name": tile_name.alone()}
+            return VolumeTiles(openers[0], windows, **form, **named)
 
         return _assembled(table, windows, part, groups, made, whole)
 
