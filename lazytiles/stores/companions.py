@@ -89,7 +89,7 @@ def _regions_of(
     used, codes = np.unique(pairs[:, 0], return_inverse=True)
     if not len(used) or (len(used) == 1 and not hasattr(sources[used[0]], "windows")):
         return None
-    open_ahead([(source, pairs[:0, 0], ()) for k in used.tolist() if isinstance(source := sources[k], RegionTiles)])
+    open_ahead(source for k in used.tolist() if isinstance(source := sources[k], RegionTiles))
     by_region = np.argsort(codes, kind="stable")
     regions, tile = [], np.empty(len(pairs), np.int64)
     for number, rows in zip(used.tolist(), np.split(by_region, np.cumsum(np.bincount(codes))[:-1]), strict=True):

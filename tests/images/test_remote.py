@@ -241,6 +241,16 @@ def test_tags_are_read_in_few_requests(server: Server, tmp_path: Path) -> None:
     assert server.seen[0][0] == "HEAD" or server.seen[1][0] == "HEAD"
 
 
+def test_regions_of_a_store_are_opened_together(server: Server, tmp_path: Path, monkeypatch: Any) -> None:
+    for k in range(8):
+        write(tmp_path / f"{k:03}.tif", k)
+    together: list[Any] = []
+    monkeypatch.setattr("lazytiles.stores.companions.open_ahead", lambda sources: together.extend(sources))
+    open_tiles(table(), server.url).persist(tmp_path / "kept.npy")
+    assert len(together) == 8
+    assert all(len(source.regions) == 1 for source in together)
+
+
 def test_a_batch_takes_few_round_trips(server: Server, tmp_path: Path) -> None:
     for k in range(8):
         write(tmp_path / f"{k:03}.tif", k)
