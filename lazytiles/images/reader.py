@@ -28,7 +28,8 @@ from lazytiles.images.remote import portions, remote
 from lazytiles.threads import Crew
 
 # Of small jobs more threads do less: each job hands the interpreter over several times, which takes the longer the more
-# want it. Measured on 16 cores: JPEG tiles of 256 pixels 5,290 a second on 8 threads, 3,620 on 16 (docs/understand/cores.md).
+# want it. Measured on 16 cores: JPEG tiles of 256 pixels 5,290 a second on 8 threads, 3,620 on 16 (see
+# docs/understand/cores.md).
 _LARGE_JOB = 2**20  # bytes decoded
 _MOST_FOR_SMALL_JOBS = 8
 
