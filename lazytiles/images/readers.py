@@ -317,6 +317,8 @@ class Parts:
                 if busy:
                     for connection in select.select(busy, [], [], _PATIENCE_S)[0]:
                         self._collect(connection)
+                elif any(self._left) and self._suspects and readers.workers and not self._leased:
+                    time.sleep(_PATIENCE_S / 10)  # until others are ready: what killed these may kill this process
                 elif any(self._left):  # of workers that are not ready, or busy with other plans
                     if (part := self._next(None)) is not None:
                         self._do_here(part)

@@ -23,6 +23,7 @@ import lazytiles as lt
 from lazytiles.buffers import shared_shelf
 from lazytiles.images import readers as room
 from lazytiles.images import workers
+from lazytiles.images.jobs import Jobs
 from lazytiles.images.readers import readers
 from tests.limits import Counting, within_limits
 from tests.made import LAYOUTS, make
@@ -227,7 +228,12 @@ def test_a_part_that_kills_every_worker_is_an_error_with_its_tiles(tmp_path: Pat
     good, bad = np.flatnonzero(regions != "001"), np.flatnonzero(regions == "001")
     assert min(len(good), len(bad)) > 0
     results: dict[int, Any] = {}
+    here, do = [], Jobs.do
+    monkeypatch.setattr(
+        Jobs, "do", lambda self, k: (here.append(self.pages[self.jobs[k, 0]].file.path), do(self, k))[1]
+    )
     tiles.take_batches([good, bad, good], results.__setitem__, readers=2)
+    assert not [path for path in here if "001.tif" in path]  # what kills a worker would kill this process
     assert results[0].shape == results[2].shape == (len(good), *tiles.shape[1:])
     assert isinstance(results[1], lt.LazyTilesError)
     assert "two reader processes died while they read" in str(results[1])
