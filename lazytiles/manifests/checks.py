@@ -21,7 +21,7 @@ from lazytiles.arrays import MapBoxes, MultiSourceArray, codec_name, ground_of, 
 from lazytiles.config import usable_cpus
 from lazytiles.errors import LazyTilesError, ManifestError
 from lazytiles.images import Page, Region, is_remote, open_region, split_name
-from lazytiles.indexing import Ground
+from lazytiles.indexing import Ground, size_words
 from lazytiles.manifests.asked import Asked
 from lazytiles.manifests.columns import joint_codes, names_of
 from lazytiles.manifests.findings import (
@@ -250,7 +250,7 @@ class _Checkup:
         usual = int(counts.argmax())
         if len(counts) > 1:
             at = [int(np.flatnonzero(condition)[0]) for condition in (codes == usual, codes != usual)]
-            one, other = (" x ".join(map(str, extents[k].tolist())) for k in at)
+            one, other = (size_words(extents[k].tolist()) for k in at)
             self.report.problems.add(
                 "window sizes",
                 f"windows have {len(counts)} different sizes, such as {one} and {other} "

@@ -14,7 +14,7 @@ import pandas as pd
 from lazytiles.aliases import Int64s
 from lazytiles.errors import ManifestError
 from lazytiles.images import Region, open_region
-from lazytiles.indexing import Edge, tiling
+from lazytiles.indexing import Edge, size_words, tiling
 from lazytiles.manifests.folders import Found, find_images, name_images
 from lazytiles.manifests.paths import default_template, is_component
 from lazytiles.manifests.problems import BOX_2D, BOX_3D, Problems
@@ -104,10 +104,6 @@ class Site:
         """Boxes in map units as boxes in pixels."""
         a, _, c, _, e, f = self.ground.transform[:6]
         return _upright((boxes - [f, c, f, c]) / [e, a, e, a])
-
-
-def _by(shape: Sequence[int]) -> str:
-    return " x ".join(str(length) for length in shape)
 
 
 def _upright(boxes: Floats) -> Floats:
@@ -200,7 +196,7 @@ class Grid:
             except ValueError as error:
                 if "shifted" not in str(error):
                     raise
-                problems.add("too small", f"region {region} ({_by(shape)}): {error}")
+                problems.add("too small", f"region {region} ({size_words(shape)}): {error}")
         problems.raise_any()
         every = [(site, several[-1]) for several in sites.values() for site in several]
         for done, (site, last) in enumerate(every):
@@ -318,7 +314,9 @@ def _common(sites: Sequence[Site], place: str, problems: Problems) -> tuple[Int6
         names = [f"region {region}: {site.found.path}", last.found.path]
         if place != "map":
             if site.shape != last.shape:
-                problems.add("shapes differ", f"{names[0]} is {_by(site.shape)}, {names[1]} is {_by(last.shape)}")
+                problems.add(
+                    "shapes differ", f"{names[0]} is {size_words(site.shape)}, {names[1]} is {size_words(last.shape)}"
+                )
         elif not last.ground.shares_system(site.ground):
             problems.add("maps differ", f"{names[0]} lies on {site.ground.crs}, {names[1]} on {last.ground.crs}")
         else:
