@@ -163,8 +163,8 @@ def test_a_graph_of_ten_thousand_regions_asks_once_for_each_and_opens_none(tmp_p
     monkeypatch.setattr(os, "stat", lambda path, **options: (asked.append(str(path)), stat(path, **options))[1])
     with Counting() as counted:
         made = array.to_dask()
-    assert counted.files <= 1  # the first says what all are like
-    assert max(Counter(path for path in asked if path.startswith(str(tmp_path))).values()) <= 2
+    assert counted.files == 0
+    assert set(Counter(path for path in asked if path.startswith(str(tmp_path))).values()) == {1}
     assert made.numblocks[0] == 10_000
 
 
