@@ -44,7 +44,9 @@ def sleep_instead(seconds: float) -> None:
     """Let every TIFF segment take so long, and be blank."""
 
     def blank(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        return _blank.setdefault((*shape, hash(dtype)), np.zeros(shape, dtype))
+        if (key := (*shape, hash(dtype))) not in _blank:
+            _blank[key] = np.zeros(shape, dtype)
+        return _blank[key]
 
     def one(self: Codec, data: Any, index: int, row: int, column: int) -> np.ndarray:
         time.sleep(seconds)
