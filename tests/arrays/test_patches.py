@@ -435,6 +435,7 @@ class Failing(Slices):
         ({"format": "bcolz"}, "format='bcolz' is not one of hdf5, zarr, blosc2, npy"),
         ({"class_list": [1, 1]}, "must name each class once"),
         ({"class_list": ["../x"]}, "by a plain value"),
+        ({"class_list": []}, "names no class"),
         ({"mask": np.ones((3, 20))}, "a mask of shape"),
     ],
 )
