@@ -55,7 +55,9 @@ def _masks(mask: Any, class_list: Sequence[Any] | None) -> dict[Any, Any]:
         return {"all": None}
     values = _values_in(mask, _CLASSES) if class_list is None else list(class_list)
     if class_list is not None and not values:
-        raise ValueError("class_list names no class; name the values of the mask to write, or pass None for all of them")
+        raise ValueError(
+            "class_list names no class; name the values of the mask to write, or pass None for all of them"
+        )
     names = {f"class_{value}" for value in values}
     if len(names) < len(values) or any(os.sep in name for name in names):
         raise ValueError(f"class_list={values!r} must name each class once, by a plain value")
