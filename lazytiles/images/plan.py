@@ -7,7 +7,7 @@ segment where they are large); a *piece* is the part of a job that goes to one w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -79,20 +79,6 @@ class Plan:
     bytes_decoded: int
     bytes_delivered: int
 
-    def part(self, numbers: Int64s) -> Plan:
-        """Some jobs alone, about the same windows; small enough to send, but for the pages."""
-        none = self.raw[:0]
-        windows = replace(self.windows, page=none, boxes=self.windows.boxes[:0])
-        return replace(self._picked(numbers), windows=windows, batch=none, raw=none, empty=none, raw_bytes=0)
-
-    def _picked(self, numbers: Int64s) -> Plan:
-        """The same with some of its jobs, in this order."""
-        lengths = self.starts[numbers + 1] - self.starts[numbers]
-        starts = np.concatenate([[0], np.cumsum(lengths)])
-        pieces = np.repeat(self.starts[numbers] - starts[:-1], lengths) + np.arange(starts[-1])
-        jobs, ranges = self.jobs[numbers], self.ranges[numbers]
-        return replace(self, jobs=jobs, starts=starts, pieces=self.pieces[pieces], ranges=ranges)
-
     def __repr__(self) -> str:
         ratio = self.bytes_decoded / self.bytes_delivered if self.bytes_delivered else 0.0
         return (
@@ -128,11 +114,13 @@ def planned(windows: Windows, batch: Int64s | None = None) -> Plan:
         none = np.empty((0, 8), np.int64)
         return Plan(*head, none[:, :5], np.zeros(1, np.int64), none, none[:, :3], 0, raw_bytes, 0, delivered)
     jobs, starts, pieces, ranges, segments, read, decoded = _grouped(windows, geometry, _touched(windows, on, chosen))
-    plan = Plan(*head, jobs, starts, pieces, ranges, segments, read + raw_bytes, decoded, delivered)
-    if batch is None:
-        return plan
-    first = np.minimum.reduceat(batch[pieces[:, 0]], starts[:-1])
-    return plan._picked(np.argsort(first, kind="stable"))
+    if batch is not None:
+        order = np.argsort(np.minimum.reduceat(batch[pieces[:, 0]], starts[:-1]), kind="stable")
+        lengths = np.diff(starts)[order]
+        begins, starts = starts[order], np.concatenate([[0], np.cumsum(lengths)])
+        pieces = pieces[np.repeat(begins - starts[:-1], lengths) + np.arange(starts[-1])]
+        jobs, ranges = jobs[order], ranges[order]
+    return Plan(*head, jobs, starts, pieces, ranges, segments, read + raw_bytes, decoded, delivered)
 
 
 # The lines of a table of `Page.geometry`, which has a column for each page.
