@@ -31,7 +31,7 @@ def drawing(width: int, height: int, parts: list[str]) -> str:
     """A whole SVG."""
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
-        f"<style>text {{ font: 14px sans-serif; fill: {SOFT}; }} .title {{ font-weight: bold; fill: {INK}; }}</style>"
+        f"<style>text {{ font: 13px sans-serif; fill: {SOFT}; }} .title {{ font-weight: bold; fill: {INK}; }}</style>"
         '<defs><marker id="head" viewBox="0 0 10 10" refX="8" refY="5" markerWidth="7" markerHeight="7" orient="auto">'
         f'<path d="M 0 0 L 10 5 L 0 10 z" fill="{BLUE}"/></marker></defs>'
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>'
@@ -48,15 +48,15 @@ def box(x: float, y: float, width: float, lines: list[str], fill: str = PAPER) -
 def concepts() -> str:
     """From a table and images to a model and back."""
     parts = [
-        box(10, 20, 180, ["manifest", "one row a tile and frame", "ids, box, target"], SAND),
-        box(10, 130, 180, ["regions", "image files as lazy", "arrays"], SAND),
-        box(250, 75, 190, ["tiles", "one lazy array (N, H, W, C)", "order, labels, table"]),
-        box(500, 75, 190, ["batches", "planned and read ahead", "transformed"]),
-        box(750, 20, 170, ["model", "fit, evaluate", "Keras, torch, JAX"]),
-        box(750, 130, 170, ["maps", "predictions in whole", "regions"], SAND),
-        arrow(190, 60, 245, 95), arrow(190, 160, 245, 125), arrow(440, 112, 495, 112),
-        arrow(690, 100, 745, 65), arrow(835, 96, 835, 126),
-        text(252, 175, "open_tiles"), text(502, 175, "BatchFlow, KerasAdapter"), text(752, 230, "predict"),
+        box(10, 20, 205, ["manifest", "one row a tile and frame", "ids, box, target"], SAND),
+        box(10, 130, 205, ["regions", "image files as lazy", "arrays"], SAND),
+        box(255, 75, 225, ["tiles", "one lazy array (N, H, W, C)", "order, labels, table"]),
+        box(520, 75, 195, ["batches", "planned and read ahead", "transformed"]),
+        box(755, 20, 165, ["model", "fit, evaluate", "Keras, torch, JAX"]),
+        box(755, 130, 165, ["maps", "predictions in whole", "regions"], SAND),
+        arrow(215, 60, 251, 95), arrow(215, 160, 251, 125), arrow(480, 112, 516, 112),
+        arrow(715, 100, 751, 65), arrow(837, 96, 837, 126),
+        text(257, 175, "open_tiles"), text(522, 175, "BatchFlow, KerasAdapter"), text(757, 230, "predict"),
     ]  # fmt: skip
     return drawing(930, 245, parts)
 
@@ -85,12 +85,12 @@ def reading() -> str:
     for x, y, colour in ((225, 55, "#1f5f96"), (265, 65, "#b8651b"), (95, 130, "#1f5f96")):
         parts.append(f'<rect x="{x}" y="{y}" width="64" height="64" fill="none" stroke="{colour}" stroke-width="3"/>')
     parts += [
-        box(420, 25, 230, ["1. the order is known", "windows of many batches ahead"]),
-        box(420, 105, 230, ["2. a plan", "which segments, for which tiles"]),
-        box(420, 185, 230, ["3. each segment once", "read, decoded, cut into all tiles"]),
-        box(700, 105, 210, ["batches", "handed out in their order"], SAND),
-        arrow(340, 140, 415, 140), arrow(535, 83, 535, 102), arrow(535, 163, 535, 182), arrow(650, 215, 720, 165),
-        text(10, 262, "blue: first batch   orange: second batch   violet: both, decoded once"),
+        box(390, 25, 265, ["1. the order is known", "windows of many batches ahead"]),
+        box(390, 105, 265, ["2. a plan", "which segments, for which tiles"]),
+        box(390, 185, 265, ["3. each segment once", "read, decoded, cut into all tiles"]),
+        box(705, 105, 215, ["batches", "handed out in their order"], SAND),
+        arrow(340, 140, 386, 140), arrow(522, 83, 522, 102), arrow(522, 163, 522, 182), arrow(655, 215, 725, 165),
+        text(10, 262, "blue: first batch; orange: second batch; violet: both, decoded once"),
     ]  # fmt: skip
     return drawing(930, 275, parts)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
 import lazytiles as lt
 from lazytiles.cli import demo, kinds
@@ -68,7 +68,7 @@ def check_png(path: Path) -> None:
 
 
 def screenshot(html: str, path: Path, height: int = 900) -> None:
-    """What a browser 1100 pixels wide shows of a page."""
+    """What a browser 1100 pixels wide shows of a page, down to its end."""
     Path("page.html").write_text(html, encoding="utf-8")
     browser = shutil.which("chromium")
     if browser is None:
@@ -76,7 +76,9 @@ def screenshot(html: str, path: Path, height: int = 900) -> None:
     command = [browser, *FLAGS, "--user-data-dir=profile", f"--window-size=1100,{height}", f"--screenshot={path}"]
     subprocess.run([*command, Path("page.html").resolve().as_uri()], check=True, capture_output=True)
     with Image.open(path) as picture:
-        few_colours = picture.convert("RGB").quantize(128)
+        rgb = picture.convert("RGB")
+        *_, end = ImageChops.invert(rgb).getbbox() or (0, 0, 0, height)
+        few_colours = rgb.crop((0, 0, rgb.width, min(height, end + 16))).quantize(128)
     few_colours.save(path, optimize=True)
 
 
@@ -136,7 +138,7 @@ def overview_png(path: Path) -> None:
     test, name = done["test"].reset_order(), "s2"
     table = test.table
     here = np.flatnonzero((table.region_id == name).to_numpy())
-    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
     scene, batch, result = figure.subplots(1, 3)
     scene.imshow(lt.open_region(f"slides/slides/{name}.tif")[:])
     picks = here[np.linspace(10, len(here) - 10, 16).astype(int)]
