@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _LEAST = 2**16  # bytes; of smaller arrays the C library uses the memory again by itself
-_LIMIT = 64 * 2**20  # bytes that wait for their next use
-_SHARED_LIMIT = 256 * 2**20  # the same of shared memory: as much as is read ahead by default
+_LIMIT = 256 * 2**20  # bytes that wait for their next use: as much as is read ahead by default
 _MOST_FILES = 64  # shared memories that wait: each holds two descriptors; a batch or a plan is one
 _LINE = 64  # bytes; arrays begin at a multiple of it
 _EIGHTHS = 4  # bits of a size that count: sizes are rounded up to eighths of a power of two
@@ -147,6 +146,6 @@ def _forked() -> None:
 
 
 shelf = Shelf(_LIMIT)
-shared_shelf = Shelf(_SHARED_LIMIT, shared=True)
+shared_shelf = Shelf(_LIMIT, shared=True)
 os.register_at_fork(after_in_child=shelf.forget, after_in_parent=_forked)
 os.register_at_fork(after_in_child=shared_shelf.forget)
