@@ -29,6 +29,11 @@ hypothesis.settings.register_profile("long", deadline=None, max_examples=3000, p
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test comes first, so that of two processes none runs it alone in the end."""
+    items.sort(key=lambda item: item.path.name != "test_backends.py")
+
+
 def _folder(variable: str, default: Path) -> Path:
     folder = Path(os.environ.get(variable, default))
     if not folder.is_dir():
