@@ -25,26 +25,15 @@ class Placement:
     """Where every output pixel comes from.
 
     ``input = linear @ (output + origin) + offset + warp(output + origin)``
-
-    Attributes
-    ----------
-    size : output (height, width), pixels
-    frame : input (height, width), pixels
-    origin : the crop's first (row, column)
-    linear : row-major 2 x 2
-    offset : (row, column), pixels
-    warp : displacements of the control points of a cubic B-spline over the frame, pixels; shape
-        (rows, columns, 2), or None
-    amount : added to the image's values
     """
 
-    size: tuple[int, int]
-    frame: tuple[int, int]
-    origin: tuple[int, int]
-    linear: tuple[float, float, float, float]
-    offset: tuple[float, float]
-    warp: NDArray[np.float64] | None
-    amount: float
+    size: tuple[int, int]  # output (height, width), pixels
+    frame: tuple[int, int]  # input (height, width), pixels
+    origin: tuple[int, int]  # the crop's first (row, column)
+    linear: tuple[float, float, float, float]  # row-major 2 x 2
+    offset: tuple[float, float]  # (row, column), pixels
+    warp: NDArray[np.float64] | None  # (rows, columns, 2) pixels by which a cubic B-spline's control points are moved
+    amount: float  # added to the image's values
 
     @property
     def is_aligned(self) -> bool:
