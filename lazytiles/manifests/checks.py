@@ -391,10 +391,7 @@ class _Checkup:
             tiles = pd.factorize(self.table["tile_id"])[0]
             keep = np.flatnonzero(np.isin(tiles, tiles[rows]))
         table = self.table if len(keep) == len(self.table) else self.table.iloc[keep].reset_index(drop=True)
-        frames: Any = "each" if wanted.each else wanted.labels
-        if wanted.labels is not None and not wanted.timed:
-            frames = wanted.labels[0]
-        asked = replace(self.asked, where=None, verify=None, frames=frames)
+        asked = replace(self.asked, where=None, verify=None, frames="each" if wanted.each else self.asked.frames)
 
         def opener(path: str, **options: Any) -> Region:
             region = self.regions.get(path)
