@@ -65,20 +65,14 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON takes it."""
-        kinds = (
-            [
+        said = {
+            name: [
                 {"kind": kind, "count": found.counts[kind], "rows": found.rows.get(kind, []), "messages": texts}
                 for kind, texts in found.texts.items()
             ]
-            for found in (self.problems, self.warnings)
-        )
-        return {
-            "manifest": self.name,
-            "ok": self.is_sound,
-            **dict(zip(("problems", "warnings"), kinds, strict=True)),
-            "facts": self.facts,
-            "digests": self.digests,
+            for name, found in (("problems", self.problems), ("warnings", self.warnings))
         }
+        return {"manifest": self.name, "ok": self.is_sound, **said, "facts": self.facts, "digests": self.digests}
 
 
 def table_facts(table: pd.DataFrame) -> dict[str, Any]:
