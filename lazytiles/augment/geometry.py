@@ -80,8 +80,7 @@ class Placement:
             four = corners[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2)
             places = self.moved_points(four).reshape(-1, 4, 2)
             bounds = np.concatenate([places.min(axis=1), places.max(axis=1)], axis=1)
-            limits = np.array([self.size[1], self.size[0]] * 2, np.float64)
-            bounds = np.clip(bounds, 0, limits)
+            bounds = np.clip(bounds, 0, [*self.size[::-1]] * 2)
         else:
             y, x = self._coordinates(0, self.size[0])
             bounds = np.zeros(corners.shape)
@@ -240,15 +239,13 @@ def _working(dtype: np.dtype[Any]) -> np.dtype[Any]:
 def _in_dtype(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Rounded (ties to even) and saturated to an integer dtype; booleans are true from one half."""
     if dtype.kind == "b":
-        half: NDArray[Any] = values >= 0.5
-        return half
+        return np.asarray(values >= 0.5)
     if dtype.kind not in "iu":
         return values.astype(dtype, copy=False)
     info = np.iinfo(dtype)
     whole = np.rint(values)
     if dtype.itemsize < 8:
-        saturated: NDArray[Any] = np.clip(whole, info.min, info.max).astype(dtype)
-        return saturated
+        return np.asarray(np.clip(whole, info.min, info.max).astype(dtype))
     # The largest 64-bit integers are no float64, so they are put in by hand.
     high = whole >= float(info.max)
     result = np.where(high, 0, np.maximum(whole, float(info.min))).astype(dtype)

@@ -163,8 +163,7 @@ def boxes_on(region: Region, table: Any, crs: str | None = None) -> list[list[fl
     boxes = table[list(BOX_2D)].to_numpy()
     if boxes.dtype.kind == "f":
         boxes = MapBoxes(boxes, crs).exactly(region.pages[0])[:, [1, 0, 3, 2]]
-    found: list[list[float]] = boxes.tolist()
-    return found
+    return list(boxes.tolist())
 
 
 def coloured_by(table: pd.DataFrame, column: str) -> tuple[list[str], dict[str, str], tuple[float, float] | None]:
