@@ -83,8 +83,9 @@ def resolve_paths(
     """The image of every row: an index into the list of the different paths, and that list.
 
     Behind an address nothing is looked at. What is wrong is raised as one error, or with `problems` noted there, and
-    the path is then empty; ids that `read_manifest` noted there are not noted again. `rows` are the numbers of the
-    rows, where the table is a part of another, and `name_row` has the words for one, by default its tile.
+    the path is then empty; ids that `read_manifest` noted there are not noted again. Without `image_dir` it is the
+    current folder; `rows` are the numbers of the rows, where the table is a part of another, and `name_row` has the
+    words for one, by default its tile.
 
     >>> codes, paths = resolve_paths(pd.DataFrame({"region_id": ["b", "a", "b"]}), "{region_id}.tif", "s3://x")
     >>> codes.tolist(), paths
@@ -257,7 +258,10 @@ def verify_digests(
     images: Iterable[str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Problems:
-    """Which images, all or some that must have a digest, are no longer the bytes that a file of digests says."""
+    """Which images, all or some that must have a digest, are no longer the bytes that a file of digests says.
+
+    Something else than such a file, or one that names a file outside the folder, is a `ManifestError`.
+    """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
