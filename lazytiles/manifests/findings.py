@@ -15,7 +15,8 @@ from lazytiles.display import plural
 from lazytiles.indexing import Ground, overlapping_pairs, pairs_on_ground
 from lazytiles.manifests.columns import column_hashes, count_distinct, first_of, to_numbers
 from lazytiles.manifests.paths import region_names
-from lazytiles.manifests.problems import BOX_2D, BOX_3D, Problems, tile_words
+from lazytiles.manifests.problems import Problems, tile_words
+from lazytiles.manifests.samples import windows_of
 
 _FEW_CLASSES = 50
 _LOOKED_AT = 100_000
@@ -159,11 +160,10 @@ def check_targets(report: Report, table: pd.DataFrame, columns: Sequence[str]) -
 
 def check_leaks(report: Report, table: pd.DataFrame, split: str, ground: Ground | None) -> None:
     """Windows of one region that share pixels, or of several that share ground, with different values of a column."""
-    if "xmin" not in table:
+    boxes = windows_of(table)
+    if boxes is None:
         return
-    sides = pd.factorize(table[split])[0]
-    columns = list(BOX_3D if "zmin" in table else BOX_2D)
-    boxes, regions = table[columns].to_numpy(), region_names(table).cat.codes.to_numpy()
+    sides, regions = pd.factorize(table[split])[0], region_names(table).cat.codes.to_numpy()
     if boxes.dtype.kind == "f":  # map units, in parts of the smallest side
         extents = boxes[:, 2:] - boxes[:, :2]
         boxes = np.round(boxes / (extents[extents > 0].min(initial=np.inf) / _PARTS))
