@@ -1,7 +1,5 @@
 """Random transforms: arrays and a `Generator` in, arrays out."""
 
-from __future__ import annotations
-
 from lazytiles.augment.batch import Augment, ImageFunction, as_transform, with_boxes
 from lazytiles.augment.boxes import Boxes, scaled_boxes
 from lazytiles.augment.recipe import Recipe

@@ -130,9 +130,8 @@ class Augment:
     def is_geometric(self) -> bool:
         """Whether it moves anything, or only changes values."""
         r = self.recipe
-        spans = (r.rotation, *r.shift, *r.shear)
-        still = all(span == (0, 0) for span in spans) and all(span == (1, 1) for span in r.zoom)
-        return not still or any(r.flip) or bool(r.jitter) or r.crop is not None
+        is_turned = {r.rotation, *r.shift, *r.shear} != {(0, 0)} or {*r.zoom} != {(1, 1)}
+        return is_turned or any(r.flip) or bool(r.jitter) or r.crop is not None
 
     def _boxes(self) -> Mapping[Any, Boxes] | Boxes | None:
         if self.boxes is None or isinstance(self.boxes, str):

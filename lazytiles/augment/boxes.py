@@ -13,15 +13,8 @@ from lazytiles.errors import ManifestError
 
 Floats = NDArray[np.float64]
 
-# Which axis each number of a box is along, and whether it is a place (else it is a size).
-_NUMBERS: dict[str, tuple[tuple[str, bool], ...]] = {
-    "xyxy": (("x", True), ("y", True), ("x", True), ("y", True)),
-    "xywh": (("x", True), ("y", True), ("x", False), ("y", False)),
-    "cxcywh": (("x", True), ("y", True), ("x", False), ("y", False)),
-    "xyhw": (("x", True), ("y", True), ("y", False), ("x", False)),
-    "xy": (("x", True), ("y", True)),
-}
-FORMATS = tuple(_NUMBERS)
+# One letter, beside the c of centres, for each number of a box: places x and y, sizes w and h.
+FORMATS = ("xyxy", "xywh", "cxcywh", "xyhw", "xy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +70,7 @@ class Boxes:
     @property
     def count(self) -> int:
         """The numbers of one box."""
-        return len(_NUMBERS[self.format])
+        return len(self.format.replace("c", ""))
 
     def take(self, labels: NDArray[Any]) -> Floats:
         """The boxes of labels, float64, shape (n, k, `count`).
@@ -115,9 +108,9 @@ class Boxes:
         origin, ratio : shape (n, 2), along y and x: where each window begins, and the tile's size over the window's
         """
         result = boxes.copy()
-        for k, (axis, is_place) in enumerate(_NUMBERS[self.format]):
-            at = 0 if axis == "y" else 1
-            shift = origin[:, at, None] if is_place else 0.0
+        for k, letter in enumerate(self.format.replace("c", "")):
+            at = 0 if letter in "yh" else 1
+            shift = origin[:, at, None] if letter in "xy" else 0.0
             result[..., k] = (result[..., k] - shift) * ratio[:, at, None]
         return result
 

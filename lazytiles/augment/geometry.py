@@ -25,26 +25,15 @@ class Placement:
     """Where every output pixel comes from.
 
     ``input = linear @ (output + origin) + offset + warp(output + origin)``
-
-    Attributes
-    ----------
-    size : output (height, width), pixels
-    frame : input (height, width), pixels
-    origin : the crop's first (row, column)
-    linear : row-major 2 x 2
-    offset : (row, column), pixels
-    warp : displacements of the control points of a cubic B-spline over the frame, pixels; shape
-        (rows, columns, 2), or None
-    amount : added to the image's values
     """
 
-    size: tuple[int, int]
-    frame: tuple[int, int]
-    origin: tuple[int, int]
-    linear: tuple[float, float, float, float]
-    offset: tuple[float, float]
-    warp: NDArray[np.float64] | None
-    amount: float
+    size: tuple[int, int]  # output (height, width), pixels
+    frame: tuple[int, int]  # input (height, width), pixels
+    origin: tuple[int, int]  # the crop's first (row, column)
+    linear: tuple[float, float, float, float]  # row-major 2 x 2
+    offset: tuple[float, float]  # (row, column), pixels
+    warp: NDArray[np.float64] | None  # (rows, columns, 2) pixels by which a cubic B-spline's control points are moved
+    amount: float  # added to the image's values
 
     @property
     def is_aligned(self) -> bool:
@@ -91,8 +80,7 @@ class Placement:
             four = corners[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2)
             places = self.moved_points(four).reshape(-1, 4, 2)
             bounds = np.concatenate([places.min(axis=1), places.max(axis=1)], axis=1)
-            limits = np.array([self.size[1], self.size[0]] * 2, np.float64)
-            bounds = np.clip(bounds, 0, limits)
+            bounds = np.clip(bounds, 0, [*self.size[::-1]] * 2)
         else:
             y, x = self._coordinates(0, self.size[0])
             bounds = np.zeros(corners.shape)
@@ -251,15 +239,13 @@ def _working(dtype: np.dtype[Any]) -> np.dtype[Any]:
 def _in_dtype(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Rounded (ties to even) and saturated to an integer dtype; booleans are true from one half."""
     if dtype.kind == "b":
-        half: NDArray[Any] = values >= 0.5
-        return half
+        return np.asarray(values >= 0.5)
     if dtype.kind not in "iu":
         return values.astype(dtype, copy=False)
     info = np.iinfo(dtype)
     whole = np.rint(values)
     if dtype.itemsize < 8:
-        saturated: NDArray[Any] = np.clip(whole, info.min, info.max).astype(dtype)
-        return saturated
+        return np.asarray(np.clip(whole, info.min, info.max).astype(dtype))
     # The largest 64-bit integers are no float64, so they are put in by hand.
     high = whole >= float(info.max)
     result = np.where(high, 0, np.maximum(whole, float(info.min))).astype(dtype)

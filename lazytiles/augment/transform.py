@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from lazytiles.augment.geometry import move_image, move_mask
 from lazytiles.augment.recipe import Amount, PerAxis, Recipe
@@ -85,11 +85,10 @@ def random_transform(
             f"one image has 2 axes, or 3 with its channels, but x has shape {image.shape} and "
             f"channel_axis={channel_axis}; for frames and stacks call random_transform_stack"
         )
-    recipe = Recipe.of(
-        rotation=rotation, shift=shift, shear=shear, zoom=zoom, intensity=intensity,
-        flip=flip, warp=warp, crop=crop, fill=fill, cval=cval,
+    moved = random_transform_stack(
+        image, y, channel_axis=channel_axis, rng=rng, rotation=rotation, shift=shift, shear=shear, zoom=zoom,
+        intensity=intensity, flip=flip, warp=warp, crop=crop, fill=fill, cval=cval,
     )  # fmt: skip
-    moved = _transform(image, y, recipe, channel_axis, rng)
     if not is_bare:
         return moved
     return moved[..., 0] if y is None else (moved[0][..., 0], moved[1])
@@ -127,16 +126,7 @@ def random_transform_stack(
     >>> np.array_equal(out, frames[:, ::-1])
     True
     """
-    return _transform(np.asarray(x), y, Recipe.of(**parameters), channel_axis, rng)
-
-
-def _transform(
-    image: NDArray[Any],
-    y: ArrayLike | None,
-    recipe: Recipe,
-    channel_axis: int | None,
-    rng: np.random.Generator,
-) -> Any:
+    image, recipe = np.asarray(x), Recipe.of(**parameters)
     if not hasattr(rng, "random"):
         raise TypeError(f"rng={rng!r}: expected a Generator, such as numpy.random.default_rng(seed)")
     axes = spatial_axes(image.ndim, channel_axis)

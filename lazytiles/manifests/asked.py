@@ -123,11 +123,11 @@ class Asked:
     def refuse_for_volumes(self, why: str) -> None:
         """Refuse what is asked for and says nothing about volumes."""
         flat = {"frames": Frames.of(self.frames).timed, "missing": self.missing == "fill"}
-        flat |= {name: getattr(self, name) for name in ("size", "gray", "dtype", "scaled", "level", "scale_boxes")}
-        flat |= {name: getattr(self, name) is not None for name in ("mpp", "source_mpp", "mask_scale")}
-        flat |= {name: bool(np.any(getattr(self, name))) for name in ("fill", "mask_fill")}
+        named = "size dtype mpp source_mpp mask_scale page series axes channels mask_axes"
+        flat |= {name: getattr(self, name) is not None for name in named.split()}
+        flat |= {name: bool(np.any(getattr(self, name))) for name in ("gray", "scaled", "level", "fill", "mask_fill")}
         flat |= {"coordinates": self.coordinates != "pixels", "path": not isinstance(self.path, str | None)}
-        flat |= {name: getattr(self, name) is not None for name in ("page", "series", "axes", "channels", "mask_axes")}
+        flat |= {"scale_boxes": len(self.scale_boxes) > 0}
         if wrong := [name for name, value in flat.items() if value]:
             raise ManifestError(f"{why}; {wrong[0]}={getattr(self, wrong[0])!r} is for images")
 

@@ -107,15 +107,15 @@ def check(
         return Report(name, broken, warnings)
     report = Report(name, problems, warnings, table=table, boxes_crs=asked.boxes_crs, level=asked.drawn_level)
     report.facts = table_facts(table)
-    check_windows(report, min_size)
-    check_targets(report, names_of(asked.target))
-    lost = check_frames(report, wanted)
+    check_windows(report, table, min_size)
+    check_targets(report, table, names_of(asked.target))
+    lost = check_frames(report, table, wanted.labels)
     look = partial(_look, read=read, digest=digest)
     checkup = _Checkup(report, table, image_dir, asked, lambda openers: _looks(look, openers, threads, client), tell)
     if len(table):
         checkup.run(wanted, lost)
     if split is not None:
-        check_leaks(report, split, checkup.ground())
+        check_leaks(report, table, split, checkup.ground())
     if asked.verify is not None and image_dir is not None and not isinstance(image_dir, Mapping):
         present = [file for file, _ in map(split_name, report.images) if os.path.isfile(file)]
         for kind, texts in verify_digests(asked.verify, image_dir, images=present, progress=tell).texts.items():
@@ -391,10 +391,7 @@ class _Checkup:
             tiles = pd.factorize(self.table["tile_id"])[0]
             keep = np.flatnonzero(np.isin(tiles, tiles[rows]))
         table = self.table if len(keep) == len(self.table) else self.table.iloc[keep].reset_index(drop=True)
-        frames: Any = "each" if wanted.each else wanted.labels
-        if wanted.labels is not None and not wanted.timed:
-            frames = wanted.labels[0]
-        asked = replace(self.asked, where=None, verify=None, frames=frames)
+        asked = replace(self.asked, where=None, verify=None, frames="each" if wanted.each else self.asked.frames)
 
         def opener(path: str, **options: Any) -> Region:
             region = self.regions.get(path)

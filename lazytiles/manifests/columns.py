@@ -199,18 +199,11 @@ def is_blank(column: pd.Series) -> NDArray[np.bool_]:
 def label_column(
     column: pd.Series, used: NDArray[np.bool_], own: list[Any] | None, classes: list[Any] | None, *, alone: bool
 ) -> tuple[pd.Categorical | Int64s | None, list[Fault]]:
-    """A label column that holds names, as categories whose codes are the class numbers.
+    """A label column that holds names, as categories whose codes are the class numbers; and what `used` rows lack.
 
-    Parameters
-    ----------
-    used : mask of the rows whose labels are needed
-    own : the order of a categorical column's own values
-    classes : the classes as the user names them; by default the column's own order, else the names sorted
-    alone : whether it is the only label column; True and False are else the numbers 1 and 0
-
-    Returns
-    -------
-    the categories, or numbers, or None where the column is to be read as numbers; and what is wrong with some rows
+    The classes are those that the user names, else the values of a categorical column in their own order, else the
+    names sorted. Unless it stands `alone`, a column of True and False becomes the numbers 1 and 0; None says that it is
+    to be read as numbers.
 
     >>> labels, _ = label_column(pd.Series(["dog", "cat"]), np.ones(2, bool), None, None, alone=True)
     >>> labels.codes.tolist(), labels.categories.to_list()

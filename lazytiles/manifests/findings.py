@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from lazytiles.aliases import Int64s
 from lazytiles.display import plural
 from lazytiles.indexing import Ground, overlapping_pairs, pairs_on_ground
-from lazytiles.manifests.columns import column_hashes, count_distinct, first_rows, to_numbers
+from lazytiles.manifests.columns import column_hashes, count_distinct, first_of, to_numbers
 from lazytiles.manifests.paths import region_names
-from lazytiles.manifests.problems import BOX_2D, BOX_3D, Problems, tile_words
-from lazytiles.manifests.samples import Frames
+from lazytiles.manifests.problems import Problems, tile_words
+from lazytiles.manifests.samples import windows_of
 
 _FEW_CLASSES = 50
 _LOOKED_AT = 100_000
@@ -65,20 +65,14 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON takes it."""
-        kinds = (
-            [
+        said = {
+            name: [
                 {"kind": kind, "count": found.counts[kind], "rows": found.rows.get(kind, []), "messages": texts}
                 for kind, texts in found.texts.items()
             ]
-            for found in (self.problems, self.warnings)
-        )
-        return {
-            "manifest": self.name,
-            "ok": self.is_sound,
-            **dict(zip(("problems", "warnings"), kinds, strict=True)),
-            "facts": self.facts,
-            "digests": self.digests,
+            for name, found in (("problems", self.problems), ("warnings", self.warnings))
         }
+        return {"manifest": self.name, "ok": self.is_sound, **said, "facts": self.facts, "digests": self.digests}
 
 
 def table_facts(table: pd.DataFrame) -> dict[str, Any]:
@@ -100,10 +94,9 @@ def tile_at(report: Report, row: int) -> str:
     return f"{report.problems.where(row)}: {tile_words(report.table, row)}"
 
 
-def check_windows(report: Report, min_size: int | tuple[int, int] | None) -> None:
+def check_windows(report: Report, table: pd.DataFrame, min_size: int | tuple[int, int] | None) -> None:
     """The sizes of windows, and those below the least size; rows whose box is none are left out."""
-    table = report.table
-    if table is None or "xmin" not in table:
+    if "xmin" not in table:
         return
     heights, widths = ((table[high] - table[low]).to_numpy() for low, high in (("ymin", "ymax"), ("xmin", "xmax")))
     is_box = (heights > 0) & (widths > 0)
@@ -124,15 +117,14 @@ def check_windows(report: Report, min_size: int | tuple[int, int] | None) -> Non
         )
 
 
-def check_targets(report: Report, columns: Sequence[str]) -> None:
+def check_targets(report: Report, table: pd.DataFrame, columns: Sequence[str]) -> None:
     """The range of each target, and the balance of its classes or its histogram."""
-    table = report.table
     for name in columns:
-        if table is None or name not in table or not len(table):
+        if name not in table or not len(table):
             continue
+        facts: dict[str, Any] = {}
         if isinstance(table[name].dtype, pd.CategoricalDtype):
-            counts = {str(key): int(n) for key, n in table[name].value_counts(sort=False).items()}
-            facts: dict[str, Any] = {"classes": counts}
+            counts = facts["classes"] = {str(key): int(n) for key, n in table[name].value_counts(sort=False).items()}
         else:
             values = to_numbers(table[name])
             finite = np.isfinite(values)
@@ -166,14 +158,12 @@ def check_targets(report: Report, columns: Sequence[str]) -> None:
             report.facts.setdefault("targets", {})[name] = facts
 
 
-def check_leaks(report: Report, split: str, ground: Ground | None) -> None:
+def check_leaks(report: Report, table: pd.DataFrame, split: str, ground: Ground | None) -> None:
     """Windows of one region that share pixels, or of several that share ground, with different values of a column."""
-    table = report.table
-    if table is None or "xmin" not in table:
+    boxes = windows_of(table)
+    if boxes is None:
         return
-    sides = pd.factorize(table[split])[0]
-    columns = list(BOX_3D if "zmin" in table else BOX_2D)
-    boxes, regions = table[columns].to_numpy(), region_names(table).cat.codes.to_numpy()
+    sides, regions = pd.factorize(table[split])[0], region_names(table).cat.codes.to_numpy()
     if boxes.dtype.kind == "f":  # map units, in parts of the smallest side
         extents = boxes[:, 2:] - boxes[:, :2]
         boxes = np.round(boxes / (extents[extents > 0].min(initial=np.inf) / _PARTS))
@@ -197,39 +187,27 @@ def check_leaks(report: Report, split: str, ground: Ground | None) -> None:
     )
 
 
-def check_frames(report: Report, frames: Frames) -> NDArray[np.bool_]:
+def check_frames(report: Report, table: pd.DataFrame, wanted: Sequence[str] | None) -> NDArray[np.bool_]:
     """Each tile has a row for every frame: the mask of rows of tiles without the last, which has targets and boxes."""
-    table = report.table
-    assert table is not None
-    lost = np.zeros(len(table), bool)
-    wanted = frames.labels
-    if "label_id" not in table or wanted is None:
-        return lost
-    labels = table["label_id"].cat.codes.to_numpy()
-    known = list(table["label_id"].cat.categories)
-    chosen = np.isin(labels, [known.index(name) for name in wanted if name in known])
-    if len(wanted) < 2 or wanted[-1] not in known:
-        return lost
-    first = first_rows(column_hashes(table["tile_id"]))
-    pairs = first[chosen].astype(np.int64) * len(known) + labels[chosen]
-    pairs.sort()
-    pairs = pairs[np.diff(pairs, prepend=-1) > 0] // len(known)
-    have = np.bincount(pairs, minlength=len(table)).astype(np.int16)
+    if wanted is None or len(wanted) < 2 or "label_id" not in table or not (table["label_id"] == wanted[-1]).any():
+        return np.zeros(len(table), bool)
+    tiles, names = pd.factorize(table["tile_id"])
+    has = [np.bincount(tiles[table["label_id"] == name], minlength=len(names)) > 0 for name in wanted]
+    have, first = np.sum(has, axis=0), first_of(tiles, len(names))
     short = (have > 0) & (have < len(wanted))
-    if short.any():
-        has_last = np.zeros(len(table), bool)
-        has_last[first[labels == known.index(wanted[-1])]] = True
-        lost = short & ~has_last
+    lost = short & ~has[-1]
     said = f"of the {len(wanted)} frames {', '.join(wanted[:6])}"
     report.problems.add_rows(
         "last frame missing",
-        lost,
+        first[lost],
         lambda row: (
             f"{tile_at(report, row)} has no row for the last frame {wanted[-1]}, where its target and box are "
             "taken from; add it, or leave the tile's other rows out"
         ),
     )
     report.warnings.add_rows(
-        "missing frames", short & ~lost, lambda row: f"{tile_at(report, row)} has rows for {have[row]} {said}"
+        "missing frames",
+        first[short & ~lost],
+        lambda row: f"{tile_at(report, row)} has rows for {have[tiles[row]]} {said}",
     )
-    return lost[first]
+    return np.asarray(lost[tiles])

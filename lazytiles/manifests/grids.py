@@ -95,19 +95,12 @@ class Site:
     mpp: tuple[float, float] | None  # (y, x) micrometres a pixel, where they are asked for
     ground: Any  # its georeference, where it is asked for
 
-    def to_map(self, boxes: Any) -> Floats:
-        """Boxes (y0, x0, y1, x1) in pixels as boxes (ymin, xmin, ymax, xmax) in map units."""
-        (a, _, c, _, e, f), boxes = self.ground.transform[:6], np.asarray(boxes, np.float64)
-        return _upright(boxes * [e, a, e, a] + [f, c, f, c])
 
-    def to_pixels(self, boxes: Floats) -> Floats:
-        """Boxes in map units as boxes in pixels."""
-        a, _, c, _, e, f = self.ground.transform[:6]
-        return _upright((boxes - [f, c, f, c]) / [e, a, e, a])
-
-
-def _upright(boxes: Floats) -> Floats:
-    return np.concatenate([np.minimum(boxes[..., :2], boxes[..., 2:]), np.maximum(boxes[..., :2], boxes[..., 2:])], -1)
+def _moved(boxes: Any, transform: Any) -> Floats:
+    """Boxes (y0, x0, y1, x1) by an affine transform that does not turn them: to map units, or to other pixels."""
+    a, _, c, _, e, f = transform[:6]
+    one, other = np.split(np.asarray(boxes) * [e, a, e, a] + [f, c, f, c], 2, axis=-1)
+    return np.concatenate([np.minimum(one, other), np.maximum(one, other)], axis=-1)
 
 
 def make_grid(
@@ -206,7 +199,7 @@ class Grid:
                     raise ManifestError(f"region {region}: a rule to keep tiles needs its image")
                 own = windows[region]  # in pixels of the last image
                 if division.place == "map":
-                    own = np.round(site.to_pixels(last.to_map(own))).astype(np.int64)
+                    own = np.round(_moved(own, ~site.ground.transform @ last.ground.transform)).astype(np.int64)
                 image = division.open(site.found.path) if site.region is None else site.region
                 windows[region] = windows[region][judge(image, own, division.keep)]
             if progress:
@@ -222,7 +215,7 @@ class Grid:
             window, last = self.windows[region], several[-1]
             axes = window.shape[1] // 2
             names = ["_".join([region, *map(str, start)]) for start in window[:, :axes].tolist()]
-            box = last.to_map(window) if self.place == "map" else window
+            box = _moved(window, last.ground.transform) if self.place == "map" else window
             if self.place == "base":
                 box = np.round(window * (last.downsample * 2)).astype(np.int64)
             tiles += names * len(several)
@@ -320,7 +313,7 @@ def _common(sites: Sequence[Site], place: str, problems: Problems) -> tuple[Int6
         elif not last.ground.shares_system(site.ground):
             problems.add("maps differ", f"{names[0]} lies on {site.ground.crs}, {names[1]} on {last.ground.crs}")
         else:
-            box = last.to_pixels(site.to_map([0, 0, *site.shape]))
+            box = _moved([0, 0, *site.shape], ~last.ground.transform @ site.ground.transform)
             low = np.maximum(low, np.ceil(box[:2] - _NEAR).astype(np.int64))
             high = np.minimum(high, np.floor(box[2:] + _NEAR).astype(np.int64))
             if (high <= low).any():

@@ -37,19 +37,15 @@ def template_columns(template: str) -> list[str]:
         parts = list(Formatter().parse(template))
     except ValueError as error:
         raise ManifestError(f"path template {template!r}: {error}") from error
-    fields = []
-    for _, name, form, conversion in parts:
-        if name is None:
-            continue
-        if form or conversion or not name.isidentifier():
-            raise ManifestError(
-                f"path template {template!r}: a field is the name of a column, such as {{region_id}}, alone"
-            )
-        fields.append(name)
+    fields = [(name, form or conversion) for _, name, form, conversion in parts if name is not None]
+    if any(more or not name.isidentifier() for name, more in fields):
+        raise ManifestError(
+            f"path template {template!r}: a field is the name of a column, such as {{region_id}}, alone"
+        )
     plain = "".join(literal + ("x" if name is not None else "") for literal, name, _, _ in parts)
     if plain.startswith("/") or "\\" in plain or "\0" in plain or ".." in PurePosixPath(plain).parts or not plain:
         raise ManifestError(f"path template {template!r}: a path inside the image folder, with / and without ..")
-    return fields
+    return [name for name, _ in fields]
 
 
 def default_template(table: pd.DataFrame) -> str:
@@ -87,13 +83,9 @@ def resolve_paths(
     """The image of every row: an index into the list of the different paths, and that list.
 
     Behind an address nothing is looked at. What is wrong is raised as one error, or with `problems` noted there, and
-    the path is then empty; ids that `read_manifest` noted there are not noted again.
-
-    Parameters
-    ----------
-    image_dir : a folder or an address; None is the current folder
-    rows : the numbers of the rows, where the table is a part of another
-    name_row : the words for a row, by its number; by default its tile
+    the path is then empty; ids that `read_manifest` noted there are not noted again. Without `image_dir` it is the
+    current folder; `rows` are the numbers of the rows, where the table is a part of another, and `name_row` has the
+    words for one, by default its tile.
 
     >>> codes, paths = resolve_paths(pd.DataFrame({"region_id": ["b", "a", "b"]}), "{region_id}.tif", "s3://x")
     >>> codes.tolist(), paths
@@ -268,9 +260,7 @@ def verify_digests(
 ) -> Problems:
     """Which images, all or some that must have a digest, are no longer the bytes that a file of digests says.
 
-    Raises
-    ------
-    ManifestError : the file is no digest file, or names a file outside the folder
+    Something else than such a file, or one that names a file outside the folder, is a `ManifestError`.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()

@@ -125,19 +125,16 @@ def _sums(marks: NDArray[Any], first: Int64s, boxes: NDArray[Any]) -> Floats:
         down, right = (one - k for one, k in zip(at, whole, strict=True))
         upper = table[top, left] * (1 - right) + table[top, left + 1] * right
         lower = table[top + 1, left] * (1 - right) + table[top + 1, left + 1] * right
-        between: Floats = upper * (1 - down) + lower * down
-        return between
+        return np.asarray(upper * (1 - down) + lower * down)
 
     y0, x0 = (boxes[:, axes - 2 : axes] - first[-2:]).T
     y1, x1 = (boxes[:, -2:] - first[-2:]).T
-    total: Floats = corner(y1, x1) - corner(y0, x1) - corner(y1, x0) + corner(y0, x0)
-    return total
+    return np.asarray(corner(y1, x1) - corner(y0, x1) - corner(y1, x0) + corner(y0, x0))
 
 
 def _areas(boxes: NDArray[Any]) -> Floats:
     axes = boxes.shape[1] // 2
-    areas: Floats = np.maximum((boxes[:, axes:] - boxes[:, :axes]).prod(axis=1), 1e-9).astype(np.float64)
-    return areas
+    return np.asarray(np.maximum((boxes[:, axes:] - boxes[:, :axes]).prod(axis=1), 1e-9), np.float64)
 
 
 def _measured(region: Region, boxes: Int64s, wanted: set[str]) -> dict[str, Floats]:

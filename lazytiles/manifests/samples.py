@@ -58,9 +58,7 @@ class Frames:
     def samples(self, table: pd.DataFrame, where: Mapping[str, Any] | None = None) -> Int64s:
         """The numbers of the rows that are the samples: those of the last frame, as far as `where` keeps them.
 
-        Raises
-        ------
-        ManifestError : tiles of several rows where nothing says what the rows are, or tiles without the last frame
+        Refused are tiles of several rows where nothing says what the rows are, and tiles without the last frame.
         """
         rows, wanted = np.arange(len(table), dtype=np.int64), self.labels
         if wanted is not None:

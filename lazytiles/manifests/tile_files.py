@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,14 +151,11 @@ class _Files:
         """Write all tiles; how many, block by block. With `keep`, files that hold the same pixels stay."""
         tiles = self.tiles
         step = max(1, _READ_BYTES // max(1, tiles.nbytes // max(1, len(tiles))))
-        how: dict[str, Any] = {} if threads is None else {"threads": threads}
+        put = partial(self._put, keep=keep, sync=sync)
         with ThreadPoolExecutor(_WRITERS, thread_name_prefix="lazytiles-export") as pool:
             for start in range(0, len(tiles), step):
                 rows = np.arange(start, min(len(tiles), start + step))
-                block = tiles.take(rows, **how)
-                jobs = [pool.submit(self._put, row, block[row - start], keep, sync) for row in rows.tolist()]
-                for job in jobs:
-                    job.result()
+                list(pool.map(put, rows.tolist(), tiles.take(rows, threads=threads)))
                 yield len(rows)
 
     def _put(self, row: int, tile: NDArray[Any], keep: bool, sync: bool) -> None:

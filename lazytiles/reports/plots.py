@@ -15,8 +15,6 @@ from lazytiles.errors import require
 from lazytiles.images import Region, thumbnail
 from lazytiles.manifests import BOX_2D, read_manifest, region_names
 
-_FEW = 4
-
 MOST_CLASSES = 50
 
 
@@ -64,8 +62,7 @@ def plot_tiles(
     sheet, places = side_by_side(shown, columns, gap=max(1, high // 40))
     rows = -(-n // columns)
     if ax is None:
-        width = 10.0
-        ax = _axes(width, width * sheet.shape[0] / sheet.shape[1])
+        ax = _axes(10.0, 10.0 * sheet.shape[0] / sheet.shape[1])
     ax.imshow(sheet, interpolation="nearest")
     ax.set_axis_off()
     table = getattr(tiles, "table", None)
@@ -166,8 +163,7 @@ def boxes_on(region: Region, table: Any, crs: str | None = None) -> list[list[fl
     boxes = table[list(BOX_2D)].to_numpy()
     if boxes.dtype.kind == "f":
         boxes = MapBoxes(boxes, crs).exactly(region.pages[0])[:, [1, 0, 3, 2]]
-    found: list[list[float]] = boxes.tolist()
-    return found
+    return list(boxes.tolist())
 
 
 def coloured_by(table: pd.DataFrame, column: str) -> tuple[list[str], dict[str, str], tuple[float, float] | None]:

@@ -6,6 +6,7 @@ import inspect
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 from PIL import Image
@@ -141,3 +142,10 @@ def test_a_value_of_options_has_those_of_its_function_in_their_order(function, v
     options = options[-len(asked) :]
     assert [(one.name, one.default) for one in asked] == [(one.name, one.default) for one in options]
     assert len(inspect.signature(function).parameters) - len(asked) <= 2
+
+
+@pytest.mark.parametrize("options", [{"size": np.array([8, 8])}, {"scale_boxes": np.array(["x", "y"])}])
+def test_what_is_for_images_is_refused_for_volumes_as_an_array_too(options) -> None:
+    table = pd.DataFrame({"tile_id": ["t"], "region_id": ["r"], "region_coordinates": ["(0, 0, 1, 4, 4, 3)"]})
+    with pytest.raises(lt.ManifestError, match=f"lie in volumes; {next(iter(options))}=array.* is for images"):
+        lt.open_tiles(table, {"r": np.zeros((3, 4, 4))}, **options)
