@@ -313,12 +313,12 @@ GEOMETRY: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("form", ["xyxy", "xywh", "cxcywh", "xyhw"])
 def test_boxes_move_as_the_pixels_that_they_hold(kind: str, form: str) -> None:
     """The oracle: a painted box, moved as an image is, and the bounds of what is seen of it."""
-    n = 8
+    n, rng = 8, np.random.default_rng(11)
     x, corners = np.zeros((n, 60, 80, 1), np.float32), np.zeros((n, 2, 4))
     for k in range(n):
         for j in range(2):
-            x0, y0 = RNG.integers(8, 40, 2)
-            w, h = RNG.integers(6, 20, 2)
+            x0, y0 = rng.integers(8, 40, 2)
+            w, h = rng.integers(6, 20, 2)
             corners[k, j] = x0, y0, x0 + w, y0 + h
     given = Boxes(form).from_corners(corners)
     augment = Augment(boxes=form, fill="constant", **GEOMETRY[kind])
@@ -329,12 +329,19 @@ def test_boxes_move_as_the_pixels_that_they_hold(kind: str, form: str) -> None:
         images, moved = augment((x, given.reshape(n, 8)), np.random.default_rng(5))
         assert moved.shape == (n, 8)
         for k in range(n):
-            rows, columns = (np.flatnonzero((images[k, ..., 0] > 0.5).any(axis=axis)) for axis in (1, 0))
-            seen = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1] if len(rows) else [0, 0, 0, 0]
-            found = corners_of(moved[k, 4 * j : 4 * j + 4], form)
-            if min(found[2] - found[0], found[3] - found[1]) < 2 and not len(rows):
+            # Of a sharp corner, pixels show little: all that is seen of it counts, and surely what is mostly seen.
+            most, all_ = (bounds_of_seen(images[k, ..., 0] > least) for least in (0.5, 0.02))
+            found = np.array(corners_of(moved[k, 4 * j : 4 * j + 4], form))
+            if min(found[2] - found[0], found[3] - found[1]) < 2 and not any(most):
                 continue  # too thin a rest for interpolated pixels to show it
-            assert np.abs(np.array(found) - seen).max() < 1.6, (k, found, seen)
+            low, high = np.minimum(most, all_), np.maximum(most, all_)
+            assert ((found > low - 2) & (found < high + 2)).all(), (k, found, most, all_)
+
+
+def bounds_of_seen(mask: np.ndarray) -> list[int]:
+    """The box around what is true."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1] if len(rows) else [0, 0, 0, 0]
 
 
 def test_boxes_that_leave_the_tile_become_nothing_and_nothing_stays() -> None:
