@@ -159,7 +159,7 @@ def reading_cost(tiles: Any, *, batch_size: int = 32, readahead_bytes: int = _RE
     if windows is not None and (windows[:, 2:] > windows[:, :2]).all():
         extent = np.median(windows[:, 2:] - windows[:, :2], axis=0).tolist()
     memory = each * batch * (together + 2) + settings().cache_bytes
-    pages = [page for source in tiles.sources for page in source.opened]
+    pages = [page for source in tiles.sources for page in source.there().values()]
     stored = dict(Counter(map(stored_as, pages)).most_common())
     segments = sum(int(np.prod(page.grid)) * page.planes for page in pages)
     regions = int(groups.max()) + 1 if n else 0
