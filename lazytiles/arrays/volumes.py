@@ -191,21 +191,13 @@ def open_volume(
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How boxes of volumes become tiles of another size.
+    """How boxes of volumes become tiles of another size."""
 
-    Parameters
-    ----------
-    size : (depth, height, width) of a tile, voxels
-    spacing : (z, y, x), micrometres, of a tile's voxels, which then begin at the box's first corner; None: the box
-        becomes the tile
-    source : spacing of the volumes, by hand
-    method : of `resize`
-    """
-
-    size: tuple[int, int, int]
+    size: tuple[int, int, int]  # (depth, height, width) of a tile, voxels
+    # (z, y, x), micrometres, of a tile's voxels, which then begin at the box's first corner; None: the box is the tile.
     spacing: tuple[float, float, float] | None = None
-    source: tuple[float, float, float] | None = None
-    method: str = "bilinear"
+    source: tuple[float, float, float] | None = None  # spacing of the volumes, by hand
+    method: str = "bilinear"  # of `resize`
 
     def stops(self, volume: Any, windows: Int64s) -> NDArray[np.float64]:
         """Where the boxes of tiles end in a volume, voxels, shape (n, 3); refused where it does not say its spacing."""

@@ -21,20 +21,12 @@ Axis: TypeAlias = int | tuple[int, int, int] | Int64s  # an index, (start, step,
 
 @dataclass(frozen=True, slots=True)
 class ParsedKey:
-    """What a key says of each axis, and in which order the result has its dimensions.
+    """What a key says of each axis, and in which order the result has its dimensions."""
 
-    Attributes
-    ----------
-    axes : for each axis an index, ``(start, step, count)``, or an int64 array; all indices non-negative
-    dims : labels of the result's dimensions in order: axis numbers, `NEW`, `POINTS` for all those of `points`
-    points : the shape that the advanced indices broadcast to, or None where there are none
-    keeps_array : an ellipsis was given: a result without dimensions is an array, not a scalar
-    """
-
-    axes: list[Axis]
-    dims: list[int]
-    points: tuple[int, ...] | None
-    keeps_array: bool
+    axes: list[Axis]  # all indices non-negative
+    dims: list[int]  # labels of the result's dimensions in order: axis numbers, `NEW`, `POINTS` for all of `points`
+    points: tuple[int, ...] | None  # the shape that the advanced indices broadcast to, or None where there are none
+    keeps_array: bool  # an ellipsis was given: a result without dimensions is an array, not a scalar
 
 
 def parse(key: Any, shape: tuple[int, ...]) -> ParsedKey:

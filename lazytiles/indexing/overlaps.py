@@ -20,20 +20,12 @@ _PART = 64  # of a pixel, to which places on the ground are rounded where they a
 
 
 class Ground(NamedTuple):
-    """Where samples lie on the ground.
+    """Where samples lie on the ground."""
 
-    Parameters
-    ----------
-    systems : the georeferences of the different coordinate reference systems; each has `crs` and `shares_system`
-    system : int64, shape (n,), which of them a sample has; -1 where its image says no place
-    boxes : float64, shape (n, 4), (left, bottom, right, top), map units
-    pixels : float64, shape (n,), the side of a pixel, map units
-    """
-
-    systems: tuple[Any, ...]
-    system: Int64s
-    boxes: NDArray[np.float64]
-    pixels: NDArray[np.float64]
+    systems: tuple[Any, ...]  # georeferences of the different reference systems; each has `crs` and `shares_system`
+    system: Int64s  # shape (n,), which of them a sample has; -1 where its image says no place
+    boxes: NDArray[np.float64]  # shape (n, 4), (left, bottom, right, top), map units
+    pixels: NDArray[np.float64]  # shape (n,), the side of a pixel, map units
 
     def at(self, rows: Int64s) -> Ground:
         """Of some samples."""

@@ -41,19 +41,12 @@ class Request:
 
     Row ``k`` of the block is ``source[rows[0][k], rows[1][k], ...]`` cut by ``box``, moved by ``origins[k]``
     where there are origins.
-
-    Attributes
-    ----------
-    rows : one int64 array of shape (n,) for each row axis, non-negative
-    box : ``(start, stop)`` for each box axis, half-open, inside the shape; with origins all starts are 0
-    origins : int64 array, shape (n, number of box axes), or None; the start of each row's box
-    n : number of rows to read (1 where there are no row axes and no origins)
     """
 
-    rows: tuple[Int64s, ...]
-    box: Box
-    origins: Int64s | None
-    n: int
+    rows: tuple[Int64s, ...]  # for each row axis, shape (n,), non-negative
+    box: Box  # of each box axis, inside the shape; with origins all starts are 0
+    origins: Int64s | None  # shape (n, number of box axes), the start of each row's box
+    n: int  # number of rows to read (1 where there are no row axes and no origins)
     _split: tuple[int, ...] | None = None
     _index: tuple[Any, ...] | None = None
     _gather: tuple[Any, ...] | None = None
