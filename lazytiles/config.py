@@ -23,9 +23,7 @@ _MANY_CORES = 8  # from which on processes read instead of threads
 def usable_cpus(root: str = "/") -> int:
     """How many processors this process may keep busy: those that it may run on, and its container's quota of time.
 
-    Parameters
-    ----------
-    root : where ``proc`` and ``sys`` lie; quotas are those of Linux control groups, versions 1 and 2
+    Quotas are those of Linux control groups, versions 1 and 2, as ``proc`` and ``sys`` under `root` say them.
     """
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for line in _text(f"{root}proc/self/cgroup").splitlines():

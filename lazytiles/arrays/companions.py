@@ -112,13 +112,10 @@ def joint_places(sources: Sequence[Any]) -> tuple[tuple[Any, ...], Int64s]:
 
 
 def labels_of(labels: Any, lengths: Int64s, total: int, classes: Any = None) -> tuple[Any, list[Any] | None]:
-    """Labels by sample, an array or the lazy source that was given; and the classes whose numbers they are.
+    """Labels by sample, an array or the lazy source that was given; and the classes whose numbers they are, or None.
 
-    Parameters
-    ----------
-    labels : as `MultiSourceArray` takes them; text becomes class numbers
-    lengths, total : samples of each source, and of all
-    classes : the classes in the order of their numbers; by default the names sorted, or a categorical's own order
+    `labels` and `classes` are as `MultiSourceArray` takes them; `lengths` and `total` count the samples of each source
+    and of all.
     """
     names = check_classes(classes)
     if labels is None and names is not None:
@@ -204,12 +201,7 @@ def class_name(value: object) -> str:
 
 
 def check_classes(classes: Sequence[Any] | None) -> list[Any] | None:
-    """The classes that a user names, as a list; refused where they are no list, or not different.
-
-    Raises
-    ------
-    ValueError : saying what they are
-    """
+    """The classes that a user names, as a list; a ValueError where they are no list, or not different."""
     if classes is None:
         return None
     if isinstance(classes, str) or not isinstance(classes, Sequence | np.ndarray | pd.Index | pd.Series):

@@ -132,13 +132,8 @@ def mebibytes(count: float) -> str:
 def reading_cost(tiles: Any, *, batch_size: int = 32, readahead_bytes: int = _READAHEAD_BYTES) -> Cost:
     """What batches of tiles cost in their order, shuffled, and shuffled within groups of regions.
 
-    No pixel is read; the tags of the regions that the sampled batches touch are.
-
-    Parameters
-    ----------
-    tiles : an array from `open_tiles`
-    batch_size : tiles of a batch
-    readahead_bytes : as for `BatchFlow`: how many bytes of batches are planned together
+    No pixel is read; the tags of the regions that the sampled batches touch are. `readahead_bytes` are bytes of batches
+    planned together, as for `BatchFlow`.
     """
     n, groups = len(tiles), tiles.region_ids
     each = int(np.prod(tiles.shape[1:], dtype=np.int64)) * tiles.dtype.itemsize

@@ -21,7 +21,10 @@ _EXACT = 1e-6  # pixels by which a box may leave its image and still lie in it
 
 
 class Windowed(LazyArray):
-    """Windows of one region as a source, and the words for them: what tiles of images and of volumes share."""
+    """Windows of one region as a source, and the words for them: what tiles of images and of volumes share.
+
+    `name` is the region's; `tile_name` has the words for one of the windows, by its number.
+    """
 
     _windows: Int64s | None
     boxes: MapBoxes | None = None  # where windows are boxes on the ground

@@ -30,12 +30,8 @@ _ARENAS = 16
 class Gather:
     """Windows for a number of blocks, each `(n, height, width, bands)`, to be read as one plan.
 
-    Parameters
-    ----------
-    form : what the tiles look like
-    box : the extents (y, x, band) of a tile that are wanted, the same for all
-    origins : int64, shape (total, 3), added to the starts of `box`, or None
-    name : the words that an error calls a row by
+    Of each tile the extents `box` (y, x, band) are wanted, moved by `origins`, int64 (total, 3), if there are any;
+    `name` has the words that an error calls a row by.
     """
 
     def __init__(self, form: TileForm, box: Box, origins: Int64s | None, name: Callable[[int], str]) -> None:
@@ -152,12 +148,8 @@ class Gather:
     ) -> Iterator[tuple[int, NDArray[Any] | LazyTilesError]]:
         """Read blocks of so many rows, whose rows are the slots one after the other.
 
-        Parameters
-        ----------
-        lengths : rows of each block
-        out : the memory of all blocks, contiguous; None makes new ones
-        readers : processes that decode, where that is worth it; None as configured
-        threads, stop, aside : as in `lazytiles.images.reader.carry_out`
+        `out` is the memory of all blocks, contiguous; None makes new ones. `readers` processes decode, where that is
+        worth it; None as configured. The rest is as in `lazytiles.images.reader.carry_out`.
 
         Yields
         ------

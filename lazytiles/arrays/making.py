@@ -89,19 +89,10 @@ def on_another_grid(page: Page, extent: Sequence[float], form: TileForm) -> Whol
 
 
 def made(form: TileForm, whole: Whole, pixels: NDArray[Any], bands: tuple[int, ...] | None, fill: Any) -> NDArray[Any]:
-    """The tile that the pixels of its window give, or the bands of it that they are.
+    """The tile that the pixels of its window give, shape (*form.size, bands), or fewer bands where it is a part of it.
 
-    Parameters
-    ----------
-    form : what it looks like
-    whole : its window
-    pixels : array (height, width, samples) of the window's box
-    bands : which samples of the page they are, None for all
-    fill : what padding by "constant" holds: one value, or one a band
-
-    Returns
-    -------
-    array (*form.size, bands of the tile), or fewer where it is a part of it
+    `pixels`, (height, width, samples), are those of the window's box, and `bands` which samples of the page they are,
+    None for all. `fill` is what padding by "constant" holds: one value, or one a band.
     """
     page = whole.page
     if form.parts:

@@ -37,10 +37,7 @@ class RegionTiles(Windowed):
         first read), or None for what is missing and filled
     windows : int64, shape (n, 4), (y0, x0, y1, x1), pixels of the base, the image of the last frame's first part, or of
         its level 0; or where they lie on the ground, which says so when the base is opened
-    form : what every tile looks like
     timed : whether the frames are an axis of the samples
-    name : of the region, for messages
-    tile_name : the words for one of its windows, by its number
     whole : whether each window is the whole image, whatever its size; `windows` are then set when it is opened
     units : what the windows count; those in map units bring all images to the grid of the base by their georeference
     """
@@ -249,12 +246,10 @@ class RegionTiles(Windowed):
         return windows
 
     def grid(self) -> tuple[tuple[int, int], Int64s, tuple[float, float]]:
-        """What maps of the tiles lie on.
+        """What maps of the tiles lie on: its extents, and the window of each tile, whole pixels of it.
 
-        Returns
-        -------
-        its extents; the window of each tile, whole pixels of it; and how many pixels (y, x) of the page of the base
-        one of them is: 1 unless the tiles are of so many micrometres
+        And how many pixels (y, x) of the page of the base one of them is: 1 unless the tiles are of so many
+        micrometres.
         """
         owner, (page, level), scale = self._owner(), self._base(), (1.0, 1.0)
         assert page is not None

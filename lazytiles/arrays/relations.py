@@ -204,9 +204,7 @@ def bounds_of(page: Page, windows: NDArray[Any]) -> NDArray[np.float64]:
 def ground_of(sources: Sequence[Any]) -> Ground:
     """Where the windows of some images lie, one image after the other; those whose image is not there say no place.
 
-    Parameters
-    ----------
-    sources : each has a length, `base`, which opens the image, and its `base_windows` in pixels of that
+    Each source has a length, `base`, which opens the image, and its `base_windows` in pixels of that.
     """
     systems: list[Any] = []
     parts = []

@@ -83,12 +83,9 @@ def _values_of(data: Any) -> NDArray[Any]:
 
 
 def read_box(source: Any, rows: Int64s, box: Box, origins: Int64s | None) -> NDArray[Any]:
-    """Rows of any source, cut by a box: `source[rows[k]][box]`, moved by `origins[k]`.
+    """Rows of any source with `shape`, `dtype` and slices: `source[rows[k]][box]`, moved by `origins[k]`.
 
-    Parameters
-    ----------
-    source : anything with `shape`, `dtype` and slices along its axes
-    rows, box, origins : as for `LazyArray.read_box`
+    Arguments are those of `LazyArray.read_box`.
     """
     own = getattr(source, "read_box", None)
     if own is not None:

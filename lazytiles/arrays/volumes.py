@@ -167,14 +167,8 @@ def open_volume(
 ) -> Region | ChannelsLast:
     """One file as a volume `(Z, H, W[, S])`: all of its pages, or a series with channels last.
 
-    Parameters
-    ----------
-    path : the file
-    page, options : of `open_region`; without `series`, `axes` or `channels` all pages are slices
-
-    Raises
-    ------
-    RegionError : it has more axes than a volume
+    Options are those of `open_region`; without `series`, `axes` or `channels` all pages are slices. A file of more axes
+    than a volume is a RegionError.
     """
     named = any(options.get(name) is not None for name in ("series", "axes", "channels"))
     region = open_region(path, page=page if named or page is not None else "all", **options)
@@ -241,8 +235,6 @@ class VolumeTiles(Windowed):
     pad : a NumPy pad mode for boxes that leave the volume, or None to refuse them
     context : neighbouring slices on either side that are added as bands, repeated at the ends; tiles are then
         `(height, width, (2 context + 1) bands)`
-    name : of the region, for messages
-    tile_name : the words for one of its boxes, by its number
     whole : whether each box is the whole volume, which then must have its extent
     sampling : how boxes become tiles of another size; None: they are the tiles
     """

@@ -30,11 +30,7 @@ class ParsedKey:
 
 
 def parse(key: Any, shape: tuple[int, ...]) -> ParsedKey:
-    """A key on an array of that shape, axis by axis.
-
-    Raises
-    ------
-    IndexError, TypeError, ValueError : the key is one that NumPy refuses, in NumPy's own words
+    """A key on an array of that shape, axis by axis; one that NumPy refuses is refused in NumPy's own words.
 
     >>> parse((..., None, -1), (4, 3))
     ParsedKey(axes=[(0, 1, 4), 2], dims=[0, -1], points=None, keeps_array=True)
@@ -51,20 +47,10 @@ def refuse(key: Any, shape: Sequence[int]) -> NoReturn:
 
 
 def select_rows(key: Any, n: int) -> Int64s:
-    """The positions ``0..n-1`` that a key on a first axis of length n names, in its order.
+    """The positions, int64 (k,), in ``0..n-1`` that a key on a first axis of length n names, in its order.
 
-    Parameters
-    ----------
-    key : integer, slice, one-dimensional integers or mask, or Ellipsis
-    n : length of the axis
-
-    Returns
-    -------
-    int64 array, shape (k,), non-negative; an integer gives one position
-
-    Raises
-    ------
-    IndexError : a position outside, a mask of another length, more than one axis
+    The key is an integer (for one position), a slice, one-dimensional integers or mask, or Ellipsis. An IndexError says
+    that a position lies outside, or that a mask has another length or a key more than one axis.
 
     >>> select_rows(slice(None, None, -2), 5)
     array([4, 2, 0])

@@ -59,15 +59,9 @@ class Request:
         return (self.n, *(stop - start for start, stop in self.box))
 
     def finish(self, block: NDArray[Any]) -> Any:
-        """What NumPy would have given for the key; the block itself wherever that is the same.
+        """What NumPy would have given for the key; the block itself, or a view of it, wherever that is the same.
 
-        Parameters
-        ----------
-        block : array of shape `block_shape`, row by row what was asked for
-
-        Returns
-        -------
-        array or NumPy scalar, as NumPy decides; it may share memory with the block
+        The block has the shape `block_shape`, row by row what was asked for.
         """
         result: Any = block
         if self._split is not None:
@@ -91,21 +85,9 @@ class Request:
 def request(key: Any, shape: Sequence[int], *, row_axes: int, cells: Sequence[int | None] | None = None) -> Request:
     """The rows and the box that hold ``array[key]`` for an array of that shape, and how it is made of them.
 
-    Parameters
-    ----------
-    key : anything NumPy takes between brackets
-    shape : the shape of the array
-    row_axes : how many leading axes are read one by one; the others are box axes
-    cells : for each box axis the edge of a segment, pixels (None: the axis is never divided).  Where a key
-        leaves segments out (advanced indices, steps longer than a segment), every row gets its own origin
-
-    Returns
-    -------
-    Request
-
-    Raises
-    ------
-    IndexError, TypeError, ValueError : the key is one that NumPy refuses, in NumPy's own words
+    The first `row_axes` axes are read one by one; the others are box axes, of each of which `cells` has the edge of a
+    segment, pixels (None: it is never divided). Where a key leaves segments out (advanced indices, steps longer than a
+    segment), every row gets its own origin. A key that NumPy refuses is refused in NumPy's own words.
 
     >>> asked = request((slice(2, 4), ..., [2, 0]), (10, 64, 64, 3), row_axes=1)
     >>> asked
