@@ -174,7 +174,10 @@ class Gather:
         own = [own[slot] for slot in slots.tolist()]
         placed = self._placed(blocks, slots, windows) if is_sent else None
         targets = own if not self._whole else _Scratch(own, self._whole, windows)
-        members = by_number(plan.batch, len(lengths)) if self._whole else []
+        members: list[Int64s] = []
+        if self._whole:
+            ends = np.cumsum(np.bincount(plan.batch, minlength=len(lengths)))[:-1]
+            members = np.split(np.argsort(plan.batch, kind="stable"), ends)
         for batch in np.flatnonzero(np.bincount(number, minlength=len(lengths)) == 0).tolist():
             yield batch, blocks[batch]
             blocks[batch] = None
@@ -316,12 +319,6 @@ class _Scratch:
                 samples = whole.page.shape[2] if bands is None else len(bands)
                 whole.pixels = np.empty((y1 - y0, x1 - x0, samples), whole.page.dtype)
             return whole.pixels
-
-
-def by_number(numbers: Int64s, count: int) -> list[Int64s]:
-    """Where each of the numbers from 0 to `count` stands."""
-    order = np.argsort(numbers, kind="stable")
-    return np.split(order, np.searchsorted(numbers[order], np.arange(1, count)))
 
 
 def is_straight(windows: Int64s, size: tuple[int, int], shape: Sequence[int]) -> NDArray[np.bool_]:

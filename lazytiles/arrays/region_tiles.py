@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import astuple
@@ -374,7 +373,6 @@ class RegionTiles(Windowed):
         twin.boxes = None if self.boxes is None else self.boxes.part(rows)
         twin.shape = (len(np.arange(len(self))[rows]), *self.shape[1:])
         twin.tile_name = tile_name
-        twin._relations = {}
         return twin
 
     @property
@@ -399,9 +397,7 @@ class RegionTiles(Windowed):
         twin = copy.copy(self)
         twin.form = self.form.of_validity(kind)
         twin.dtype, twin.shape = twin.form.dtype, (len(self), *self.lead, *twin.form.inner_shape)
-        twin.is_sliced = False
-        twin._pages, twin._relations, twin._lock = list(self._pages), dict(self._relations), threading.RLock()
-        twin.levels = dict(self.levels)
+        twin._pages, twin._relations, twin.levels = list(self._pages), dict(self._relations), dict(self.levels)
         return twin
 
     def __dask_tokenize__(self) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import re
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -315,7 +314,7 @@ class VolumeTiles(Windowed):
             return None
         twin = copy.copy(self)
         twin.dtype, twin.pad = np.dtype(np.bool_), self.pad and "constant"
-        twin._judges, twin._volume, twin._lock = True, None, threading.RLock()
+        twin._judges = True
         return twin
 
     @property

@@ -253,6 +253,8 @@ def _sampling(size: Any, spacing: Any, source: Any, method: str) -> Sampling | N
         raise ValueError(f"resample must be one of {', '.join(METHODS)}, not {method!r}")
 
     def triple(name: str, value: Any, kind: type) -> Any:
+        if value is None:
+            return None
         numbers = (value,) * 3 if kind is float and isinstance(value, int | float) else value
         try:
             found = tuple(kind(number) for number in numbers)
@@ -262,10 +264,7 @@ def _sampling(size: Any, spacing: Any, source: Any, method: str) -> Sampling | N
             pass
         raise ValueError(f"{name} is three numbers above 0, for slices, rows and columns, not {value!r}")
 
-    own, given = (
-        None if value is None else triple(name, value, float)
-        for name, value in (("spacing", spacing), ("source_spacing", source))
-    )
+    own, given = triple("spacing", spacing, float), triple("source_spacing", source, float)
     return Sampling(triple("size", size, int), own, given, method)
 
 
