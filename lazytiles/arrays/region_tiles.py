@@ -57,9 +57,7 @@ class RegionTiles(Windowed):
         self.regions = tuple(regions)
         self.boxes = windows if isinstance(windows, MapBoxes) else None
         self._windows = None if isinstance(windows, MapBoxes) else windows
-        self.form = form
-        self.timed = timed
-        self.units = units
+        self.form, self.timed, self.units = form, timed, units
         self.on_ground = units.kind == "map"
         frames = len(self.regions) // form.files
         self._pages: list[Page | None] = [None] * (frames * form.layout.planes * self.parts)
@@ -99,9 +97,8 @@ class RegionTiles(Windowed):
         base, level = self._base()
         if base is None:
             return windows
-        return np.column_stack(
-            [windows[:, :2], windows[:, :2] + np.multiply(self.form.size, self.units.ratio(base, level))]
-        )
+        extents = np.multiply(self.form.size, self.units.ratio(base, level))
+        return np.column_stack([windows[:, :2], windows[:, :2] + extents])
 
     def __getitem__(self, key: Any) -> Any:
         asked = request(key, self.shape, row_axes=1 + len(self.lead))

@@ -220,8 +220,7 @@ class DelayedView(Ordered):
 
     def of_validity(self, kind: str) -> DelayedView | None:
         """Which pixels, or values, of the same samples are valid; None where the source does not say it."""
-        own = getattr(self.source, "of_validity", None)
-        found = None if own is None else own(kind)
+        found = getattr(self.source, "of_validity", lambda kind: None)(kind)
         if found is None:
             return None
         twin = self.copy()
