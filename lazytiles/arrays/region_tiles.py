@@ -30,15 +30,11 @@ from lazytiles.indexing import request, token
 class RegionTiles(Windowed):
     """Windows of one region, in one or several frames, as a source `(n, [frames,] [slices,] height, width, bands)`.
 
-    Parameters
-    ----------
-    regions : for each frame, and of it for each file, the function that opens its region (called when a tile of it is
-        first read), or None for what is missing and filled
-    windows : int64, shape (n, 4), (y0, x0, y1, x1), pixels of the base, the image of the last frame's first part, or of
-        its level 0; or where they lie on the ground, which says so when the base is opened
-    timed : whether the frames are an axis of the samples
-    whole : whether each window is the whole image, whatever its size; `windows` are then set when it is opened
-    units : what the windows count; those in map units bring all images to the grid of the base by their georeference
+    Of each frame, and of it for each file, `regions` has what opens its region (called when a tile of it is first
+    read), or None for what is missing and filled. `windows`, int64 (n, 4), (y0, x0, y1, x1), are pixels of the base,
+    the image of the last frame's first part, or of its level 0; or they lie on the ground, and are known when the base
+    is opened. `whole` ones are the images, whatever their size, and set when these are opened. With `timed` the frames
+    are an axis of the samples. `units` in map units bring all images to the grid of the base by their georeference.
     """
 
     def __init__(

@@ -226,16 +226,11 @@ class Sampling:
 class VolumeTiles(Windowed):
     """Boxes of one volume as a source `(n, depth, height, width, bands)`.
 
-    Parameters
-    ----------
-    opener : gives the volume, an array-like `(Z, H, W[, S])`, when its first tile is read
-    windows : int64, shape (n, 6), (z0, y0, x0, z1, y1, x1), pixels, of one extent
-    samples, dtype : bands and dtype of the volume
-    pad : a NumPy pad mode for boxes that leave the volume, or None to refuse them
-    context : neighbouring slices on either side that are added as bands, repeated at the ends; tiles are then
-        `(height, width, (2 context + 1) bands)`
-    whole : whether each box is the whole volume, which then must have its extent
-    sampling : how boxes become tiles of another size; None: they are the tiles
+    The `opener` gives the volume, an array-like `(Z, H, W[, S])`, when its first tile is read. Its `windows`, int64 (n,
+    6), (z0, y0, x0, z1, y1, x1), pixels, have one extent; `whole` ones are the volume, which then must have it. With
+    `context` so many neighbouring slices on either side are added as bands, repeated at the ends; tiles are then
+    `(height, width, (2 context + 1) bands)`. `sampling` says how boxes become tiles of another size; None: they are the
+    tiles.
     """
 
     def __init__(

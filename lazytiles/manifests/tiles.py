@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,8 @@ from lazytiles.manifests.columns import labels_of_table, names_of
 from lazytiles.manifests.paths import default_template, folder_of
 from lazytiles.manifests.problems import BOX_2D
 from lazytiles.manifests.samples import Frames, Images, common_extent, windows_of
+
+_Part: TypeAlias = tuple[Images, Callable[..., Any]]  # images or masks, and what makes the source of a region of them
 
 
 @by_name
@@ -296,14 +298,14 @@ def tiles_of(table: pd.DataFrame, image_dir: Any, asked: Asked, opener: Any = op
     form = form_of(firsts, found.first_row(), windows, table, asked)
     if wanted.timed and "T" in form.layout.letters:
         raise ManifestError(f"frames={list(wanted.labels or ())}: the images have a time axis of their own")
-    masked, mask_source = None, None
+    masks = None
     source = partial(RegionTiles, form=form, timed=wanted.timed, units=asked.units)
     if asked.masks is not None:
         if not isinstance(asked.masks, str):
             raise ManifestError("masks= is a path template, such as 'masks/{region_id}.tif'; of volumes also a mapping")
         masked = images(asked.masks, frames=Frames(None, False), opener=partial(opener, **asked.mask_opening))
-        mask_source = partial(source, form=mask_form_of(masked, form, asked), timed=False)
-    array = _labelled(table, windows, asked, found, source, masked, mask_source)
+        masks = masked, partial(source, form=mask_form_of(masked, form, asked), timed=False)
+    array = _labelled(table, windows, asked, (found, source), masks)
     if asked.missing == "fill":
         array.companions = replace(array.companions, valid=found.valid())
     return array
@@ -364,23 +366,17 @@ def _volumes_of(
         return source
 
     near = None if sampling is None else replace(sampling, method="nearest")
-    mask_source = None if masked is None else source_of(masked, context and 0, near)
-    return _labelled(table, windows, asked, found, source_of(found, context, sampling), masked, mask_source)
+    masks = None if masked is None else (masked, source_of(masked, context and 0, near))
+    return _labelled(table, windows, asked, (found, source_of(found, context, sampling)), masks)
 
 
 def _labelled(
-    table: pd.DataFrame,
-    windows: NDArray[Any] | MapBoxes | None,
-    asked: Asked,
-    found: Images,
-    source: Callable[..., Any],
-    masked: Images | None,
-    mask_source: Callable[..., Any] | None,
+    table: pd.DataFrame, windows: NDArray[Any] | MapBoxes | None, asked: Asked, images: _Part, masks: _Part | None
 ) -> MultiSourceArray:
     """The tiles with their labels: mask tiles, or those of their table, boxes scaled as their tiles are."""
-    groups = found.groups(masked)
-    array = _assembled(table, windows, found, groups, source)
-    target = asked.target if masked is None else None
+    groups = images[0].groups(None if masks is None else masks[0])
+    array = _assembled(table, windows, groups, *images)
+    target = asked.target if masks is None else None
     labels, names = labels_of_table(table, target)
     columns = [name for name in names_of(target) if name in table]
     note = f"nothing in {', '.join(columns)}" if columns and labels is None else ""
@@ -388,12 +384,12 @@ def _labelled(
     # Tiles without labels have the classes that are named, too, for what a model says of them.
     classes = list(asked.classes) if names is None and asked.classes is not None else names
     array.companions = replace(array.companions, labels=labels, classes=classes, tabular=tabular, note=note)
-    if masked is not None and mask_source is not None:
+    if masks is not None:
         if len(asked.scale_boxes):
             raise ManifestError("scale_boxes= is for labels in columns; with masks= the labels are masks")
-        masks = _assembled(table, windows, masked, groups, mask_source)
-        array.companions = replace(array.companions, labels=masks)
-        for tiles, mask in zip(array.sources, masks.sources, strict=True):
+        mask_tiles = _assembled(table, windows, groups, *masks)
+        array.companions = replace(array.companions, labels=mask_tiles)
+        for tiles, mask in zip(array.sources, mask_tiles.sources, strict=True):
             tiles.pair(mask)
     elif len(asked.scale_boxes):
         boxes = Boxes.of(asked.box_format, asked.scale_boxes, names_of(target))
@@ -420,8 +416,8 @@ class _Names:
 def _assembled(
     table: pd.DataFrame,
     windows: NDArray[Any] | MapBoxes | None,
-    images: Images,
     groups: Int64s,
+    images: Images,
     source: Callable[..., Any],
 ) -> MultiSourceArray:
     """One source per region, made of openers, windows (0 for whole images) and words; samples in the table's order."""
