@@ -365,9 +365,9 @@ def _volumes_of(
 
         return source
 
-    near = None if sampling is None else replace(sampling, method="nearest")
+    tiles, near = (found, source_of(found, context, sampling)), sampling and replace(sampling, method="nearest")
     masks = None if masked is None else (masked, source_of(masked, context and 0, near))
-    return _labelled(table, windows, asked, (found, source_of(found, context, sampling)), masks)
+    return _labelled(table, windows, asked, tiles, masks)
 
 
 def _labelled(
