@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -322,8 +323,9 @@ class VolumeTiles(Windowed):
 
     def read_box(self, rows: Int64s, box: Box, origins: Int64s | None) -> NDArray[Any]:
         """Read a box out of each of some samples; see `Region.read_box`."""
-        out = np.empty((len(rows), *self.shape[1:]), self.dtype)
-        check_limit(out.nbytes, "a read of {} from region {}", out.shape, self.name)
+        shape = (len(rows), *self.shape[1:])
+        check_limit(math.prod(shape) * self.dtype.itemsize, "a read of {} from region {}", shape, self.name)
+        out = np.empty(shape, self.dtype)
         volume, wide = self.volume(), self.windows[rows].copy()
         for _, bad, cause in self._faults_of(volume, rows):
             raise ManifestError(self._words(int(rows[np.flatnonzero(bad)[0]]), cause))

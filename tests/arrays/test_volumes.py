@@ -263,6 +263,12 @@ def test_errors_name_tiles_of_volumes_as_those_of_images(tmp_path):
         again.verify()
 
 
+def test_boxes_beyond_the_limit_are_refused_before_there_is_memory_for_them():
+    tiles = VolumeTiles(lambda: np.zeros((2, 2, 2)), np.array([[0, 0, 0, *[10**6] * 3]]), 1, "f8", pad="constant")
+    with pytest.raises(lt.LimitError, match=r"a read of \(1, 1000000, 1000000, 1000000, 1\) from region"):
+        tiles[:]
+
+
 def test_registered_data_sets_open_by_name(scans):
     folder, volumes = scans
     table = lt.make_grid(volumes, (4, 16, 20), edge="shift").assign(split="train")
