@@ -214,7 +214,7 @@ class RegionTiles(Windowed):
         """
         if self.is_bound:
             return self._base()
-        first = number - number % self.parts
+        first = self.first_plane(number - number % self.parts)
         page = self.page(first)
         return page, Level((0, 0)) if page is None else self.levels[first]
 
