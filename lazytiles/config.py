@@ -23,9 +23,7 @@ _MANY_CORES = 8  # from which on processes read instead of threads
 def usable_cpus(root: str = "/") -> int:
     """How many processors this process may keep busy: those that it may run on, and its container's quota of time.
 
-    Parameters
-    ----------
-    root : where ``proc`` and ``sys`` lie; quotas are those of Linux control groups, versions 1 and 2
+    Quotas are those of Linux control groups, versions 1 and 2, as ``proc`` and ``sys`` under `root` say them.
     """
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for line in _text(f"{root}proc/self/cgroup").splitlines():
@@ -61,7 +59,10 @@ def _text(path: str) -> str:
         return ""
 
 
-_WORDS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+_WORDS: dict[str, dict[str, Any]] = {
+    "mmap": {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False},
+    "readers": {"auto": "auto"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,17 +96,12 @@ def _from_environment() -> Settings:
         text = os.environ.get(f"LAZYTILES_{name.upper()}")
         if text is None:
             continue
-        word = text.strip().lower()
-        if name == "readers" and word == "auto":
-            given[name] = word
-        elif name == "mmap" and word in _WORDS:
-            given[name] = _WORDS[word]
-        elif name != "mmap":
-            with suppress(ValueError):
-                given[name] = int(text)
-        if name not in given:
+        words = _WORDS.get(name, {})
+        try:
+            given[name] = words[word] if (word := text.strip().lower()) in words or name == "mmap" else int(text)
+        except (KeyError, ValueError):
             wanted = "1 or 0, true or false" if name == "mmap" else "an integer"
-            raise LimitError(f"environment variable LAZYTILES_{name.upper()}={text!r} is not {wanted}")
+            raise LimitError(f"environment variable LAZYTILES_{name.upper()}={text!r} is not {wanted}") from None
     return Settings(**given)
 
 

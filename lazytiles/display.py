@@ -23,17 +23,10 @@ _VIRIDIS = np.array(
 def stretched(
     pixels: ArrayLike, *, bands: Sequence[int] | None = None, limits: tuple[float, float] | None = None
 ) -> NDArray[np.uint8]:
-    """Pixels of any dtype as red, green and blue that show their contrast.
+    """Pixels of any dtype, (..., H, W) of one band or (..., H, W, C), as uint8 (..., H, W, 3) that show contrast.
 
-    Parameters
-    ----------
-    pixels : shape (..., H, W) of one band or (..., H, W, C)
-    bands : which bands are shown, three or one; default the first three, or the first of fewer
-    limits : values shown as black and white; default the 2nd and 98th percentile of each band
-
-    Returns
-    -------
-    uint8 array, shape (..., H, W, 3)
+    Three `bands` are shown, or one; by default the first three, or the first of fewer. `limits` are the values shown as
+    black and white; by default the 2nd and 98th percentile of each band.
 
     >>> stretched(np.array([[[0.0], [1.0]]]), limits=(0, 1)).tolist()
     [[[0, 0, 0], [255, 255, 255]]]
@@ -86,17 +79,10 @@ def colours(values: ArrayLike) -> list[str]:
 
 
 def side_by_side(samples: NDArray[Any], columns: int, gap: int = 2) -> tuple[NDArray[Any], list[tuple[int, int]]]:
-    """Samples on one sheet, the frames of each beside each other.
+    """Samples on one sheet, so many columns of them in a row, the frames of each beside each other.
 
-    Parameters
-    ----------
-    samples : uint8, shape (n, H, W, 3) or (n, T, H, W, 3)
-    columns : samples in a row
-    gap : pixels between frames; four times as many, white, between samples
-
-    Returns
-    -------
-    uint8 array, shape (h, w, 3); and (top, left) of each sample
+    Of samples uint8 (n, H, W, 3) or (n, T, H, W, 3) the sheet, uint8 (h, w, 3), and (top, left) of each. There are
+    `gap` pixels between frames; four times as many, white, between samples.
     """
     if samples.ndim == 4:
         samples = samples[:, None]

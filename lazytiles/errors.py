@@ -16,10 +16,7 @@ _HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-
 def visible(text: object, *, lines: bool = False) -> str:
     r"""A text for people: what would command a terminal or hide in a page as escapes, addresses as `shown`.
 
-    Parameters
-    ----------
-    text : anything that has words
-    lines : whether line ends and tabs stay what they are
+    With `lines` line ends and tabs stay what they are.
 
     >>> visible("a\x1b[31m\u202eb\n")
     'a\\x1b[31m\\u202eb\\n'
@@ -79,16 +76,7 @@ def unreadable(where: object, kind: str, error: BaseException) -> str:
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """The optional module of that name, or an `ImportError` that names the extra which brings it.
-
-    Parameters
-    ----------
-    module : dotted module name, such as ``"h5py"``
-    extra : the extra of lazytiles that installs it, such as ``"hdf5"``
-
-    Raises
-    ------
-    ImportError : the package is not installed
+    """The optional module of that dotted name, or an `ImportError` that names the extra of lazytiles which brings it.
 
     >>> require("json", extra="none").loads("[1]")
     [1]

@@ -149,18 +149,9 @@ os.register_at_fork(after_in_child=shared.forget)
 class Crew:
     """Jobs 0, 1, 2, … done by shared threads and by whoever calls `work`.
 
-    Parameters
-    ----------
-    job : does the job of a number
-    jobs : how many there are
-    is_enough : asked before each job; true leaves the rest undone
-    helpers : shared threads that take part
-    first : done by the first of them before its jobs
-    ended : told by each helper that it has nothing more to do
-
-    Notes
-    -----
-    `close` must follow, whatever happens; it waits for the helpers, so that none goes on to write afterwards.
+    Each helper, a shared thread, is told when it `ended`; the first of them does `first` before its jobs. `is_enough`
+    is asked before each job; true leaves the rest undone. `close` must follow, whatever happens; it waits for the
+    helpers, so that none goes on to write afterwards.
     """
 
     def __init__(

@@ -24,14 +24,8 @@ from lazytiles.errors import LazyTilesError, require
 def connected(scheduler: Any) -> Iterator[Any]:
     """The client of a dask scheduler, closed at the end if it is opened here; None works on this machine's threads.
 
-    Parameters
-    ----------
-    scheduler : None or ``"threads"``; the address of a scheduler, such as ``"tcp://host:8786"``; or a
-        `distributed.Client`, which stays open
-
-    Raises
-    ------
-    ValueError : something else
+    `scheduler` is None or ``"threads"``; an address, such as ``"tcp://host:8786"``; or a `distributed.Client`, which
+    stays open. Something else is a ValueError.
     """
     if scheduler is None or scheduler == "threads":
         yield None
@@ -48,17 +42,9 @@ def connected(scheduler: Any) -> Iterator[Any]:
 
 
 def result_of(future: Any, tiles: Any, samples: Sequence[int] | NDArray[np.int64]) -> Any:
-    """The result of a task, or its error, which names samples and files where every worker died of them.
+    """The result of a task about samples at some positions of an array of tiles, or its error.
 
-    Parameters
-    ----------
-    future : of the task
-    tiles : an array of samples
-    samples : the positions of those that the task is about
-
-    Raises
-    ------
-    LazyTilesError : the task has killed so many workers that it is not tried again
+    Where every worker died of the task, so that it is not tried again, a LazyTilesError names samples and files.
     """
     try:
         return future.result()
@@ -85,12 +71,8 @@ def results(
 ) -> Generator[Any, None, None]:
     """The results of tasks in their order, each released when it was given; what is left at the end is cancelled.
 
-    Parameters
-    ----------
-    client : a `distributed.Client`
-    futures : of the tasks, perhaps submitted as they are taken
-    tiles, parts : the samples, and the positions of those that each task is about; see `result_of`
-    most : gives how many are taken before the first result is waited for; None takes all at once
+    The tasks may be submitted as they are taken; `parts` has the positions of the samples of each, see `result_of`.
+    `most` gives how many are taken before the first result is waited for; None takes all at once.
     """
     waiting = zip(futures, itertools.repeat(()) if parts is None else parts, strict=False)
     ahead = deque[Any]()
@@ -106,15 +88,10 @@ def results(
 
 
 def in_order(client: Any, work: Callable[..., Any], shared: Any, parts: Sequence[Any]) -> Generator[Any, None, None]:
-    """``work(shared, part)`` for each part, on the workers, in the order of the parts.
+    """``work(shared, part)`` for each part, on the workers, in the order of the parts, some ahead of the one wanted.
 
-    Parameters
-    ----------
-    work : a function that can be sent
-    shared : what every task needs, with the tiles second; it is held as a task of its own, and made again when
-        its worker dies
-    parts : one for each task, the positions of its samples first; some are worked on ahead of the one that is
-        waited for
+    A part has the positions of its samples first. `shared` has the tiles second; it is held as a task of its own, and
+    made again when its worker dies.
     """
     held = client.submit(_same, shared, pure=False)
     futures = (client.submit(work, held, part, pure=False) for part in parts)

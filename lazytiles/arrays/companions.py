@@ -18,33 +18,19 @@ from lazytiles.augment import Boxes
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Companions:
-    """What stands beside the samples of an array, row by row as they stood before the array was ordered.
+    """What stands beside the samples of an array, row by row as they stood before the array was ordered."""
 
-    Parameters
-    ----------
-    labels : array, one row a sample; or a lazy array in step with the samples, such as mask tiles; or None
-    classes : the names of the classes, of which the labels are the numbers, or None
-    boxes : which columns of the labels are boxes, where some are
-    table : the manifest's columns, one row a sample, or None
-    tabular : columns of the table that are given to a model beside the image, or None
-    valid : which frames of which samples are there, (n, frames), or None where all must be
-    places : the regions that written samples came from, and of each sample its region, its place there and here,
-        int64 (n, 3); None where the sources are the regions
-    note : why there are no labels
-    kept : which values are valid, of samples that were written, whose images are elsewhere; see `KeptValid`
-    by_source : whether the labels are the numbers of the sources, because nobody gave others
-    """
-
-    labels: Any = None
-    classes: list[Any] | None = None
-    boxes: Boxes | None = None
-    table: pd.DataFrame | None = None
-    tabular: tuple[str, ...] | None = None
-    valid: NDArray[np.bool_] | None = None
+    labels: Any = None  # array, one row a sample; or a lazy array in step with the samples, such as mask tiles
+    classes: list[Any] | None = None  # the names of the classes, of which the labels are the numbers
+    boxes: Boxes | None = None  # which columns of the labels are boxes, where some are
+    table: pd.DataFrame | None = None  # the manifest's columns, one row a sample
+    tabular: tuple[str, ...] | None = None  # columns of the table that are given to a model beside the image
+    valid: NDArray[np.bool_] | None = None  # which frames of which samples are there, (n, frames); None: all must be
+    # The regions that written samples came from; int64 (n, 3), of each sample its region, its place there and here.
     places: tuple[tuple[Any, ...], Int64s] | None = None
-    note: str = ""
-    by_source: bool = False
-    kept: KeptValid | None = None
+    note: str = ""  # why there are no labels
+    by_source: bool = False  # whether the labels are the numbers of the sources, because nobody gave others
+    kept: KeptValid | None = None  # which values are valid, of samples that were written, whose images are elsewhere
 
     @classmethod
     def of(cls, sources: Sequence[Any], labels: Any, classes: Any, table: pd.DataFrame | None) -> Companions:
@@ -126,13 +112,10 @@ def joint_places(sources: Sequence[Any]) -> tuple[tuple[Any, ...], Int64s]:
 
 
 def labels_of(labels: Any, lengths: Int64s, total: int, classes: Any = None) -> tuple[Any, list[Any] | None]:
-    """Labels by sample, an array or the lazy source that was given; and the classes whose numbers they are.
+    """Labels by sample, an array or the lazy source that was given; and the classes whose numbers they are, or None.
 
-    Parameters
-    ----------
-    labels : as `MultiSourceArray` takes them; text becomes class numbers
-    lengths, total : samples of each source, and of all
-    classes : the classes in the order of their numbers; by default the names sorted, or a categorical's own order
+    `labels` and `classes` are as `MultiSourceArray` takes them; `lengths` and `total` count the samples of each source
+    and of all.
     """
     names = check_classes(classes)
     if labels is None and names is not None:
@@ -218,12 +201,7 @@ def class_name(value: object) -> str:
 
 
 def check_classes(classes: Sequence[Any] | None) -> list[Any] | None:
-    """The classes that a user names, as a list; refused where they are no list, or not different.
-
-    Raises
-    ------
-    ValueError : saying what they are
-    """
+    """The classes that a user names, as a list; a ValueError where they are no list, or not different."""
     if classes is None:
         return None
     if isinstance(classes, str) or not isinstance(classes, Sequence | np.ndarray | pd.Index | pd.Series):

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.config import settings
+from lazytiles.config import MIB, settings
 from lazytiles.display import plural
 from lazytiles.images import Page
 from lazytiles.indexing import permutation
 
 _SAMPLED = 12
-_READAHEAD_BYTES = 256 * 2**20
 _WINDOW = 8
 _SEGMENT = 256
 
@@ -126,19 +125,14 @@ class Cost:
 
 def mebibytes(count: float) -> str:
     """Bytes as text, in MiB."""
-    return f"{count / 2**20:,.2f} MiB"
+    return f"{count / MIB:,.2f} MiB"
 
 
-def reading_cost(tiles: Any, *, batch_size: int = 32, readahead_bytes: int = _READAHEAD_BYTES) -> Cost:
+def reading_cost(tiles: Any, *, batch_size: int = 32, readahead_bytes: int = 256 * MIB) -> Cost:
     """What batches of tiles cost in their order, shuffled, and shuffled within groups of regions.
 
-    No pixel is read; the tags of the regions that the sampled batches touch are.
-
-    Parameters
-    ----------
-    tiles : an array from `open_tiles`
-    batch_size : tiles of a batch
-    readahead_bytes : as for `BatchFlow`: how many bytes of batches are planned together
+    No pixel is read; the tags of the regions that the sampled batches touch are. `readahead_bytes` are bytes of batches
+    planned together, as for `BatchFlow`.
     """
     n, groups = len(tiles), tiles.region_ids
     each = int(np.prod(tiles.shape[1:], dtype=np.int64)) * tiles.dtype.itemsize
@@ -159,7 +153,7 @@ def reading_cost(tiles: Any, *, batch_size: int = 32, readahead_bytes: int = _RE
     if windows is not None and (windows[:, 2:] > windows[:, :2]).all():
         extent = np.median(windows[:, 2:] - windows[:, :2], axis=0).tolist()
     memory = each * batch * (together + 2) + settings().cache_bytes
-    pages = [page for source in tiles.sources for page in source.opened]
+    pages = [page for source in tiles.sources for page in source.there().values()]
     stored = dict(Counter(map(stored_as, pages)).most_common())
     segments = sum(int(np.prod(page.grid)) * page.planes for page in pages)
     regions = int(groups.max()) + 1 if n else 0
@@ -182,16 +176,11 @@ def _order_cost(name: str, tiles: Any, order: NDArray[np.int64], batch: int, tog
 def _advice(orders: Sequence[OrderCost], height: float, width: float) -> list[str]:
     _, shuffled, together, windowed = orders
     said = []
-    if together.amplification < 0.8 * shuffled.amplification:
-        ratio = shuffled.amplification / max(together.amplification, 1e-9)
-        said.append(
-            f"readahead_bytes is worth it: batches planned together decode {ratio:.1f} times less than one by one"
-        )
-    if windowed.amplification < 0.8 * together.amplification:
-        ratio = together.amplification / max(windowed.amplification, 1e-9)
-        said.append(
-            f"shuffle(seed, window={_WINDOW}) decodes {ratio:.1f} times less, and mixes fewer regions in a batch"
-        )
+    read_together = "readahead_bytes is worth it: batches planned together decode {:.1f} times less than one by one"
+    in_windows = f"shuffle(seed, window={_WINDOW}) decodes {{:.1f}} times less, and mixes fewer regions in a batch"
+    for better, usual, words in ((together, shuffled, read_together), (windowed, together, in_windows)):
+        if better.amplification < 0.8 * usual.amplification:
+            said.append(words.format(usual.amplification / max(better.amplification, 1e-9)))
     tiled = (1 + _SEGMENT / height) * (1 + _SEGMENT / width)
     best = min(order.amplification for order in orders)
     if best > 2 * tiled:

@@ -12,52 +12,29 @@ from lazytiles.arrays.layout import ONE_PAGE, Layout
 
 @dataclass(frozen=True, slots=True)
 class TileForm:
-    """What every tile of an array looks like.
+    """What every tile of an array looks like."""
 
-    Parameters
-    ----------
-    size : (height, width), pixels, of a tile
-    samples : bands of a tile
-    asked : which bands were asked for, as `bands_read` takes them
-    dtype : of a tile
-    pixels : of an image, where that is another one
-    casts : whether images of other dtypes are cast to it
-    bands : which samples of the images are read; None for all
-    gray : whether they become one luminance band
-    pad : a NumPy pad mode for windows that leave their region, or None to refuse them
-    resample : how windows of another size are brought to `size`; None where none has one
-    method : how pixels of an image on another grid than the tile's are brought to it
-    segment : (height, width) of the segments of the images, as far as is known
-    layout : the axes of an image before its rows and columns
-    files : how many files make a frame
-    counts : where a tile is made of several files or channels, the samples of each
-    parts : which of these are read, and which bands of the tile they are
-    fill : what padding by "constant" and missing frames hold, band by band
-    scaled : whether numbers become what they mean, by the scale and offset of their file, NaN where nothing is valid
-    area : about how many pixels a tile is made of, where windows do not say it; else 0
-    valid : ``"bands"`` for tiles that say which of their values are valid, band by band; ``"any"`` for one such value
-        a pixel, without an axis of bands: whether any band is
-    """
-
-    size: tuple[int, int]
-    samples: int
-    asked: tuple[int, ...] | str | None
-    dtype: np.dtype[Any]
-    bands: tuple[int, ...] | None = None
-    gray: bool = False
-    pad: str | None = None
-    resample: str | None = None
-    method: str = "bilinear"
-    segment: tuple[int, int] | None = None
-    pixels: np.dtype[Any] | None = None
-    casts: bool = False
-    layout: Layout = ONE_PAGE
-    files: int = 1
-    counts: tuple[int, ...] = ()
+    size: tuple[int, int]  # (height, width), pixels, of a tile
+    samples: int  # bands of a tile
+    asked: tuple[int, ...] | str | None  # which bands were asked for, as `bands_read` takes them
+    dtype: np.dtype[Any]  # of a tile
+    bands: tuple[int, ...] | None = None  # which samples of the images are read; None for all
+    gray: bool = False  # whether they become one luminance band
+    pad: str | None = None  # a NumPy pad mode for windows that leave their region, or None to refuse them
+    resample: str | None = None  # how windows of another size are brought to `size`; None where none has one
+    method: str = "bilinear"  # how pixels of an image on another grid than the tile's are brought to it
+    segment: tuple[int, int] | None = None  # (height, width) of the segments of the images, as far as is known
+    pixels: np.dtype[Any] | None = None  # the dtype of an image, where that is another one
+    casts: bool = False  # whether images of other dtypes are cast to it
+    layout: Layout = ONE_PAGE  # the axes of an image before its rows and columns
+    files: int = 1  # how many files make a frame
+    counts: tuple[int, ...] = ()  # where a tile is made of several files or channels, the samples of each
+    # Which of these are read, and which bands of the tile they are.
     parts: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
-    fill: tuple[float, ...] = (0,)
-    scaled: bool = False
-    area: int = 0
+    fill: tuple[float, ...] = (0,)  # what padding by "constant" and missing frames hold, band by band
+    scaled: bool = False  # whether numbers become what they mean, by the scale and offset of their file; NaN: not valid
+    area: int = 0  # about how many pixels a tile is made of, where windows do not say it
+    # "bands" for tiles that say which of their values are valid; "any", without an axis of bands: whether any band is.
     valid: str = ""
 
     @property

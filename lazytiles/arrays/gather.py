@@ -30,12 +30,8 @@ _ARENAS = 16
 class Gather:
     """Windows for a number of blocks, each `(n, height, width, bands)`, to be read as one plan.
 
-    Parameters
-    ----------
-    form : what the tiles look like
-    box : the extents (y, x, band) of a tile that are wanted, the same for all
-    origins : int64, shape (total, 3), added to the starts of `box`, or None
-    name : the words that an error calls a row by
+    Of each tile the extents `box` (y, x, band) are wanted, moved by `origins`, int64 (total, 3), if there are any;
+    `name` has the words that an error calls a row by.
     """
 
     def __init__(self, form: TileForm, box: Box, origins: Int64s | None, name: Callable[[int], str]) -> None:
@@ -152,12 +148,8 @@ class Gather:
     ) -> Iterator[tuple[int, NDArray[Any] | LazyTilesError]]:
         """Read blocks of so many rows, whose rows are the slots one after the other.
 
-        Parameters
-        ----------
-        lengths : rows of each block
-        out : the memory of all blocks, contiguous; None makes new ones
-        readers : processes that decode, where that is worth it; None as configured
-        threads, stop, aside : as in `lazytiles.images.reader.carry_out`
+        `out` is the memory of all blocks, contiguous; None makes new ones. `readers` processes decode, where that is
+        worth it; None as configured. The rest is as in `lazytiles.images.reader.carry_out`.
 
         Yields
         ------
@@ -182,7 +174,10 @@ class Gather:
         own = [own[slot] for slot in slots.tolist()]
         placed = self._placed(blocks, slots, windows) if is_sent else None
         targets = own if not self._whole else _Scratch(own, self._whole, windows)
-        members = by_number(plan.batch, len(lengths)) if self._whole else []
+        members: list[Int64s] = []
+        if self._whole:
+            ends = np.cumsum(np.bincount(plan.batch, minlength=len(lengths)))[:-1]
+            members = np.split(np.argsort(plan.batch, kind="stable"), ends)
         for batch in np.flatnonzero(np.bincount(number, minlength=len(lengths)) == 0).tolist():
             yield batch, blocks[batch]
             blocks[batch] = None
@@ -324,12 +319,6 @@ class _Scratch:
                 samples = whole.page.shape[2] if bands is None else len(bands)
                 whole.pixels = np.empty((y1 - y0, x1 - x0, samples), whole.page.dtype)
             return whole.pixels
-
-
-def by_number(numbers: Int64s, count: int) -> list[Int64s]:
-    """Where each of the numbers from 0 to `count` stands."""
-    order = np.argsort(numbers, kind="stable")
-    return np.split(order, np.searchsorted(numbers[order], np.arange(1, count)))
 
 
 def is_straight(windows: Int64s, size: tuple[int, int], shape: Sequence[int]) -> NDArray[np.bool_]:

@@ -67,20 +67,11 @@ def _opened(known: Known) -> Region:
 
 
 def region_to_dask(region: Any, chunks: Any = None) -> da.Array:
-    """A region as a dask array whose chunks are whole segments; no pixel is read.
+    """A region, or another lazy array of images, as a dask array of the same shape and dtype; no pixel is read.
 
-    Parameters
-    ----------
-    region : `Region`, or another lazy array of images
-    chunks : as dask takes them; by default segments joined to some 16 MiB
+    Chunks are as dask takes them; by default segments joined to some 16 MiB. The name is a function of file and view,
+    so two of one region share their tasks.
 
-    Returns
-    -------
-    dask array of the region's shape and dtype; its name is a function of file and view, so two of one region
-    share their tasks
-
-    Examples
-    --------
     >>> from lazytiles import open_region
     >>> from lazytiles.cli.demo import make_data
     >>> make_data("made", regions=1, size=64, tile=32)
@@ -146,19 +137,8 @@ def tiles_to_dask(tiles: MultiSourceArray, chunks: Any = None) -> da.Array:
     `dask.array.take` puts the samples into their order on top. That is right, but every chunk of the result may
     depend on every chunk underneath: call ``reset_order()`` first where the order does not matter.
 
-    Parameters
-    ----------
-    tiles : the array
-    chunks : samples of a chunk, or as dask takes them for all axes; by default some 16 MiB, of one region, and
-        few enough that a task stays under 2 kB
-
-    Returns
-    -------
-    dask array of the same shape and dtype; chunks that hold the same tiles have the same names
-
-    Raises
-    ------
-    ValueError : chunks that do not fit the shape
+    `chunks` are samples of a chunk, or as dask takes them for all axes; by default some 16 MiB, of one region, and few
+    enough that a task stays under 2 kB. Chunks that hold the same tiles have the same names.
     """
     array = importlib.import_module("dask.array")
     pairs = tiles.index_pairs

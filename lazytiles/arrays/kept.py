@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.aliases import Box, Int64s
-from lazytiles.indexing import LazyArray, each_at, token
+from lazytiles.indexing import LazyArray, token, trimmed
 
 
 class KeptValid(LazyArray):
@@ -57,19 +57,16 @@ class KeptValid(LazyArray):
 
     def read_box(self, rows: Int64s, box: Box, origins: Int64s | None) -> NDArray[Any]:
         """Read a box out of each of some samples; see `Region.read_box`."""
-        if origins is not None:
-            return each_at(self, rows, box, origins)
-        cut = tuple(slice(start, stop) for start, stop in box)
         size = int(np.prod(self.inner))
-        out = np.ones((len(rows), *(stop - start for start, stop in box)), np.bool_)
+        out = np.ones((len(rows), *self.shape[1:]), np.bool_)
         for slot, row in enumerate(self._rows[rows].tolist()):
             start, stop = self.ends[row : row + 2].tolist()
             if start != stop:
                 # No more than a tile takes is unpacked, whatever a damaged store says.
                 bits = zlib.decompressobj().decompress(self.packed[start:stop].tobytes(), -(-size // 8))
                 values = np.unpackbits(np.frombuffer(bits, np.uint8), count=size).astype(np.bool_).reshape(self.inner)
-                out[slot] = (np.asarray(values.any(axis=-1)) if self.kind == "any" else values)[cut]
-        return out
+                out[slot] = values.any(axis=-1) if self.kind == "any" else values
+        return trimmed(out, box, origins)
 
     def __dask_tokenize__(self) -> Any:
         return token("lazytiles.KeptValid", self.packed, self.ends, self._rows, self.kind, self.inner)

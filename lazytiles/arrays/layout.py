@@ -14,17 +14,11 @@ from lazytiles.indexing import size_words
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The axes before rows and columns that images of tiles have.
+    """The axes before rows and columns that images of tiles have."""
 
-    Parameters
-    ----------
-    letters, lead : T and Z as far as they are there, and their lengths
-    channels : pages that are bands of one tile
-    """
-
-    letters: str = ""
-    lead: tuple[int, ...] = ()
-    channels: int = 1
+    letters: str = ""  # T and Z as far as they are there
+    lead: tuple[int, ...] = ()  # their lengths
+    channels: int = 1  # pages that are bands of one tile
 
     @classmethod
     def of(cls, region: Region) -> Layout:

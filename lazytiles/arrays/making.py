@@ -37,26 +37,16 @@ _EXACT = 1e-6  # pixels by which whole ones may be missed
 
 @dataclass(slots=True, eq=False)
 class Whole:
-    """A window that cannot be read straight into its place: the box of its pixels first, then what is made of them.
+    """A window that cannot be read straight into its place: the box of its pixels first, then what is made of them."""
 
-    Parameters
-    ----------
-    page : that it lies on
-    window : what is shown, (y0, x0, y1, x1), pixels of the page
-    box : what is read for it, the same inside the page
-    places : which pixels of the box each row and column of the window shows, where it leaves the page
-    extent : what of the window becomes the tile, where it lies on another grid; (y0, x0, y1, x1), pixels of the page,
-        y1 < y0 where the tile is upside down to it
-    part : which part of the form it is
-    """
-
-    page: Page
-    window: tuple[int, int, int, int]
-    box: Int64s
-    places: tuple[Int64s, ...] = ()
+    page: Page  # that it lies on
+    window: tuple[int, int, int, int]  # what is shown, (y0, x0, y1, x1), pixels of the page
+    box: Int64s  # what is read for it, the same inside the page
+    places: tuple[Int64s, ...] = ()  # the pixels of the box that its rows and columns show, where it leaves the page
+    # What of it becomes the tile, where that lies on another grid: (y0, x0, y1, x1), y1 < y0 where it is upside down.
     extent: Sequence[float] | None = None
-    part: int = 0
-    pixels: NDArray[Any] | None = None
+    part: int = 0  # which part of the form it is
+    pixels: NDArray[Any] | None = None  # of the box, in memory of their own
 
     def windows(self, bands: tuple[int, ...] | None) -> Windows:
         """What is read for it."""
@@ -99,19 +89,10 @@ def on_another_grid(page: Page, extent: Sequence[float], form: TileForm) -> Whol
 
 
 def made(form: TileForm, whole: Whole, pixels: NDArray[Any], bands: tuple[int, ...] | None, fill: Any) -> NDArray[Any]:
-    """The tile that the pixels of its window give, or the bands of it that they are.
+    """The tile that the pixels of its window give, shape (*form.size, bands), or fewer bands where it is a part of it.
 
-    Parameters
-    ----------
-    form : what it looks like
-    whole : its window
-    pixels : array (height, width, samples) of the window's box
-    bands : which samples of the page they are, None for all
-    fill : what padding by "constant" holds: one value, or one a band
-
-    Returns
-    -------
-    array (*form.size, bands of the tile), or fewer where it is a part of it
+    `pixels`, (height, width, samples), are those of the window's box, and `bands` which samples of the page they are,
+    None for all. `fill` is what padding by "constant" holds: one value, or one a band.
     """
     page = whole.page
     if form.parts:

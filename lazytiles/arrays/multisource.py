@@ -33,6 +33,7 @@ from lazytiles.arrays.region_tiles import RegionTiles
 from lazytiles.arrays.sources import agreement, limited, listed, positions, positions_of
 from lazytiles.arrays.view import Ordered, held
 from lazytiles.augment import Boxes
+from lazytiles.config import MIB
 from lazytiles.errors import LazyTilesError, ManifestError
 from lazytiles.images import Plan
 from lazytiles.indexing import (
@@ -478,7 +479,7 @@ class MultiSourceArray(Ordered):
         """Mean, deviation, extremes and histogram by band and frame, exact; see `lazytiles.reports.statistics`."""
         return verb("statistics")(self, **options)
 
-    def cost(self, *, batch_size: int = 32, readahead_bytes: int = 256 * 2**20) -> Cost:
+    def cost(self, *, batch_size: int = 32, readahead_bytes: int = 256 * MIB) -> Cost:
         """What an epoch in batches would read and decode, by order, from tags alone; see `lazytiles.arrays.cost`."""
         return reading_cost(self, batch_size=batch_size, readahead_bytes=readahead_bytes)
 

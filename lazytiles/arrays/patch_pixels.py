@@ -27,10 +27,8 @@ MOST_CHANNELS = 4
 class MaskPixels:
     """The non-zero pixels of a mask, numbered in C order; only their count in each block of the mask is kept.
 
-    Parameters
-    ----------
-    mask : array-like with `shape` and slices, such as an array or a `Region`; read block by block, now and
-        when pixels are asked for, so it must not change
+    The mask is array-like with `shape` and slices, such as an array or a `Region`; it is read block by block, now and
+    when pixels are asked for, so it must not change.
     """
 
     def __init__(self, mask: Any) -> None:
@@ -100,11 +98,6 @@ class Scatter:
     or every column, round by a hash of its number (a Feistel network), and what lands beyond n walks on until
     it is inside (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002).
 
-    Attributes
-    ----------
-    n : how many
-    seed : any whole number
-
     >>> Scatter(10, 42)(np.arange(10)).tolist()
     [6, 5, 1, 0, 3, 4, 2, 8, 9, 7]
     """
@@ -139,15 +132,10 @@ def _hashed(values: Uint64s, key: np.uint64) -> Uint64s:
 
 
 def cut(source: Any, centers: Int64s, sizes: tuple[int, ...], mirrored: bool, out: NDArray[Any]) -> None:
-    """Fill `out` with the patches around some pixels.
+    """Fill `out`, shape (n, *sizes, *source.shape[axes:]), with the patches around some pixels.
 
-    Parameters
-    ----------
-    source : array-like with slices, its spatial axes first
-    centers : int64, shape (n, axes): the pixel at index ``size // 2`` along each axis
-    sizes : of a patch, pixels
-    mirrored : whether what lies beyond the edges is the image mirrored there, edge pixels repeated, or zero
-    out : array, shape (n, *sizes, *source.shape[axes:])
+    Each of `centers`, int64 (n, axes), is at index ``size // 2`` along the axes, the first ones of the source. What
+    lies beyond its edges is `mirrored`, edge pixels repeated, or zero.
     """
     wanted = [c[:, None] + np.arange(-(size // 2), size - size // 2) for c, size in zip(centers.T, sizes, strict=True)]
     fill = "reflect" if mirrored else "nearest"
@@ -207,16 +195,10 @@ def _read(source: Any, lines: list[Int64s], out: NDArray[Any]) -> None:
 
 
 def runs(starts: Int64s, stops: Int64s, budget: int) -> Iterator[tuple[Int64s, Int64s, Int64s]]:
-    """Boxes put together with their neighbours where that reads little more than each by itself.
+    """Boxes put together with their neighbours where that reads little more than each by itself, and at most a budget.
 
-    Parameters
-    ----------
-    starts, stops : int64, shape (n, axes), half-open
-    budget : pixels, at most, of what is read together
-
-    Yields
-    ------
-    indices of the boxes of one run, and the start and stop of their hull
+    `starts` and `stops` are int64 (n, axes), pixels. Yields the indices of the boxes of one run, and the start and stop
+    of their hull.
     """
     sizes = (stops - starts).prod(axis=1)
     members: list[int] = []

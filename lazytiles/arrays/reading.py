@@ -137,9 +137,7 @@ def read_blocks(
 ) -> Iterator[tuple[int, NDArray[Any] | LazyTilesError]]:
     """Read batches of whole tiles, of the shape `inner`, together; `how` as in `Gather.read`.
 
-    Yields
-    ------
-    (number of a batch, its new array (n, *inner) or its error), each once, as they are ready
+    Yields the number of a batch and its new array (n, *inner) or its error, each once, as they are ready.
     """
     lengths = [place.n for place in places]
     frames = math.prod(inner[: -len(form.inner_shape)])

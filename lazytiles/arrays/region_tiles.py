@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import astuple
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.aliases import Box, Fault, Int64s
-from lazytiles.arrays.faults import check_page, faults_on
+from lazytiles.arrays.faults import Windowed, check_page, faults_on
 from lazytiles.arrays.form import TileForm
 from lazytiles.arrays.gather import Gather, is_straight
 from lazytiles.arrays.layout import ONE_PAGE
@@ -25,26 +24,17 @@ from lazytiles.arrays.reading import read_tiles
 from lazytiles.arrays.relations import MapBoxes, Relation, Units, found_relation, level_of
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError
 from lazytiles.images import Level, Page, Region, cut_windows, has_invalid, slice_page
-from lazytiles.indexing import LazyArray, box_words, request, token
-
-_EXACT = 1e-6  # pixels by which a box may leave its image and still lie in it
+from lazytiles.indexing import request, token
 
 
-class RegionTiles(LazyArray):
+class RegionTiles(Windowed):
     """Windows of one region, in one or several frames, as a source `(n, [frames,] [slices,] height, width, bands)`.
 
-    Parameters
-    ----------
-    regions : for each frame, and of it for each file, the function that opens its region (called when a tile of it is
-        first read), or None for what is missing and filled
-    windows : int64, shape (n, 4), (y0, x0, y1, x1), pixels of the base, the image of the last frame's first part, or of
-        its level 0; or where they lie on the ground, which says so when the base is opened
-    form : what every tile looks like
-    timed : whether the frames are an axis of the samples
-    name : of the region, for messages
-    tile_name : the words for one of its windows, by its number
-    whole : whether each window is the whole image, whatever its size; `windows` are then set when it is opened
-    units : what the windows count; those in map units bring all images to the grid of the base by their georeference
+    Of each frame, and of it for each file, `regions` has what opens its region (called when a tile of it is first
+    read), or None for what is missing and filled. `windows`, int64 (n, 4), (y0, x0, y1, x1), are pixels of the base,
+    the image of the last frame's first part, or of its level 0; or they lie on the ground, and are known when the base
+    is opened. `whole` ones are the images, whatever their size, and set when these are opened. With `timed` the frames
+    are an axis of the samples. `units` in map units bring all images to the grid of the base by their georeference.
     """
 
     def __init__(
@@ -59,18 +49,12 @@ class RegionTiles(LazyArray):
         whole: bool = False,
         units: Units = Units(),  # noqa: B008  # frozen
     ) -> None:
+        super().__init__(name, tile_name, whole=whole)
         self.regions = tuple(regions)
         self.boxes = windows if isinstance(windows, MapBoxes) else None
         self._windows = None if isinstance(windows, MapBoxes) else windows
-        self.form = form
-        self.timed = timed
-        self.whole = whole
-        self.units = units
+        self.form, self.timed, self.units = form, timed, units
         self.on_ground = units.kind == "map"
-        self.name = name
-        self.tile_name = tile_name
-        self.partner: RegionTiles | None = None  # the masks of these tiles, or the tiles of these masks
-        self.follows = False  # whether these are masks, whose base is that of their partner
         frames = len(self.regions) // form.files
         self._pages: list[Page | None] = [None] * (frames * form.layout.planes * self.parts)
         self.levels: dict[int, Level] = {}  # of the pages of `there`: the shape of level 0, and how far down it is
@@ -78,7 +62,6 @@ class RegionTiles(LazyArray):
         self.is_sound = False  # whether every frame has been opened and no window leaves its region
         self.is_sliced = False  # whether every tile is nothing but a slice of an uncompressed page on this machine
         self._straight = False
-        self._lock = threading.RLock()
         rows = len(windows.values) if isinstance(windows, MapBoxes) else len(windows)
         self.lead: tuple[int, ...] = ((frames,) if timed else ()) + form.layout.lead
         self.shape: tuple[int, ...] = (rows, *self.lead, *form.inner_shape)
@@ -94,7 +77,7 @@ class RegionTiles(LazyArray):
         """(y0, x0, y1, x1) of each tile, pixels of the base, which is opened where only it can say them."""
         windows = self._windows
         if windows is None or (self.whole and self.is_bound):
-            base, level = self.base_of(0) if self.is_bound else (self.base(), Level((0, 0)))
+            base, level = self._base()
             if base is None:
                 raise RegionError(f"region {self.name}: no image of it is there that says where its boxes lie")
             if self.boxes is None:
@@ -107,12 +90,11 @@ class RegionTiles(LazyArray):
         windows = self.windows[rows]
         if self.units.mpp is None or not len(windows):
             return windows
-        owner = self._owner()
-        number = owner.last()
-        if number is None:
+        base, level = self._base()
+        if base is None:
             return windows
-        ratio = self.units.ratio(owner.opened_page(number), owner.levels[number])
-        return np.column_stack([windows[:, :2], windows[:, :2] + np.multiply(self.form.size, ratio)])
+        extents = np.multiply(self.form.size, self.units.ratio(base, level))
+        return np.column_stack([windows[:, :2], windows[:, :2] + extents])
 
     def __getitem__(self, key: Any) -> Any:
         asked = request(key, self.shape, row_axes=1 + len(self.lead))
@@ -196,7 +178,13 @@ class RegionTiles(LazyArray):
 
     def base(self) -> Page | None:
         """The page whose whole pixels the windows count: the last frame's that is there, of masks their image's."""
-        return self._owner().last_page()
+        return self._base()[0]
+
+    def _base(self) -> tuple[Page | None, Level]:
+        """The base, which is opened, and its level."""
+        owner = self._owner()
+        number = owner.last()
+        return (None, Level((0, 0))) if number is None else (owner.opened_page(number), owner.levels[number])
 
     def _owner(self) -> RegionTiles:
         """The tiles that have the base: themselves, of masks those of the images."""
@@ -224,10 +212,11 @@ class RegionTiles(LazyArray):
 
         That of its frame's first part; the base, where all lie on the ground, and of masks of another scale.
         """
-        owner = self._owner() if self.is_bound else self
-        at = owner.last() if self.is_bound else number - number % self.parts
-        page = None if at is None else owner.page(at)
-        return page, Level((0, 0)) if at is None or page is None else owner.levels[at]
+        if self.is_bound:
+            return self._base()
+        first = self.first_plane(number - number % self.parts)
+        page = self.page(first)
+        return page, Level((0, 0)) if page is None else self.levels[first]
 
     def _whole(self, base: Page, level: Level, rows: Int64s | slice) -> Int64s:
         """The windows of whole images, in pixels of the base, or of its level 0."""
@@ -249,34 +238,24 @@ class RegionTiles(LazyArray):
         return windows
 
     def grid(self) -> tuple[tuple[int, int], Int64s, tuple[float, float]]:
-        """What maps of the tiles lie on.
+        """What maps of the tiles lie on: its extents, and the window of each tile, whole pixels of it.
 
-        Returns
-        -------
-        its extents; the window of each tile, whole pixels of it; and how many pixels (y, x) of the page of the base
-        one of them is: 1 unless the tiles are of so many micrometres
+        And how many pixels (y, x) of the page of the base one of them is: 1 unless the tiles are of so many
+        micrometres.
         """
-        owner = self._owner()
-        number = owner.last()
-        assert number is not None
-        page, scale = owner.opened_page(number), (1.0, 1.0)
+        owner, (page, level), scale = self._owner(), self._base(), (1.0, 1.0)
+        assert page is not None
         if owner.units.kind != "base":
             return page.shape[:2], owner.windows, scale
         boxes = owner.base_windows
         if owner.units.mpp is not None:
-            down = owner.levels[number].downsample
-            y, x = owner.units.ratio(page, owner.levels[number])
-            scale = y / down[0], x / down[1]
+            y, x = np.divide(owner.units.ratio(page, level), level.downsample).tolist()
+            scale = y, x
             boxes = boxes / np.array(scale * 2)
         starts = np.floor(boxes[:, :2] + 0.5).astype(np.int64)
         extents = np.maximum(1, np.round(boxes[:, 2:] - boxes[:, :2])).astype(np.int64)
         height, width = (max(1, int(np.floor(n / each + 0.5))) for n, each in zip(page.shape, scale, strict=False))
         return (height, width), np.concatenate([starts, starts + extents], axis=1), scale
-
-    @property
-    def opened(self) -> list[Page]:
-        """The pages of the frames that have been opened."""
-        return list(self.there().values())
 
     @property
     def scratch_bytes(self) -> int:
@@ -308,27 +287,9 @@ class RegionTiles(LazyArray):
             targets = (block[slot] for slot in slots[chosen].tolist())
             slice_page(page, boxes[chosen], self.form.bands, targets)
 
-    def describe(self, row: int) -> str:
-        """The words for one of its windows, with its box as users write it."""
-        if self.whole:
-            return f"{self.tile_name(row)}, the whole of region {self.name}"
-        return f"{self.tile_name(row)} with {self._box(row)} of region {self.name}"
-
-    def _box(self, row: int) -> str:
-        return box_words(self.windows[row]) if self.boxes is None else self.boxes.words(row)
-
-    def _words(self, row: int, cause: str) -> str:
-        box = "" if self.whole else f": {self._box(row)}"
-        return f"{self.tile_name(row)}{box}{cause}"
-
     def sized(self, number: int) -> tuple[int, int]:
         """The height and width of an image in the units of windows: of its level 0, or of the page that is open."""
         return self.levels[number].shape if self.units.kind == "base" else self.opened_page(number).shape[:2]
-
-    def pair(self, masks: RegionTiles) -> None:
-        """Let tiles and the masks of the same windows see that they have one extent."""
-        self.partner, masks.partner = masks, self
-        masks.follows = True
 
     def last(self) -> int | None:
         """The number of the first page of the last frame that is there, which is opened."""
@@ -347,12 +308,7 @@ class RegionTiles(LazyArray):
         return page
 
     def faults(self) -> Iterator[Fault]:
-        """Everything that would fail when tiles of this region are read, by its tags; opens every frame.
-
-        Yields
-        ------
-        the kind of fault, the mask of the tiles that have it, and the cause, to stand behind the words for a tile
-        """
+        """Everything that would fail when tiles of this region are read, by its tags; opens every frame."""
         said: dict[str, NDArray[np.bool_]] = {}
         for number in sorted({self.first_plane(number) for number in range(len(self._pages))}):
             try:
@@ -365,14 +321,6 @@ class RegionTiles(LazyArray):
                 said[kind] = bad | said.get(kind, bad)
                 if new.any():
                     yield kind, new, cause
-
-    def verify(self) -> list[str]:
-        """`faults` as messages, of each kind the first."""
-        found = ((kind, int(np.flatnonzero(bad)[0]), cause) for kind, bad, cause in self.faults())
-        return [
-            f"{self.describe(row)}{cause}" if kind == "unreadable image" else self._words(row, cause)
-            for kind, row, cause in found
-        ]
 
     def add_to(self, gather: Gather, rows: Int64s, planes: Int64s, slots: Int64s) -> None:
         """Put some of its tiles, each of one of the planes, on the way, or say why they cannot be read."""
@@ -418,7 +366,6 @@ class RegionTiles(LazyArray):
         twin.boxes = None if self.boxes is None else self.boxes.part(rows)
         twin.shape = (len(np.arange(len(self))[rows]), *self.shape[1:])
         twin.tile_name = tile_name
-        twin._relations = {}
         return twin
 
     @property
@@ -443,9 +390,7 @@ class RegionTiles(LazyArray):
         twin = copy.copy(self)
         twin.form = self.form.of_validity(kind)
         twin.dtype, twin.shape = twin.form.dtype, (len(self), *self.lead, *twin.form.inner_shape)
-        twin.is_sliced = False
-        twin._pages, twin._relations, twin._lock = list(self._pages), dict(self._relations), threading.RLock()
-        twin.levels = dict(self.levels)
+        twin._pages, twin._relations, twin.levels = list(self._pages), dict(self._relations), dict(self.levels)
         return twin
 
     def __dask_tokenize__(self) -> Any:
@@ -456,14 +401,8 @@ class RegionTiles(LazyArray):
 
     def __getstate__(self) -> dict[str, Any]:
         closed: dict[str, Any] = dict.fromkeys(("is_sound", "is_sliced", "_straight"), False)
-        closed |= {"_pages": [None] * len(self._pages), "_relations": {}, "levels": {}, "_lock": None}
-        return {**self.__dict__, **closed, "_windows": self._windows if self.boxes is None else None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.RLock())
-
-    def __repr__(self) -> str:
-        return f"<RegionTiles of {self.name!r}: {self.shape} {self.dtype}>"
+        closed |= {"_pages": [None] * len(self._pages), "_relations": {}, "levels": {}}
+        return super().__getstate__() | closed | {"_windows": self._windows if self.boxes is None else None}
 
 
 def stamp(path: str) -> tuple[int, int]:

@@ -54,18 +54,11 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """What the boxes of tiles count, and at which scale their images and masks are read.
+    """What the boxes of tiles count, and at which scale their images and masks are read."""
 
-    Parameters
-    ----------
-    kind : ``"pixels"`` of the level that is opened, of level 0 (``"base"``), or ``"map"`` units
-    mpp : micrometres a pixel of the tiles; None for the level that is opened
-    mask_scale : pixels of level 0 of an image in one of its mask's, or ``"mpp"`` where both files say theirs; None
-        for masks that have the extent of their image
-    """
-
-    kind: str = "pixels"
-    mpp: float | None = None
+    kind: str = "pixels"  # of the level that is opened; or of level 0, "base"; or "map" units
+    mpp: float | None = None  # micrometres a pixel of the tiles; None for the level that is opened
+    # Pixels of level 0 of an image in one of its mask's; "mpp" where both files say theirs; None: masks of its extent.
     mask_scale: float | str | None = None
 
     @property
@@ -211,9 +204,7 @@ def bounds_of(page: Page, windows: NDArray[Any]) -> NDArray[np.float64]:
 def ground_of(sources: Sequence[Any]) -> Ground:
     """Where the windows of some images lie, one image after the other; those whose image is not there say no place.
 
-    Parameters
-    ----------
-    sources : each has a length, `base`, which opens the image, and its `base_windows` in pixels of that
+    Each source has a length, `base`, which opens the image, and its `base_windows` in pixels of that.
     """
     systems: list[Any] = []
     parts = []
@@ -260,16 +251,10 @@ def _other_crs(base: Page, page: Page) -> str:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MapBoxes:
-    """Boxes on the ground.
+    """Boxes on the ground."""
 
-    Parameters
-    ----------
-    values : float64, shape (n, 4), (xmin, ymin, xmax, ymax), map units
-    crs : of the boxes; None for that of each image
-    """
-
-    values: NDArray[np.float64]
-    crs: str | None = None
+    values: NDArray[np.float64]  # shape (n, 4), (xmin, ymin, xmax, ymax), map units
+    crs: str | None = None  # of the boxes; None for that of each image
 
     def part(self, rows: Int64s | slice) -> MapBoxes:
         """Some of them."""

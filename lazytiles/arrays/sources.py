@@ -15,9 +15,7 @@ from lazytiles.indexing import permutation
 def positions(indices: Any) -> Int64s:
     """Positions as an int64 array of one axis, or `IndexError`."""
     given = np.asarray(indices)
-    if given.size == 0 and given.ndim == 1:
-        return given.astype(np.int64)
-    if given.ndim != 1 or given.dtype.kind not in "iu":
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
         raise IndexError(f"positions are integers of shape (n,), not {given.dtype} of shape {given.shape}")
     return given.astype(np.int64)
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -83,12 +82,9 @@ def _values_of(data: Any) -> NDArray[Any]:
 
 
 def read_box(source: Any, rows: Int64s, box: Box, origins: Int64s | None) -> NDArray[Any]:
-    """Rows of any source, cut by a box: `source[rows[k]][box]`, moved by `origins[k]`.
+    """Rows of any source with `shape`, `dtype` and slices: `source[rows[k]][box]`, moved by `origins[k]`.
 
-    Parameters
-    ----------
-    source : anything with `shape`, `dtype` and slices along its axes
-    rows, box, origins : as for `LazyArray.read_box`
+    Arguments are those of `LazyArray.read_box`.
     """
     own = getattr(source, "read_box", None)
     if own is not None:
@@ -220,13 +216,11 @@ class DelayedView(Ordered):
     def valid(self) -> NDArray[np.bool_] | None:
         """Which frames of which samples are there, (n, frames), as the source says it; None where all must be."""
         known = getattr(self.source, "valid", None)
-        whole: NDArray[np.bool_] | None = known if isinstance(known, np.ndarray) else None
-        return None if whole is None else whole[self.samples]
+        return known[self.samples] if isinstance(known, np.ndarray) else None
 
     def of_validity(self, kind: str) -> DelayedView | None:
         """Which pixels, or values, of the same samples are valid; None where the source does not say it."""
-        own = getattr(self.source, "of_validity", None)
-        found = None if own is None else own(kind)
+        found = getattr(self.source, "of_validity", lambda kind: None)(kind)
         if found is None:
             return None
         twin = self.copy()
@@ -262,12 +256,8 @@ class DelayedView(Ordered):
         return f"<DelayedView of {type(self.source).__name__}: {self.shape} {self.dtype}>"
 
 
-@dataclass(frozen=True, slots=True)
-class _ByName:
-    """A source that lies in a file, closed."""
-
-    open: Callable[..., Any]
-    arguments: tuple[Any, ...]
+class _ByName(partial[Any]):
+    """What opens a source that lies in a file."""
 
 
 def _packed(value: Any) -> Any:
@@ -277,16 +267,16 @@ def _packed(value: Any) -> Any:
     if isinstance(value, np.memmap) and isinstance(holder, mmap.mmap) and value.filename is not None:
         # A slice of a map does not know its place in the file: it goes as the pixels that it is.
         order = "C" if value.flags.c_contiguous else "F"
-        return _ByName(np.memmap, (os.fspath(value.filename), value.dtype, "r", value.offset, value.shape, order))
+        return _ByName(np.memmap, os.fspath(value.filename), value.dtype, "r", value.offset, value.shape, order)
     if type(value).__module__.startswith("h5py.") and value.file.driver != "core" and value.name:
-        return _ByName(_dataset, (os.path.abspath(value.file.filename), value.name))
+        return _ByName(_dataset, os.path.abspath(value.file.filename), value.name)
     return value
 
 
 def _unpacked(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(_unpacked, value))
-    return value.open(*value.arguments) if isinstance(value, _ByName) else value
+    return value() if isinstance(value, _ByName) else value
 
 
 def _dataset(path: str, name: str) -> Any:

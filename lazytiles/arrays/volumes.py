@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import re
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.aliases import Box, Fault, Int64s
+from lazytiles.arrays.faults import Windowed, outside
 from lazytiles.config import check_limit
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError
 from lazytiles.images import Region, Windows, around, open_region, read_windows, resize, to_integers, valid_windows
-from lazytiles.indexing import LazyArray, box_words, needed, padded, request, size_words, trimmed
+from lazytiles.indexing import LazyArray, needed, padded, request, size_words, trimmed
 
 
 class RegionStack(LazyArray):
@@ -166,14 +167,8 @@ def open_volume(
 ) -> Region | ChannelsLast:
     """One file as a volume `(Z, H, W[, S])`: all of its pages, or a series with channels last.
 
-    Parameters
-    ----------
-    path : the file
-    page, options : of `open_region`; without `series`, `axes` or `channels` all pages are slices
-
-    Raises
-    ------
-    RegionError : it has more axes than a volume
+    Options are those of `open_region`; without `series`, `axes` or `channels` all pages are slices. A file of more axes
+    than a volume is a RegionError.
     """
     named = any(options.get(name) is not None for name in ("series", "axes", "channels"))
     region = open_region(path, page=page if named or page is not None else "all", **options)
@@ -190,21 +185,13 @@ def open_volume(
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How boxes of volumes become tiles of another size.
+    """How boxes of volumes become tiles of another size."""
 
-    Parameters
-    ----------
-    size : (depth, height, width) of a tile, voxels
-    spacing : (z, y, x), micrometres, of a tile's voxels, which then begin at the box's first corner; None: the box
-        becomes the tile
-    source : spacing of the volumes, by hand
-    method : of `resize`
-    """
-
-    size: tuple[int, int, int]
+    size: tuple[int, int, int]  # (depth, height, width) of a tile, voxels
+    # (z, y, x), micrometres, of a tile's voxels, which then begin at the box's first corner; None: the box is the tile.
     spacing: tuple[float, float, float] | None = None
-    source: tuple[float, float, float] | None = None
-    method: str = "bilinear"
+    source: tuple[float, float, float] | None = None  # spacing of the volumes, by hand
+    method: str = "bilinear"  # of `resize`
 
     def stops(self, volume: Any, windows: Int64s) -> NDArray[np.float64]:
         """Where the boxes of tiles end in a volume, voxels, shape (n, 3); refused where it does not say its spacing."""
@@ -237,21 +224,14 @@ class Sampling:
         return tile if tile.dtype == block.dtype else to_integers(tile, block.dtype)
 
 
-class VolumeTiles(LazyArray):
+class VolumeTiles(Windowed):
     """Boxes of one volume as a source `(n, depth, height, width, bands)`.
 
-    Parameters
-    ----------
-    opener : gives the volume, an array-like `(Z, H, W[, S])`, when its first tile is read
-    windows : int64, shape (n, 6), (z0, y0, x0, z1, y1, x1), pixels, of one extent
-    samples, dtype : bands and dtype of the volume
-    pad : a NumPy pad mode for boxes that leave the volume, or None to refuse them
-    context : neighbouring slices on either side that are added as bands, repeated at the ends; tiles are then
-        `(height, width, (2 context + 1) bands)`
-    name : of the region, for messages
-    tile_name : the words for one of its boxes, by its number
-    whole : whether each box is the whole volume, which then must have its extent
-    sampling : how boxes become tiles of another size; None: they are the tiles
+    The `opener` gives the volume, an array-like `(Z, H, W[, S])`, when its first tile is read. Its `windows`, int64 (n,
+    6), (z0, y0, x0, z1, y1, x1), pixels, have one extent; `whole` ones are the volume, which then must have it. With
+    `context` so many neighbouring slices on either side are added as bands, repeated at the ends; tiles are then
+    `(height, width, (2 context + 1) bands)`. `sampling` says how boxes become tiles of another size; None: they are the
+    tiles.
     """
 
     def __init__(
@@ -268,13 +248,12 @@ class VolumeTiles(LazyArray):
         whole: bool = False,
         sampling: Sampling | None = None,
     ) -> None:
-        self.opener, self.windows, self.pad, self.context = opener, windows, pad, context
-        self.name, self.tile_name, self.samples, self._is_whole = name, tile_name, samples, whole
+        super().__init__(name, tile_name, whole=whole)
+        self.opener, self.pad, self.context, self.samples = opener, pad, context, samples
+        self._windows = windows
         self.dtype = np.dtype(dtype).newbyteorder("=")
-        self.partner: VolumeTiles | None = None  # the masks of these tiles, or the tiles of these masks
         self._volume: Any = None
         self._judges = False  # whether these are not voxels, but which of them are valid
-        self._lock = threading.RLock()
         self.sampling = sampling
         self._extent = tuple((windows[0, 3:] - windows[0, :3]).tolist())
         if sampling is not None and context is not None:
@@ -287,10 +266,6 @@ class VolumeTiles(LazyArray):
         extent = self._extent if sampling is None else sampling.size
         inner = (*extent, samples) if context is None else (height, width, (2 * context + 1) * samples)
         self.shape: tuple[int, ...] = (len(windows), *inner)
-
-    def pair(self, masks: VolumeTiles) -> None:
-        """Make these tiles and those of their masks know each other."""
-        self.partner, masks.partner = masks, self
 
     @property
     def flat(self) -> bool:
@@ -314,7 +289,7 @@ class VolumeTiles(LazyArray):
                         f"region {self.name}: is {tuple(volume.shape)} {volume.dtype}; volumes of (Z, H, W) with "
                         f"{self.samples} bands of {self.dtype} are expected, as the first is"
                     )
-                if self._is_whole and self.sampling is None and tuple(volume.shape[:3]) != self._extent:
+                if self.whole and self.sampling is None and tuple(volume.shape[:3]) != self._extent:
                     raise RegionError(
                         f"region {self.name}: is {tuple(volume.shape)}, the first is {self._extent}; without boxes "
                         "all volumes have one extent"
@@ -324,8 +299,8 @@ class VolumeTiles(LazyArray):
                         f"{volume.path}: has voxels that are no data, which {self.sampling.method} would mix with "
                         'others; pass resample="nearest"'
                     )
-                if self._is_whole:
-                    self.windows = np.tile([0, 0, 0, *volume.shape[:3]], (len(self.windows), 1))
+                if self.whole:
+                    self._windows = np.tile([0, 0, 0, *volume.shape[:3]], (len(self.windows), 1))
                 self._volume = volume
             return self._volume
 
@@ -335,7 +310,7 @@ class VolumeTiles(LazyArray):
             return None
         twin = copy.copy(self)
         twin.dtype, twin.pad = np.dtype(np.bool_), self.pad and "constant"
-        twin._judges, twin._volume, twin._lock = True, None, threading.RLock()
+        twin._judges = True
         return twin
 
     @property
@@ -348,8 +323,9 @@ class VolumeTiles(LazyArray):
 
     def read_box(self, rows: Int64s, box: Box, origins: Int64s | None) -> NDArray[Any]:
         """Read a box out of each of some samples; see `Region.read_box`."""
-        out = np.empty((len(rows), *self.shape[1:]), self.dtype)
-        check_limit(out.nbytes, "a read of {} from region {}", out.shape, self.name)
+        shape = (len(rows), *self.shape[1:])
+        check_limit(math.prod(shape) * self.dtype.itemsize, "a read of {} from region {}", shape, self.name)
+        out = np.empty(shape, self.dtype)
         volume, wide = self.volume(), self.windows[rows].copy()
         for _, bad, cause in self._faults_of(volume, rows):
             raise ManifestError(self._words(int(rows[np.flatnonzero(bad)[0]]), cause))
@@ -380,9 +356,6 @@ class VolumeTiles(LazyArray):
         (near,) = _cuts(volume, np.array([[*starts, *stops]]), self.samples, self._judges)
         return padded(near, places, None)
 
-    def _words(self, row: int, cause: str) -> str:
-        return f"{self.tile_name(row)}: {box_words(self.windows[row])}{cause}"
-
     def _faults_of(self, volume: Any, rows: Int64s | None = None) -> Iterator[Fault]:
         """What is wrong with all or some boxes of the open volume."""
         windows = self.windows if rows is None else self.windows[rows]
@@ -402,25 +375,21 @@ class VolumeTiles(LazyArray):
             cause = f": {self._named(volume)}, {self._named(other)}; a volume and its mask are cut by one box, "
             yield "mask differs", np.ones(len(windows), np.bool_), cause + "so they have one extent"
         first = 0 if self.context is None else 1  # neighbouring slices are repeated at the ends
-        low, high = windows[:, first:3], windows[:, 3 + first :]
-        outside = np.asarray(((low < 0) | (high > space[first:])).any(axis=1))
-        if self.pad is not None:
-            outside[:] = False
-        elif outside.any():
-            yield "window outside", outside, f' leaves {self._sized(space)}; pass pad="reflect" or correct the box'
-        apart = np.asarray(((windows[:, 3:] <= 0) | (windows[:, :3] >= space)).any(axis=1) & ~outside)
-        if apart.any():
-            yield "window outside", apart, f" does not meet {self._sized(space)}: there is nothing to pad; correct it"
-
-    def _sized(self, space: tuple[int, ...]) -> str:
-        return f"region {self.name} ({size_words(space)})"
+        region, wrong = f"region {self.name} ({size_words(space)})", np.zeros(len(windows), np.bool_)
+        if self.pad is None:
+            wrong, cause = outside(windows[:, first:3], windows[:, 3 + first :], space[first:], None, region)
+            if wrong.any():
+                yield "window outside", wrong, cause
+        apart, cause = outside(windows[:, :3], windows[:, 3:], space, "edge", region)
+        if (apart & ~wrong).any():
+            yield "window outside", apart & ~wrong, cause
 
     def _named(self, volume: Any) -> str:
         path = getattr(volume, "path", None) or f"an array of region {self.name}"
         return f"{path} is {size_words(volume.shape[:3])} voxels"
 
     def faults(self) -> Iterator[Fault]:
-        """Everything that would fail when boxes of this volume are read, by its tags; see `RegionTiles.faults`."""
+        """Everything that would fail when boxes of this volume are read, by its tags, for which it is opened."""
         try:
             volume = self.volume()
         except LazyTilesError as error:
@@ -428,18 +397,8 @@ class VolumeTiles(LazyArray):
             return
         yield from self._faults_of(volume)
 
-    def verify(self) -> list[str]:
-        """`faults` as messages, of each kind the first."""
-        return [self._words(int(np.flatnonzero(bad)[0]), cause) for _, bad, cause in self.faults()]
-
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_lock": None, "_volume": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.RLock())
-
-    def __repr__(self) -> str:
-        return f"<VolumeTiles of {self.name!r}: {self.shape} {self.dtype}>"
+        return super().__getstate__() | {"_volume": None}
 
 
 def _may_be_empty(volume: Any) -> bool:

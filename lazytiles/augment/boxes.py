@@ -168,7 +168,7 @@ def scaled_boxes(tiles: Any, labels: NDArray[Any], boxes: Boxes) -> Floats:
     """
     for source in tiles.sources:
         if source.whole:
-            source.last_page()  # opened, a whole image knows its extent
+            source.base()  # opened, a whole image knows its extent
     starts, pairs = np.cumsum([0, *map(len, tiles.sources)]), tiles.index_pairs
     every = np.concatenate([source.exact_windows() for source in tiles.sources])
     windows = every[starts[pairs[:, 0]] + pairs[:, 1]]

@@ -21,28 +21,16 @@ Axis: TypeAlias = int | tuple[int, int, int] | Int64s  # an index, (start, step,
 
 @dataclass(frozen=True, slots=True)
 class ParsedKey:
-    """What a key says of each axis, and in which order the result has its dimensions.
+    """What a key says of each axis, and in which order the result has its dimensions."""
 
-    Attributes
-    ----------
-    axes : for each axis an index, ``(start, step, count)``, or an int64 array; all indices non-negative
-    dims : labels of the result's dimensions in order: axis numbers, `NEW`, `POINTS` for all those of `points`
-    points : the shape that the advanced indices broadcast to, or None where there are none
-    keeps_array : an ellipsis was given: a result without dimensions is an array, not a scalar
-    """
-
-    axes: list[Axis]
-    dims: list[int]
-    points: tuple[int, ...] | None
-    keeps_array: bool
+    axes: list[Axis]  # all indices non-negative
+    dims: list[int]  # labels of the result's dimensions in order: axis numbers, `NEW`, `POINTS` for all of `points`
+    points: tuple[int, ...] | None  # the shape that the advanced indices broadcast to, or None where there are none
+    keeps_array: bool  # an ellipsis was given: a result without dimensions is an array, not a scalar
 
 
 def parse(key: Any, shape: tuple[int, ...]) -> ParsedKey:
-    """A key on an array of that shape, axis by axis.
-
-    Raises
-    ------
-    IndexError, TypeError, ValueError : the key is one that NumPy refuses, in NumPy's own words
+    """A key on an array of that shape, axis by axis; one that NumPy refuses is refused in NumPy's own words.
 
     >>> parse((..., None, -1), (4, 3))
     ParsedKey(axes=[(0, 1, 4), 2], dims=[0, -1], points=None, keeps_array=True)
@@ -59,20 +47,10 @@ def refuse(key: Any, shape: Sequence[int]) -> NoReturn:
 
 
 def select_rows(key: Any, n: int) -> Int64s:
-    """The positions ``0..n-1`` that a key on a first axis of length n names, in its order.
+    """The positions, int64 (k,), in ``0..n-1`` that a key on a first axis of length n names, in its order.
 
-    Parameters
-    ----------
-    key : integer, slice, one-dimensional integers or mask, or Ellipsis
-    n : length of the axis
-
-    Returns
-    -------
-    int64 array, shape (k,), non-negative; an integer gives one position
-
-    Raises
-    ------
-    IndexError : a position outside, a mask of another length, more than one axis
+    The key is an integer (for one position), a slice, one-dimensional integers or mask, or Ellipsis. An IndexError says
+    that a position lies outside, or that a mask has another length or a key more than one axis.
 
     >>> select_rows(slice(None, None, -2), 5)
     array([4, 2, 0])

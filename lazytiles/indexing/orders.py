@@ -172,15 +172,9 @@ def balanced_weights(labels: ArrayLike) -> NDArray[np.float64]:
 
 
 def ranks_of(groups: ArrayLike) -> Int64s:
-    """Which group each sample is in, the groups being numbered 0, 1, 2, ... in the order of their values.
+    """Which group each sample is in, int64 (n,), the groups being numbered 0, 1, 2, ... in the order of their values.
 
-    Parameters
-    ----------
-    groups : array, shape (n,) of numbers or text, or (n, k) whose distinct rows are the groups
-
-    Returns
-    -------
-    int64 array, shape (n,)
+    The groups are numbers or text, shape (n,), or (n, k) whose distinct rows are the groups.
 
     >>> ranks_of(["b", "a", "b"])
     array([1, 0, 1])
@@ -214,9 +208,7 @@ def shard_slice(batch: int, batch_size: int, shard: tuple[int, int] = (0, 1)) ->
 def shard_batches(n: int, batch_size: int, shard: tuple[int, int] = (0, 1), *, drop_last: bool = False) -> int:
     """How many batches each shard has in a pass over n rows; several shards leave an incomplete batch out.
 
-    Raises
-    ------
-    ValueError : a batch size below 1, or a shard that is not ``(index, count)`` with ``0 <= index < count``
+    A ValueError says that a batch size is below 1, or a shard not ``(index, count)`` with ``0 <= index < count``.
 
     >>> shard_batches(100, 32), shard_batches(100, 32, drop_last=True), shard_batches(100, 32, (0, 2))
     (4, 3, 1)

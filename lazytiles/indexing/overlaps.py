@@ -20,20 +20,12 @@ _PART = 64  # of a pixel, to which places on the ground are rounded where they a
 
 
 class Ground(NamedTuple):
-    """Where samples lie on the ground.
+    """Where samples lie on the ground."""
 
-    Parameters
-    ----------
-    systems : the georeferences of the different coordinate reference systems; each has `crs` and `shares_system`
-    system : int64, shape (n,), which of them a sample has; -1 where its image says no place
-    boxes : float64, shape (n, 4), (left, bottom, right, top), map units
-    pixels : float64, shape (n,), the side of a pixel, map units
-    """
-
-    systems: tuple[Any, ...]
-    system: Int64s
-    boxes: NDArray[np.float64]
-    pixels: NDArray[np.float64]
+    systems: tuple[Any, ...]  # georeferences of the different reference systems; each has `crs` and `shares_system`
+    system: Int64s  # shape (n,), which of them a sample has; -1 where its image says no place
+    boxes: NDArray[np.float64]  # shape (n, 4), (left, bottom, right, top), map units
+    pixels: NDArray[np.float64]  # shape (n,), the side of a pixel, map units
 
     def at(self, rows: Int64s) -> Ground:
         """Of some samples."""
@@ -41,14 +33,10 @@ class Ground(NamedTuple):
 
 
 def pairs_on_ground(a: Ground, b: Ground) -> Int64s:
-    """All pairs (i, j) of samples that share ground: more than a thirtieth of a pixel in both directions.
+    """All pairs (i, j), int64, sorted, of samples that share more than a thirtieth of a pixel of ground both ways.
 
     Boxes of another system are brought to that of the others by pyproj; without it they are not compared, and a
     warning says so.
-
-    Returns
-    -------
-    int64 array, shape (pairs, 2), sorted
     """
     found = [np.empty((0, 2), dtype=np.int64)]
     for own, place in enumerate(a.systems):
@@ -92,19 +80,11 @@ def brought(boxes: NDArray[np.float64], crs: str, wanted: str) -> NDArray[np.flo
 
 
 def overlapping_pairs(windows_a: ArrayLike, regions_a: ArrayLike, windows_b: ArrayLike, regions_b: ArrayLike) -> Int64s:
-    """All pairs (i, j) for which window i of a and window j of b share a pixel of one region.
+    """All pairs (i, j), int64, sorted, for which window i of a and window j of b share a pixel of one region.
 
     Windows are filed under cells as large as the larger of the two sizes, so that only neighbours are
-    compared; windows of very different sizes are filed apart.
-
-    Parameters
-    ----------
-    windows_a, windows_b : int arrays, shapes (n, 2d) and (m, 2d), starts then stops, half-open, pixels
-    regions_a, regions_b : arrays, shapes (n,) and (m,); ids of one kind
-
-    Returns
-    -------
-    int64 array, shape (pairs, 2), sorted
+    compared; windows of very different sizes are filed apart. They are ints, shapes (n, 2d) and (m, 2d), starts then
+    stops, half-open, pixels; regions are ids of one kind, shapes (n,) and (m,).
 
     >>> overlapping_pairs([(0, 0, 4, 4), (9, 9, 12, 12)], ["r", "r"], [(3, 3, 5, 5)], ["r"])
     array([[0, 0]])

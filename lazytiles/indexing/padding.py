@@ -17,10 +17,8 @@ LINE_MODES = ("linear_ramp", "maximum", "mean", "median", "minimum")  # worked o
 def needed(start: int, stop: int, length: int, mode: str) -> tuple[int, int, Int64s]:
     """What a window needs of an axis of `length` pixels, and which of it each of its places shows.
 
-    Returns
-    -------
-    first pixel and the one behind the last, both 0 for none; and int64, shape (stop - start,), for each place the
-    number of its pixel among them, -1 where it shows none. With a mode of `LINE_MODES` places go on beyond what is
+    Gives the first pixel and the one behind the last, both 0 for none; and int64, shape (stop - start,), for each place
+    the number of its pixel among them, -1 where it shows none. With a mode of `LINE_MODES` places go on beyond what is
     needed, and `padded` works out what they show.
 
     >>> needed(-2, 3, 4, "reflect"), needed(-1, 2, 4, "constant")
@@ -47,11 +45,8 @@ def needed(start: int, stop: int, length: int, mode: str) -> tuple[int, int, Int
 def padded(pixels: NDArray[Any], places: Sequence[Int64s], mode: str | None, fill: Any = 0) -> NDArray[Any]:
     """The pixels that windows need where their places want them; the fill where a place wants none.
 
-    Parameters
-    ----------
-    pixels : what `needed` told of its first axes
-    places : of each of these axes
-    fill : one value, or one for each of the last axis
+    The pixels and places are what `needed` told of the first axes; the fill is one value, or one for each of the last
+    axis.
 
     >>> first, last, shown = needed(-2, 5, 4, "reflect")
     >>> padded(np.arange(10, 14)[first:last], [shown], "reflect")

@@ -41,19 +41,12 @@ class Request:
 
     Row ``k`` of the block is ``source[rows[0][k], rows[1][k], ...]`` cut by ``box``, moved by ``origins[k]``
     where there are origins.
-
-    Attributes
-    ----------
-    rows : one int64 array of shape (n,) for each row axis, non-negative
-    box : ``(start, stop)`` for each box axis, half-open, inside the shape; with origins all starts are 0
-    origins : int64 array, shape (n, number of box axes), or None; the start of each row's box
-    n : number of rows to read (1 where there are no row axes and no origins)
     """
 
-    rows: tuple[Int64s, ...]
-    box: Box
-    origins: Int64s | None
-    n: int
+    rows: tuple[Int64s, ...]  # for each row axis, shape (n,), non-negative
+    box: Box  # of each box axis, inside the shape; with origins all starts are 0
+    origins: Int64s | None  # shape (n, number of box axes), the start of each row's box
+    n: int  # number of rows to read (1 where there are no row axes and no origins)
     _split: tuple[int, ...] | None = None
     _index: tuple[Any, ...] | None = None
     _gather: tuple[Any, ...] | None = None
@@ -66,15 +59,9 @@ class Request:
         return (self.n, *(stop - start for start, stop in self.box))
 
     def finish(self, block: NDArray[Any]) -> Any:
-        """What NumPy would have given for the key; the block itself wherever that is the same.
+        """What NumPy would have given for the key; the block itself, or a view of it, wherever that is the same.
 
-        Parameters
-        ----------
-        block : array of shape `block_shape`, row by row what was asked for
-
-        Returns
-        -------
-        array or NumPy scalar, as NumPy decides; it may share memory with the block
+        The block has the shape `block_shape`, row by row what was asked for.
         """
         result: Any = block
         if self._split is not None:
@@ -98,21 +85,9 @@ class Request:
 def request(key: Any, shape: Sequence[int], *, row_axes: int, cells: Sequence[int | None] | None = None) -> Request:
     """The rows and the box that hold ``array[key]`` for an array of that shape, and how it is made of them.
 
-    Parameters
-    ----------
-    key : anything NumPy takes between brackets
-    shape : the shape of the array
-    row_axes : how many leading axes are read one by one; the others are box axes
-    cells : for each box axis the edge of a segment, pixels (None: the axis is never divided).  Where a key
-        leaves segments out (advanced indices, steps longer than a segment), every row gets its own origin
-
-    Returns
-    -------
-    Request
-
-    Raises
-    ------
-    IndexError, TypeError, ValueError : the key is one that NumPy refuses, in NumPy's own words
+    The first `row_axes` axes are read one by one; the others are box axes, of each of which `cells` has the edge of a
+    segment, pixels (None: it is never divided). Where a key leaves segments out (advanced indices, steps longer than a
+    segment), every row gets its own origin. A key that NumPy refuses is refused in NumPy's own words.
 
     >>> asked = request((slice(2, 4), ..., [2, 0]), (10, 64, 64, 3), row_axes=1)
     >>> asked

@@ -25,16 +25,10 @@ _CHUNK = 2**18  # elements worked on at once: temporaries stay in the processor'
 
 
 def seed_of(seed: Seed) -> int:
-    """The whole number that a seed stands for.
+    """The whole number, of any size, that a seed stands for.
 
-    Parameters
-    ----------
-    seed : a whole number of any size, which stands for itself; a NumPy `Generator` or `RandomState`, from which a
-        number below 2**32 is drawn, once; or None for a fresh one, of the operating system's randomness
-
-    Raises
-    ------
-    TypeError : anything else, such as 0.5
+    Of a NumPy `Generator` or `RandomState` a number below 2**32 is drawn, once; None draws a fresh one, of the system's
+    randomness; anything else, such as 0.5, is a TypeError.
 
     >>> seed_of(42), seed_of(np.random.default_rng(0)) == seed_of(np.random.default_rng(0))
     (42, True)

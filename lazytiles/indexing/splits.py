@@ -27,26 +27,14 @@ def split_groups(
 ) -> tuple[Int64s, Int64s]:
     """Two disjoint parts of n samples, the first of about ``fraction * n``; no group is in both.
 
-    Without groups the first part are the first samples of a permutation, with `stratify` those of each class.
-    With groups each in turn, in the order of a permutation, joins the first part if that brings the part
-    nearer to its size; with `stratify`, nearer to its size in each class (squared distances, relative to the
-    classes).  Neither part is left empty.
+    Without groups the first part are the first samples of a permutation, with `stratify` those of each class. With
+    groups each in turn, in the order of a permutation, joins the first part if that brings the part nearer to its size;
+    with `stratify`, nearer to its size in each class (squared distances, relative to the classes).  Neither part is
+    left empty.
 
-    Parameters
-    ----------
-    groups : array, shape (n,), or None
-    fraction : share of the samples in the first part, above 0 and below 1
-    seed : the split is a function of it, of the groups and of the classes
-    n : number of samples, at least 2
-    stratify : array, shape (n,) of classes or (n, k) whose distinct rows are the classes, or None
-
-    Returns
-    -------
-    two int64 arrays of positions, ascending, together ``0..n-1``
-
-    Raises
-    ------
-    ValueError : a fraction outside, fewer than two samples or groups, arrays of another length
+    Groups have the shape (n,); classes (n,), or (n, k) with distinct rows as the classes. Gives int64 positions,
+    ascending, together ``0..n-1``. A ValueError says that the fraction is not above 0 and below 1, that there are fewer
+    than two samples or groups, or that an array has another length.
 
     >>> first, second = split_groups(["a", "a", "b", "b", "c", "c"], 2 / 3, seed=0, n=6)
     >>> first, second
@@ -89,18 +77,9 @@ def kfold_indices(
 ) -> list[tuple[Int64s, Int64s]]:
     """k pairs (rest, fold) of n samples: the folds are disjoint and complete; no group is in two of them.
 
-    Without groups the folds differ by at most one sample, in each class too.  With groups each, from the
-    largest to the smallest, joins the fold that has fewest of its classes, then fewest samples.
-
-    Parameters
-    ----------
-    k : number of folds, at least 2 and at most the number of groups (or samples)
-    n : number of samples
-    seed, groups, stratify : as in `split_groups`
-
-    Returns
-    -------
-    list of k pairs of int64 arrays of positions, ascending
+    Without groups the folds differ by at most one sample, in each class too.  With groups each, from the largest to the
+    smallest, joins the fold that has fewest of its classes, then fewest samples. k is at least 2 and at most the number
+    of groups (or samples); positions are int64, ascending, and the rest is as in `split_groups`.
 
     >>> [fold.tolist() for _, fold in kfold_indices(3, 6, seed=0, groups=[0, 0, 1, 1, 2, 2])]
     [[4, 5], [2, 3], [0, 1]]
@@ -230,13 +209,9 @@ def split_rows(
 ) -> tuple[Int64s, Int64s]:
     """Positions in the current order of the two parts of an array; the parts do not depend on that order.
 
-    Parameters
-    ----------
-    array : has a length, `order`, `table`, `labels` and `region_ids`
-    fraction, seed : as in `split_groups`
-    by : a table column or ``"source"``, whose equal values stay together; ``"ground"`` keeps windows together that
-        overlap, in one region or on the ground
-    stratify : a table column or ``"labels"``, whose shares both parts keep
+    The array has a length, `order`, `table`, `labels` and `region_ids`. `by` is a table column or ``"source"``, whose
+    equal values stay together; ``"ground"`` keeps windows together that overlap, in one region or on the ground.
+    `stratify` is a column or ``"labels"``, whose shares both parts keep; either may be one value a sample.
     """
     groups, classes, order = _in_first_order(array, by, stratify)
     first, _ = split_groups(groups, fraction, seed=seed, n=len(array), stratify=classes)

@@ -17,30 +17,16 @@ EDGES: tuple[Edge, ...] = get_args(Edge)
 
 
 def cuts(length: int, size: int | None, stride: int | None = None, edge: Edge = "shift") -> Int64s:
-    """The intervals that a window of one size takes along one axis.
+    """The intervals that a window of one size takes along one axis, int64 (k, 2), pixels, half-open, ascending.
 
-    They begin at 0, stride, 2 stride, … until the axis is covered; the edge policy says what becomes of those
-    that end behind it. With `stride` at most `size`, every pixel lies in an interval under ``"shift"``,
-    ``"pad"`` and ``"partial"``; with `stride` equal to `size` in exactly one under ``"partial"``.
+    They begin at 0, stride, 2 stride, … until the axis is covered; the edge policy says what becomes of those that end
+    behind it: ``"shift"`` moves the last back inside, ``"pad"`` lets it end behind the axis, ``"drop"`` leaves it out,
+    ``"partial"`` cuts it. With `stride` at most `size`, every pixel lies in an interval under ``"shift"``, ``"pad"``
+    and ``"partial"``; with `stride` equal to `size` in exactly one under ``"partial"``.
 
-    Parameters
-    ----------
-    length : pixels, 1 or more
-    size : pixels, 1 or more; None is the whole axis
-    stride : pixels from one beginning to the next; None is `size`
-    edge : ``"shift"`` moves the last interval back inside, ``"pad"`` lets it end behind the axis,
-        ``"drop"`` leaves it out, ``"partial"`` cuts it
+    A size of None is the whole axis, a stride of None is the size. A ValueError says that a number is not positive, the
+    policy unknown, or a size above the length under ``"shift"``.
 
-    Returns
-    -------
-    int64 array, shape (k, 2): beginnings and ends, half-open, ascending
-
-    Raises
-    ------
-    ValueError : a number is not positive, the policy is unknown, or ``"shift"`` with a size above the length
-
-    Examples
-    --------
     >>> cuts(10, 4).tolist(), cuts(10, 4, edge="partial").tolist()
     ([[0, 4], [4, 8], [6, 10]], [[0, 4], [4, 8], [8, 10]])
     """
@@ -86,22 +72,9 @@ def tiling(
 ) -> Int64s:
     """The windows of a regular grid over a shape: the product of the cuts of its axes, row-major.
 
-    Parameters
-    ----------
-    shape : pixels along each of d axes
-    size, stride : pixels, one number or one an axis; None in `size` is the whole axis
-    edge : as in `cuts`, one word or one an axis
+    Size, stride and edge are as in `cuts`, one for all or one an axis; the windows are int64 (n, 2 d), the beginnings
+    along the axes, then the ends; for an image (y0, x0, y1, x1).
 
-    Returns
-    -------
-    int64 array, shape (n, 2 d): the beginnings along the axes, then the ends; for an image (y0, x0, y1, x1)
-
-    Raises
-    ------
-    ValueError : as `cuts`, or another number of sizes than axes
-
-    Examples
-    --------
     >>> tiling((4, 6), (4, 3)).tolist()
     [[0, 0, 4, 3], [0, 3, 4, 6]]
     """
@@ -114,19 +87,8 @@ def tiling(
 
 
 def coverage(windows: ArrayLike, shape: Sequence[int]) -> Int64s:
-    """How many windows cover each pixel.
+    """How many windows, (n, 2 d), half-open, cover each pixel of a shape, int64; parts outside are not counted.
 
-    Parameters
-    ----------
-    windows : ints, shape (n, 2 d), beginnings then ends, half-open pixels; parts outside are not counted
-    shape : pixels along each of d axes
-
-    Returns
-    -------
-    int64 array of that shape
-
-    Examples
-    --------
     >>> coverage([[0, 3], [2, 5]], (5,)).tolist()
     [1, 1, 2, 1, 1]
     """
@@ -158,8 +120,6 @@ class Coverage:
 def cover(windows: ArrayLike, shape: Sequence[int]) -> Coverage:
     """As `coverage`, summed up: exact, and without an array as large as the image.
 
-    Examples
-    --------
     >>> print(cover(tiling((10, 10), 4), (10, 10)))
     each pixel 1 to 4 times, 100.0% covered
     """

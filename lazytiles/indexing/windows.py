@@ -25,9 +25,7 @@ def windows_from_boxes(boxes: ArrayLike) -> Int64s:
     return np.concatenate([starts[:, ::-1], stops[:, ::-1]], axis=1)
 
 
-def boxes_from_windows(windows: ArrayLike) -> Int64s:
-    """Boxes as users write them; the inverse of `windows_from_boxes`, which turns each half round again."""
-    return windows_from_boxes(windows)
+boxes_from_windows = windows_from_boxes  # the inverse: each half is turned round again
 
 
 def box_words(window: Int64s) -> str:

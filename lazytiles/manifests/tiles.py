@@ -6,23 +6,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from lazytiles.aliases import Int64s
-from lazytiles.arrays import (
-    Companions,
-    MapBoxes,
-    MultiSourceArray,
-    RegionTiles,
-    Sampling,
-    TileForm,
-    VolumeTiles,
-    open_volume,
-)
+from lazytiles.arrays import Companions, MapBoxes, MultiSourceArray, RegionTiles, Sampling, VolumeTiles, open_volume
 from lazytiles.augment import Boxes, scaled_boxes
 from lazytiles.errors import ManifestError
 from lazytiles.images import METHODS, Bands, open_region
@@ -33,6 +24,8 @@ from lazytiles.manifests.columns import labels_of_table, names_of
 from lazytiles.manifests.paths import default_template, folder_of
 from lazytiles.manifests.problems import BOX_2D
 from lazytiles.manifests.samples import Frames, Images, common_extent, windows_of
+
+_Part: TypeAlias = tuple[Images, Callable[..., Any]]  # images or masks, and what makes the source of a region of them
 
 
 @by_name
@@ -243,18 +236,9 @@ def open_volumes(
     if Frames.of(frames).timed:
         raise ManifestError(f'frames={list(frames)}: volumes have no time axis; name one label id, or "each"')
     asked = Asked(
-        path=path,
-        target=target,
-        tabular=tabular,
-        masks=masks,
-        frames=frames,
-        pad=pad,
-        bands=bands,
-        classes=classes,
-        where=where,
-        follow_symlinks=follow_symlinks,
-        verify=verify,
-    )
+        path=path, target=target, tabular=tabular, masks=masks, frames=frames, pad=pad, bands=bands, classes=classes,
+        where=where, follow_symlinks=follow_symlinks, verify=verify,
+    )  # fmt: skip
     sampling = _sampling(size, spacing, source_spacing, resample)
     opening = {"series": series, "axes": axes, "channels": channels, "level": level}
     table = asked.read(manifest)
@@ -271,6 +255,8 @@ def _sampling(size: Any, spacing: Any, source: Any, method: str) -> Sampling | N
         raise ValueError(f"resample must be one of {', '.join(METHODS)}, not {method!r}")
 
     def triple(name: str, value: Any, kind: type) -> Any:
+        if value is None:
+            return None
         numbers = (value,) * 3 if kind is float and isinstance(value, int | float) else value
         try:
             found = tuple(kind(number) for number in numbers)
@@ -280,10 +266,7 @@ def _sampling(size: Any, spacing: Any, source: Any, method: str) -> Sampling | N
             pass
         raise ValueError(f"{name} is three numbers above 0, for slices, rows and columns, not {value!r}")
 
-    own, given = (
-        None if value is None else triple(name, value, float)
-        for name, value in (("spacing", spacing), ("source_spacing", source))
-    )
+    own, given = triple("spacing", spacing, float), triple("source_spacing", source, float)
     return Sampling(triple("size", size, int), own, given, method)
 
 
@@ -315,22 +298,17 @@ def tiles_of(table: pd.DataFrame, image_dir: Any, asked: Asked, opener: Any = op
     form = form_of(firsts, found.first_row(), windows, table, asked)
     if wanted.timed and "T" in form.layout.letters:
         raise ManifestError(f"frames={list(wanted.labels or ())}: the images have a time axis of their own")
-    masked = None
+    masks = None
+    source = partial(RegionTiles, form=form, timed=wanted.timed, units=asked.units)
     if asked.masks is not None:
         if not isinstance(asked.masks, str):
             raise ManifestError("masks= is a path template, such as 'masks/{region_id}.tif'; of volumes also a mapping")
         masked = images(asked.masks, frames=Frames(None, False), opener=partial(opener, **asked.mask_opening))
-    groups = found.groups(masked)
-
-    def assembled(part: Images, form: TileForm, *, timed: bool) -> MultiSourceArray:
-        made = partial(RegionTiles, form=form, timed=timed, units=asked.units)
-        return _assembled(table, windows, part, groups, made)
-
-    array = assembled(found, form, timed=wanted.timed)
+        masks = masked, partial(source, form=mask_form_of(masked, form, asked), timed=False)
+    array = _labelled(table, windows, asked, (found, source), masks)
     if asked.missing == "fill":
         array.companions = replace(array.companions, valid=found.valid())
-    masks = None if masked is None else assembled(masked, mask_form_of(masked, form, asked), timed=False)
-    return _labelled(array, table, asked, masks)
+    return array
 
 
 def _volumes_of(
@@ -363,53 +341,55 @@ def _volumes_of(
     elif asked.masks is not None:
         masked = images(asked.masks, None)
     table = table if len(rows) == len(table) else table.iloc[rows].reset_index(drop=True)
-    windows, groups = windows_of(table), found.groups(masked)
+    windows = windows_of(table)
     if windows is not None and sampling is None:
         common_extent(table, windows)
 
-    def assembled(part: Images, context: int | None, sampling: Sampling | None) -> MultiSourceArray:
+    def source_of(part: Images, context: int | None, sampling: Sampling | None) -> Callable[..., VolumeTiles]:
         (first,) = part.first()
         if len(first.shape) not in (3, 4):
             raise ManifestError(
                 f"a volume is (Z, H, W) or (Z, H, W, S); the first is {tuple(first.shape)}; "
                 'of a TIFF, open_region(path, page="all") takes all pages'
             )
-        whole = np.tile([0, 0, 0, *first.shape[:3]], (len(table), 1)) if windows is None else None
         if sampling is not None and np.dtype(first.dtype).kind not in "uif" and sampling.method != "nearest":
             raise ManifestError(
                 f"{sampling.method} resampling of {first.dtype} makes no sense; pass resample='nearest'"
             )
 
-        def made(openers: Sequence[Any], windows: Int64s, *, tile_name: _Names, **named: Any) -> VolumeTiles:
+        def source(openers: Sequence[Any], boxes: Int64s, *, tile_name: _Names, **named: Any) -> VolumeTiles:
+            boxes = np.tile([0, 0, 0, *first.shape[:3]], (len(boxes), 1)) if named["whole"] else boxes
             form: dict[str, Any] = {"samples": (*first.shape, 1)[3], "dtype": first.dtype, "pad": asked.pad}
             form |= {"context": context, "sampling": sampling, "tile_name": tile_name.alone()}
-            return VolumeTiles(openers[0], windows, **form, **named)
+            return VolumeTiles(openers[0], boxes, **form, **named)
 
-        return _assembled(table, windows, part, groups, made, whole)
+        return source
 
-    array = assembled(found, context, sampling)
-    near = None if sampling is None else replace(sampling, method="nearest")
-    masks = None if masked is None else assembled(masked, context and 0, near)
-    return _labelled(array, table, asked, masks)
+    tiles, near = (found, source_of(found, context, sampling)), sampling and replace(sampling, method="nearest")
+    masks = None if masked is None else (masked, source_of(masked, context and 0, near))
+    return _labelled(table, windows, asked, tiles, masks)
 
 
 def _labelled(
-    array: MultiSourceArray, table: pd.DataFrame, asked: Asked, masks: MultiSourceArray | None = None
+    table: pd.DataFrame, windows: NDArray[Any] | MapBoxes | None, asked: Asked, images: _Part, masks: _Part | None
 ) -> MultiSourceArray:
-    """The array with its labels: mask tiles, or those of its table, boxes scaled as their tiles are."""
-    target = None if masks is not None else asked.target
-    labels, found = labels_of_table(table, target)
+    """The tiles with their labels: mask tiles, or those of their table, boxes scaled as their tiles are."""
+    groups = images[0].groups(None if masks is None else masks[0])
+    array = _assembled(table, windows, groups, *images)
+    target = asked.target if masks is None else None
+    labels, names = labels_of_table(table, target)
     columns = [name for name in names_of(target) if name in table]
     note = f"nothing in {', '.join(columns)}" if columns and labels is None else ""
     tabular = None if asked.tabular is None else tuple(names_of(asked.tabular))
     # Tiles without labels have the classes that are named, too, for what a model says of them.
-    classes = list(asked.classes) if found is None and asked.classes is not None else found
+    classes = list(asked.classes) if names is None and asked.classes is not None else names
     array.companions = replace(array.companions, labels=labels, classes=classes, tabular=tabular, note=note)
     if masks is not None:
         if len(asked.scale_boxes):
             raise ManifestError("scale_boxes= is for labels in columns; with masks= the labels are masks")
-        array.companions = replace(array.companions, labels=masks)
-        for tiles, mask in zip(array.sources, masks.sources, strict=True):
+        mask_tiles = _assembled(table, windows, groups, *masks)
+        array.companions = replace(array.companions, labels=mask_tiles)
+        for tiles, mask in zip(array.sources, mask_tiles.sources, strict=True):
             tiles.pair(mask)
     elif len(asked.scale_boxes):
         boxes = Boxes.of(asked.box_format, asked.scale_boxes, names_of(target))
@@ -436,16 +416,12 @@ class _Names:
 def _assembled(
     table: pd.DataFrame,
     windows: NDArray[Any] | MapBoxes | None,
-    images: Images,
     groups: Int64s,
+    images: Images,
     source: Callable[..., Any],
-    whole: Int64s | None = None,
 ) -> MultiSourceArray:
-    """One source per region, made of openers, windows and words, and the samples in the order of the table.
-
-    Whole images have no windows: in their place stands `whole`, by default 0, for any.
-    """
-    boxes = windows if windows is not None else np.zeros((len(table), 4), np.int64) if whole is None else whole
+    """One source per region, made of openers, windows (0 for whole images) and words; samples in the table's order."""
+    boxes = np.zeros((len(table), 4), np.int64) if windows is None else windows
 
     def part(key: Any) -> Any:
         return boxes.part(key) if isinstance(boxes, MapBoxes) else boxes[key]

@@ -85,3 +85,16 @@ def test_frames_and_slices_of_a_file_are_axes(tmp_path):
         lt.open_tiles(table, tmp_path, path="pages.tif", page="all")
     pages = lt.open_tiles(table, tmp_path, path="pages.tif", axes="CYX")
     assert (pages[1] == np.moveaxis(image[:, 0, 0], 0, -1)[16:32, 8:24]).all()
+
+
+@pytest.mark.parametrize("size", [None, (10, 12)])
+@pytest.mark.parametrize("axes", ["ZCYX", "TCYX", "TZYX"])
+def test_whole_images_of_several_planes_need_no_boxes(axes, size, tmp_path):
+    image = RNG.integers(0, 255, (3, 2, 20, 24), np.uint8)
+    tifffile.imwrite(tmp_path / "r.ome.tif", image, ome=True, metadata={"axes": axes}, photometric="minisblack")
+    table = pd.DataFrame({"tile_id": ["t"], "region_id": ["r"]})
+    tiles = lt.open_tiles(table, tmp_path, path="{region_id}.ome.tif", series=0, size=size, resample="nearest")
+    expected = np.moveaxis(image, 1, -1) if "C" in axes else image[..., None]
+    if size is not None:
+        expected = expected[..., 1::2, 1::2, :]
+    np.testing.assert_array_equal(tiles[0], expected)

@@ -242,6 +242,33 @@ def test_wrong_volumes_are_named(scans):
         lt.open_volumes(table, floats)[:]
 
 
+def test_errors_name_tiles_of_volumes_as_those_of_images(tmp_path):
+    volume = np.zeros((4, 8, 9), np.uint8)
+    for name, array in (("a", volume), ("b", volume), ("a_mask", volume[:, :7]), ("b_mask", volume[:, :7])):
+        np.save(tmp_path / f"{name}.npy", array)
+    table = lt.make_grid({"a": volume, "b": volume}, (2, 7, 9), edge="shift")
+    how = {"path": "{region_id}.npy", "masks": "{region_id}_mask.npy"}
+    tiles = lt.open_volumes(table, tmp_path, **how)
+    assert tiles.name_of(1) == f"tile {table.tile_id[1]} with box (0, 1, 0, 9, 8, 2) of region a"
+    with pytest.raises(
+        lt.ManifestError, match=r"^tile a_.*: box \(0, 0, 0, 9, 7, 2\): .*a_mask\.npy is 4 x 7 x 9 voxels"
+    ):
+        tiles.verify()
+    whole = lt.open_volumes(pd.DataFrame({"tile_id": ["s", "t"], "region_id": ["a", "b"]}), tmp_path, **how)
+    with pytest.raises(lt.ManifestError, match=r"^tile s: .*a_mask\.npy is 4 x 7 x 9 voxels, .*\ntile t: "):
+        whole.verify()
+    (tmp_path / "b.npy").write_bytes(b"no volume")
+    again = lt.open_volumes(table, tmp_path, path="{region_id}.npy")
+    with pytest.raises(lt.ManifestError, match=r"^tile b_.* with box \(0, 0, 0, 9, 7, 2\) of region b: .*b\.npy"):
+        again.verify()
+
+
+def test_boxes_beyond_the_limit_are_refused_before_there_is_memory_for_them():
+    tiles = VolumeTiles(lambda: np.zeros((2, 2, 2)), np.array([[0, 0, 0, *[10**6] * 3]]), 1, "f8", pad="constant")
+    with pytest.raises(lt.LimitError, match=r"a read of \(1, 1000000, 1000000, 1000000, 1\) from region"):
+        tiles[:]
+
+
 def test_registered_data_sets_open_by_name(scans):
     folder, volumes = scans
     table = lt.make_grid(volumes, (4, 16, 20), edge="shift").assign(split="train")

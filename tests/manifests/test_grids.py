@@ -112,17 +112,17 @@ def test_folders_behind_an_address_are_listed(tmp_path: Path) -> None:
     images = {"s.svs": (40, 50, 3), "deep/er/t.png": (33, 32, 3), ".hidden/u.tif": (32, 32, 3)}
     for name, shape in images.items():
         write_any(tmp_path / name, RNG.integers(0, 255, shape, np.uint8))
-        with fsspec.open(f"memory://grids/{name}", "wb") as file:
+        with fsspec.open(f"memory://listed/{name}", "wb") as file:
             file.write((tmp_path / name).read_bytes())
     local = lt.make_grid(tmp_path, 16)
-    for address in ("memory://grids", "memory://grids/"):
+    for address in ("memory://listed", "memory://listed/"):
         grid = lt.make_grid(address, 16)
         assert grid.equals(local)
         np.testing.assert_array_equal(lt.open_tiles(grid, address)[:], lt.open_tiles(local, tmp_path)[:])
-    some = lt.make_grid(["memory://grids/s.svs"], 16)
-    np.testing.assert_array_equal(lt.open_tiles(some, "memory://grids")[0], lt.open_tiles(local, tmp_path)[-1 - 11])
+    some = lt.make_grid(["memory://listed/s.svs"], 16)
+    np.testing.assert_array_equal(lt.open_tiles(some, "memory://listed")[0], lt.open_tiles(local, tmp_path)[-1 - 11])
     with pytest.raises(lt.ManifestError, match="there are no images"):
-        lt.make_grid("memory://grids/deep/er/none", 16)
+        lt.make_grid("memory://listed/deep/er/none", 16)
     fsspec.filesystem("memory").rm("grids", recursive=True)
 
 
