@@ -27,7 +27,7 @@ from lazytiles.images.pictures import Planes
 from lazytiles.images.plan import Plan, Windows, planned
 from lazytiles.images.reader import read_windows
 from lazytiles.images.validity import Valid, scaled
-from lazytiles.indexing import LazyArray, Request, by, request
+from lazytiles.indexing import LazyArray, Request, by, into, request
 from lazytiles.verbs import verb
 
 
@@ -214,12 +214,8 @@ class Region(LazyArray):
         return planned(self._windows(self._request(key))[0])
 
     def take(self, indices: Int64s, out: NDArray[Any] | None = None, *, threads: int | None = None) -> NDArray[Any]:
-        """The elements along the first axis at some positions, as one array."""
-        block: NDArray[Any] = self._read(self._request(np.asarray(indices)), threads=threads)
-        if out is None:
-            return block
-        out[...] = block
-        return out
+        """The elements along the first axis at some positions, as one new array or in `out`."""
+        return into(self._read(self._request(np.asarray(indices)), threads=threads), out)
 
     def to_dask(self, chunks: Any = None) -> Any:
         """The region as a dask array whose chunks follow its segments; no pixel is read.
