@@ -48,8 +48,8 @@ class Georeference:
     keys : the GeoKey tags as they are stored, as `tifffile` writes extra tags: (code, type, count, value)
     """
 
-    crs: str | None
-    transform: Affine | None
+    crs: str | None = None
+    transform: Affine | None = None
     keys: tuple[tuple[int, int, int, Any], ...] = ()
 
     def shifted(self, y0: float, x0: float, scale: tuple[float, float] = (1.0, 1.0)) -> Georeference:
