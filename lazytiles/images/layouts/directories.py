@@ -235,21 +235,18 @@ class Directories:
         kept.append((start, len(raw)))
         return _Shape(raw, tuple(kept), tuple(far), tuple(free)), b"".join(form)
 
-    def _content(self, kind: int, count: int, field: bytes, *, is_far: bool = False) -> bytes:
-        """The bytes of a value; of a long one, where it lies."""
+    def _content(self, kind: int, count: int, field: bytes, *, is_far: bool = False, longest: int = _LONGEST) -> bytes:
+        """The bytes of a value; of one that is longer than that, where it lies."""
         nbytes = _SIZES.get(kind, 1) * count
         if nbytes <= len(field) and not is_far:
             return field[:nbytes]
-        start = int.from_bytes(field, self._endian)
-        return self._at(start, nbytes) if nbytes <= _LONGEST else field
+        return self._at(int.from_bytes(field, self._endian), nbytes) if nbytes <= longest else field
 
     def _values(self, entry: Entry) -> tuple[int, ...]:
         kind, count, field = entry
-        nbytes = _SIZES.get(kind, 1) * count
-        if kind not in _WORDS or nbytes > self.key.size:
+        if kind not in _WORDS or _SIZES[kind] * count > self.key.size:
             raise RegionError(f"{self.key.path}: a table of {count} numbers of type {kind} is damaged")
-        start = int.from_bytes(field, self._endian)
-        data = field[:nbytes] if nbytes <= len(field) else self._at(start, nbytes)
+        data = self._content(kind, count, field, longest=self.key.size)
         return struct.unpack(f"{self.order}{count}{_WORDS[kind]}", data)
 
     def _at(self, start: int, nbytes: int) -> bytes:
