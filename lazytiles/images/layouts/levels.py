@@ -20,7 +20,7 @@ import tifffile
 from lazytiles.errors import RegionError
 from lazytiles.images.layouts.directories import Directories, Leaf
 from lazytiles.images.layouts.documents import elements
-from lazytiles.images.layouts.scales import Mpp, Spacing, aperio_mpp, imagej_spacing, length, mpp_of, tagged_mpp
+from lazytiles.images.layouts.scales import Mpp, Spacing, aperio_spacing, imagej_spacing, length, mpp_of, tagged_spacing
 from lazytiles.images.layouts.series import Series, by_form, ome_spacing, series_of, squeezed
 from lazytiles.images.page import page_at
 
@@ -149,12 +149,8 @@ def catalog(found: Directories) -> Catalog:
 def _other_pages(leaves: Sequence[Leaf], series: Sequence[Series]) -> dict[str, int]:
     """The pages of the main chain that are neither planes of a series nor their levels nor masks."""
     first = leaves[0].model
-    planes = {
-        leaf.number
-        for k, one in enumerate(series)
-        if not k or len(one.planes) > 1 or first.is_ome
-        for leaf in one.planes
-    }
+    images = [one for k, one in enumerate(series) if not k or len(one.planes) > 1 or first.is_ome]
+    planes = {leaf.number for one in images for leaf in one.planes}
     named: dict[str, int] = {}
     head = None
     for k, leaf in enumerate(leaves):
@@ -195,8 +191,7 @@ def _svs(found: Directories, leaves: list[Leaf]) -> Layout:
         elif "thumbnail" not in names and not said:
             names["thumbnail"] = k
     planes, *sizes = by_form(tiled)
-    mpp = aperio_mpp(found.text(leaves[0]))
-    return _stacked("Baseline", "Z", planes, sizes, spacing=(None, mpp, mpp)), names, ()
+    return _stacked("Baseline", "Z", planes, sizes, spacing=aperio_spacing(found.text(leaves[0]))), names, ()
 
 
 def _ndpi(found: Directories, leaves: list[Leaf]) -> Layout:
@@ -206,7 +201,7 @@ def _ndpi(found: Directories, leaves: list[Leaf]) -> Layout:
     groups = by_form([leaf for leaf, seen in zip(leaves, lens, strict=True) if seen > 0] or leaves[:1])
     groups.sort(key=lambda pages: -pages[0].shape[0] * pages[0].shape[1])
     groups = [sorted(pages, key=lambda leaf: int(leaf.model.tags.valueof(65424, default=0))) for pages in groups]
-    return _stacked("Baseline", "Z", groups[0], groups[1:], spacing=_tagged(groups[0][0].model)), names, ()
+    return _stacked("Baseline", "Z", groups[0], groups[1:], spacing=tagged_spacing(groups[0][0].model)), names, ()
 
 
 def _philips(found: Directories, leaves: list[Leaf]) -> Layout:
@@ -238,7 +233,7 @@ def _philips(found: Directories, leaves: list[Leaf]) -> Layout:
         if is_level(head, leaf, padded=True):
             smaller.append((leaf,))
             scales.append((scale, scale))
-    spacing: Spacing = (None, *told[0]) if told else _tagged(head.model)
+    spacing: Spacing = (None, *told[0]) if told else tagged_spacing(head.model)
     slide = Series("Baseline", "", (), (head,), smaller=tuple(smaller), downsamples=tuple(scales), spacing=spacing)
     return slide, names, ()
 
@@ -335,7 +330,7 @@ def _qpi(found: Directories, leaves: list[Leaf]) -> Layout:
             reduced.append(leaf)
     planes = full or leaves[:1]
     named = tuple(channels) if all(channels) and len(channels) > 1 else ()
-    slide = _stacked("Baseline", "C", planes, by_form(reduced), channels=named, spacing=_tagged(planes[0].model))
+    slide = _stacked("Baseline", "C", planes, by_form(reduced), channels=named, spacing=tagged_spacing(planes[0].model))
     return slide, names, ()
 
 
@@ -346,16 +341,10 @@ def page_spacing(page: tifffile.TiffPage) -> Spacing:
     """(z, y, x) of a page by what the file's tags say; of a page behind the first, by its resolution tags alone."""
     tiff, description = page.parent, "" if page.index else page.description
     if description.startswith("Aperio "):
-        aperio = aperio_mpp(description)
-        return None, aperio, aperio
+        return aperio_spacing(description)
     if description[-10:].strip().endswith("OME>"):
         with suppress(RegionError):  # of a document that is damaged
             return ome_spacing(tiff.filename, description)
     if description.startswith("ImageJ=") or (description and page.is_imagej):
         return imagej_spacing(page, tiff.imagej_metadata or {})
-    return _tagged(page)
-
-
-def _tagged(page: tifffile.TiffPage) -> Spacing:
-    mpp = tagged_mpp(page)
-    return (None, None, None) if mpp is None else (None, *mpp)
+    return tagged_spacing(page)

@@ -17,12 +17,11 @@ from lazytiles.images.files import FileKey, pool
 from lazytiles.images.layouts.directories import Directories
 from lazytiles.images.layouts.levels import Catalog, Level, catalog, needs_catalog, page_spacing, scanner_of
 from lazytiles.images.layouts.multiscale import group_of, multiscale
-from lazytiles.images.layouts.scales import Spacing, mpp_of
+from lazytiles.images.layouts.scales import UNKNOWN, Spacing, mpp_of
 from lazytiles.images.layouts.series import Series
 from lazytiles.images.page import Asked, Page, facts, page_at, parsed, stacked_plane
 from lazytiles.images.pictures import planes_of, split_shape
 
-_NOTHING: Spacing = (None, None, None)
 _KEPT = 4  # stacks whose pages a worker process keeps, by one of which another is found
 
 
@@ -42,7 +41,7 @@ class Opened:
     pages: Sequence[Page]
     axes: str = ""
     lead: tuple[int, ...] = ()
-    spacing: Spacing = _NOTHING
+    spacing: Spacing = UNKNOWN
     bands: tuple[int, ...] | None = None
     channels: tuple[str, ...] = ()
 
@@ -57,7 +56,7 @@ def open_pages(key: FileKey, asked: Asked) -> Opened:
         if asked.level or asked.series:
             what = f"level {asked.level}" if asked.level else f"series {asked.series}"
             raise RegionError(f"{key.path}: has no {what}; it holds one array at one resolution")
-        found = Opened(*other, _by_hand(_NOTHING, asked))
+        found = Opened(*other, _by_hand(UNKNOWN, asked))
     else:
         with parsed(key) as tiff:
             found = (_array if asked.is_array else _image)(key, tiff, asked)

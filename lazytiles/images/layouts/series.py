@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from lazytiles.errors import RegionError
 from lazytiles.images.layouts.directories import MOST_PAGES, Directories, Leaf
 from lazytiles.images.layouts.documents import elements
-from lazytiles.images.layouts.scales import Spacing, imagej_spacing, length
+from lazytiles.images.layouts.scales import UNKNOWN, Spacing, imagej_spacing, length
 
 _PLAIN_LETTERS = "RQP"
 _MOST_TIFFDATA, _MOST_IMAGES, _MOST_PLANES = 2**18, 2**14, 2**20  # of one document
@@ -50,7 +50,7 @@ class Series:
     images: int = 1
     is_split: bool = False
     channels: tuple[str, ...] = ()
-    spacing: Spacing = (None, None, None)
+    spacing: Spacing = UNKNOWN
     smaller: tuple[tuple[Leaf, ...], ...] | None = None
     downsamples: tuple[tuple[float, float], ...] | None = None
     trouble: str = ""
@@ -230,7 +230,7 @@ class _OmeImage:
     name: str
     order: str = "XYZCT"
     sizes: dict[str, int] = field(default_factory=dict)
-    spacing: Spacing = (None, None, None)
+    spacing: Spacing = UNKNOWN
     samples: int = 1
     channels: list[str] = field(default_factory=list)
     data: list[tuple[dict[str, str], str, str]] = field(default_factory=list)  # attributes, UUID, file
@@ -285,7 +285,7 @@ def _size(where: str, text: str) -> int:
 def ome_spacing(where: str, text: str) -> Spacing:
     """(z, y, x) in micrometres of the pixels of a document's first image."""
     first = next(elements(where, text, ("Pixels",)), None)
-    return (None, None, None) if first is None else _physical(first[1])
+    return UNKNOWN if first is None else _physical(first[1])
 
 
 def _physical(told: dict[str, str]) -> Spacing:
