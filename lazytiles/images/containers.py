@@ -177,10 +177,7 @@ def refuse_bomb(where: object, array: Any, place: tuple[int, ...]) -> None:
     if array.compression == "gzip" and not is_bomb and stored.size * _DEFLATE > _SLACK * most:
         # Not by `read_direct_chunk`: h5py does not lock it against other calls, so with threads it fails or crashes.
         packed = os.pread(array.file.id.get_vfd_handle(), stored.size, stored.byte_offset)
-        unpacker = zlib.decompressobj()
-        with suppress(zlib.error):  # what could not be packed smaller is stored as it is
-            unpacker.decompress(packed, most + 1)
-        is_bomb = len(unpacker.unconsumed_tail) > 16
+        is_bomb = _inflated(packed, most + 1, most + 16) > most + 16
     if is_bomb:
         raise RegionError(f"{where}: is damaged: its chunk at {place} has more than {most} bytes")
 
@@ -284,7 +281,7 @@ class _Packed:
 def _inflated(data: Any, step: int, limit: int) -> int:
     """How many bytes some streams of gzip or zlib, one behind the other, unpack to, counted to a limit."""
     total = 0
-    with suppress(zlib.error):  # the codec itself will say it
+    with suppress(zlib.error):  # what could not be packed smaller is stored as it is; else the codec will say it
         while len(data) and total <= limit:
             unpacker = zlib.decompressobj(47)
             while len(data) and total <= limit and not unpacker.eof:
