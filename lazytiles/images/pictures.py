@@ -8,7 +8,7 @@ import os
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -17,7 +17,6 @@ from PIL import Image, ImageMode
 
 from lazytiles.config import settings
 from lazytiles.errors import LimitError, RegionError
-from lazytiles.images.codecs import Codec
 from lazytiles.images.files import FileKey, pool
 from lazytiles.images.georeference import Place
 from lazytiles.images.page import MOST_SAMPLES, Page, readable
@@ -55,13 +54,11 @@ class Planes(Sequence[Page]):
         return self._count
 
     def __getitem__(self, k: Any) -> Any:
-        if isinstance(k, slice):
-            return [self[j] for j in range(*k.indices(self._count))]
-        if not -self._count <= k < self._count:
-            raise IndexError(k)
-        k %= self._count
-        page = self._made.get(k)
-        return self._made.setdefault(k, self._make(k)) if page is None else page
+        at = range(self._count)[k]
+        if isinstance(at, range):
+            return [self[j] for j in at]
+        page = self._made.get(at)
+        return self._made.setdefault(at, self._make(at)) if page is None else page
 
 
 def planes_of(count: int, make: Callable[[int], Page]) -> Sequence[Page]:
@@ -110,11 +107,11 @@ class Form:
 
     def index(self, k: int) -> tuple[int, ...]:
         """The place of the k-th image."""
-        return tuple(int(n) for n in np.unravel_index(k, self.lead)) if self.lead else ()
+        return tuple(map(int, np.unravel_index(k, self.lead)))
 
     def place(self, k: int) -> str:
         """The same for messages."""
-        return f"[{', '.join(map(str, self.index(k)))}]" if self.lead else ""
+        return str(list(self.index(k))) if self.lead else ""
 
 
 def split_shape(where: str, shape: Sequence[int], axes: str | None = None) -> Form:
@@ -210,18 +207,11 @@ def one_page(
         offsets=np.full(count, raw or 0, np.int64),
         counts=np.full(count, nbytes if raw is not None else key.size if size is None else size, np.int64),
         fill=0,
-        codec=cast(Codec, codec or _Plain()),
+        codec=codec,
         raw_offsets=None if raw is None else (raw,),
         stored_dtype=stored or dtype,
         samples_axis=samples_axis,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Plain:
-    """What stands for the codec of samples that are stored as they are."""
-
-    lzw: None = None
 
 
 def npy_header(key: FileKey) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
