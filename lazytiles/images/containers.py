@@ -107,24 +107,14 @@ def other_pages(key: FileKey, inner: str | None, page: int | str | None, axes: s
 
 @dataclass(frozen=True, slots=True)
 class Chunks:
-    """Decodes segments by reading an array through its library; decoded chunks are shared by its slices.
-
-    Parameters
-    ----------
-    key : the file
-    inner : the dataset in it
-    slices : along each axis before the rows, which slice the page is, and how many lie in one chunk
-    shape : (height, width, samples) of the page
-    segment : (height, width), pixels
-    dtype : native
-    """
+    """Decodes segments by reading an array through its library; decoded chunks are shared by its slices."""
 
     key: FileKey
-    inner: str | None
-    slices: tuple[tuple[int, int], ...]
-    shape: tuple[int, int, int]
-    segment: tuple[int, int]
-    dtype: np.dtype[Any]
+    inner: str | None  # the dataset in the file
+    slices: tuple[tuple[int, int], ...]  # of each axis before the rows: which slice the page is, how many a chunk has
+    shape: tuple[int, int, int]  # (height, width, samples) of the page
+    segment: tuple[int, int]  # (height, width), pixels
+    dtype: np.dtype[Any]  # native
     lzw: None = None
 
     def __call__(self, data: bytes | memoryview, index: int, row: int, column: int) -> NDArray[Any]:
@@ -223,23 +213,14 @@ def open_zarr(folder: str | os.PathLike[str], **options: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Packed:
-    """How the chunks of a Zarr array lie in its files.
+    """How the chunks of a Zarr array lie in its files."""
 
-    Parameters
-    ----------
-    most : bytes of a chunk
-    count : chunks of a file
-    packer : what packs them last, by its name in the metadata; None where nothing does
-    index : bytes of the table of a shard, of 16 a chunk and what checks them; 0 where each chunk is a file, or where
-        that table is packed too
-    is_first : whether the table comes before the chunks
-    """
-
-    most: int
-    count: int
-    packer: str | None
+    most: int  # bytes of a chunk
+    count: int  # chunks of a file
+    packer: str | None  # what packs them last, by its name in the metadata, if anything does
+    # Bytes of a shard's table: 16 a chunk, and what checks them; 0 where each chunk is a file, or it is packed too.
     index: int = 0
-    is_first: bool = False
+    is_first: bool = False  # whether the table comes before the chunks
 
     @classmethod
     def of(cls, array: Any, facts: dict[str, Any]) -> _Packed:

@@ -98,18 +98,11 @@ class Georeference:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where in its file the tags of a page lie that say where the page lies; they are read when it is asked for.
+    """Where in its file the tags of a page lie that say where the page lies; they are read when it is asked for."""
 
-    Parameters
-    ----------
-    byteorder : of the file
-    tags : (code, type, count, offset of the value) of each
-    scale : of a level, pixels of the full resolution that one pixel takes, (y, x)
-    """
-
-    byteorder: str = "<"
-    tags: tuple[tuple[int, int, int, int], ...] = ()
-    scale: tuple[float, float] = (1.0, 1.0)
+    byteorder: str = "<"  # of the file
+    tags: tuple[tuple[int, int, int, int], ...] = ()  # (code, type, count, offset of the value) of each
+    scale: tuple[float, float] = (1.0, 1.0)  # of a level, pixels of the full resolution that one pixel takes, (y, x)
 
 
 _NOWHERE = {byteorder: Place(byteorder) for byteorder in "<>"}  # of most images

@@ -84,21 +84,13 @@ def head_of(key: FileKey) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What the axes of an array are.
+    """What the axes of an array are."""
 
-    Parameters
-    ----------
-    axes, lead : letters and lengths of the axes before rows and columns
-    inner : (height, width, samples)
-    has_samples : whether an axis of samples comes last
-    before : how many axes of the array come before its rows
-    """
-
-    axes: str
+    axes: str  # letters and, in `lead`, lengths of the axes before rows and columns
     lead: tuple[int, ...]
-    inner: tuple[int, int, int]
-    has_samples: bool
-    before: int
+    inner: tuple[int, int, int]  # (height, width, samples)
+    has_samples: bool  # whether an axis of samples comes last
+    before: int  # how many axes of the array come before its rows
 
     @property
     def count(self) -> int:
@@ -244,21 +236,13 @@ def plain_dtype(where: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """Decodes a whole picture.
+    """Decodes a whole picture."""
 
-    Parameters
-    ----------
-    format : as Pillow names it
-    frame : which picture of the file
-    shape, dtype : (height, width, samples) and dtype that its header promises
-    deep : whether it is a PNG of 16-bit colours, which Pillow would cut to 8
-    """
-
-    format: str
-    frame: int
-    shape: tuple[int, int, int]
+    format: str  # as Pillow names it
+    frame: int  # which picture of the file
+    shape: tuple[int, int, int]  # (height, width, samples) that its header promises, and the dtype
     dtype: np.dtype[Any]
-    deep: bool
+    deep: bool  # whether it is a PNG of 16-bit colours, which Pillow would cut to 8
     lzw: None = None
 
     def __call__(self, data: bytes | memoryview, index: int, row: int, column: int) -> NDArray[Any]:

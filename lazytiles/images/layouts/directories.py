@@ -35,18 +35,11 @@ Entry = tuple[int, int, bytes]  # type, count, field
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Leaf:
-    """One directory of a file.
+    """One directory of a file."""
 
-    Parameters
-    ----------
-    number : its place, for messages and for `page=`
-    model : a parsed page of the same form, itself where it is the first of it
-    entries : those of its own that may differ from the model's, by their tags; None where the model is itself
-    """
-
-    number: str
-    model: tifffile.TiffPage
-    entries: dict[int, Entry] | None = None
+    number: str  # its place, for messages and for `page=`
+    model: tifffile.TiffPage  # a parsed page of the same form, itself where it is the first of it
+    entries: dict[int, Entry] | None = None  # its own by their tags, as far as they may differ; None of the model
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -72,22 +65,13 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Shape:
-    """What of a directory's bytes the next must agree in to be one of the same form.
+    """What of a directory's bytes the next must agree in to be one of the same form."""
 
-    Parameters
-    ----------
-    raw : its entries
-    kept : spans of bytes that are equal
-    far : where the offset of a value stands, and the value
-    free : the entries that differ: tag, type, count, and where the field stands
-    model : the page
-    """
-
-    raw: bytes
-    kept: tuple[tuple[int, int], ...]
-    far: tuple[tuple[int, bytes], ...]
-    free: tuple[tuple[int, int, int, int], ...]
-    model: Any = None
+    raw: bytes  # its entries
+    kept: tuple[tuple[int, int], ...]  # spans of bytes that are equal
+    far: tuple[tuple[int, bytes], ...]  # where the offset of a value stands, and the value
+    free: tuple[tuple[int, int, int, int], ...]  # the entries that differ: tag, type, count, where the field stands
+    model: Any = None  # the page
 
 
 class Directories:

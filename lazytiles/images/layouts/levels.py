@@ -45,19 +45,12 @@ class Level:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Catalog:
-    """What the pages of a file are.
-
-    Parameters
-    ----------
-    directories, leaves : its pages
-    series : the arrays that they form; of a slide scanner's file the first is the slide
-    associated : numbers of the pages that are other images, by their names
-    """
+    """What the pages of a file are."""
 
     directories: Directories
-    leaves: list[Leaf]
-    series: list[Series]
-    associated: dict[str, int]
+    leaves: list[Leaf]  # all pages of the main chain
+    series: list[Series]  # the arrays that they form; of a slide scanner's file the first is the slide
+    associated: dict[str, int]  # numbers of the pages that are other images, by their names
 
     def pyramid(self, series: Series, plane: int) -> list[Leaf]:
         """A plane of a series in each of its resolutions, the full one first."""

@@ -19,21 +19,13 @@ Facts = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Multiscale:
-    """One image of a group.
+    """One image of a group."""
 
-    Parameters
-    ----------
-    arrays : the metadata file of each resolution, the full one first
-    axes : a letter an axis
-    levels, spacing : sizes of the resolutions; (z, y, x) in micrometres of the full one
-    channels : their names
-    """
-
-    arrays: tuple[FileKey, ...]
-    axes: str
+    arrays: tuple[FileKey, ...]  # the metadata file of each resolution, the full one first
+    axes: str  # a letter an axis
     levels: tuple[Level, ...]
-    spacing: Spacing
-    channels: tuple[str, ...]
+    spacing: Spacing  # (z, y, x) of the full resolution
+    channels: tuple[str, ...]  # their names
 
 
 def group_of(key: FileKey) -> Facts | None:

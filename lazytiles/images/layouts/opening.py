@@ -27,23 +27,14 @@ _KEPT = 4  # stacks whose pages a worker process keeps, by one of which another 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Opened:
-    """What a region is made of.
+    """What a region is made of."""
 
-    Parameters
-    ----------
-    pages : in C order over `lead`
-    axes, lead : letters and lengths of the axes before rows and columns
-    spacing : (z, y, x), micrometres
-    bands : the samples that were asked for as channels, or None
-    channels : names of the channels, where they have names
-    """
-
-    pages: Sequence[Page]
-    axes: str = ""
+    pages: Sequence[Page]  # in C order over `lead`
+    axes: str = ""  # letters and, in `lead`, lengths of the axes before rows and columns
     lead: tuple[int, ...] = ()
     spacing: Spacing = UNKNOWN
-    bands: tuple[int, ...] | None = None
-    channels: tuple[str, ...] = ()
+    bands: tuple[int, ...] | None = None  # the samples that were asked for as channels
+    channels: tuple[str, ...] = ()  # their names, where they have names
 
 
 def open_pages(key: FileKey, asked: Asked) -> Opened:

@@ -8,8 +8,8 @@ from typing import Any
 
 import tifffile
 
-Mpp = tuple[float, float]
-Spacing = tuple[float | None, float | None, float | None]
+Mpp = tuple[float, float]  # (y, x), micrometres
+Spacing = tuple[float | None, float | None, float | None]  # (z, y, x), micrometres; None where nothing is said
 UNKNOWN: Spacing = (None, None, None)
 
 _MICROMETRES = {
