@@ -72,11 +72,8 @@ def identify(name: str) -> tuple[FileKey, str | None]:
 def other_pages(key: FileKey, inner: str | None, page: int | str | None, axes: str | None = None) -> Pages | None:
     """The pages of a file that is not a TIFF, and its leading axes; None for a TIFF.
 
-    Parameters
-    ----------
-    key, inner : what `identify` gave
-    page : which picture of the file, or ``"all"``; arrays have one, whose slices are always stacked
-    axes : what an array's axes are, as `split_shape` takes them
+    `identify` gave `key` and `inner`, `split_shape` says what `axes` are. Files of pictures have several pages; arrays
+    have one, whose slices are always stacked.
     """
     head = pool.read(key, 0, min(key.size, 16))
     if inner is None and head.startswith((b"II", b"MM")):
@@ -152,13 +149,9 @@ class Chunks:
 
 
 def refuse_bomb(where: object, array: Any, place: tuple[int, ...]) -> None:
-    """See that a chunk of an HDF5 dataset unpacks to no more than it should: the filters take what memory they need.
+    """Refuse a chunk of an HDF5 dataset that has more bytes than it should, packed or not.
 
-    Its place is its first index along each axis.
-
-    Raises
-    ------
-    RegionError : it has more bytes than it should, packed or not
+    The filters take what memory they need for it. Its place is its first index along each axis.
     """
     if not array.compression:
         return

@@ -41,16 +41,12 @@ _FLOAT_MAX = float(np.finfo(np.float32).max)
 class Georeference:
     """The place of an image: its coordinate reference system, and which point of it each pixel covers.
 
-    Parameters
-    ----------
-    crs : ``"EPSG:32633"``; WKT or the file's own words where the system is user-defined; None where nothing is said
-    transform : from (x, y) in pixels, counted from the upper left corner, to map units; None where nothing is said
-    keys : the GeoKey tags as they are stored, as `tifffile` writes extra tags: (code, type, count, value)
+    Where nothing is said, they are None.
     """
 
-    crs: str | None = None
-    transform: Affine | None = None
-    keys: tuple[tuple[int, int, int, Any], ...] = ()
+    crs: str | None = None  # "EPSG:32633"; WKT or the file's own words where the system is user-defined
+    transform: Affine | None = None  # from (x, y) in pixels, counted from the upper left corner, to map units
+    keys: tuple[tuple[int, int, int, Any], ...] = ()  # the GeoKey tags as stored: (code, type, count, value)
 
     def shifted(self, y0: float, x0: float, scale: tuple[float, float] = (1.0, 1.0)) -> Georeference:
         """The place of a window, or of a level of another resolution.

@@ -262,10 +262,7 @@ def facts(
 ) -> Page:
     """Check a parsed page and take from it what reading needs; place and nodata of a level are those of its `head`.
 
-    Raises
-    ------
-    RegionError : a page that is damaged or that no decoder gets right
-    LimitError : segments larger than `max_segment_bytes`
+    A page that is damaged or that no decoder gets right is a RegionError, segments that are too large are a LimitError.
     """
     where = f"{key.path} page {number}"
     shape, dtype = _form(where, page)

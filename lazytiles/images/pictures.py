@@ -160,26 +160,17 @@ def split_shape(where: str, shape: Sequence[int], axes: str | None = None) -> Fo
 def one_page(
     key: FileKey,
     number: str,
-    shape: tuple[int, int, int],
+    shape: tuple[int, int, int],  # (height, width, samples), pixels
     dtype: np.dtype[Any],
     *,
     samples_axis: bool,
-    codec: Any = None,
-    segment: tuple[int, int] | None = None,
-    size: int | None = None,
-    raw: int | None = None,
+    codec: Any = None,  # decodes one segment, called as `Codec` is; None for samples that are stored as they are
+    segment: tuple[int, int] | None = None,  # (height, width), pixels; None: the whole image
+    size: int | None = None,  # bytes from the file's start that each segment is decoded from; None: all
+    raw: int | None = None,  # offset of plain samples, bytes; None for decoded ones
     stored: np.dtype[Any] | None = None,
 ) -> Page:
-    """The facts of one image that is not a TIFF page.
-
-    Parameters
-    ----------
-    shape : (height, width, samples), pixels
-    codec : decodes one segment, called as `Codec` is; None for samples that are stored as they are
-    segment : (height, width), pixels; by default the whole image
-    size : bytes from the file's start that each segment is decoded from; by default all
-    raw : offset of plain samples, bytes; None for decoded ones
-    """
+    """The facts of one image that is not a TIFF page."""
     segment = segment or shape[:2]
     nbytes = math.prod(segment) * shape[2] * dtype.itemsize
     limit = settings().max_segment_bytes
@@ -316,11 +307,7 @@ def opened_picture(file: Any, format: str) -> Image.Image:  # noqa: A002
 
 
 def check_end(data: bytes) -> None:
-    r"""See that a JPEG file has its end marker behind its image, whatever trails it.
-
-    Raises
-    ------
-    ValueError : cut short
+    r"""See that a JPEG file is not cut short: its end marker comes behind its image, whatever trails it.
 
     >>> check_end(b"\xff\xd8\xff\xda\x00\x02")
     Traceback (most recent call last):

@@ -412,9 +412,7 @@ remote = RemotePool()
 def are_there(urls: Sequence[str]) -> list[bool]:
     """Whether the files behind some addresses are there; all are asked of at once.
 
-    Raises
-    ------
-    RegionError : a server that does not say it: it refuses, or cannot be reached
+    A server that refuses, or cannot be reached, is a RegionError.
     """
     remote.refresh(urls)
     there = []
@@ -430,9 +428,7 @@ def are_there(urls: Sequence[str]) -> list[bool]:
 def listed(url: str) -> list[str]:
     """The files in a folder behind an address and in all folders in it, relative to it.
 
-    Raises
-    ------
-    RegionError : a server that does not say it
+    A server that does not say it is a RegionError.
     """
     system, path = remote._system(url)
     names = _result(system.find, path)

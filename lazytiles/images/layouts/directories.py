@@ -92,13 +92,7 @@ class Directories:
         self.is_lsm = bool(page_at(tiff, 0).is_lsm)
 
     def chain(self) -> list[Leaf]:
-        """All pages of the file's main chain, in its order.
-
-        Raises
-        ------
-        RegionError : the chain turns back, or leaves the file
-        LimitError : more than 262,144 pages
-        """
+        """All pages of the main chain, in order; a chain that turns back, leaves the file or is too long is refused."""
         if self.tiff.tiff.is_ndpi:  # its 64-bit offsets are tifffile's to find
             pages = [page_at(self.tiff, k) for k in range(len(self.tiff.pages))]
             return [self._linked(Leaf(str(k), page), page.offset) for k, page in enumerate(pages)]
