@@ -93,7 +93,7 @@ def multiscale(key: FileKey, group: Facts, number: int) -> Multiscale:
         named = omero.get("channels", []) if isinstance(omero, dict) else []
         channels = tuple(str(one.get("label", f"channel {k}")) for k, one in enumerate(named))
         return Multiscale(arrays, axes, tuple(levels), (sizes_um[0], sizes_um[1], sizes_um[2]), channels)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
         raise RegionError(
             f"{key.path}: its multiscale metadata make no sense: {type(error).__name__}: {error}"
         ) from error
