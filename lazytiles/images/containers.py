@@ -63,10 +63,8 @@ def identify(name: str) -> tuple[FileKey, str | None]:
             raise
     if inner is not None and not os.path.realpath(folder).startswith(os.path.realpath(path) + os.sep):
         raise RegionError(f"{name}: the array does not lie in {path}")
-    for metadata in (os.path.join(folder, name) for name in dict.fromkeys(_ZARR + GROUPS)):
-        if os.path.isfile(metadata):
-            return pool.identify(metadata), inner
-    return pool.identify(folder), inner
+    facts = (os.path.join(folder, name) for name in dict.fromkeys(_ZARR + GROUPS))
+    return pool.identify(next(filter(os.path.isfile, facts), folder)), inner
 
 
 def other_pages(key: FileKey, inner: str | None, page: int | str | None, axes: str | None = None) -> Pages | None:

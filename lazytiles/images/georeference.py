@@ -208,12 +208,9 @@ def _world(key: FileKey) -> Affine | None:
     names = [f"{letters[0]}{letters[-1]}w", f"{letters}w"] if len(letters) > 1 else []
     for name in (cased for each in (*names, "wld") for cased in (each.lower(), each.upper())):
         with suppress(OSError, ValueError):
-            fd = open_plain(f"{stem}.{name}", links=False)
-            try:
-                text = os.read(fd, 4096).decode("latin-1")
-            finally:
-                os.close(fd)
-            a, d, b, e, x, y = (float(number.replace(",", ".")) for number in text.split()[:6])
+            with open(open_plain(f"{stem}.{name}", links=False), encoding="latin-1") as file:
+                words = file.read(4096).split()[:6]
+            a, d, b, e, x, y = (float(word.replace(",", ".")) for word in words)
             if found := _sound(Affine(a, b, x, d, e, y)):
                 return found @ Affine.translation(-0.5, -0.5)
     return None
