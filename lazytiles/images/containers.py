@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
@@ -24,9 +25,6 @@ from lazytiles.images.page import Page, readable
 from lazytiles.images.pictures import (
     PICTURES,
     Pages,
-    check_room,
-    head_of,
-    npy_header,
     one_page,
     picture_format,
     picture_pages,
@@ -40,6 +38,7 @@ _ZARR = ("zarr.json", ".zarray")
 GROUPS = ("zarr.json", ".zattrs", ".zgroup")
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _NPY = b"\x93NUMPY"
+_HEAD = 65536  # bytes
 _WHOLE = 512  # segments of an array without chunks, pixels
 _BLOSC = (b"\x01", b"\x02", b"\x03", b"\x04", b"\x05")  # versions of its format, the first byte of a chunk
 _DEFLATE = 1032  # the most bytes that one of a deflate stream unpacks to
@@ -91,7 +90,7 @@ def other_pages(key: FileKey, inner: str | None, page: int | str | None, axes: s
         if axes is not None:
             said = f"axes={axes!r} are of arrays and TIFFs; a {picture} file has rows and columns"
             raise RegionError(f"{key.path}: {said}")
-        return picture_pages(key, head_of(key), picture, page)
+        return picture_pages(key, _head(key), picture, page)
     else:
         said = f"begins with {head[:8]!r}" if head else "is empty"
         raise RegionError(f"{key.path}: {said}; TIFF, {', '.join(PICTURES)}, .npy, HDF5 and Zarr are read")
@@ -375,14 +374,29 @@ def _zarr_arrays(store: str) -> Iterator[str]:
 
 def npy_pages(key: FileKey, axes: str | None = None) -> Pages:
     """The slices of a `.npy` file, mapped; of a local one that is stored column by column, gathered block by block."""
-    shape, fortran, stored, start = npy_header(key)
-    offset = None if fortran and len(shape) > 1 else start
+    file = io.BytesIO(_head(key))
+    with readable(key, ".npy file"):
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, fortran, stored = read(file)
+    _check_room(key, math.prod(shape) * plain_dtype(key.path, stored).itemsize, file.tell())
+    offset = None if fortran and len(shape) > 1 else file.tell()
     if offset is None and key.is_remote:
         raise RegionError(
             f"{key.path}: is stored column by column (Fortran order), which is read from local files only; save "
             "np.ascontiguousarray of it instead"
         )
     return array_pages(key, None, shape, stored, axes, offset=offset)
+
+
+def _head(key: FileKey) -> bytes:
+    return pool.read(key, 0, min(key.size, _HEAD))
+
+
+def _check_room(key: FileKey, nbytes: int, offset: int) -> None:
+    """Refuse a file that ends before its samples do."""
+    if offset + nbytes > key.size:
+        raise RegionError(f"{key.path}: {nbytes} bytes at {offset} are cut short: the file has {key.size}")
 
 
 def array_pages(
@@ -412,7 +426,7 @@ def array_pages(
         chunks = (1,) * form.before + (_WHOLE,) * 2
     segment, depths = (min(chunks[form.before], height), min(chunks[form.before + 1], width)), chunks[: form.before]
     if offset is not None:
-        check_room(key, form.count * size, offset)
+        _check_room(key, form.count * size, offset)
     else:  # chunks that are too large with all their slices are refused as large ones of one slice are
         deep = (segment[0] * math.prod(depths), segment[1])
         one_page(key, f"{key.path}{name}", form.inner, dtype, samples_axis=False, segment=deep, size=1)

@@ -17,7 +17,7 @@ from PIL import Image, ImageMode
 
 from lazytiles.config import settings
 from lazytiles.errors import LimitError, RegionError
-from lazytiles.images.files import FileKey, pool
+from lazytiles.images.files import FileKey
 from lazytiles.images.georeference import Place
 from lazytiles.images.page import MOST_SAMPLES, Page, readable
 from lazytiles.images.page import _Ranges as Ranges
@@ -34,7 +34,6 @@ _MARKS = (
     *((f"P{k}".encode(), "PPM") for k in "123456f"),
 )
 PICTURES = (*dict.fromkeys(name for _, name in _MARKS), "WEBP")
-_HEAD = 65536
 MOST_IMAGES = 2**20
 _MANY = 1024  # pages that are made one by one
 _LAST_AXIS = 16  # a last axis of at most this is samples, a longer one is columns
@@ -75,11 +74,6 @@ def picture_format(head: bytes) -> str | None:
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
     return next((name for mark, name in _MARKS if head.startswith(mark)), None)
-
-
-def head_of(key: FileKey) -> bytes:
-    """The first bytes of a file, at most 64 KiB."""
-    return pool.read(key, 0, min(key.size, _HEAD))
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,23 +189,6 @@ def one_page(
         stored_dtype=stored or dtype,
         samples_axis=samples_axis,
     )
-
-
-def npy_header(key: FileKey) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, whether it is stored column by column, dtype in the file, and offset of the first sample, of a `.npy`."""
-    file = io.BytesIO(head_of(key))
-    with readable(key, ".npy file"):
-        version = np.lib.format.read_magic(file)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, fortran, stored = read(file)
-    check_room(key, math.prod(shape) * plain_dtype(key.path, stored).itemsize, file.tell())
-    return shape, fortran, stored, file.tell()
-
-
-def check_room(key: FileKey, nbytes: int, offset: int) -> None:
-    """Refuse a file that ends before its samples do."""
-    if offset + nbytes > key.size:
-        raise RegionError(f"{key.path}: {nbytes} bytes at {offset} are cut short: the file has {key.size}")
 
 
 def plain_dtype(where: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
