@@ -238,13 +238,10 @@ def _from_group(key: FileKey, group: Any, asked: Asked) -> Opened:
     _check_level(key.path, asked, len(image.levels))
     below = Asked(axes=asked.axes or image.axes)
     array = image.arrays[asked.level]
-    pages, axes, lead = other_pages(array, None, None, below.axes) or ([], "", ())
-
-    def page(k: int) -> Page:
-        return replace(pages[k], origin=(below, k))
-
+    found, axes, lead = other_pages(array, None, None, below.axes) or ([], "", ())
+    pages = planes_of(len(found), lambda k: replace(found[k], origin=(below, k)))
     spacing = _by_hand(image.spacing, asked, image.levels[asked.level].downsample)
-    return Opened(planes_of(len(pages), page), axes, lead, spacing, channels=image.channels)
+    return Opened(pages, axes, lead, spacing, channels=image.channels)
 
 
 def levels_of(key: FileKey, asked: Asked) -> tuple[tuple[Level, ...], dict[str, int], int]:
