@@ -101,15 +101,10 @@ class Place:
     scale: tuple[float, float] = (1.0, 1.0)  # of a level, pixels of the full resolution that one pixel takes, (y, x)
 
 
-_NOWHERE = {byteorder: Place(byteorder) for byteorder in "<>"}  # of most images
-
-
 def place_of(page: tifffile.TiffPage, level: tifffile.TiffPage | None = None) -> Place:
     """The place of a page, or of a level of the pyramid that it heads."""
     codes = page.tags.keys()
     found = [page.tags[code] for code in _PLACE if code in codes]
-    if level is None and not found:
-        return _NOWHERE[page.parent.byteorder]
     tags = tuple((tag.code, int(tag.dtype), tag.count, tag.valueoffset) for tag in found)
     scale = (1.0, 1.0)
     if level is not None:
