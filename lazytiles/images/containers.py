@@ -421,24 +421,26 @@ def array_pages(
     name = "" if inner is None else f"::{inner}"
     dtype = plain_dtype(f"{key.path}{name}", stored)
     form = split_shape(f"{key.path}{name}", shape, axes)
-    size, (height, width, _) = math.prod(form.inner) * dtype.itemsize, form.inner
+    size, count, (height, width, _) = math.prod(form.inner) * dtype.itemsize, math.prod(form.lead), form.inner
     if chunks is None:
         chunks = (1,) * form.before + (_WHOLE,) * 2
     segment, depths = (min(chunks[form.before], height), min(chunks[form.before + 1], width)), chunks[: form.before]
     if offset is not None:
-        _check_room(key, form.count * size, offset)
+        _check_room(key, count * size, offset)
     else:  # chunks that are too large with all their slices are refused as large ones of one slice are
         deep = (segment[0] * math.prod(depths), segment[1])
         one_page(key, f"{key.path}{name}", form.inner, dtype, samples_axis=False, segment=deep, size=1)
 
     def page(k: int) -> Page:
         how: dict[str, Any]
+        index = tuple(map(int, np.unravel_index(k, form.lead)))
         if offset is not None:
             how = {"raw": offset + k * size, "stored": stored}
         else:
-            slices = tuple(zip(form.index(k)[: form.before], depths, strict=True))
+            slices = tuple(zip(index[: form.before], depths, strict=True))
             codec = Chunks(key, inner, slices, form.inner, segment, dtype)
             how = {"codec": codec, "segment": segment, "size": 1}
-        return one_page(key, f"{name}{form.place(k)}", form.inner, dtype, samples_axis=form.has_samples, **how)
+        number = f"{name}{list(index) if index else ''}"
+        return one_page(key, number, form.inner, dtype, samples_axis=form.has_samples, **how)
 
-    return planes_of(form.count, page), form.axes, form.lead
+    return planes_of(count, page), form.axes, form.lead

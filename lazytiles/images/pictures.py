@@ -86,19 +86,6 @@ class Form:
     has_samples: bool  # whether an axis of samples comes last
     before: int  # how many axes of the array come before its rows
 
-    @property
-    def count(self) -> int:
-        """Images in the array."""
-        return math.prod(self.lead)
-
-    def index(self, k: int) -> tuple[int, ...]:
-        """The place of the k-th image."""
-        return tuple(map(int, np.unravel_index(k, self.lead)))
-
-    def place(self, k: int) -> str:
-        """The same for messages."""
-        return str(list(self.index(k))) if self.lead else ""
-
 
 def split_shape(where: str, shape: Sequence[int], axes: str | None = None) -> Form:
     """Which axes of an array are rows, columns and samples.
