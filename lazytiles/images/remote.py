@@ -329,10 +329,10 @@ def _is_async(system: Any) -> bool:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether asking again is of no use; fsspec calls every failure of HTTP a missing file, and keeps its cause."""
-    cause = error.__cause__
-    if isinstance(error, FileNotFoundError) and cause is not None and not isinstance(cause, FileNotFoundError):
-        return getattr(cause, "status", None) in (401, 403, 404, 410)
+    """Whether asking again is of no use."""
+    said = _cause(error)
+    if isinstance(error, FileNotFoundError) and not isinstance(said, FileNotFoundError):
+        return getattr(said, "status", None) in (401, 403, 404, 410)
     return isinstance(error, _FINAL)
 
 
