@@ -41,12 +41,12 @@ _FLOAT_MAX = float(np.finfo(np.float32).max)
 class Georeference:
     """The place of an image: its coordinate reference system, and which point of it each pixel covers.
 
-    Where nothing is said, they are None.
+    `crs` and `transform` are None where nothing is said.
     """
 
     crs: str | None = None  # "EPSG:32633"; WKT or the file's own words where the system is user-defined
     transform: Affine | None = None  # from (x, y) in pixels, counted from the upper left corner, to map units
-    keys: tuple[tuple[int, int, int, Any], ...] = ()  # the GeoKey tags as stored: (code, type, count, value)
+    keys: tuple[tuple[int, int, int, Any], ...] = ()  # (code, type, count, value) of the GeoKey tags as stored
 
     def shifted(self, y0: float, x0: float, scale: tuple[float, float] = (1.0, 1.0)) -> Georeference:
         """The place of a window, or of a level of another resolution.
@@ -118,8 +118,7 @@ def georeference_of(key: FileKey, place: Place) -> Georeference | None:
     transform = told.transform or _world(key)
     if transform is None and (told.crs is None or any(tag[0] == _TIES for tag in place.tags)):
         return None  # of control points alone the system is theirs, not the pixels'
-    found = told if told.transform is transform else replace(told, transform=transform)
-    return found if place.scale == (1.0, 1.0) else found.shifted(0, 0, place.scale)
+    return replace(told, transform=transform).shifted(0, 0, place.scale)
 
 
 @lru_cache(1024)

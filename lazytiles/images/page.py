@@ -262,7 +262,8 @@ def facts(
 ) -> Page:
     """Check a parsed page and take from it what reading needs; place and nodata of a level are those of its `head`.
 
-    A page that is damaged or that no decoder gets right is a RegionError, segments that are too large are a LimitError.
+    A page that is damaged or that no decoder gets right is a RegionError, one of segments larger than
+    `max_segment_bytes` a LimitError.
     """
     where = f"{key.path} page {number}"
     shape, dtype = _form(where, page)

@@ -214,7 +214,7 @@ class Directories:
         return _Shape(raw, tuple(kept), tuple(far), tuple(free)), b"".join(form)
 
     def _content(self, kind: int, count: int, field: bytes, *, is_far: bool = False, longest: int = _LONGEST) -> bytes:
-        """The bytes of a value; of one that is longer than that, where it lies."""
+        """The bytes of a value; of one of more than `longest` bytes, where it lies."""
         nbytes = _SIZES.get(kind, 1) * count
         if nbytes <= len(field) and not is_far:
             return field[:nbytes]

@@ -71,8 +71,7 @@ class Catalog:
         """The resolutions of a series, by those of one of its planes."""
         pyramid = self.pyramid(series, plane)
         height, width = pyramid[0].shape
-        known = series.downsamples if series.smaller is not None else None
-        scales = known or [(height / leaf.shape[0], width / leaf.shape[1]) for leaf in pyramid[1:]]
+        scales = series.downsamples or [(height / leaf.shape[0], width / leaf.shape[1]) for leaf in pyramid[1:]]
         return tuple(map(Level, (leaf.shape for leaf in pyramid), [(1.0, 1.0), *scales]))
 
     def holder(self, number: int) -> tuple[Series, int]:
