@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tests.anykey import same_as_numpy
 
@@ -60,6 +61,9 @@ def check_source(make: Callable[[], Any], expected: np.ndarray, *, full: bool = 
         out = np.zeros((4, *expected.shape[1:]), expected.dtype)
         assert source.take(rows, out=out) is out
         np.testing.assert_array_equal(out, expected[rows])
+        for wrong in (out[:1], out.astype("c16")) if full else ():
+            with pytest.raises(ValueError, match="out is"):
+                source.take(rows, out=wrong)
         assert source.take(np.empty(0, np.int64)).shape == (0, *expected.shape[1:])
     fresh = np.asarray(source[1:3])
     if full and not isinstance(source, np.ndarray):

@@ -71,12 +71,7 @@ def bands_read(page: Page, bands: tuple[int, ...] | str | None, gray: bool) -> t
 
 
 def check_resample(page: Page, method: str | None) -> None:
-    """Refuse a page whose samples a method of resampling would mix up.
-
-    Raises
-    ------
-    RegionError : a palette's indices, booleans or complex numbers, and a method that is not ``"nearest"``
-    """
+    """Refuse to resample a palette's indices, booleans or complex numbers by a method other than ``"nearest"``."""
     if method in (None, "nearest") or (page.dtype.kind in "uif" and not page.palette):
         return
     what = "a palette's indices" if page.palette else f"{page.dtype} samples"
@@ -89,12 +84,7 @@ def to_rgb(block: NDArray[Any]) -> NDArray[Any]:
 
 
 def asked_bands(bands: Any) -> tuple[int, ...] | str | None:
-    """The given bands as plain integers, ``"rgb"`` or None; True and False are no numbers of bands.
-
-    Raises
-    ------
-    ValueError : they are something else
-    """
+    """The given bands as plain integers, ``"rgb"`` or None, or a ValueError; True and False are no bands."""
     if bands is None or (isinstance(bands, str) and bands == "rgb"):
         return bands
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
@@ -24,9 +25,6 @@ from lazytiles.images.page import Page, readable
 from lazytiles.images.pictures import (
     PICTURES,
     Pages,
-    check_room,
-    head_of,
-    npy_header,
     one_page,
     picture_format,
     picture_pages,
@@ -40,6 +38,7 @@ _ZARR = ("zarr.json", ".zarray")
 GROUPS = ("zarr.json", ".zattrs", ".zgroup")
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _NPY = b"\x93NUMPY"
+_HEAD = 65536  # bytes
 _WHOLE = 512  # segments of an array without chunks, pixels
 _BLOSC = (b"\x01", b"\x02", b"\x03", b"\x04", b"\x05")  # versions of its format, the first byte of a chunk
 _DEFLATE = 1032  # the most bytes that one of a deflate stream unpacks to
@@ -63,20 +62,15 @@ def identify(name: str) -> tuple[FileKey, str | None]:
             raise
     if inner is not None and not os.path.realpath(folder).startswith(os.path.realpath(path) + os.sep):
         raise RegionError(f"{name}: the array does not lie in {path}")
-    for metadata in (os.path.join(folder, name) for name in dict.fromkeys(_ZARR + GROUPS)):
-        if os.path.isfile(metadata):
-            return pool.identify(metadata), inner
-    return pool.identify(folder), inner
+    facts = (os.path.join(folder, name) for name in dict.fromkeys(_ZARR + GROUPS))
+    return pool.identify(next(filter(os.path.isfile, facts), folder)), inner
 
 
 def other_pages(key: FileKey, inner: str | None, page: int | str | None, axes: str | None = None) -> Pages | None:
     """The pages of a file that is not a TIFF, and its leading axes; None for a TIFF.
 
-    Parameters
-    ----------
-    key, inner : what `identify` gave
-    page : which picture of the file, or ``"all"``; arrays have one, whose slices are always stacked
-    axes : what an array's axes are, as `split_shape` takes them
+    `identify` gave `key` and `inner`, `split_shape` says what `axes` are. Files of pictures have several pages; arrays
+    have one, whose slices are always stacked.
     """
     head = pool.read(key, 0, min(key.size, 16))
     if inner is None and head.startswith((b"II", b"MM")):
@@ -96,7 +90,7 @@ def other_pages(key: FileKey, inner: str | None, page: int | str | None, axes: s
         if axes is not None:
             said = f"axes={axes!r} are of arrays and TIFFs; a {picture} file has rows and columns"
             raise RegionError(f"{key.path}: {said}")
-        return picture_pages(key, head_of(key), picture, page)
+        return picture_pages(key, _head(key), picture, page)
     else:
         said = f"begins with {head[:8]!r}" if head else "is empty"
         raise RegionError(f"{key.path}: {said}; TIFF, {', '.join(PICTURES)}, .npy, HDF5 and Zarr are read")
@@ -107,24 +101,14 @@ def other_pages(key: FileKey, inner: str | None, page: int | str | None, axes: s
 
 @dataclass(frozen=True, slots=True)
 class Chunks:
-    """Decodes segments by reading an array through its library; decoded chunks are shared by its slices.
-
-    Parameters
-    ----------
-    key : the file
-    inner : the dataset in it
-    slices : along each axis before the rows, which slice the page is, and how many lie in one chunk
-    shape : (height, width, samples) of the page
-    segment : (height, width), pixels
-    dtype : native
-    """
+    """Decodes segments by reading an array through its library; decoded chunks are shared by its slices."""
 
     key: FileKey
-    inner: str | None
-    slices: tuple[tuple[int, int], ...]
-    shape: tuple[int, int, int]
-    segment: tuple[int, int]
-    dtype: np.dtype[Any]
+    inner: str | None  # the dataset in the file
+    slices: tuple[tuple[int, int], ...]  # of each axis before the rows: which slice the page is, how many a chunk has
+    shape: tuple[int, int, int]  # (height, width, samples) of the page
+    segment: tuple[int, int]  # (height, width), pixels
+    dtype: np.dtype[Any]  # native
     lzw: None = None
 
     def __call__(self, data: bytes | memoryview, index: int, row: int, column: int) -> NDArray[Any]:
@@ -162,13 +146,9 @@ class Chunks:
 
 
 def refuse_bomb(where: object, array: Any, place: tuple[int, ...]) -> None:
-    """See that a chunk of an HDF5 dataset unpacks to no more than it should: the filters take what memory they need.
+    """Refuse a chunk of an HDF5 dataset that has more bytes than it should, packed or not.
 
-    Its place is its first index along each axis.
-
-    Raises
-    ------
-    RegionError : it has more bytes than it should, packed or not
+    The filters take what memory they need for it. Its place is its first index along each axis.
     """
     if not array.compression:
         return
@@ -177,10 +157,7 @@ def refuse_bomb(where: object, array: Any, place: tuple[int, ...]) -> None:
     if array.compression == "gzip" and not is_bomb and stored.size * _DEFLATE > _SLACK * most:
         # Not by `read_direct_chunk`: h5py does not lock it against other calls, so with threads it fails or crashes.
         packed = os.pread(array.file.id.get_vfd_handle(), stored.size, stored.byte_offset)
-        unpacker = zlib.decompressobj()
-        with suppress(zlib.error):  # what could not be packed smaller is stored as it is
-            unpacker.decompress(packed, most + 1)
-        is_bomb = len(unpacker.unconsumed_tail) > 16
+        is_bomb = _inflated(packed, most + 1, most + 16) > most + 16
     if is_bomb:
         raise RegionError(f"{where}: is damaged: its chunk at {place} has more than {most} bytes")
 
@@ -226,23 +203,14 @@ def open_zarr(folder: str | os.PathLike[str], **options: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Packed:
-    """How the chunks of a Zarr array lie in its files.
+    """How the chunks of a Zarr array lie in its files."""
 
-    Parameters
-    ----------
-    most : bytes of a chunk
-    count : chunks of a file
-    packer : what packs them last, by its name in the metadata; None where nothing does
-    index : bytes of the table of a shard, of 16 a chunk and what checks them; 0 where each chunk is a file, or where
-        that table is packed too
-    is_first : whether the table comes before the chunks
-    """
-
-    most: int
-    count: int
-    packer: str | None
+    most: int  # bytes of a chunk
+    count: int  # chunks of a file
+    packer: str | None  # what packs them last, by its name in the metadata, if anything does
+    # Bytes of a shard's table: 16 a chunk, and what checks them; 0 where each chunk is a file, or it is packed too.
     index: int = 0
-    is_first: bool = False
+    is_first: bool = False  # whether the table comes before the chunks
 
     @classmethod
     def of(cls, array: Any, facts: dict[str, Any]) -> _Packed:
@@ -284,7 +252,7 @@ class _Packed:
 def _inflated(data: Any, step: int, limit: int) -> int:
     """How many bytes some streams of gzip or zlib, one behind the other, unpack to, counted to a limit."""
     total = 0
-    with suppress(zlib.error):  # the codec itself will say it
+    with suppress(zlib.error):  # what could not be packed smaller is stored as it is; else the codec will say it
         while len(data) and total <= limit:
             unpacker = zlib.decompressobj(47)
             while len(data) and total <= limit and not unpacker.eof:
@@ -406,14 +374,29 @@ def _zarr_arrays(store: str) -> Iterator[str]:
 
 def npy_pages(key: FileKey, axes: str | None = None) -> Pages:
     """The slices of a `.npy` file, mapped; of a local one that is stored column by column, gathered block by block."""
-    shape, fortran, stored, start = npy_header(key)
-    offset = None if fortran and len(shape) > 1 else start
+    file = io.BytesIO(_head(key))
+    with readable(key, ".npy file"):
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, fortran, stored = read(file)
+    _check_room(key, math.prod(shape) * plain_dtype(key.path, stored).itemsize, file.tell())
+    offset = None if fortran and len(shape) > 1 else file.tell()
     if offset is None and key.is_remote:
         raise RegionError(
             f"{key.path}: is stored column by column (Fortran order), which is read from local files only; save "
             "np.ascontiguousarray of it instead"
         )
     return array_pages(key, None, shape, stored, axes, offset=offset)
+
+
+def _head(key: FileKey) -> bytes:
+    return pool.read(key, 0, min(key.size, _HEAD))
+
+
+def _check_room(key: FileKey, nbytes: int, offset: int) -> None:
+    """Refuse a file that ends before its samples do."""
+    if offset + nbytes > key.size:
+        raise RegionError(f"{key.path}: {nbytes} bytes at {offset} are cut short: the file has {key.size}")
 
 
 def array_pages(
@@ -438,24 +421,26 @@ def array_pages(
     name = "" if inner is None else f"::{inner}"
     dtype = plain_dtype(f"{key.path}{name}", stored)
     form = split_shape(f"{key.path}{name}", shape, axes)
-    size, (height, width, _) = math.prod(form.inner) * dtype.itemsize, form.inner
+    size, count, (height, width, _) = math.prod(form.inner) * dtype.itemsize, math.prod(form.lead), form.inner
     if chunks is None:
         chunks = (1,) * form.before + (_WHOLE,) * 2
     segment, depths = (min(chunks[form.before], height), min(chunks[form.before + 1], width)), chunks[: form.before]
     if offset is not None:
-        check_room(key, form.count * size, offset)
+        _check_room(key, count * size, offset)
     else:  # chunks that are too large with all their slices are refused as large ones of one slice are
         deep = (segment[0] * math.prod(depths), segment[1])
         one_page(key, f"{key.path}{name}", form.inner, dtype, samples_axis=False, segment=deep, size=1)
 
     def page(k: int) -> Page:
         how: dict[str, Any]
+        index = tuple(map(int, np.unravel_index(k, form.lead)))
         if offset is not None:
             how = {"raw": offset + k * size, "stored": stored}
         else:
-            slices = tuple(zip(form.index(k)[: form.before], depths, strict=True))
+            slices = tuple(zip(index[: form.before], depths, strict=True))
             codec = Chunks(key, inner, slices, form.inner, segment, dtype)
             how = {"codec": codec, "segment": segment, "size": 1}
-        return one_page(key, f"{name}{form.place(k)}", form.inner, dtype, samples_axis=form.has_samples, **how)
+        number = f"{name}{list(index) if index else ''}"
+        return one_page(key, number, form.inner, dtype, samples_axis=form.has_samples, **how)
 
-    return planes_of(form.count, page), form.axes, form.lead
+    return planes_of(count, page), form.axes, form.lead

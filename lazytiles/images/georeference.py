@@ -41,16 +41,12 @@ _FLOAT_MAX = float(np.finfo(np.float32).max)
 class Georeference:
     """The place of an image: its coordinate reference system, and which point of it each pixel covers.
 
-    Parameters
-    ----------
-    crs : ``"EPSG:32633"``; WKT or the file's own words where the system is user-defined; None where nothing is said
-    transform : from (x, y) in pixels, counted from the upper left corner, to map units; None where nothing is said
-    keys : the GeoKey tags as they are stored, as `tifffile` writes extra tags: (code, type, count, value)
+    `crs` and `transform` are None where nothing is said.
     """
 
-    crs: str | None
-    transform: Affine | None
-    keys: tuple[tuple[int, int, int, Any], ...] = ()
+    crs: str | None = None  # "EPSG:32633"; WKT or the file's own words where the system is user-defined
+    transform: Affine | None = None  # from (x, y) in pixels, counted from the upper left corner, to map units
+    keys: tuple[tuple[int, int, int, Any], ...] = ()  # (code, type, count, value) of the GeoKey tags as stored
 
     def shifted(self, y0: float, x0: float, scale: tuple[float, float] = (1.0, 1.0)) -> Georeference:
         """The place of a window, or of a level of another resolution.
@@ -98,29 +94,17 @@ class Georeference:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where in its file the tags of a page lie that say where the page lies; they are read when it is asked for.
+    """Where in its file the tags of a page lie that say where the page lies; they are read when it is asked for."""
 
-    Parameters
-    ----------
-    byteorder : of the file
-    tags : (code, type, count, offset of the value) of each
-    scale : of a level, pixels of the full resolution that one pixel takes, (y, x)
-    """
-
-    byteorder: str = "<"
-    tags: tuple[tuple[int, int, int, int], ...] = ()
-    scale: tuple[float, float] = (1.0, 1.0)
-
-
-_NOWHERE = {byteorder: Place(byteorder) for byteorder in "<>"}  # of most images
+    byteorder: str = "<"  # of the file
+    tags: tuple[tuple[int, int, int, int], ...] = ()  # (code, type, count, offset of the value) of each
+    scale: tuple[float, float] = (1.0, 1.0)  # of a level, pixels of the full resolution that one pixel takes, (y, x)
 
 
 def place_of(page: tifffile.TiffPage, level: tifffile.TiffPage | None = None) -> Place:
     """The place of a page, or of a level of the pyramid that it heads."""
     codes = page.tags.keys()
     found = [page.tags[code] for code in _PLACE if code in codes]
-    if level is None and not found:
-        return _NOWHERE[page.parent.byteorder]
     tags = tuple((tag.code, int(tag.dtype), tag.count, tag.valueoffset) for tag in found)
     scale = (1.0, 1.0)
     if level is not None:
@@ -134,8 +118,7 @@ def georeference_of(key: FileKey, place: Place) -> Georeference | None:
     transform = told.transform or _world(key)
     if transform is None and (told.crs is None or any(tag[0] == _TIES for tag in place.tags)):
         return None  # of control points alone the system is theirs, not the pixels'
-    found = told if told.transform is transform else replace(told, transform=transform)
-    return found if place.scale == (1.0, 1.0) else found.shifted(0, 0, place.scale)
+    return replace(told, transform=transform).shifted(0, 0, place.scale)
 
 
 @lru_cache(1024)
@@ -219,12 +202,9 @@ def _world(key: FileKey) -> Affine | None:
     names = [f"{letters[0]}{letters[-1]}w", f"{letters}w"] if len(letters) > 1 else []
     for name in (cased for each in (*names, "wld") for cased in (each.lower(), each.upper())):
         with suppress(OSError, ValueError):
-            fd = open_plain(f"{stem}.{name}", links=False)
-            try:
-                text = os.read(fd, 4096).decode("latin-1")
-            finally:
-                os.close(fd)
-            a, d, b, e, x, y = (float(number.replace(",", ".")) for number in text.split()[:6])
+            with open(open_plain(f"{stem}.{name}", links=False), encoding="latin-1") as file:
+                words = file.read(4096).split()[:6]
+            a, d, b, e, x, y = (float(word.replace(",", ".")) for word in words)
             if found := _sound(Affine(a, b, x, d, e, y)):
                 return found @ Affine.translation(-0.5, -0.5)
     return None

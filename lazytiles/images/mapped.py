@@ -23,9 +23,7 @@ def slice_windows(
 ) -> tuple[list[int], dict[int, LazyTilesError]]:
     """Write windows of these numbers, on uncompressed pages, into their targets.
 
-    Returns
-    -------
-    the numbers of those that were written, and why the others could not be read
+    Gives the numbers of those that were written, and why the others could not be read.
     """
     pages, bands = windows.pages, windows.bands
     maps: dict[int, list[NDArray[Any]] | None] = {}

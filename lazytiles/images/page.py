@@ -46,28 +46,16 @@ _OFFSETS, _COUNTS = (324, 273, 513), (325, 279, 514)
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What of a file is opened.
+    """What of a file is opened."""
 
-    Parameters
-    ----------
-    inner : the dataset in it, as `identify` gave it
-    page : its number, ``"all"``, the name of an associated image, or None: the slide, else the first
-    series : its number, or None
-    axes : letters of an array's axes, or None
-    channels : numbers and names, or None: all
-    level : which resolution
-    mpp : (y, x) of full resolution, by hand
-    fill : what missing segments hold where the file has no nodata
-    """
-
-    inner: str | None = None
-    page: int | str | None = None
+    inner: str | None = None  # the dataset in it, as `identify` gave it
+    page: int | str | None = None  # a number, "all", the name of an associated image; None: the slide, else the first
     series: int | None = None
-    axes: str | None = None
-    channels: tuple[int | str, ...] | None = None
+    axes: str | None = None  # letters of an array's axes
+    channels: tuple[int | str, ...] | None = None  # numbers and names; None for all
     level: int = 0
-    mpp: Mpp | None = None
-    fill: float | None = None
+    mpp: Mpp | None = None  # (y, x) of full resolution, by hand
+    fill: float | None = None  # what missing segments hold where the file has no nodata
 
     @property
     def is_array(self) -> bool:
@@ -77,55 +65,31 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Page:
-    """One image of one file: where its segments lie and how they are decoded.
-
-    Parameters
-    ----------
-    file : identity of the file
-    number : which page, for messages, such as ``"0"`` or ``"0 level 2"``
-    shape : (height, width, samples), pixels
-    dtype : of one decoded sample, native byte order
-    segment : (height, width), pixels, of a whole segment
-    planes : 1 when the samples of a pixel lie together, else one plane per sample
-    offsets, counts : int64, bytes, one per segment; a count of 0 is a missing (sparse) segment, an offset of -1
-        one that is damaged
-    fill : what missing segments hold: nodata, or 0
-    codec : decodes one segment
-    raw_offsets : bytes, one per plane, when the page is one uncompressed block per plane; else None
-    stored_dtype : dtype with the byte order of the file
-    samples_axis : whether users see a samples axis
-    palette : whether samples are places in a table of colours
-    is_ink : whether samples are amounts of ink: cyan, magenta, yellow and black
-    nodata : the number that means nothing, a scalar of `dtype`; None where there is none
-    alpha : the sample that says how opaque a pixel is; None where there is none
-    place : where the tags lie that say where on the ground it is; None of a kind of file that cannot say it
-    mask_at : number and offset of the directory of its mask, of a page that was opened with its chain; of one opened
-        alone its own number, by which the mask is looked for; None where there is none
-    mpp : (y, x), micrometres from one pixel to the next, by what the file says; None where it says nothing
-    origin : by what it is opened again from its file, in another process too; None where it cannot be
-    """
+    """One image of one file: where its segments lie and how they are decoded."""
 
     file: FileKey
-    number: str
-    shape: tuple[int, int, int]
-    dtype: np.dtype[Any]
-    segment: tuple[int, int]
-    planes: int
-    offsets: Int64s
-    counts: Int64s
-    fill: float
-    codec: Codec
-    raw_offsets: tuple[int, ...] | None
-    stored_dtype: np.dtype[Any]
-    samples_axis: bool
-    palette: bool = False
-    is_ink: bool = False
-    nodata: Any = None
-    alpha: int | None = None
-    place: Place | None = None
+    number: str  # for messages, such as "0" or "0 level 2"
+    shape: tuple[int, int, int]  # (height, width, samples), pixels
+    dtype: np.dtype[Any]  # of one decoded sample, native byte order
+    segment: tuple[int, int]  # (height, width), pixels, of a whole segment
+    planes: int  # 1 when the samples of a pixel lie together, else one plane per sample
+    offsets: Int64s  # bytes, one per segment; -1 of one that is damaged
+    counts: Int64s  # bytes, one per segment; 0 of a missing (sparse) one
+    fill: float  # what missing segments hold: nodata, or 0
+    codec: Codec  # decodes one segment; None of an array that is stored as it is
+    raw_offsets: tuple[int, ...] | None  # bytes, one per plane, where each is one uncompressed block
+    stored_dtype: np.dtype[Any]  # with the byte order of the file
+    samples_axis: bool  # whether users see a samples axis
+    palette: bool = False  # whether samples are places in a table of colours
+    is_ink: bool = False  # whether samples are amounts of ink: cyan, magenta, yellow and black
+    nodata: Any = None  # the number that means nothing, a scalar of `dtype`
+    alpha: int | None = None  # the sample that says how opaque a pixel is
+    place: Place | None = None  # where its tags say where on the ground it is; None of files that cannot say it
+    # Number and offset of the directory of its mask, of a page that was opened with its chain; of one opened alone its
+    # own number, by which the mask is looked for.
     mask_at: int | tuple[int, int] | None = None
-    mpp: tuple[float, float] | None = None
-    origin: Any = None
+    mpp: tuple[float, float] | None = None  # (y, x), micrometres from one pixel to the next, by what the file says
+    origin: Any = None  # by what it is opened again, in another process too; None where it cannot be
 
     @property
     def georeference(self) -> Georeference | None:
@@ -298,10 +262,8 @@ def facts(
 ) -> Page:
     """Check a parsed page and take from it what reading needs; place and nodata of a level are those of its `head`.
 
-    Raises
-    ------
-    RegionError : a page that is damaged or that no decoder gets right
-    LimitError : segments larger than `max_segment_bytes`
+    A page that is damaged or that no decoder gets right is a RegionError, one of segments larger than
+    `max_segment_bytes` a LimitError.
     """
     where = f"{key.path} page {number}"
     shape, dtype = _form(where, page)

@@ -8,7 +8,7 @@ import os
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -17,8 +17,7 @@ from PIL import Image, ImageMode
 
 from lazytiles.config import settings
 from lazytiles.errors import LimitError, RegionError
-from lazytiles.images.codecs import Codec
-from lazytiles.images.files import FileKey, pool
+from lazytiles.images.files import FileKey
 from lazytiles.images.georeference import Place
 from lazytiles.images.page import MOST_SAMPLES, Page, readable
 from lazytiles.images.page import _Ranges as Ranges
@@ -35,7 +34,6 @@ _MARKS = (
     *((f"P{k}".encode(), "PPM") for k in "123456f"),
 )
 PICTURES = (*dict.fromkeys(name for _, name in _MARKS), "WEBP")
-_HEAD = 65536
 MOST_IMAGES = 2**20
 _MANY = 1024  # pages that are made one by one
 _LAST_AXIS = 16  # a last axis of at most this is samples, a longer one is columns
@@ -55,13 +53,11 @@ class Planes(Sequence[Page]):
         return self._count
 
     def __getitem__(self, k: Any) -> Any:
-        if isinstance(k, slice):
-            return [self[j] for j in range(*k.indices(self._count))]
-        if not -self._count <= k < self._count:
-            raise IndexError(k)
-        k %= self._count
-        page = self._made.get(k)
-        return self._made.setdefault(k, self._make(k)) if page is None else page
+        at = range(self._count)[k]
+        if isinstance(at, range):
+            return [self[j] for j in at]
+        page = self._made.get(at)
+        return self._made.setdefault(at, self._make(at)) if page is None else page
 
 
 def planes_of(count: int, make: Callable[[int], Page]) -> Sequence[Page]:
@@ -80,41 +76,15 @@ def picture_format(head: bytes) -> str | None:
     return next((name for mark, name in _MARKS if head.startswith(mark)), None)
 
 
-def head_of(key: FileKey) -> bytes:
-    """The first bytes of a file, at most 64 KiB."""
-    return pool.read(key, 0, min(key.size, _HEAD))
-
-
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What the axes of an array are.
+    """What the axes of an array are."""
 
-    Parameters
-    ----------
-    axes, lead : letters and lengths of the axes before rows and columns
-    inner : (height, width, samples)
-    has_samples : whether an axis of samples comes last
-    before : how many axes of the array come before its rows
-    """
-
-    axes: str
+    axes: str  # letters and, in `lead`, lengths of the axes before rows and columns
     lead: tuple[int, ...]
-    inner: tuple[int, int, int]
-    has_samples: bool
-    before: int
-
-    @property
-    def count(self) -> int:
-        """Images in the array."""
-        return math.prod(self.lead)
-
-    def index(self, k: int) -> tuple[int, ...]:
-        """The place of the k-th image."""
-        return tuple(int(n) for n in np.unravel_index(k, self.lead)) if self.lead else ()
-
-    def place(self, k: int) -> str:
-        """The same for messages."""
-        return f"[{', '.join(map(str, self.index(k)))}]" if self.lead else ""
+    inner: tuple[int, int, int]  # (height, width, samples)
+    has_samples: bool  # whether an axis of samples comes last
+    before: int  # how many axes of the array come before its rows
 
 
 def split_shape(where: str, shape: Sequence[int], axes: str | None = None) -> Form:
@@ -171,26 +141,17 @@ def split_shape(where: str, shape: Sequence[int], axes: str | None = None) -> Fo
 def one_page(
     key: FileKey,
     number: str,
-    shape: tuple[int, int, int],
+    shape: tuple[int, int, int],  # (height, width, samples), pixels
     dtype: np.dtype[Any],
     *,
     samples_axis: bool,
-    codec: Any = None,
-    segment: tuple[int, int] | None = None,
-    size: int | None = None,
-    raw: int | None = None,
+    codec: Any = None,  # decodes one segment, called as `Codec` is; None for samples that are stored as they are
+    segment: tuple[int, int] | None = None,  # (height, width), pixels; None: the whole image
+    size: int | None = None,  # bytes from the file's start that each segment is decoded from; None: all
+    raw: int | None = None,  # offset of plain samples, bytes; None for decoded ones
     stored: np.dtype[Any] | None = None,
 ) -> Page:
-    """The facts of one image that is not a TIFF page.
-
-    Parameters
-    ----------
-    shape : (height, width, samples), pixels
-    codec : decodes one segment, called as `Codec` is; None for samples that are stored as they are
-    segment : (height, width), pixels; by default the whole image
-    size : bytes from the file's start that each segment is decoded from; by default all
-    raw : offset of plain samples, bytes; None for decoded ones
-    """
+    """The facts of one image that is not a TIFF page."""
     segment = segment or shape[:2]
     nbytes = math.prod(segment) * shape[2] * dtype.itemsize
     limit = settings().max_segment_bytes
@@ -210,35 +171,11 @@ def one_page(
         offsets=np.full(count, raw or 0, np.int64),
         counts=np.full(count, nbytes if raw is not None else key.size if size is None else size, np.int64),
         fill=0,
-        codec=cast(Codec, codec or _Plain()),
+        codec=codec,
         raw_offsets=None if raw is None else (raw,),
         stored_dtype=stored or dtype,
         samples_axis=samples_axis,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Plain:
-    """What stands for the codec of samples that are stored as they are."""
-
-    lzw: None = None
-
-
-def npy_header(key: FileKey) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, whether it is stored column by column, dtype in the file, and offset of the first sample, of a `.npy`."""
-    file = io.BytesIO(head_of(key))
-    with readable(key, ".npy file"):
-        version = np.lib.format.read_magic(file)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, fortran, stored = read(file)
-    check_room(key, math.prod(shape) * plain_dtype(key.path, stored).itemsize, file.tell())
-    return shape, fortran, stored, file.tell()
-
-
-def check_room(key: FileKey, nbytes: int, offset: int) -> None:
-    """Refuse a file that ends before its samples do."""
-    if offset + nbytes > key.size:
-        raise RegionError(f"{key.path}: {nbytes} bytes at {offset} are cut short: the file has {key.size}")
 
 
 def plain_dtype(where: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -254,21 +191,13 @@ def plain_dtype(where: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """Decodes a whole picture.
+    """Decodes a whole picture."""
 
-    Parameters
-    ----------
-    format : as Pillow names it
-    frame : which picture of the file
-    shape, dtype : (height, width, samples) and dtype that its header promises
-    deep : whether it is a PNG of 16-bit colours, which Pillow would cut to 8
-    """
-
-    format: str
-    frame: int
-    shape: tuple[int, int, int]
+    format: str  # as Pillow names it
+    frame: int  # which picture of the file
+    shape: tuple[int, int, int]  # (height, width, samples) that its header promises, and the dtype
     dtype: np.dtype[Any]
-    deep: bool
+    deep: bool  # whether it is a PNG of 16-bit colours, which Pillow would cut to 8
     lzw: None = None
 
     def __call__(self, data: bytes | memoryview, index: int, row: int, column: int) -> NDArray[Any]:
@@ -342,11 +271,7 @@ def opened_picture(file: Any, format: str) -> Image.Image:  # noqa: A002
 
 
 def check_end(data: bytes) -> None:
-    r"""See that a JPEG file has its end marker behind its image, whatever trails it.
-
-    Raises
-    ------
-    ValueError : cut short
+    r"""See that a JPEG file is not cut short: its end marker comes behind its image, whatever trails it.
 
     >>> check_end(b"\xff\xd8\xff\xda\x00\x02")
     Traceback (most recent call last):

@@ -19,7 +19,7 @@ from lazytiles.errors import shown
 from lazytiles.images.bands import Bands, asked_bands, bands_read, to_gray
 from lazytiles.images.containers import identify
 from lazytiles.images.files import FileKey, pool
-from lazytiles.images.georeference import Bounds
+from lazytiles.images.georeference import Bounds, Georeference
 from lazytiles.images.layouts.levels import Level, is_page_name
 from lazytiles.images.layouts.opening import levels_of, open_pages
 from lazytiles.images.page import Asked, Page
@@ -27,7 +27,7 @@ from lazytiles.images.pictures import Planes
 from lazytiles.images.plan import Plan, Windows, planned
 from lazytiles.images.reader import read_windows
 from lazytiles.images.validity import Valid, scaled
-from lazytiles.indexing import LazyArray, Request, by, request
+from lazytiles.indexing import LazyArray, Request, by, into, request
 from lazytiles.verbs import verb
 
 
@@ -132,20 +132,17 @@ class Region(LazyArray):
     @property
     def crs(self) -> str | None:
         """The coordinate reference system: ``"EPSG:32633"``, the file's own words where it is another, or None."""
-        place = self.pages[0].georeference
-        return None if place is None else place.crs
+        return self._place.crs
 
     @property
     def transform(self) -> Affine | None:
         """From (x, y) in pixels, counted from the upper left corner, to map units; None where nothing is said."""
-        place = self.pages[0].georeference
-        return None if place is None else place.transform
+        return self._place.transform
 
     @property
     def bounds(self) -> Bounds | None:
         """(left, bottom, right, top) in map units, or None."""
-        place = self.pages[0].georeference
-        return None if place is None else place.bounds(self._inner)
+        return self._place.bounds(self._inner)
 
     def window_transform(self, box: Sequence[float]) -> Affine | None:
         """The transform of a window of the region.
@@ -158,8 +155,11 @@ class Region(LazyArray):
         -------
         from (x, y) in pixels of the window to map units, or None
         """
-        place = self.pages[0].georeference
-        return None if place is None else place.shifted(box[0], box[1]).transform
+        return self._place.shifted(box[0], box[1]).transform
+
+    @property
+    def _place(self) -> Georeference:
+        return self.pages[0].georeference or Georeference()
 
     @property
     def nodata(self) -> Any:
@@ -214,12 +214,8 @@ class Region(LazyArray):
         return planned(self._windows(self._request(key))[0])
 
     def take(self, indices: Int64s, out: NDArray[Any] | None = None, *, threads: int | None = None) -> NDArray[Any]:
-        """The elements along the first axis at some positions, as one array."""
-        block: NDArray[Any] = self._read(self._request(np.asarray(indices)), threads=threads)
-        if out is None:
-            return block
-        out[...] = block
-        return out
+        """The elements along the first axis at some positions, as one new array or in `out`."""
+        return into(self._read(self._request(np.asarray(indices)), threads=threads), out)
 
     def to_dask(self, chunks: Any = None) -> Any:
         """The region as a dask array whose chunks follow its segments; no pixel is read.

@@ -234,36 +234,28 @@ class RemotePool:
 
     def _infos(self, urls: Sequence[str], *, with_head: bool) -> list[Any]:
         """What servers say of some files, or why they do not; all asked at once on fsspec's thread."""
-        found: list[Any] = []
-        jobs: list[Any] = []
-        asked: list[int] = []  # which files the jobs are of
-        loop: Any = None
-        for k, url in enumerate(urls):
-            system, path = self._system(url)
-            self.requests += 1 + with_head
-            if _is_async(system):
-                loop = loop or system.loop
-                asked.append(k)
-                jobs.append(system._info(path))
-                if with_head:
-                    jobs.append(system._cat_file(path, start=0, end=BLOCK_BYTES))
-                found.append(None)
-            else:
-                # filecache and blockcache would list its folder: the system behind them is asked
-                is_cache = system.protocol in ("filecache", ("blockcache", "cached"))
-                found.append(_result((system.fs if is_cache else system).info, path))
+        systems = [self._system(url) for url in urls]
+        self.requests += len(urls) * (1 + with_head)
+        afar = [k for k, (system, _) in enumerate(systems) if _is_async(system)]
+
+        async def told(system: Any, path: str) -> Any:
+            heads = [system._cat_file(path, start=0, end=BLOCK_BYTES)] if with_head else []
+            info, *heads = await asyncio.gather(system._info(path), *heads, return_exceptions=True)
+            if isinstance(info, BaseException):
+                return info if isinstance(info, Exception) else RegionError(repr(info))
+            return {**info, "head": heads[0] if heads else None}
 
         async def answers() -> list[Any]:
-            return list(await asyncio.gather(*jobs, return_exceptions=True))
+            return list(await asyncio.gather(*(told(*systems[k]) for k in afar)))
 
-        told = iter(require("fsspec.asyn", extra="remote").sync(loop, answers) if jobs else ())
-        for k in asked:
-            info, head = next(told), next(told) if with_head else None
-            if isinstance(info, Exception):
-                found[k] = info
-            else:
-                found[k] = RegionError(repr(info)) if isinstance(info, BaseException) else {**info, "head": head}
-        return found
+        sync = require("fsspec.asyn", extra="remote").sync
+        found = dict(zip(afar, sync(systems[afar[0]][0].loop, answers) if afar else (), strict=True))
+        for k, (system, path) in enumerate(systems):
+            if k not in found:
+                # filecache and blockcache would list its folder: the system behind them is asked
+                is_cache = system.protocol in ("filecache", ("blockcache", "cached"))
+                found[k] = _result((system.fs if is_cache else system).info, path)
+        return [found[k] for k in range(len(urls))]
 
     def _keep(self, url: str, stamp: int, number: int, block: bytes) -> None:
         with self._lock:
@@ -337,10 +329,10 @@ def _is_async(system: Any) -> bool:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether asking again is of no use; fsspec calls every failure of HTTP a missing file, and keeps its cause."""
-    cause = error.__cause__
-    if isinstance(error, FileNotFoundError) and cause is not None and not isinstance(cause, FileNotFoundError):
-        return getattr(cause, "status", None) in (401, 403, 404, 410)
+    """Whether asking again is of no use."""
+    said = _cause(error)
+    if isinstance(error, FileNotFoundError) and not isinstance(said, FileNotFoundError):
+        return getattr(said, "status", None) in (401, 403, 404, 410)
     return isinstance(error, _FINAL)
 
 
@@ -412,9 +404,7 @@ remote = RemotePool()
 def are_there(urls: Sequence[str]) -> list[bool]:
     """Whether the files behind some addresses are there; all are asked of at once.
 
-    Raises
-    ------
-    RegionError : a server that does not say it: it refuses, or cannot be reached
+    A server that refuses, or cannot be reached, is a RegionError.
     """
     remote.refresh(urls)
     there = []
@@ -430,9 +420,7 @@ def are_there(urls: Sequence[str]) -> list[bool]:
 def listed(url: str) -> list[str]:
     """The files in a folder behind an address and in all folders in it, relative to it.
 
-    Raises
-    ------
-    RegionError : a server that does not say it
+    A server that does not say it is a RegionError.
     """
     system, path = remote._system(url)
     names = _result(system.find, path)

@@ -194,9 +194,7 @@ def _resized_valid(
 def _taps(length: int, wanted: int, method: str) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     """Which of `length` pixels give to each of `wanted`, and how much: Pillow's kernel, read off unit impulses.
 
-    Returns
-    -------
-    arrays of shape (most pixels that give to one, wanted); where fewer do, others stand there and give nothing
+    Of shape (most pixels that give to one, wanted); where fewer do, others stand there and give nothing.
     """
     weights = np.empty((wanted, length))
     for start in range(0, length, _IMPULSES):

@@ -36,12 +36,9 @@ def mask_of(page: Page) -> tuple[Page, int] | None:
 
 
 def valid_windows(windows: Windows) -> Bools:
-    """Which samples of some windows of one size hold something, read from their pages; of whole numbers without a
-    nodata value only the mask is read, if there is one.
+    """Which samples of some windows of one size hold something, shape (n, height, width, bands), read from their pages.
 
-    Returns
-    -------
-    boolean array (n, height, width, bands)
+    Of whole numbers without a nodata value only the mask is read, if there is one.
     """
     pages, bands = windows.pages, windows.bands
     y0, x0, y1, x1 = windows.boxes[0].tolist() if len(windows) else (0, 0, 0, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import struct
 import sys
 import time
@@ -281,6 +282,20 @@ def test_ome_zarr_opens_nothing_outside_its_folder(tmp_path):
             lt.open_region(tmp_path / "a.zarr")
     with pytest.raises(lt.RegionError, match=r"is a Zarr group, neither .*it holds 0: name one, as in b\.zarr::NAME"):
         lt.open_region(tmp_path / "b.zarr")
+
+
+@pytest.mark.leaks(reason="zarr keeps its event loop")
+@pytest.mark.parametrize("rows", ["0", "1e999", '"many"'])
+def test_ome_zarr_of_damaged_shapes(rows, tmp_path):
+    zarr = pytest.importorskip("zarr")
+    group = zarr.open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=2)
+    for k in range(2):
+        group.create_array(str(k), data=pixels((20, 18), np.uint8))
+    group.attrs["multiscales"] = [{"axes": ["y", "x"], "datasets": [{"path": "0"}, {"path": "1"}]}]
+    facts = tmp_path / "a.zarr" / "1" / ".zarray"
+    facts.write_text(re.sub(r'("shape": \[\s*)20', rf"\g<1>{rows}", facts.read_text()))
+    with pytest.raises(lt.RegionError, match=r"\.zattrs: its multiscale metadata make no sense"):
+        lt.open_region(tmp_path / "a.zarr")
 
 
 # -- hostile and huge --------------------------------------------------------------------------------------------

@@ -35,18 +35,11 @@ Entry = tuple[int, int, bytes]  # type, count, field
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Leaf:
-    """One directory of a file.
+    """One directory of a file."""
 
-    Parameters
-    ----------
-    number : its place, for messages and for `page=`
-    model : a parsed page of the same form, itself where it is the first of it
-    entries : those of its own that may differ from the model's, by their tags; None where the model is itself
-    """
-
-    number: str
-    model: tifffile.TiffPage
-    entries: dict[int, Entry] | None = None
+    number: str  # its place, for messages and for `page=`
+    model: tifffile.TiffPage  # a parsed page of the same form, itself where it is the first of it
+    entries: dict[int, Entry] | None = None  # its own by their tags, as far as they may differ; None of the model
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -72,22 +65,13 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Shape:
-    """What of a directory's bytes the next must agree in to be one of the same form.
+    """What of a directory's bytes the next must agree in to be one of the same form."""
 
-    Parameters
-    ----------
-    raw : its entries
-    kept : spans of bytes that are equal
-    far : where the offset of a value stands, and the value
-    free : the entries that differ: tag, type, count, and where the field stands
-    model : the page
-    """
-
-    raw: bytes
-    kept: tuple[tuple[int, int], ...]
-    far: tuple[tuple[int, bytes], ...]
-    free: tuple[tuple[int, int, int, int], ...]
-    model: Any = None
+    raw: bytes  # its entries
+    kept: tuple[tuple[int, int], ...]  # spans of bytes that are equal
+    far: tuple[tuple[int, bytes], ...]  # where the offset of a value stands, and the value
+    free: tuple[tuple[int, int, int, int], ...]  # the entries that differ: tag, type, count, where the field stands
+    model: Any = None  # the page
 
 
 class Directories:
@@ -108,13 +92,7 @@ class Directories:
         self.is_lsm = bool(page_at(tiff, 0).is_lsm)
 
     def chain(self) -> list[Leaf]:
-        """All pages of the file's main chain, in its order.
-
-        Raises
-        ------
-        RegionError : the chain turns back, or leaves the file
-        LimitError : more than 262,144 pages
-        """
+        """All pages of the main chain, in order; a chain that turns back, leaves the file or is too long is refused."""
         if self.tiff.tiff.is_ndpi:  # its 64-bit offsets are tifffile's to find
             pages = [page_at(self.tiff, k) for k in range(len(self.tiff.pages))]
             return [self._linked(Leaf(str(k), page), page.offset) for k, page in enumerate(pages)]
@@ -235,21 +213,18 @@ class Directories:
         kept.append((start, len(raw)))
         return _Shape(raw, tuple(kept), tuple(far), tuple(free)), b"".join(form)
 
-    def _content(self, kind: int, count: int, field: bytes, *, is_far: bool = False) -> bytes:
-        """The bytes of a value; of a long one, where it lies."""
+    def _content(self, kind: int, count: int, field: bytes, *, is_far: bool = False, longest: int = _LONGEST) -> bytes:
+        """The bytes of a value; of one of more than `longest` bytes, where it lies."""
         nbytes = _SIZES.get(kind, 1) * count
         if nbytes <= len(field) and not is_far:
             return field[:nbytes]
-        start = int.from_bytes(field, self._endian)
-        return self._at(start, nbytes) if nbytes <= _LONGEST else field
+        return self._at(int.from_bytes(field, self._endian), nbytes) if nbytes <= longest else field
 
     def _values(self, entry: Entry) -> tuple[int, ...]:
         kind, count, field = entry
-        nbytes = _SIZES.get(kind, 1) * count
-        if kind not in _WORDS or nbytes > self.key.size:
+        if kind not in _WORDS or _SIZES[kind] * count > self.key.size:
             raise RegionError(f"{self.key.path}: a table of {count} numbers of type {kind} is damaged")
-        start = int.from_bytes(field, self._endian)
-        data = field[:nbytes] if nbytes <= len(field) else self._at(start, nbytes)
+        data = self._content(kind, count, field, longest=self.key.size)
         return struct.unpack(f"{self.order}{count}{_WORDS[kind]}", data)
 
     def _at(self, start: int, nbytes: int) -> bytes:

@@ -20,7 +20,7 @@ import tifffile
 from lazytiles.errors import RegionError
 from lazytiles.images.layouts.directories import Directories, Leaf
 from lazytiles.images.layouts.documents import elements
-from lazytiles.images.layouts.scales import Mpp, Spacing, aperio_mpp, imagej_spacing, length, mpp_of, tagged_mpp
+from lazytiles.images.layouts.scales import Mpp, Spacing, aperio_spacing, imagej_spacing, length, mpp_of, tagged_spacing
 from lazytiles.images.layouts.series import Series, by_form, ome_spacing, series_of, squeezed
 from lazytiles.images.page import page_at
 
@@ -45,19 +45,12 @@ class Level:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Catalog:
-    """What the pages of a file are.
-
-    Parameters
-    ----------
-    directories, leaves : its pages
-    series : the arrays that they form; of a slide scanner's file the first is the slide
-    associated : numbers of the pages that are other images, by their names
-    """
+    """What the pages of a file are."""
 
     directories: Directories
-    leaves: list[Leaf]
-    series: list[Series]
-    associated: dict[str, int]
+    leaves: list[Leaf]  # all pages of the main chain
+    series: list[Series]  # the arrays that they form; of a slide scanner's file the first is the slide
+    associated: dict[str, int]  # numbers of the pages that are other images, by their names
 
     def pyramid(self, series: Series, plane: int) -> list[Leaf]:
         """A plane of a series in each of its resolutions, the full one first."""
@@ -78,8 +71,7 @@ class Catalog:
         """The resolutions of a series, by those of one of its planes."""
         pyramid = self.pyramid(series, plane)
         height, width = pyramid[0].shape
-        known = series.downsamples if series.smaller is not None else None
-        scales = known or [(height / leaf.shape[0], width / leaf.shape[1]) for leaf in pyramid[1:]]
+        scales = series.downsamples or [(height / leaf.shape[0], width / leaf.shape[1]) for leaf in pyramid[1:]]
         return tuple(map(Level, (leaf.shape for leaf in pyramid), [(1.0, 1.0), *scales]))
 
     def holder(self, number: int) -> tuple[Series, int]:
@@ -149,12 +141,8 @@ def catalog(found: Directories) -> Catalog:
 def _other_pages(leaves: Sequence[Leaf], series: Sequence[Series]) -> dict[str, int]:
     """The pages of the main chain that are neither planes of a series nor their levels nor masks."""
     first = leaves[0].model
-    planes = {
-        leaf.number
-        for k, one in enumerate(series)
-        if not k or len(one.planes) > 1 or first.is_ome
-        for leaf in one.planes
-    }
+    images = [one for k, one in enumerate(series) if not k or len(one.planes) > 1 or first.is_ome]
+    planes = {leaf.number for one in images for leaf in one.planes}
     named: dict[str, int] = {}
     head = None
     for k, leaf in enumerate(leaves):
@@ -195,8 +183,7 @@ def _svs(found: Directories, leaves: list[Leaf]) -> Layout:
         elif "thumbnail" not in names and not said:
             names["thumbnail"] = k
     planes, *sizes = by_form(tiled)
-    mpp = aperio_mpp(found.text(leaves[0]))
-    return _stacked("Baseline", "Z", planes, sizes, spacing=(None, mpp, mpp)), names, ()
+    return _stacked("Baseline", "Z", planes, sizes, spacing=aperio_spacing(found.text(leaves[0]))), names, ()
 
 
 def _ndpi(found: Directories, leaves: list[Leaf]) -> Layout:
@@ -206,7 +193,7 @@ def _ndpi(found: Directories, leaves: list[Leaf]) -> Layout:
     groups = by_form([leaf for leaf, seen in zip(leaves, lens, strict=True) if seen > 0] or leaves[:1])
     groups.sort(key=lambda pages: -pages[0].shape[0] * pages[0].shape[1])
     groups = [sorted(pages, key=lambda leaf: int(leaf.model.tags.valueof(65424, default=0))) for pages in groups]
-    return _stacked("Baseline", "Z", groups[0], groups[1:], spacing=_tagged(groups[0][0].model)), names, ()
+    return _stacked("Baseline", "Z", groups[0], groups[1:], spacing=tagged_spacing(groups[0][0].model)), names, ()
 
 
 def _philips(found: Directories, leaves: list[Leaf]) -> Layout:
@@ -238,7 +225,7 @@ def _philips(found: Directories, leaves: list[Leaf]) -> Layout:
         if is_level(head, leaf, padded=True):
             smaller.append((leaf,))
             scales.append((scale, scale))
-    spacing: Spacing = (None, *told[0]) if told else _tagged(head.model)
+    spacing: Spacing = (None, *told[0]) if told else tagged_spacing(head.model)
     slide = Series("Baseline", "", (), (head,), smaller=tuple(smaller), downsamples=tuple(scales), spacing=spacing)
     return slide, names, ()
 
@@ -335,7 +322,7 @@ def _qpi(found: Directories, leaves: list[Leaf]) -> Layout:
             reduced.append(leaf)
     planes = full or leaves[:1]
     named = tuple(channels) if all(channels) and len(channels) > 1 else ()
-    slide = _stacked("Baseline", "C", planes, by_form(reduced), channels=named, spacing=_tagged(planes[0].model))
+    slide = _stacked("Baseline", "C", planes, by_form(reduced), channels=named, spacing=tagged_spacing(planes[0].model))
     return slide, names, ()
 
 
@@ -346,16 +333,10 @@ def page_spacing(page: tifffile.TiffPage) -> Spacing:
     """(z, y, x) of a page by what the file's tags say; of a page behind the first, by its resolution tags alone."""
     tiff, description = page.parent, "" if page.index else page.description
     if description.startswith("Aperio "):
-        aperio = aperio_mpp(description)
-        return None, aperio, aperio
+        return aperio_spacing(description)
     if description[-10:].strip().endswith("OME>"):
         with suppress(RegionError):  # of a document that is damaged
             return ome_spacing(tiff.filename, description)
     if description.startswith("ImageJ=") or (description and page.is_imagej):
         return imagej_spacing(page, tiff.imagej_metadata or {})
-    return _tagged(page)
-
-
-def _tagged(page: tifffile.TiffPage) -> Spacing:
-    mpp = tagged_mpp(page)
-    return (None, None, None) if mpp is None else (None, *mpp)
+    return tagged_spacing(page)

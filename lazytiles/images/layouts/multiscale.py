@@ -19,21 +19,13 @@ Facts = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Multiscale:
-    """One image of a group.
+    """One image of a group."""
 
-    Parameters
-    ----------
-    arrays : the metadata file of each resolution, the full one first
-    axes : a letter an axis
-    levels, spacing : sizes of the resolutions; (z, y, x) in micrometres of the full one
-    channels : their names
-    """
-
-    arrays: tuple[FileKey, ...]
-    axes: str
+    arrays: tuple[FileKey, ...]  # the metadata file of each resolution, the full one first
+    axes: str  # a letter an axis
     levels: tuple[Level, ...]
-    spacing: Spacing
-    channels: tuple[str, ...]
+    spacing: Spacing  # (z, y, x) of the full resolution
+    channels: tuple[str, ...]  # their names
 
 
 def group_of(key: FileKey) -> Facts | None:
@@ -93,15 +85,14 @@ def multiscale(key: FileKey, group: Facts, number: int) -> Multiscale:
             if len(told) == len(shapes):
                 down = told[k][y] / told[0][y], told[k][x] / told[0][x]
             levels.append(Level((shape[y], shape[x]), down))
-        sizes_um: list[float | None] = [None, None, None]
-        if scales[0] is not None:
-            whole = [a * b for a, b in zip(scales[0], outer or [1.0] * len(axes), strict=True)]
-            sizes_um = [length(whole[axes.index(a)], units[axes.index(a)]) if a in axes else None for a in "ZYX"]
+        steps = zip(axes, scales[0] or (), outer or [1.0] * len(axes), units, strict=False)
+        known = {axis: length(inner * factor, unit) for axis, inner, factor, unit in steps}
+        spacing = known.get("Z"), known.get("Y"), known.get("X")
         omero = group.get("omero", {})
         named = omero.get("channels", []) if isinstance(omero, dict) else []
         channels = tuple(str(one.get("label", f"channel {k}")) for k, one in enumerate(named))
-        return Multiscale(arrays, axes, tuple(levels), (sizes_um[0], sizes_um[1], sizes_um[2]), channels)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        return Multiscale(arrays, axes, tuple(levels), spacing, channels)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
         raise RegionError(
             f"{key.path}: its multiscale metadata make no sense: {type(error).__name__}: {error}"
         ) from error

@@ -17,34 +17,24 @@ from lazytiles.images.files import FileKey, pool
 from lazytiles.images.layouts.directories import Directories
 from lazytiles.images.layouts.levels import Catalog, Level, catalog, needs_catalog, page_spacing, scanner_of
 from lazytiles.images.layouts.multiscale import group_of, multiscale
-from lazytiles.images.layouts.scales import Spacing, mpp_of
+from lazytiles.images.layouts.scales import UNKNOWN, Spacing, mpp_of
 from lazytiles.images.layouts.series import Series
 from lazytiles.images.page import Asked, Page, facts, page_at, parsed, stacked_plane
 from lazytiles.images.pictures import planes_of, split_shape
 
-_NOTHING: Spacing = (None, None, None)
 _KEPT = 4  # stacks whose pages a worker process keeps, by one of which another is found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Opened:
-    """What a region is made of.
+    """What a region is made of."""
 
-    Parameters
-    ----------
-    pages : in C order over `lead`
-    axes, lead : letters and lengths of the axes before rows and columns
-    spacing : (z, y, x), micrometres
-    bands : the samples that were asked for as channels, or None
-    channels : names of the channels, where they have names
-    """
-
-    pages: Sequence[Page]
-    axes: str = ""
+    pages: Sequence[Page]  # in C order over `lead`
+    axes: str = ""  # letters and, in `lead`, lengths of the axes before rows and columns
     lead: tuple[int, ...] = ()
-    spacing: Spacing = _NOTHING
-    bands: tuple[int, ...] | None = None
-    channels: tuple[str, ...] = ()
+    spacing: Spacing = UNKNOWN
+    bands: tuple[int, ...] | None = None  # the samples that were asked for as channels
+    channels: tuple[str, ...] = ()  # their names, where they have names
 
 
 def open_pages(key: FileKey, asked: Asked) -> Opened:
@@ -57,7 +47,7 @@ def open_pages(key: FileKey, asked: Asked) -> Opened:
         if asked.level or asked.series:
             what = f"level {asked.level}" if asked.level else f"series {asked.series}"
             raise RegionError(f"{key.path}: has no {what}; it holds one array at one resolution")
-        found = Opened(*other, _by_hand(_NOTHING, asked))
+        found = Opened(*other, _by_hand(UNKNOWN, asked))
     else:
         with parsed(key) as tiff:
             found = (_array if asked.is_array else _image)(key, tiff, asked)
@@ -248,13 +238,10 @@ def _from_group(key: FileKey, group: Any, asked: Asked) -> Opened:
     _check_level(key.path, asked, len(image.levels))
     below = Asked(axes=asked.axes or image.axes)
     array = image.arrays[asked.level]
-    pages, axes, lead = other_pages(array, None, None, below.axes) or ([], "", ())
-
-    def page(k: int) -> Page:
-        return replace(pages[k], origin=(below, k))
-
+    found, axes, lead = other_pages(array, None, None, below.axes) or ([], "", ())
+    pages = planes_of(len(found), lambda k: replace(found[k], origin=(below, k)))
     spacing = _by_hand(image.spacing, asked, image.levels[asked.level].downsample)
-    return Opened(planes_of(len(pages), page), axes, lead, spacing, channels=image.channels)
+    return Opened(pages, axes, lead, spacing, channels=image.channels)
 
 
 def levels_of(key: FileKey, asked: Asked) -> tuple[tuple[Level, ...], dict[str, int], int]:

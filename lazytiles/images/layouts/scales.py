@@ -8,8 +8,9 @@ from typing import Any
 
 import tifffile
 
-Mpp = tuple[float, float]
-Spacing = tuple[float | None, float | None, float | None]
+Mpp = tuple[float, float]  # (y, x), micrometres
+Spacing = tuple[float | None, float | None, float | None]  # (z, y, x), micrometres; None where nothing is said
+UNKNOWN: Spacing = (None, None, None)
 
 _MICROMETRES = {
     "µm": 1.0, "um": 1.0, "μm": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "micrometre": 1.0,
@@ -41,14 +42,15 @@ def mpp_of(spacing: Spacing) -> Mpp | None:
     return None if y is None or x is None else (y, x)
 
 
-def aperio_mpp(description: str) -> float | None:
+def aperio_spacing(description: str) -> Spacing:
     """What Aperio's description says.
 
-    >>> aperio_mpp("Aperio Image Library v11|AppMag = 20|MPP = 0.4990")
-    0.499
+    >>> aperio_spacing("Aperio Image Library v11|AppMag = 20|MPP = 0.4990")
+    (None, 0.499, 0.499)
     """
     found = _APERIO.search(description)
-    return length(found[1], "µm") if found else None
+    mpp = length(found[1], "µm") if found else None
+    return None, mpp, mpp
 
 
 def imagej_spacing(page: tifffile.TiffPage, told: dict[str, Any]) -> Spacing:
@@ -58,14 +60,14 @@ def imagej_spacing(page: tifffile.TiffPage, told: dict[str, Any]) -> Spacing:
     return length(told.get("spacing"), unit), y, x
 
 
-def tagged_mpp(page: tifffile.TiffPage) -> Mpp | None:
+def tagged_spacing(page: tifffile.TiffPage) -> Spacing:
     """What the resolution tags say, where it may be a measurement: 0.01 to 100 micrometres."""
     (y, x), unit = _per_pixel(page), page.tags.valueof(296, default=2)
     factor = _TAG_UNITS.get(unit) if isinstance(unit, int) else None
     if y is None or x is None or factor is None:
-        return None
+        return UNKNOWN
     y, x = y * factor, x * factor
-    return (y, x) if _LIKELY[0] <= min(y, x) and max(y, x) <= _LIKELY[1] else None
+    return (None, y, x) if _LIKELY[0] <= min(y, x) and max(y, x) <= _LIKELY[1] else UNKNOWN
 
 
 def _per_pixel(page: tifffile.TiffPage) -> tuple[float | None, float | None]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from lazytiles.errors import RegionError
 from lazytiles.images.layouts.directories import MOST_PAGES, Directories, Leaf
 from lazytiles.images.layouts.documents import elements
-from lazytiles.images.layouts.scales import Spacing, imagej_spacing, length
+from lazytiles.images.layouts.scales import UNKNOWN, Spacing, imagej_spacing, length
 
 _PLAIN_LETTERS = "RQP"
 _MOST_TIFFDATA, _MOST_IMAGES, _MOST_PLANES = 2**18, 2**14, 2**20  # of one document
@@ -27,33 +27,21 @@ _MOST_TIFFDATA, _MOST_IMAGES, _MOST_PLANES = 2**18, 2**14, 2**20  # of one docum
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Series:
-    """Pages of a file that form one array.
+    """Pages of a file that form one array."""
 
-    Parameters
-    ----------
-    name : as the file has it
-    axes, lead : letters and lengths of the axes before rows and columns
-    planes : its pages in C order over `lead`; with `images` of several planes each, or `is_split`, fewer
-    images : planes that lie one after the other behind each directory
-    is_split : whether the samples of a page, stored plane by plane, are its last leading axis, of channels
-    channels : names of the channels
-    spacing : (z, y, x), micrometres, each None where the file says nothing
-    smaller : the pages of each lower resolution, in the order of `planes`; None: as each page's own pyramid
-    downsamples : (y, x) of each lower resolution where the format knows better than the sizes of its pages
-    trouble : why it cannot be read as a whole
-    """
-
-    name: str
-    axes: str
+    name: str  # as the file has it
+    axes: str  # letters and, in `lead`, lengths of the axes before rows and columns
     lead: tuple[int, ...]
-    planes: tuple[Leaf, ...]
-    images: int = 1
-    is_split: bool = False
-    channels: tuple[str, ...] = ()
-    spacing: Spacing = (None, None, None)
+    planes: tuple[Leaf, ...]  # in C order over `lead`; fewer where they have several `images` each, or `is_split`
+    images: int = 1  # planes that lie one after the other behind each directory
+    is_split: bool = False  # whether the samples of a page, stored plane by plane, are its last leading axis: channels
+    channels: tuple[str, ...] = ()  # their names
+    spacing: Spacing = UNKNOWN
+    # The pages of each lower resolution, in the order of `planes`; None: as each page's own pyramid.
     smaller: tuple[tuple[Leaf, ...], ...] | None = None
+    # (y, x) of each lower resolution, where the format knows better than the sizes of its pages.
     downsamples: tuple[tuple[float, float], ...] | None = None
-    trouble: str = ""
+    trouble: str = ""  # why it cannot be read as a whole
 
     def __str__(self) -> str:
         rows = self.planes[0].shape if self.planes else ()
@@ -230,7 +218,7 @@ class _OmeImage:
     name: str
     order: str = "XYZCT"
     sizes: dict[str, int] = field(default_factory=dict)
-    spacing: Spacing = (None, None, None)
+    spacing: Spacing = UNKNOWN
     samples: int = 1
     channels: list[str] = field(default_factory=list)
     data: list[tuple[dict[str, str], str, str]] = field(default_factory=list)  # attributes, UUID, file
@@ -285,7 +273,7 @@ def _size(where: str, text: str) -> int:
 def ome_spacing(where: str, text: str) -> Spacing:
     """(z, y, x) in micrometres of the pixels of a document's first image."""
     first = next(elements(where, text, ("Pixels",)), None)
-    return (None, None, None) if first is None else _physical(first[1])
+    return UNKNOWN if first is None else _physical(first[1])
 
 
 def _physical(told: dict[str, str]) -> Spacing:
