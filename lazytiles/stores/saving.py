@@ -21,7 +21,7 @@ from lazytiles.errors import LazyTilesError, StoreError
 from lazytiles.stores.companions import StoredCompanions, label_store
 from lazytiles.stores.distributed import write_on
 from lazytiles.stores.formats import file_of, format_of
-from lazytiles.stores.formats.base import Layout, crc_of, first_difference
+from lazytiles.stores.formats.base import Layout, first_difference
 from lazytiles.stores.journal import StoreLock, is_interrupted, labels_path, sweep
 from lazytiles.stores.sink import StoreSink
 from lazytiles.stores.store_array import StoreArray
@@ -97,10 +97,8 @@ def verify_store(path: str | os.PathLike[str]) -> Verified:
         damaged = []
         for number in range(len(store.opened.digests)):
             try:
-                rows = store.raw(number)
+                store.checked(number)
             except StoreError:
-                rows = None
-            if rows is None or crc_of(rows) != store.opened.digests[number]:
                 damaged.append(number)
         record = store.opened.record
         if damaged:
