@@ -243,13 +243,9 @@ def _kept_of(store: StoreArray) -> KeptValid:
     if "kept.npy" not in members:
         return KeptValid.whole(len(store), inner)
     packed, ends = array_in(members["kept.npy"]), array_in(members["kept_ends.npy"])
-    is_sound = packed.dtype == np.uint8 and packed.ndim == 1 and ends.dtype == np.int64
-    if (
-        not is_sound
-        or ends.shape != (len(store) + 1,)
-        or (np.diff(ends, prepend=0) < 0).any()
-        or ends[-1] > len(packed)
-    ):
+    forms = (str(packed.dtype), packed.ndim, str(ends.dtype), ends.shape)
+    is_sound = forms == ("uint8", 1, "int64", (len(store) + 1,))
+    if not is_sound or (np.diff(ends, prepend=0) < 0).any() or ends[-1] > len(packed):
         raise StoreError(f"{store.path} is damaged: what says which values are valid has other lengths")
     return KeptValid(packed, ends, inner)
 
