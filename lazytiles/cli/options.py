@@ -17,9 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lazytiles.errors import LazyTilesError, visible
 from lazytiles.images import METHODS
-from lazytiles.manifests import open_tiles
+from lazytiles.manifests import COORDINATES, open_tiles
 
-PLACES = ("pixels", "base", "map")
 _EXPECTED = (LazyTilesError, ValueError, OSError, ImportError)
 # What errors of the library advise, and how the same is said to the command line.
 _ADVICE: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
@@ -254,7 +253,7 @@ def opening(function: Any) -> Any:
         click.option("--classes", callback=parse_list, help="Names in a target column, in the order of their numbers."),
         click.option("--frames", callback=parse_frames, help="Label ids of the time steps, in order: 2016,2017,2018."),
         click.option("--boxes-crs", help="CRS of boxes in map units, if it is not the images': EPSG:4326."),
-        click.option("--coordinates", type=click.Choice(PLACES), default="pixels", help="What boxes count."),
+        click.option("--coordinates", type=click.Choice(COORDINATES), default="pixels", help="What boxes count."),
         click.option(
             "--path",
             multiple=True,

@@ -75,7 +75,7 @@ def export_tiffs(
                 done += count
                 report(done, total)
     opened = [job.opened() for job in jobs]
-    held = StoredCompanions.of(tiles, np.arange(len(tiles))).held
+    held = StoredCompanions.of(tiles).held
     labels = held.labels if masks is None else opened[1]
     return MultiSourceArray.assembled(opened[0].sources, replace(held, labels=labels))
 
@@ -106,7 +106,7 @@ def _named(tiles: MultiSourceArray, path: str) -> tuple[Path, list[str]]:
 
 def _places(tiles: MultiSourceArray) -> Callable[[int], Ground]:
     """Where each tile lies, by its number in the current order; refuses frames, which a TIFF does not hold."""
-    found = StoredCompanions.of(tiles, np.arange(len(tiles))).held.places
+    found = StoredCompanions.of(tiles).held.places
     regions, places = found if found is not None else ((), None)
     inner, axes = tiles.shape[1:], {r.windows.shape[1] // 2 for r in regions if r.windows is not None}
     if not 2 <= len(inner) <= 4 or (len(inner) == 4 and axes == {2}):

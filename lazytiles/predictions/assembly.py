@@ -234,13 +234,12 @@ class Assembly:
     def _canvas(
         self, name: str, space: tuple[int, ...], windows: Int64s, dtype: np.dtype[Any], step: tuple[int, ...]
     ) -> Canvas:
+        how: dict[str, Any] = {"blend": "crop", "fill": None if dtype.kind in "fc" else 0, "out": None}
         if name in ("y", "map"):
-            o = self._options
-            goal = FramesFirst(self._goal) if name in self._moved and self._goal is not None else self._goal
-            how: dict[str, Any] = {"blend": o.blend, "dtype": o.dtype, "fill": o.fill, "out": goal}
-            ground = self._ground.shifted(0, 0, (float(step[-2]), float(step[-1])))
-            return Canvas(space, like=ground, boxes=boxes_from_windows(windows), **how)
-        return Canvas(space, blend="crop", fill=None if dtype.kind in "fc" else 0, boxes=boxes_from_windows(windows))
+            o, ground = self._options, self._ground.shifted(0, 0, (float(step[-2]), float(step[-1])))
+            how = {"blend": o.blend, "dtype": o.dtype, "fill": o.fill, "out": self._goal, "like": ground}
+        how["out"] = FramesFirst(how["out"]) if name in self._moved else how["out"]
+        return Canvas(space, boxes=boxes_from_windows(windows), **how)
 
     def finish(self, seconds: float) -> dict[str, Any]:
         """The scan, once all its tiles have come; so long after its `seconds` were last counted."""
@@ -276,12 +275,7 @@ class Assembly:
         return found
 
     def _whole(self, name: str) -> Any:
-        if name in self._sinks:
-            return self._sinks[name].close()
-        whole = self._canvases[name].finish()
-        if name in self._moved and (name != "y" or self._goal is None):  # else its sink has put them in front
-            return np.moveaxis(whole, len(self._place[0]) if self._place else 0, 0)
-        return whole
+        return self._sinks[name].close() if name in self._sinks else self._canvases[name].finish()
 
     def close(self) -> None:
         """Give up: leave no half-written file."""

@@ -77,19 +77,15 @@ def tile_weights(blend: str, extents: tuple[int, ...], dtype: str = "<f8") -> ND
     >>> tile_weights("hann", (1, 4)).round(3)
     array([[0.146, 0.854, 0.854, 0.146]])
     """
-    squares = np.zeros(extents)
+    centred = np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in extents), indexing="ij", sparse=True)
     weights = np.ones(extents)
-    for axis, extent in enumerate(extents):
-        along = [1] * len(extents)
-        along[axis] = extent
-        centred = np.arange(extent) - (extent - 1) / 2
-        squares = squares + (centred**2).reshape(along)
-        if blend == "hann":
-            weights = weights * np.cos(np.pi * centred / extent).reshape(along) ** 2
-        elif blend == "gaussian":
-            weights = weights * np.exp(-0.5 * (8 * centred / extent) ** 2).reshape(along)
     if blend == "crop":
-        weights = 1 / (1 + squares)
+        weights = 1 / (1 + sum(along**2 for along in centred))
+    for along, extent in zip(centred, extents, strict=True):
+        if blend == "hann":
+            weights = weights * np.cos(np.pi * along / extent) ** 2
+        elif blend == "gaussian":
+            weights = weights * np.exp(-0.5 * (8 * along / extent) ** 2)
     result: NDArray[Any] = weights.astype(dtype)
     result.setflags(write=False)
     return result

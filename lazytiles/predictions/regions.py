@@ -216,7 +216,8 @@ def _scans_on(
     """Scans made on the workers of a cluster, one a task, in their order."""
     if any(not isinstance(goal, str | os.PathLike | None) for goal in outs):
         raise ValueError("with client= the maps go to files that all workers see, or come back: out is None or paths")
-    paths = [None if goal is None else Path(goal) for goal in outs]
+    # Each is written by its task alone, perhaps twice: what lies there already is the work of its first run.
+    paths = [None if goal is None else Replacing(goal) for goal in outs]
     parts = [(scan.positions, path) for scan, path in zip(scans, paths, strict=True)]
     shared = (job, job.tiles, by)
     total, done = sum(map(len, scans)), 0
@@ -226,7 +227,7 @@ def _scans_on(
     ):
         for found, path, scan in zip(results, paths, scans, strict=True):
             if path is not None:
-                sweep(path)
+                sweep(Path(path))
             done += len(scan)
             report(done, total)
             yield found
@@ -235,10 +236,8 @@ def _scans_on(
 def _scan_on_worker(shared: tuple[_Job, Any, str | None], part: tuple[NDArray[np.int64], Any]) -> dict[str, Any]:
     job, _, by = shared
     positions, path = part
-    # A path that this task alone writes, perhaps twice: what lies there already is the work of its first run.
-    out = None if path is None else Replacing(path)
     job = job.select(positions)
-    return next(job.scans(scans_of(job.tiles, by), [out]))
+    return next(job.scans(scans_of(job.tiles, by), [path]))
 
 
 def outputs(out: Any, ids: Sequence[Any], *, overwrite: bool = False) -> list[Any]:

@@ -26,6 +26,7 @@ from lazytiles.stores import (
     BufferedWriter,
     Ground,
     Pyramid,
+    Sink,
     cause_of,
     failed,
     publish,
@@ -39,14 +40,8 @@ Out: TypeAlias = Any
 _LETTERS = 12  # behind the mark of what is not complete: other than those of a store
 
 
-class RowSink(Protocol):
-    """Takes the rows of one array from first to last."""
-
-    def append(self, rows: NDArray[Any]) -> None:
-        """Write the next rows; the array handed over is used again by the caller."""
-
-    def close(self) -> Any:
-        """All rows came: complete the store and return what reads it."""
+class RowSink(Sink, Protocol):
+    """Takes the rows of one array, which the caller uses again, from first to last; `close` returns what reads them."""
 
     def abort(self) -> None:
         """No more rows will come: leave nothing half written behind."""
@@ -78,11 +73,8 @@ def open_sink(
 ) -> RowSink:
     """The sink for an `out` argument: see `check_out`; the folder of a path is made where there is none.
 
-    Parameters
-    ----------
-    shape, dtype : of all rows together; what goes into an array is cast to its dtype, see `cast`
-    axes : how many of the first axes are space: 2 for `(height, width, ...)`, 3 for `(depth, height, ...)`
-    ground : where a TIFF says that it lies
+    Shape and dtype are those of all rows together, the first `axes` of the shape space: 2 for `(height, width, ...)`, 3
+    for `(depth, height, ...)`. What goes into an array is cast to its dtype; a TIFF says that it lies on `ground`.
 
     >>> sink = open_sink(None, (2, 3), np.dtype("uint8"))
     >>> sink.append(np.ones((2, 3), "uint8")); sink.close()
@@ -253,9 +245,8 @@ class _Npy(FileSink):
         self._file, whole = self.new_file(self.partial), _laid_out(shape, self.frames)
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": whole}
         np.lib.format.write_array_header_2_0(self._file, header)
-        self._first, self._row_bytes = self._file.tell(), math.prod(shape[1:]) * dtype.itemsize
-        if self.frames is not None:
-            self._row_bytes //= shape[self.frames]
+        row = whole[1 if self.frames is None else 2 :]
+        self._first, self._row_bytes = self._file.tell(), math.prod(row) * dtype.itemsize
         self._frame_bytes = shape[0] * self._row_bytes
 
     def write(self, rows: NDArray[Any]) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from pyarrow import parquet
 
 from lazytiles.aliases import Int64s
@@ -78,14 +77,12 @@ def region_name(source: Any, number: int) -> Any:
     return getattr(source, "name", "") or number
 
 
-def _regions_of(
-    tiles: MultiSourceArray, positions: Int64s, keep_open: bool
-) -> tuple[tuple[StoredRegion, ...], Int64s] | None:
-    """The `places` of some samples; None of one source that is no region."""
+def _regions_of(tiles: MultiSourceArray, keep_open: bool) -> tuple[tuple[StoredRegion, ...], Int64s] | None:
+    """The `places` of samples in their current order; None of one source that is no region."""
     sources, places = tiles.places
     if not keep_open:  # others read the tiles: what is opened here is forgotten
         sources = tuple(copy.copy(source) if isinstance(source, RegionTiles) else source for source in sources)
-    pairs, numbers = places[positions, :2], places[positions, 2]
+    pairs, numbers = places[:, :2], places[:, 2]
     used, codes = np.unique(pairs[:, 0], return_inverse=True)
     if not len(used) or (len(used) == 1 and not hasattr(sources[used[0]], "windows")):
         return None
@@ -115,24 +112,13 @@ class StoredCompanions:
     seed: int | None = None
 
     @classmethod
-    def of(cls, tiles: MultiSourceArray, positions: NDArray[np.int64], *, keep_open: bool = True) -> StoredCompanions:
-        """What stands beside the samples at some positions of the current order.
+    def of(cls, tiles: MultiSourceArray, *, keep_open: bool = True) -> StoredCompanions:
+        """What stands beside the samples in their current order.
 
         The tags of regions, which are read for their extents, are kept for reading tiles with `keep_open`.
         """
-        labels = tiles.labels
-        if labels is not None:
-            labels = labels[positions] if isinstance(labels, np.ndarray) else labels.select(positions)
-        table, valid = tiles.table, tiles.valid
-        held = replace(
-            tiles.companions,
-            labels=labels,
-            table=None if table is None else table.iloc[positions].reset_index(drop=True),
-            valid=None if valid is None else valid[positions],
-            places=_regions_of(tiles, positions, keep_open),
-            by_source=False,
-        )
-        return cls(held)
+        held = tiles.companions.at(tiles.order)
+        return cls(replace(held, table=tiles.table, places=_regions_of(tiles, keep_open), by_source=False))
 
     def join(self, source: Any) -> MultiSourceArray:
         """One source with all this beside it."""
@@ -257,13 +243,9 @@ def _kept_of(store: StoreArray) -> KeptValid:
     if "kept.npy" not in members:
         return KeptValid.whole(len(store), inner)
     packed, ends = array_in(members["kept.npy"]), array_in(members["kept_ends.npy"])
-    is_sound = packed.dtype == np.uint8 and packed.ndim == 1 and ends.dtype == np.int64
-    if (
-        not is_sound
-        or ends.shape != (len(store) + 1,)
-        or (np.diff(ends, prepend=0) < 0).any()
-        or ends[-1] > len(packed)
-    ):
+    forms = (str(packed.dtype), packed.ndim, str(ends.dtype), ends.shape)
+    is_sound = forms == ("uint8", 1, "int64", (len(store) + 1,))
+    if not is_sound or (np.diff(ends, prepend=0) < 0).any() or ends[-1] > len(packed):
         raise StoreError(f"{store.path} is damaged: what says which values are valid has other lengths")
     return KeptValid(packed, ends, inner)
 

@@ -47,10 +47,9 @@ class Ground:
         """It as JSON takes it, its coordinate system by the number that it has, or gets, among `systems`."""
         said: dict[str, Any] = {}
         if self.georeference is not None:
-            place, tags = self.georeference, []
-            for code, kind, count, value in place.keys:
-                tags.append((code, kind, count, value.decode("latin-1") if isinstance(value, bytes) else value))
-            said["system"] = systems.setdefault((place.crs, tuple(tags)), len(systems))
+            place = self.georeference
+            tags = tuple((*key, v.decode("latin-1") if isinstance(v, bytes) else v) for *key, v in place.keys)
+            said["system"] = systems.setdefault((place.crs, tags), len(systems))
             said["transform"] = place.transform and place.transform[:6]
         if self.mpp is not None:
             said["mpp"] = self.mpp
@@ -87,13 +86,9 @@ class Pyramid:
 
     Of integers it is the first of them, so that classes stay classes; of other numbers the mean of those that hold
     something. Tiles are deflated into a file of their own as soon as their rows are complete, as the tables of a
-    TIFF need all lengths first: at most one row of tiles of each level is in memory.
-
-    Parameters
-    ----------
-    spool : an empty file, open for writing and reading, for them
-    shape : (height, width[, samples]); with the slices before, each a page without overviews, where `is_volume`
-    dtype : of a sample; booleans become 0 and 1
+    TIFF need all lengths first: `spool`, empty and open for writing and reading. At most one row of tiles of each
+    level is in memory. The shape is (height, width[, samples]), of a volume with the slices before, each a page without
+    overviews; booleans become 0 and 1.
     """
 
     def __init__(
@@ -122,15 +117,10 @@ class Pyramid:
             for page in rows:
                 self._put(page, nodata)
             return
-        at, height = 0, self._tile[0]
-        while at < len(rows):
-            if not self._count and len(rows) - at >= height:
-                self._put(rows[at : at + height], nodata)
-                at += height
-                continue
-            step = min(height - self._count, len(rows) - at)
-            self._held[self._count : self._count + step] = rows[at : at + step]
-            self._count, at = (self._count + step) % height, at + step
+        while len(rows):
+            part = rows[: len(self._held) - self._count]
+            self._held[self._count : self._count + len(part)] = part
+            self._count, rows = (self._count + len(part)) % len(self._held), rows[len(part) :]
             if not self._count:
                 self._put(self._held, nodata)
 
@@ -206,25 +196,18 @@ def halved(image: NDArray[Any], nodata: Any = None) -> NDArray[Any]:
     valid = ~np.isnan(image)
     if nodata is not None:
         valid &= image != nodata
-    precise = np.result_type(image.dtype, np.float32)
-    if valid.all():
-        rows, columns = (np.minimum(2, n - np.arange(0, n, 2)) for n in image.shape[:2])
-        count = np.multiply.outer(rows, columns).reshape(len(rows), len(columns), *[1] * (image.ndim - 2))
-    else:
-        count = _summed(valid.astype(np.uint8))
-        image = np.where(valid, image, image.dtype.type(0))
+    precise, count = np.result_type(image.dtype, np.float32), _summed(valid.view(np.uint8))
     with np.errstate(invalid="ignore", over="ignore"):
-        mean = _summed(image.astype(precise, copy=False)) / count.astype(precise)
-        mean[np.broadcast_to(count == 0, mean.shape)] = np.nan if nodata is None else nodata
+        mean = _summed(np.where(valid, image, precise.type(0))) / count.astype(precise)
+        mean[count == 0] = np.nan if nodata is None else nodata
         found: NDArray[Any] = mean.astype(image.dtype, copy=False)
         return found
 
 
 def _summed(values: NDArray[Any]) -> NDArray[Any]:
     """The sums of neighbours, two by two along both axes; a last one without a neighbour alone."""
-    for axis in (0, 1):
-        lines = np.moveaxis(values, axis, 0)
-        pairs = lines[::2].copy()
-        pairs[: len(lines) // 2] += lines[1::2]
-        values = np.moveaxis(pairs, 0, axis)
-    return values
+    if values.shape[0] % 2 or values.shape[1] % 2:
+        values = np.pad(values, [(0, n % 2) for n in values.shape[:2]] + [(0, 0)] * (values.ndim - 2))
+    lines = values[::2] + values[1::2]
+    sums: NDArray[Any] = lines[:, ::2] + lines[:, 1::2]
+    return sums

@@ -43,38 +43,32 @@ class StoreLock:
     """
 
     def __init__(self, path: Path) -> None:
-        name, looked, is_ours = path.with_name(path.name + ".lock"), False, False
+        name, own, looked, is_ours = path.with_name(path.name + ".lock"), str(os.getpid()), False, False
         while not is_ours:
-            file: Any = None
-            try:
-                file = open(name, "r+b", buffering=0, opener=lambda name, flags: unlinked(name, os.O_RDWR | os.O_CREAT))  # noqa: SIM115 # it lives as long as the lock
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # The holder before us unlinks the file; a lock on an unlinked file locks nothing.
-                with contextlib.suppress(FileNotFoundError):
-                    is_ours = os.path.samestat(os.fstat(file.fileno()), name.stat())
-                if is_ours:
-                    # Padded and not truncated: some file systems wait for the disk after a truncation.
-                    os.pwrite(file.fileno(), str(os.getpid()).encode().ljust(32), 0)
-                else:
-                    file.close()
-            except BlockingIOError:
-                holder = os.pread(file.fileno(), 32, 0).decode(errors="replace").strip() or "unknown"
-                file.close()
-                if holder == str(os.getpid()) and not looked:
-                    looked = True
-                    gc.collect()  # A writer that nobody can reach any more holds its lock until it is collected.
-                    continue
-                own = "close() or abort() it" if holder == str(os.getpid()) else "wait for it"
-                raise StoreError(
-                    f"{path} is being written by another writer (process {holder}, lock {name.name}); "
-                    f"{own}, or write to another path"
-                ) from None
-            except BaseException as error:
-                if file is not None:
-                    file.close()
-                if isinstance(error, OSError):
+            with contextlib.ExitStack() as closing:
+                try:
+                    file = closing.enter_context(open(unlinked(name, os.O_RDWR | os.O_CREAT), "r+b", buffering=0))
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    # The holder before us unlinks the file; a lock on an unlinked file locks nothing.
+                    with contextlib.suppress(FileNotFoundError):
+                        is_ours = os.path.samestat(os.fstat(file.fileno()), name.stat())
+                    if is_ours:
+                        # Padded and not truncated: some file systems wait for the disk after a truncation.
+                        os.pwrite(file.fileno(), own.encode().ljust(32), 0)
+                        closing.pop_all()  # it lives as long as the lock
+                except BlockingIOError:
+                    holder = os.pread(file.fileno(), 32, 0).decode(errors="replace").strip() or "unknown"
+                    if holder == own and not looked:
+                        looked = True
+                        gc.collect()  # A writer that nobody can reach any more holds its lock until it is collected.
+                        continue
+                    cure = "close() or abort() it" if holder == own else "wait for it"
+                    raise StoreError(
+                        f"{path} is being written by another writer (process {holder}, lock {name.name}); "
+                        f"{cure}, or write to another path"
+                    ) from None
+                except OSError as error:
                     raise failed(f"{path} cannot be locked: {cause_of(error)}", error) from error
-                raise
         # An object, so that the lock goes when nobody holds it any more.
         self._file = file
         self._end = weakref.finalize(self, _unlock, file, name, os.getpid())

@@ -143,7 +143,7 @@ def create_dataset(
             report: bool | OnProgress = False
             if bar is not None:
                 report = partial(_advance, bar, bar.add_task(stores[value].stem, total=len(patches)))
-            job = Job(patches, None, state, StoredCompanions(), None, overwrite, resume, False, options, read_bytes=0)
+            job = Job(patches, state, StoredCompanions(), None, overwrite, resume, False, options, read_bytes=0)
             job.write(stores[value], batch_size, report)
     return stores
 

@@ -21,7 +21,7 @@ from lazytiles.errors import LazyTilesError, StoreError
 from lazytiles.stores.companions import StoredCompanions, label_store
 from lazytiles.stores.distributed import write_on
 from lazytiles.stores.formats import file_of, format_of
-from lazytiles.stores.formats.base import Layout, crc_of, first_difference
+from lazytiles.stores.formats.base import Layout, first_difference
 from lazytiles.stores.journal import StoreLock, is_interrupted, labels_path, sweep
 from lazytiles.stores.sink import StoreSink
 from lazytiles.stores.store_array import StoreArray
@@ -97,10 +97,8 @@ def verify_store(path: str | os.PathLike[str]) -> Verified:
         damaged = []
         for number in range(len(store.opened.digests)):
             try:
-                rows = store.raw(number)
+                store.checked(number)
             except StoreError:
-                rows = None
-            if rows is None or crc_of(rows) != store.opened.digests[number]:
                 damaged.append(number)
         record = store.opened.record
         if damaged:
@@ -164,9 +162,8 @@ def export(
         how: dict[str, Any] = {"overwrite": overwrite, "resume": resume, "sync": sync}
         files: MultiSourceArray = verb("export_tiffs")(array, path, progress=progress, threads=threads, **how)
         return files
-    every = np.arange(len(array), dtype=np.int64)
-    beside = StoredCompanions.of(array, every, keep_open=client is None)
-    job = Job(array, every, _state_of(array, every), beside, threads, overwrite, resume, sync, options)
+    beside = StoredCompanions.of(array, keep_open=client is None)
+    job = Job(array, _state_of(array), beside, threads, overwrite, resume, sync, options)
     job.write(Path(path), chunk, progress, client)
     return open_store(path)
 
@@ -209,13 +206,11 @@ def persist(
     (True, True)
     """
     array = tiles if isinstance(tiles, MultiSourceArray) else MultiSourceArray([tiles])
-    order = array.order
-    unsorted = bool((np.diff(order) < 0).any())
-    positions = np.argsort(order, kind="stable")
-    beside = StoredCompanions.of(array, positions, keep_open=client is None)
-    if unsorted:
+    still, order = array.copy().reset_order(), array.order
+    beside = StoredCompanions.of(still, keep_open=client is None)
+    if (np.diff(order) < 0).any():
         beside = replace(beside, order=order, seed=array.seed)
-    job = Job(array, positions, _state_of(array, positions), beside, threads, overwrite, resume, sync, options)
+    job = Job(still, _state_of(still), beside, threads, overwrite, resume, sync, options)
     if path is None:
         return job.into_memory(progress)
     job.write(Path(path), chunk, progress, client)
@@ -226,8 +221,7 @@ def persist(
 class Job:
     """Samples of any source on their way into memory or a store."""
 
-    tiles: Any
-    positions: NDArray[np.int64] | None  # in the order in which they are written; None for all as they come
+    tiles: Any  # in the order in which they are written
     state: Any  # the beginning of a digest of what is written, to which what stands beside is added
     beside: StoredCompanions  # in that order
     threads: int | None
@@ -252,13 +246,13 @@ class Job:
 
     def _kept(self) -> KeptValid | None:
         """Which values are valid, in the order of what is written, read where any may not be; None where unknown."""
-        valid, rows = getattr(self.tiles, "of_validity", lambda kind: None)("bands"), self.positions
-        if valid is None or rows is None or self.beside.held.places is None:
+        valid, count = getattr(self.tiles, "of_validity", lambda kind: None)("bands"), len(self.tiles)
+        if valid is None or self.beside.held.places is None:
             return None
         if is_all_valid(self.tiles):
-            return None if self.tiles.dtype.kind in "fc" else KeptValid.whole(len(rows), valid.shape[1:])
-        step = max(1, _READ_BYTES // max(1, valid.nbytes // max(1, len(rows))))
-        blocks = (valid.take(rows[start : start + step]) for start in range(0, len(rows), step))
+            return None if self.tiles.dtype.kind in "fc" else KeptValid.whole(count, valid.shape[1:])
+        step = max(1, _READ_BYTES // max(1, valid.nbytes // max(1, count)))
+        blocks = (valid[start : start + step] for start in range(0, count, step))
         return KeptValid.of(blocks, valid.shape[1:])
 
     def write(self, path: Path, chunk: int | None, progress: bool | OnProgress, client: Any = None) -> None:
@@ -301,7 +295,7 @@ class Job:
                 if client is None:
                     self._fill(sink, report)
                 else:
-                    write_on(client, tiles.select(self.positions), sink, report)
+                    write_on(client, tiles.select(slice(None)), sink, report)
 
     def _write_labels(self, labels: MultiSourceArray, path: Path, chunk: int | None) -> dict[str, Any]:
         """Mask labels into their own store, named by a version that no store has yet; what the record says of it."""
@@ -315,9 +309,7 @@ class Job:
             return {"version": version, "uid": store.opened.record.uid}
 
     def _of_labels(self, labels: MultiSourceArray, *, overwrite: bool) -> Job:
-        every = np.arange(len(labels), dtype=np.int64)
-        state = _state_of(labels, every)
-        return replace(self, tiles=labels, positions=every, state=state, beside=StoredCompanions(), overwrite=overwrite)
+        return replace(self, tiles=labels, state=_state_of(labels), beside=StoredCompanions(), overwrite=overwrite)
 
     def _compare(self, path: Path) -> None:
         """Refuse a complete store that is damaged, or is not this very export."""
@@ -375,8 +367,7 @@ class Job:
         how = {} if self.threads is None else {"threads": self.threads}
 
         def block(start: int) -> NDArray[Any]:
-            rows = np.arange(start, min(last, start + step))
-            found: NDArray[Any] = tiles.take(rows if self.positions is None else self.positions[rows], **how)
+            found: NDArray[Any] = tiles.take(np.arange(start, min(last, start + step)), **how)
             return found
 
         with ThreadPoolExecutor(1, thread_name_prefix="lazytiles-export") as pool:
@@ -397,11 +388,11 @@ def is_all_valid(tiles: MultiSourceArray) -> bool:
     return all(not any(True for _ in source.faults()) and source.is_all_valid for source in fresh)
 
 
-def _state_of(tiles: MultiSourceArray, positions: NDArray[np.int64]) -> Any:
+def _state_of(tiles: MultiSourceArray) -> Any:
     """A digest of which samples an export is of: their layout, sources and order."""
     sources = [identity(source) for source in tiles.sources]
     state = hashlib.sha256(repr((tiles.shape, tiles.dtype.str, sources)).encode())
-    state.update(np.ascontiguousarray(tiles.index_pairs[positions]).tobytes())
+    state.update(tiles.index_pairs.tobytes())
     return state
 
 

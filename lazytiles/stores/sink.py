@@ -112,10 +112,8 @@ class StoreSink:
                 return
             if base is not None:
                 record = base.record
-                extra = sorted(set(base.members) - {RECORD, "digests.npy"}) + ["mask labels"] * (
-                    "labels" in record.about
-                )
-                if extra:
+                extra = sorted(set(base.members) - {RECORD, "digests.npy"})
+                if extra := extra + ["mask labels"] * ("labels" in record.about):
                     raise StoreError(
                         f"{self.path} carries {', '.join(extra)}, which would no longer fit its rows; export it again"
                     )

@@ -104,7 +104,7 @@ class StoreArray(LazyArray):
                 touched = np.zeros(len(self._seen), np.bool_)
                 touched[rows // self._layout.chunk] = True
                 for number in np.flatnonzero(touched & ~self._seen).tolist():
-                    self._checked(number)
+                    self.checked(number)
             return np.take(mapped[(slice(None), *cut)], rows, axis=0, out=out, mode="clip")
         chunk = rows // self._layout.chunk
         by_chunk = np.argsort(chunk, kind="stable")
@@ -123,23 +123,23 @@ class StoreArray(LazyArray):
     def chunk(self, number: int) -> NDArray[Any]:
         """One chunk, from the cache or the store; not to be written to."""
         if not self.opened.reader.is_packed:
-            return self._checked(number)
-        return segment_cache.once((self._key, f"store {self._uid}", number), lambda: self._checked(number))
+            return self.checked(number)
+        return segment_cache.once((self._key, f"store {self._uid}", number), lambda: self.checked(number))
 
     def afresh(self, start: int, stop: int) -> NDArray[Any]:
         """Read rows from the store anew, past the cache, which does not notice that a chunk's file has changed."""
         first, last = start // self._layout.chunk, -(-stop // self._layout.chunk)
-        chunks = np.concatenate([self._checked(number) for number in range(first, last)])
+        chunks = np.concatenate([self.checked(number) for number in range(first, last)])
         return chunks[start - first * self._layout.chunk :][: stop - start]
 
-    def raw(self, number: int) -> NDArray[Any]:
-        """One chunk as the format's library gives it, unchecked."""
+    def checked(self, number: int) -> NDArray[Any]:
+        """One chunk from the store, compared with its checksum unless it was before or none is to be."""
         start = number * self._layout.chunk
         stop = min(start + self._layout.chunk, self.shape[0])
         try:
             reader = self.opened.reader
             with contextlib.nullcontext() if reader.is_shared else self._lock:
-                rows = reader.read(start, stop)
+                block = reader.read(start, stop)
         except ImportError:  # of a codec: no damage
             raise
         except Exception as error:  # Libraries raise anything over damaged bytes.
@@ -148,23 +148,18 @@ class StoreArray(LazyArray):
                 f"{self.path}: rows {start} to {stop} cannot be read: {error or type(error).__name__}", error
             ) from error
         self._check_identity()
-        return rows
-
-    def _check_identity(self) -> None:
-        if not self._opened.reader.holds and _file_key(self._file) != self._key:
-            raise StoreError(f"{self.path} was replaced or removed meanwhile; open it again")
-
-    def _checked(self, number: int) -> NDArray[Any]:
-        block = self.raw(number)
         if not self._seen[number]:
             if crc_of(block) != self.opened.digests[number]:
-                start = number * self._layout.chunk
                 raise StoreError(
                     f"{self.path}: rows {start} to {start + len(block)} are damaged: their checksum is not "
                     "the one in the store's record; write the store again"
                 )
             self._seen[number] = True
         return block
+
+    def _check_identity(self) -> None:
+        if not self._opened.reader.holds and _file_key(self._file) != self._key:
+            raise StoreError(f"{self.path} was replaced or removed meanwhile; open it again")
 
     def close(self) -> None:
         """Let go of what is open; reading opens it again."""

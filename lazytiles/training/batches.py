@@ -70,19 +70,10 @@ class Scaling:
 
     @classmethod
     def of(cls, normalize: Any, x: Structure) -> Scaling | None:
-        """The scaling that `KerasAdapter(normalize=)` and `predict(normalize=)` name, for these sources.
+        """The scaling that `KerasAdapter(normalize=)` and `predict(normalize=)` name, for these sources; None for none.
 
-        Parameters
-        ----------
-        normalize : False or None; True to map the range of each source's dtype to 0..1, int16 from -32768 on, by
-            the dtype that the source has before any transform; ``(mean, std)``; or anything with ``mean`` and
-            ``std`` as keys or attributes. As keys also ``invalid``, which stands for NaN, and for the values that
-            ``nodata`` names
-        x : a source, or a tuple or dict of sources; those of rank 3 and more, and a single one, are images
-
-        Raises
-        ------
-        ValueError : none of these, or True for images that are no integers
+        True maps the range of each source's dtype before any transform to 0..1, int16 from -32768 on; the others are
+        as `standard_of` takes them. Sources of rank 3 and more, and a single one, are images.
         """
         if normalize is None or normalize is False:
             return None
@@ -148,7 +139,9 @@ def unit_range(dtype: np.dtype[Any], name: str = "x") -> Standard:
 
 
 def standard_of(normalize: Any) -> Standard:
-    """The mean and deviation that are given in any of their forms.
+    """The mean and deviation that are given: as a pair, or under the names ``mean`` and ``std`` as keys or attributes.
+
+    As keys also ``invalid``, which stands for NaN, and for the values that ``nodata`` names.
 
     >>> standard_of({"mean": 0, "std": 2})(np.array([4.0]))
     array([2.], dtype=float32)

@@ -10,7 +10,7 @@ import shutil
 import threading
 import warnings
 import zlib
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,16 +54,8 @@ class ResumeCallback(EpochCallback):
     """Saves the model with the place in the data; a `fit` that finds such a backup goes on after it.
 
     The resumed epoch has only the batches that are left, so the whole training sees each batch once, as
-    without the interruption. The backup is removed when training ends.
+    without the interruption. The backup is removed when training ends; see `KerasAdapter.resume_callback`.
 
-    Parameters
-    ----------
-    adapter : what `fit` is given
-    folder : where the backup is
-    save_freq : batches from one backup to the next, or "epoch"
-
-    Notes
-    -----
     Weights and optimizer state are restored, by Keras' own `BackupAndRestore`; running means of metrics in the resumed
     epoch begin anew. ``state.json`` is replaced last, so a kill at any moment leaves the backup before it whole.
 
@@ -71,13 +63,7 @@ class ResumeCallback(EpochCallback):
     TensorFlow, after another callback has passed over the same adapter), nothing is saved before the epoch ends.
     """
 
-    def __init__(
-        self,
-        adapter: Any,
-        folder: str | os.PathLike[str],
-        *,
-        save_freq: int | Literal["epoch"] = "epoch",
-    ) -> None:
+    def __init__(self, adapter: Any, folder: str | os.PathLike[str], *, save_freq: int | Literal["epoch"]) -> None:
         super().__init__(adapter)
         if save_freq != "epoch" and save_freq < 1:
             raise ValueError(f"save_freq is a number of batches or 'epoch', not {save_freq!r}")
@@ -90,7 +76,7 @@ class ResumeCallback(EpochCallback):
         self._heard = 0  # requests that were looked through for them
         self._saved = 0  # batches of this epoch that are in the backup
         self._values: list[tuple[Any, Any]] = []  # what the end of the resumed epoch must not change
-        self._quiet: warnings.catch_warnings[None] | None = None
+        self._quiet = ExitStack()  # until the end of an epoch
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Restore the backup, if there is one.
@@ -117,8 +103,7 @@ class ResumeCallback(EpochCallback):
         self._epoch, self._batch, self._saved = epoch, -1, len(self._before)
         if self._before:
             # Keras takes the shorter epoch for a data set that ran dry.
-            self._quiet = warnings.catch_warnings()
-            self._quiet.__enter__()
+            self._quiet.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", message="Your input ran out of data")
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
@@ -142,7 +127,7 @@ class ResumeCallback(EpochCallback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Save after every epoch."""
-        self._calm()
+        self._quiet.close()
         for variable, value in self._values:
             variable.assign(value)
         self._values = []
@@ -152,17 +137,12 @@ class ResumeCallback(EpochCallback):
     def on_train_end(self, logs: Any = None) -> None:
         """Remove the backup of a training that is done."""
         super().on_train_end()
-        self._calm()
+        self._quiet.close()
         for name in ("state.json", "state.json.partial"):
             (self.folder / name).unlink(missing_ok=True)
         _remove_models(self.folder, but="")
         with suppress(OSError):  # What is not ours stays.
             self.folder.rmdir()
-
-    def _calm(self) -> None:
-        if self._quiet is not None:
-            self._quiet.__exit__(None, None, None)
-            self._quiet = None
 
     def _listen(self, batch: int, *, begins: bool) -> None:
         """Find out which of the steps that were asked for are the trainer's, from when and where each backend asks."""

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from lazytiles.errors import LazyTilesError
 from lazytiles.training.batches import copied
@@ -59,14 +59,7 @@ class Server:
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, object]:
-        fresh: dict[str, object] = {
-            "_lock": None,
-            "owner": "nobody",
-            "asked": [],
-            "_kept": {},
-            "_look": None,
-            "_run": None,
-        }
+        fresh: Any = {"_lock": None, "owner": "nobody", "asked": [], "_kept": {}, "_look": None, "_run": None}
         return {**vars(self), **fresh, "_bound": {**self._bound}, "_free": self._free.copy()}
 
     def __setstate__(self, state: dict[str, object]) -> None:

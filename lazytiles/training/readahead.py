@@ -47,13 +47,8 @@ class ReadAhead:
     Consecutive batches of sources that can plan are read as one block. What is planned, read or waits comes to
     `readahead_bytes` of the feed at most, or to one batch that is larger; the next block starts when little of it is
     left; with 0 every batch is planned alone. Other sources are read batch by batch. `prefetch` finished batches wait;
-    with 0 each is finished when it is asked for. The order of the keys may be without end.
-
-    Notes
-    -----
-    Work is done on a pool of threads that all flows share and that has no thread while nothing is to be
-    done. No job waits for the consumer. An error is raised at the batch that it belongs to, and ends the
-    iteration.
+    with 0 each is finished when it is asked for. The order of the keys may be without end. No job on the shared pool
+    of threads waits for the consumer. An error is raised at the batch that it belongs to, and ends the iteration.
     """
 
     def __init__(self, feed: Feed, keys: Iterable[Key]) -> None:

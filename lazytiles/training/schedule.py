@@ -131,12 +131,6 @@ class Feed:
 
     The options are as for `BatchFlow`. Besides, `labels` is what ``weights="balanced"`` goes by, shape (N,) or (N, k),
     by default those of the first array with labels, and `output` is done last, batch -> batch.
-
-    Attributes
-    ----------
-    tandem : the sources, held as they were given
-    schedule : which rows each batch has
-    stage : the transform, or None
     """
 
     def __init__(

@@ -121,16 +121,10 @@ class Alive:
 class Tandem:
     """Sources of one length, in tuples, lists and dicts, that are read row by row together.
 
-    Parameters
-    ----------
-    threads : int or None; sources that are neither NumPy's nor able to read batches themselves are read by
-        one thread at a time, unless a number of threads is given
-    readers : processes that decode, or None for the setting of that name
-
-    Notes
-    -----
-    Sources are held as they are now: reordering an array later, or writing into an array of labels (NumPy's, of one
-    or two axes), changes nothing here. Arrays of images in memory are not copied.
+    They are held as they are now: reordering an array later, or writing into an array of labels (NumPy's, of one or two
+    axes), changes nothing here. Arrays of images in memory are not copied. Sources that are neither NumPy's nor able to
+    read batches themselves are read by one thread at a time, unless a number of threads is given. `readers` are
+    processes that decode, None for the setting of that name.
 
     >>> Tandem((np.zeros((4, 2)), np.arange(4))).read(np.array([1, 3]))
     (array([[0., 0.], [0., 0.]]), array([1, 3]))

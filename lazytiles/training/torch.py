@@ -48,11 +48,7 @@ class TorchTiles(torch.utils.data.Dataset):
     """
 
     def __init__(
-        self,
-        data: Structure,
-        *,
-        transform: Callable[[Structure], Structure] | None = None,
-        threads: int | None = None,
+        self, data: Structure, *, transform: Callable[[Structure], Structure] | None = None, threads: int | None = None
     ) -> None:
         self._tandem = Tandem(data, threads=threads)
         self._tandem.verify()

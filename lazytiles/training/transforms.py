@@ -30,10 +30,8 @@ def _apply(transform: Transform, batch: Structure, draw: Draw) -> Structure:
 class Stage:
     """A transform whose randomness is a function of (seed, epoch, place of the sample), wherever it runs.
 
-    Parameters
-    ----------
-    transform : as `as_transform` takes it; called with a `lazytiles.indexing.seeds.BatchGenerator`
-    processes : worker processes, started when first needed; 0 runs the transform where it is called
+    It is given as `as_transform` takes it, and called with a `lazytiles.indexing.seeds.BatchGenerator`: by worker
+    `processes`, started when first needed; by 0 of them where it is called.
     """
 
     def __init__(self, transform: Transform, *, processes: int = 0) -> None:

@@ -16,7 +16,7 @@ from lazytiles.errors import StoreError
 from lazytiles.predictions.blends import COMBINE, Band, tile_weights, windows_of
 from lazytiles.predictions.canvas import Canvas
 from lazytiles.predictions.sinks import Replacing, open_sink, sweep
-from lazytiles.stores.array_sink import cast
+from lazytiles.stores import cast
 
 ZARR = pytest.param(".zarr", marks=pytest.mark.leaks(reason="zarr keeps its event loop"))
 

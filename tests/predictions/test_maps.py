@@ -304,6 +304,15 @@ class TestTiles:
         transform = place_of(folder / f"{row.tile_id}.tif")[1]
         assert transform == PLACE @ Affine.translation(row.xmin, row.ymin) @ Affine.scale(4, 2)
 
+    def test_written_tiles_in_another_order_keep_what_is_valid(self, tmp_path):
+        image = np.random.default_rng(0).integers(1, 200, (32, 64), np.uint8)
+        image[:20, :24] = 0
+        tifffile.imwrite(tmp_path / "a.tif", image, extratags=[(42113, "s", 0, "0", False)])
+        written = lt.open_tiles(table_of(image.shape, 16), tmp_path, target=None).persist().shuffle(1)
+        found = lt.export(written, tmp_path / "{tile_id}.tif")
+        np.testing.assert_array_equal(found[:], written[:])
+        np.testing.assert_array_equal(found.valid_pixels[:], written[:][..., 0] != 0)
+
     def test_what_exists_is_replaced_only_when_asked(self, scene):
         folder, _ = scene
         tiles = lt.open_tiles(table_of(SHAPE, 64), folder)

@@ -244,8 +244,8 @@ def zipped(members: Mapping[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def write_all(file: io.RawIOBase, rows: NDArray[Any]) -> None:
-    """Write every byte of an array, however few the system takes at a time."""
-    rest = rows.reshape(-1).view(np.uint8).data
+def write_all(file: io.RawIOBase, content: bytes) -> None:
+    """Write every byte, however few the system takes at a time."""
+    rest = memoryview(content)
     while rest:
         rest = rest[file.write(rest) :]

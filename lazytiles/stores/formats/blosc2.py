@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lazytiles.config import check_chunk, settings
 from lazytiles.errors import LimitError, StoreError, require
 from lazytiles.images import open_plain, unlinked, unpacked
-from lazytiles.stores.formats.base import Format, Layout, Reader, crcs_of
+from lazytiles.stores.formats.base import Format, Layout, Reader, crc_of
 
 _FRAME = 91  # bytes before the layers in the header of a Blosc2 frame,
 _LAYERS = b"\xde\0\x01\xa4b2nd\xd2"  # which are to be one, that of an array
@@ -40,16 +40,13 @@ class Blosc2Reader(Reader):
             raise StoreError(f"{path} is damaged: its chunks of {whole} bytes claim {self._owner.chunksize}")
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """See `Reader.read`."""
         return np.asarray(self._array[start:stop])
 
     def members(self) -> Mapping[str, bytes]:
-        """See `Reader.members`."""
         meta = self._owner.vlmeta
         return {str(name): bytes(meta[name]) for name in meta}
 
     def close(self) -> None:
-        """Let go of what is open."""
         self._array = self._owner = None
 
 
@@ -100,7 +97,6 @@ class TornBlosc2Reader(Reader):
         self._base = struct.unpack(">i", os.pread(self._file.fileno(), 4, 11))[0]
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """See `Reader.read`."""
         chunk = start // self._layout.chunk
         first, last = self._ends[chunk], self._ends[chunk + 1]
         rows = self._layout.blank(self._layout.chunk)
@@ -127,7 +123,6 @@ class Blosc2Format(Format):
     _array: Any = None
 
     def create(self, path: Path, layout: Layout, length: int | None) -> None:
-        """See `Format.create`."""
         blosc2 = require("blosc2", extra="blosc2")
         self._layout = layout
         self._array = blosc2.empty(
@@ -142,20 +137,16 @@ class Blosc2Format(Format):
         )
 
     def put(self, start: int, rows: NDArray[Any]) -> list[tuple[int, int]]:
-        """See `Format.put`."""
-        notes = []
-        crcs = crcs_of(rows, self._layout.chunk)
-        for first in range(0, len(rows), self._layout.chunk):
-            part = rows[first : first + self._layout.chunk]
-            at = start + first
+        notes, chunk = [], self._layout.chunk
+        for first in range(0, len(rows), chunk):
+            part, at = rows[first : first + chunk], start + first
             if at + len(part) > len(self._array):
                 self._array.resize((at + len(part), *self._layout.shape))
             self._array[at : at + len(part)] = part
-            notes.append(int(self._array.schunk.cbytes))
-        return list(zip(crcs, notes, strict=True))
+            notes.append((crc_of(part), int(self._array.schunk.cbytes)))
+        return notes
 
     def finish(self, rows: int, members: Mapping[str, bytes]) -> None:
-        """See `Format.finish`."""
         if len(self._array) != rows:
             self._array.resize((rows, *self._layout.shape))
         # The metadata object does not keep its owner alive.
@@ -165,10 +156,8 @@ class Blosc2Format(Format):
         self.close()
 
     def inherit(self, store: Path) -> None:
-        """See `Format.inherit`."""
         array = require("blosc2", extra="blosc2").open(str(store), mode="r")
         self._options = {"cparams": array.schunk.cparams} | self._options
 
     def close(self) -> None:
-        """Let go of what is open."""
         self._array = None

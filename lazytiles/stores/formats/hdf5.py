@@ -100,7 +100,6 @@ class HDF5Reader(Reader):
         return item
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """See `Reader.read`."""
         chunks = self._data.chunks
         if chunks is not None:
             for number in {*range(start // chunks[0], -(-stop // chunks[0]))} - self._sound:
@@ -111,7 +110,6 @@ class HDF5Reader(Reader):
         return np.asarray(self._data[start:stop])
 
     def members(self) -> Mapping[str, bytes]:
-        """See `Reader.members`."""
         h5py = require("h5py", extra="hdf5")
         group, found = _in_file(self._file, _group_of(self._name)), {}
         for name in () if group is None else group:
@@ -148,19 +146,17 @@ class HDF5Format(Format):
 
     @classmethod
     def placed(cls, path: str, inner: str | None, options: Mapping[str, Any], mode: str) -> Mapping[str, Any]:
-        """See `Format.placed`; what else is in the file stays, unless a file of one dataset is written anew."""
+        # What else is in the file stays, unless a file of one dataset is written anew.
         if inner is not None and inner.split("/")[0] in ("", "lazytiles", "labels"):
             raise StoreError(f"{path}: a dataset is named behind ::, such as images, but not lazytiles or labels")
         others = Path(split_name(path)[0]) if inner is not None or mode == "a" else None
         return {**options, "dataset": inner, "others": others}
 
     def is_in(self, path: Path) -> bool:
-        """See `Format.is_in`."""
         with _opened(path) as file:
             return _in_file(file, self._name) is not None
 
     def create(self, path: Path, layout: Layout, length: int | None) -> None:
-        """See `Format.create`."""
         # No chunk cache: chunks go to the disk when they are written, and a full disk shows at once.
         # Single-writer mode keeps what has been flushed readable when the process is killed.
         h5py = require("h5py", extra="hdf5")
@@ -177,18 +173,15 @@ class HDF5Format(Format):
         self._file.swmr_mode = True
 
     def put(self, start: int, rows: NDArray[Any]) -> list[tuple[int, int]]:
-        """See `Format.put`."""
         self._data.resize(start + len(rows), axis=0)
         crcs = crcs_of(rows, self._data.chunks[0])
         self._data[start : start + len(rows)] = rows
         return [(crc, 0) for crc in crcs]
 
     def sync(self) -> None:
-        """See `Format.sync`."""
         self._data.flush()
 
     def finish(self, rows: int, members: Mapping[str, bytes]) -> None:
-        """See `Format.finish`."""
         h5py = require("h5py", extra="hdf5")
         self.close()
         with h5py.File(self._path, "r+", libver=("v110", "v110"), rdcc_nbytes=0) as file:
@@ -204,7 +197,6 @@ class HDF5Format(Format):
                 group.create_dataset(name, data=np.frombuffer(content, np.uint8))
 
     def inherit(self, store: Path) -> None:
-        """See `Format.inherit`."""
         with _opened(store) as file:
             data = file[self._name]
             held = {"shuffle": data.shuffle, "fletcher32": data.fletcher32}

@@ -57,13 +57,12 @@ class NpyReader(Reader):
         self._end = start + math.prod(shape) * dtype.itemsize
 
     def mapped(self) -> NDArray[Any] | None:
-        """See `Reader.mapped`. A map of a file that was cut short kills the process."""
+        # A map of a file that was cut short kills the process.
         if self.rows is not None and self._map.size() < self._end:
             raise StoreError(f"{self._path} was cut short meanwhile; write it again")
         return self.rows
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """See `Reader.read`."""
         rows = self.mapped()
         if rows is not None:
             return rows[start:stop]
@@ -75,11 +74,9 @@ class NpyReader(Reader):
         return held.reshape(stop - start, *self.shape[1:])
 
     def members(self) -> Mapping[str, bytes]:
-        """See `Reader.members`."""
         return members_of(self._path, links=True)
 
     def close(self) -> None:
-        """Let go of what is open."""
         self.rows = self._map = None
 
 
@@ -93,18 +90,15 @@ class NpyFormat(Format):
     takes_options = False
 
     def create(self, path: Path, layout: Layout, length: int | None) -> None:
-        """See `Format.create`."""
         path.write_bytes(npy_header(layout, 0))
         self.resume(path, layout, [])
 
     def resume(self, path: Path, layout: Layout, notes: list[int]) -> None:
-        """See `Format.resume`."""
         self._layout = layout
         self._start = len(npy_header(layout, 0))
         self._file = open(path, "r+b", buffering=0, opener=unlinked)  # noqa: SIM115  # closed by `close`
 
     def put(self, start: int, rows: NDArray[Any]) -> list[tuple[int, int]]:
-        """See `Format.put`."""
         at, notes = self._start + start * self._layout.row_bytes, []
         self._file.seek(at)
         for first in range(0, len(rows), self._layout.chunk):
@@ -121,13 +115,12 @@ class NpyFormat(Format):
         return notes
 
     def finish(self, rows: int, members: Mapping[str, bytes]) -> None:
-        """See `Format.finish`."""
         self._file.seek(0)
-        write_all(self._file, np.frombuffer(npy_header(self._layout, rows), np.uint8))
+        write_all(self._file, npy_header(self._layout, rows))
         end = self._start + rows * self._layout.row_bytes
         self._file.truncate(end)
         self._file.seek(end)
-        write_all(self._file, np.frombuffer(zipped(members), np.uint8))
+        write_all(self._file, zipped(members))
         self.close()
 
     def adopt(self, store: Path, path: Path, chunks: int) -> bool:

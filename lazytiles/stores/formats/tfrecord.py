@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from lazytiles.errors import StoreError, require
 from lazytiles.images import open_plain, unlinked, write_new
-from lazytiles.stores.formats.base import RECORD, Format, Layout, Reader, crcs_of, members_of, write_all, zipped
+from lazytiles.stores.formats.base import RECORD, Format, Layout, Reader, crc_of, members_of, write_all, zipped
 from lazytiles.stores.journal import PARTIAL, SIDE
 
 # The members lie in a zip archive beside the records, as a reader of records would stumble over them. Its name
@@ -128,7 +128,6 @@ class TFRecordReader(Reader):
         self.dtype = self._layout.dtype
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """See `Reader.read`."""
         chunk = self._layout.chunk
         parts = [self._chunk(number) for number in range(start // chunk, -(-stop // chunk))]
         if not parts:
@@ -158,7 +157,6 @@ class TFRecordReader(Reader):
         return np.stack(rows).reshape(-1, *layout.shape)
 
     def members(self) -> Mapping[str, bytes]:
-        """See `Reader.members`."""
         return self._members
 
 
@@ -176,12 +174,11 @@ class TFRecordFormat(Format):
         self._labels = options.get("labels")
 
     def create(self, path: Path, layout: Layout, length: int | None) -> None:
-        """See `Format.create`."""
         path.touch()
         self.resume(path, layout, [])
 
     def resume(self, path: Path, layout: Layout, notes: list[int]) -> None:
-        """See `Format.resume`; a note is the length of the file after a chunk."""
+        # A note is the length of the file after a chunk.
         self._path = path
         self._layout = layout
         self._ends = [0, *notes]
@@ -191,9 +188,7 @@ class TFRecordFormat(Format):
         self._file.seek(self._ends[-1])
 
     def put(self, start: int, rows: NDArray[Any]) -> list[tuple[int, int]]:
-        """See `Format.put`."""
-        count = len(self._ends)
-        chunk = self._layout.chunk
+        notes, chunk = [], self._layout.chunk
         for first in range(0, len(rows), chunk):
             part = rows[first : first + chunk]
             labels = None if self._labels is None else self._labels[start + first : start + first + len(part)]
@@ -202,12 +197,13 @@ class TFRecordFormat(Format):
                 given = b"" if labels is None else entry("label", feature(labels[k]))
                 records.append(framed(field(1, self._head + given + entry("data", feature(row.tobytes())))))
             content = b"".join(records)
-            write_all(self._file, np.frombuffer(content, np.uint8))
+            write_all(self._file, content)
             self._ends.append(self._ends[-1] + len(content))
-        return list(zip(crcs_of(rows, chunk), self._ends[count:], strict=True))
+            notes.append((crc_of(part), self._ends[-1]))
+        return notes
 
     def finish(self, rows: int, members: Mapping[str, bytes]) -> None:
-        """See `Format.finish`; the version is a digest of rows and members."""
+        # The version is a digest of rows and members.
         self._file.truncate(self._ends[-1])
         contents = {name: content for name, content in members.items() if name != RECORD}
         version = hashlib.sha256(zipped(contents)).hexdigest()[:16] if rows else _NO_VERSION
@@ -222,7 +218,7 @@ class TFRecordFormat(Format):
                 size_at += 1
             marked = framed(field(1, chunk[size_at + 1 : stop - 4] + _mark_of(version)))
             self._file.seek(first + at)
-            write_all(self._file, np.frombuffer(marked, np.uint8))
+            write_all(self._file, marked)
             self._ends[-1] = first + at + len(marked)
         ends = np.array(self._ends[1:], np.int64).tobytes()
         self.side = f".{version}{SIDE}"

@@ -43,12 +43,10 @@ class ZarrReader(Reader):
         self.shape, self.dtype = self._array.shape, self._array.dtype
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """See `Reader.read`."""
         with _of_store():
             return np.asarray(self._array[start:stop])
 
     def members(self) -> Mapping[str, bytes]:
-        """See `Reader.members`."""
         place, found = self._path / "lazytiles", {}
         if place.is_symlink():
             raise StoreError(f"{place}: is a link, which may lead anywhere; refused")
@@ -69,7 +67,6 @@ class ZarrFormat(Format):
     is_scattered = True
 
     def create(self, path: Path, layout: Layout, length: int | None) -> None:
-        """See `Format.create`."""
         zarr = require("zarr", extra="zarr")
         codecs = require("zarr.codecs", extra="zarr")
         options = dict(self._options)
@@ -92,7 +89,6 @@ class ZarrFormat(Format):
         self.join(path, layout)
 
     def resume(self, path: Path, layout: Layout, notes: list[int]) -> None:
-        """See `Format.resume`."""
         _refuse_links(path)
         self._path = path
         self._set_length(_ROOM)
@@ -108,7 +104,6 @@ class ZarrFormat(Format):
             self._array = zarr.open_array(str(path), mode="r+")
 
     def put(self, start: int, rows: NDArray[Any]) -> list[tuple[int, int]]:
-        """See `Format.put`."""
         crcs = crcs_of(rows, self._chunk)
         missing = len(crcs) * self._chunk - len(rows)
         if missing:
@@ -117,7 +112,6 @@ class ZarrFormat(Format):
         return [(crc, 0) for crc in crcs]
 
     def finish(self, rows: int, members: Mapping[str, bytes]) -> None:
-        """See `Format.finish`."""
         self._set_length(rows)
         for leftover in self._path.rglob("*.partial"):
             leftover.unlink()
