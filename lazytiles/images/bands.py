@@ -18,11 +18,9 @@ LUMA = (299, 587, 114)  # thousandths of red, green and blue: ITU-R BT.601, as P
 
 
 def to_gray(block: NDArray[Any]) -> NDArray[Any]:
-    """Red, green and blue as one luminance band (ITU-R BT.601), dtype kept; one band stays what it is.
+    """Red, green and blue, (..., samples), as one luminance band (ITU-R BT.601), dtype kept; one band stays what it is.
 
-    Parameters
-    ----------
-    block : array (..., samples) of a page that `bands_read` lets pass; a fourth sample, opacity, is left out
+    `bands_read` has let the page pass; a fourth sample, opacity, is left out.
     """
     if block.shape[-1] <= 2:
         return block[..., :1]
@@ -41,15 +39,9 @@ def to_gray(block: NDArray[Any]) -> NDArray[Any]:
 def bands_read(page: Page, bands: tuple[int, ...] | str | None, gray: bool) -> tuple[int, ...]:
     """Which samples of a page become bands, in their order; images of one array must agree in them.
 
-    Parameters
-    ----------
-    page : of an image
-    bands : as `asked_bands` gives them: negative ones from the last; ``"rgb"`` for red, green and blue; None for all
-    gray : whether they become one luminance band, which is 0
-
-    Raises
-    ------
-    RegionError : the page has no such samples; the message says what it has
+    The bands are as `asked_bands` gives them: negative ones from the last; ``"rgb"`` for red, green and blue; None for
+    all. With `gray` they become one luminance band, which is 0. A page without such samples is a RegionError that says
+    what it has.
     """
     samples = page.shape[2]
     if gray or bands == "rgb":

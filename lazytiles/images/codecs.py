@@ -80,15 +80,7 @@ class Codec:
     def __call__(self, data: bytes | memoryview, index: int, row: int, column: int) -> NDArray[Any]:
         """One segment as an array (height, width, samples) that covers its part of the page; not for `lzw`.
 
-        Parameters
-        ----------
-        data : the stored bytes
-        index : number of the segment in the page
-        row, column : its place in the grid
-
-        Raises
-        ------
-        ValueError : whatever is wrong with the bytes, in words
+        Its number in the page and its place in the grid are told; what is wrong with its bytes is a ValueError.
         """
         (height, width, _), image = self.segment, self.image
         needed = min(height, image[0] - row * height), min(width, image[1] - column * width)  # inside the page
@@ -188,18 +180,10 @@ class Codec:
     def decode_run(
         self, datas: Sequence[bytes | memoryview], sizes: Sequence[int], row: int, rows: int
     ) -> NDArray[Any]:
-        """Neighbouring LZW segments of one column as one array, by one call of libtiff.
+        """Neighbouring LZW segments of one column as one array (rows, width, samples), by one call of libtiff.
 
-        Parameters
-        ----------
-        datas : their stored bytes, in any division
-        sizes : bytes of each
-        row : the place of the first in the grid
-        rows : how many from the top are wanted; it ends there
-
-        Returns
-        -------
-        array (rows, width, samples)
+        Their stored bytes come in any division, with the sizes of each. The first lies in this row of the grid; it ends
+        after so many pixel rows.
         """
         assert self.lzw is not None
         height, width, samples = self.segment
@@ -280,12 +264,8 @@ def wrap_lzw(
 ) -> bytes:
     """LZW segments as the strips of a TIFF in memory (TIFF 6.0 sections 2 and 13).
 
-    Parameters
-    ----------
-    datas : stored bytes, from top to bottom, in any division
-    sizes : bytes of each strip
-    shape : (rows, width, samples) of all of them together
-    strip_rows : rows of each but the last
+    Their stored bytes come from top to bottom, in any division. The shape is (rows, width, samples) of all of them
+    together; each but the last has `strip_rows`.
     """
     before, after = _lzw_head(shape, strip_rows, dtype.kind, dtype.itemsize, predictor, byteorder, len(sizes))
     if len(sizes) > 1:

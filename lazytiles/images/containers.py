@@ -184,11 +184,8 @@ def opened(key: FileKey, inner: str | None) -> Iterator[Any]:
 def open_zarr(folder: str | os.PathLike[str], **options: Any) -> Any:
     """The Zarr array in a folder, to be read; of its files only regular ones inside the folder are opened.
 
-    Raises
-    ------
-    RegionError : the array, or later one of its chunks, is a link, no regular file, or packed by a codec that
-        runs what it finds
-    LimitError : one of its chunks, decoded, exceeds `max_segment_bytes`
+    A link, another kind of file, or a codec that runs what it finds is a RegionError, in a chunk when that is read; a
+    chunk that exceeds `max_segment_bytes` decoded is a LimitError.
     """
     zarr = require("zarr", extra="zarr")
     store = _inside()(os.fspath(folder), read_only=True)
@@ -411,12 +408,7 @@ def array_pages(
 ) -> Pages:
     """The slices of an array: mapped where its samples lie one after the other, in C order, else chunk by chunk.
 
-    Parameters
-    ----------
-    key, inner : the file, and the dataset in it
-    shape, axes : as `split_shape` takes them
-    stored, chunks : its dtype in the file, and its chunks; None where it has none
-    offset : of the first sample, bytes, of one that is mapped
+    Its dtype in the file is `stored`; a mapped one has an `offset`, bytes, of its first sample.
     """
     name = "" if inner is None else f"::{inner}"
     dtype = plain_dtype(f"{key.path}{name}", stored)

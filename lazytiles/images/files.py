@@ -33,15 +33,7 @@ _FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 def open_plain(path: str | os.PathLike[str], flags: int = os.O_RDONLY, *, links: bool = True) -> int:
     """A descriptor of a regular file, never waiting for a FIFO or a device; also an `opener` of `open`.
 
-    Parameters
-    ----------
-    path : the file
-    flags : of `os.open`
-    links : whether the path itself may be a link, as a user's own may
-
-    Raises
-    ------
-    OSError : missing, unreadable, a link that is refused, or a FIFO, device, directory or socket
+    What is no regular file is an OSError; so is a link without `links`. A path of the user's own may be one.
     """
     fd = -1
     try:
@@ -158,12 +150,7 @@ class FilePool:
         return max(1, min(settings().open_files, quarter))
 
     def identify(self, path: str) -> FileKey:
-        """Open a file, see that it is a regular one and keep it open for the reads that follow.
-
-        Raises
-        ------
-        RegionError : missing, unreadable, or a FIFO, device, directory or socket
-        """
+        """Open a file, see that it is a regular one (RegionError) and keep it open for the reads that follow."""
         if is_remote(path):
             count("files_opened")
             return FileKey(path, 0, 0, *remote.identify(path))
@@ -186,12 +173,7 @@ class FilePool:
             raise key.changed()
 
     def read(self, key: FileKey, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes from `offset`.
-
-        Raises
-        ------
-        RegionError : the range leaves the file, the file has changed, or the system reports an error
-        """
+        """Exactly `size` bytes from `offset`; a RegionError where the file ends before, has changed or fails."""
         if offset < 0 or size < 0 or offset + size > key.size:
             raise RegionError(f"{key.path}: bytes {offset} to {offset + size} lie outside the file of {key.size} bytes")
         if key.is_remote:

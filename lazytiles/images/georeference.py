@@ -49,13 +49,7 @@ class Georeference:
     keys: tuple[tuple[int, int, int, Any], ...] = ()  # (code, type, count, value) of the GeoKey tags as stored
 
     def shifted(self, y0: float, x0: float, scale: tuple[float, float] = (1.0, 1.0)) -> Georeference:
-        """The place of a window, or of a level of another resolution.
-
-        Parameters
-        ----------
-        y0, x0 : the upper left corner, pixels of this image
-        scale : pixels of this image that one pixel takes, (y, x)
-        """
+        """The place of a window from this corner on, or of a level whose pixels take `scale` (y, x) of this image."""
         if self.transform is None:
             return self
         return replace(self, transform=self.transform @ Affine.translation(x0, y0) @ Affine.scale(scale[1], scale[0]))

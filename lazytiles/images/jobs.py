@@ -111,15 +111,10 @@ class Jobs:
         *,
         anew: bool = False,
     ) -> list[Run]:
-        """Decoded segments of one column, out of the cache where it has them.
+        """Decoded segments of one column, all stored or all missing, out of the cache where it has them.
 
-        Parameters
-        ----------
-        segments : their numbers, all stored or all missing
-        row, column : the place of the first in the grid
-        rows : how many pixel rows of them are wanted, from the top; they may be all that is decoded
-        where : (offset, bytes, whether they lie side by side), if it is known
-        anew : leave the cache alone
+        The first lies at (row, column) of the grid. At the least so many pixel rows of them are decoded, from the top.
+        `where` is (offset, bytes, whether they lie side by side), if it is known; `anew` leaves the cache alone.
         """
         first, height = segments.start, page.segment[0]
         if not page.counts[first]:

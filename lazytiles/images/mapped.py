@@ -62,11 +62,8 @@ def slice_page(page: Page, boxes: Int64s, bands: tuple[int, ...] | None, targets
 def cut_windows(page: Page, windows: Int64s, box: Sequence[tuple[int, int]]) -> NDArray[Any] | None:
     """A box of each of some windows as one new array (n, height, width, samples), by one call; None if it takes more.
 
-    Parameters
-    ----------
-    page : uncompressed, on this machine
-    windows : int64, shape (n, 4), (y0, x0, y1, x1), inside the page
-    box : (start, stop) of rows and columns, inside every window
+    The page is uncompressed and on this machine. Windows, (y0, x0, y1, x1), lie inside it, and the box, (start, stop)
+    of rows and columns, inside each of them.
     """
     assert page.raw_offsets is not None
     (height, width, samples), (row, pixel, itemsize), first = page.shape, page.strides, page.raw_offsets[0]

@@ -350,12 +350,9 @@ def _form(where: str, page: tifffile.TiffPage) -> tuple[tuple[int, int, int], np
 
 
 def twin_page(page: Page, tags: tifffile.TiffPage, starts: Sequence[int], sizes: Sequence[int]) -> Page:
-    """A page that differs from another of its file only in where its segments lie.
+    """A page that differs from another of its file only in where its segments lie: its tables as they are stored.
 
-    Parameters
-    ----------
-    page, tags : the other, checked and with the number of this one, and as it was parsed
-    starts, sizes : its tables of offsets and byte counts as they are stored
+    The other is given checked, with the number of this one, and as it was parsed.
     """
     offsets, counts, raw = _laid_out(str(page), tags, starts, sizes, page.shape, page.segment, page.dtype)
     return _bounded(replace(page, offsets=offsets, counts=counts, raw_offsets=raw))

@@ -88,19 +88,11 @@ class Form:
 
 
 def split_shape(where: str, shape: Sequence[int], axes: str | None = None) -> Form:
-    """Which axes of an array are rows, columns and samples.
+    """Which axes of an array are rows, columns and samples; a RegionError where they do not fit.
 
-    Parameters
-    ----------
-    where : for messages
-    shape : of the array
-    axes : a letter an axis, such as ``"TCZYX"``: rows and columns as ``YX``, then at most one axis longer than 1, the
-        samples. By default arrays of 2 to 4 axes are `(H, W)`, `(H, W, S)` (S at most 16), `(P, H, W)` or
-        `(P, H, W, S)`
-
-    Raises
-    ------
-    RegionError : axes that do not fit, an empty array, too many samples or images
+    `axes` has a letter an axis, such as ``"TCZYX"``: rows and columns as ``YX``, then at most one axis longer than 1,
+    the samples. By default arrays of 2 to 4 axes are `(H, W)`, `(H, W, S)` (S at most 16), `(P, H, W)` or
+    `(P, H, W, S)`.
 
     >>> split_shape("a.npy", (5, 64, 32)).lead, split_shape("a.npy", (64, 32, 1, 6), "YXZC").inner
     ((5,), (64, 32, 6))

@@ -91,10 +91,7 @@ class Plan:
 def planned(windows: Windows, batch: Int64s | None = None) -> Plan:
     """Which segments some windows need, each once, and where each part of them goes.
 
-    Parameters
-    ----------
-    windows : the rectangles
-    batch : int64, shape (n,), the batch of each window; jobs are ordered by the first batch that needs them
+    Jobs are ordered by the first batch that needs them, where the batch of each window is told.
     """
     pages = windows.pages
     geometry = np.array([page.geometry for page in pages], dtype=np.int64).reshape(len(pages), 8).T.copy()
@@ -138,10 +135,8 @@ def _table(*columns: Int64s | int) -> Int64s:
 def _touched(windows: Windows, on: Int64s, chosen: Int64s) -> tuple[Int64s, ...]:
     """The segments under some windows, each time that one is touched; `on` is the geometry of the page of every window.
 
-    Returns
-    -------
-    the window (rising), its page, plane, row and column of the segment, and the band of the window that the plane
-    fills, plus one (0: whole pixels)
+    Of each: the window (rising), its page, plane, row and column, and the band that the plane fills, plus one (0: whole
+    pixels).
     """
     y0, x0, y1, x1 = windows.boxes[chosen].T
     height, width, planes = on[HEIGHT, chosen], on[WIDTH, chosen], on[PLANES, chosen]

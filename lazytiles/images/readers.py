@@ -69,12 +69,7 @@ class Connection:
             raise GoneError from error
 
     def ask(self, sheet: Sheet, memories: Sequence[Memory], part: int, numbers: Sequence[int]) -> None:
-        """Have jobs of a plan done, which is written into some shared memories.
-
-        Raises
-        ------
-        GoneError : the worker is no more
-        """
+        """Have jobs of a plan done, which go into some shared memories; GoneError where the worker is no more."""
         try:
             if self._plan != sheet.number:
                 new = {memory.number: memory for memory in memories if memory.number not in self._known}

@@ -117,12 +117,7 @@ class RemotePool:
         self.requests = 0
 
     def identify(self, url: str) -> tuple[int, int]:
-        """(size, digest of the version) of a file, and its first block on the way.
-
-        Raises
-        ------
-        RegionError : missing, forbidden, unreachable, or of a length that the server does not say
-        """
+        """(size, digest of the version) of a file, and its first block on the way; RegionError where there is none."""
         with self._lock:
             self._known.pop(url, None)
         self._ask([url], with_head=True)
