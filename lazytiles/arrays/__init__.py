@@ -3,9 +3,8 @@
 from lazytiles.arrays.cluster import connected, in_order, result_of, results
 from lazytiles.arrays.companions import Companions, check_classes, class_name, is_numeric
 from lazytiles.arrays.cost import codec_name, mebibytes
-from lazytiles.arrays.form import TileForm
+from lazytiles.arrays.form import ONE_PAGE, Layout, TileForm
 from lazytiles.arrays.kept import KeptValid
-from lazytiles.arrays.layout import ONE_PAGE, Layout
 from lazytiles.arrays.multisource import MultiSourceArray
 from lazytiles.arrays.patches import PatchGenerator
 from lazytiles.arrays.reading import open_ahead

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from lazytiles.aliases import Box, Fault, Int64s
 from lazytiles.arrays.faults import Windowed, check_page, faults_on
-from lazytiles.arrays.form import TileForm
+from lazytiles.arrays.form import ONE_PAGE, TileForm
 from lazytiles.arrays.gather import Gather, is_straight
-from lazytiles.arrays.layout import ONE_PAGE
 from lazytiles.arrays.making import is_whole
 from lazytiles.arrays.reading import read_tiles
 from lazytiles.arrays.relations import MapBoxes, Relation, Units, found_relation, level_of
