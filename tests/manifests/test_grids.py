@@ -123,7 +123,7 @@ def test_folders_behind_an_address_are_listed(tmp_path: Path) -> None:
     np.testing.assert_array_equal(lt.open_tiles(some, "memory://listed")[0], lt.open_tiles(local, tmp_path)[-1 - 11])
     with pytest.raises(lt.ManifestError, match="there are no images"):
         lt.make_grid("memory://listed/deep/er/none", 16)
-    fsspec.filesystem("memory").rm("grids", recursive=True)
+    fsspec.filesystem("memory").rm("listed", recursive=True)
 
 
 # -- rules

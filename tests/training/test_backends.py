@@ -27,7 +27,7 @@ def test_a_backend_in_its_own_process(backend: str, name: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER / name)]
     done = subprocess.run(
         command,
-        env={**os.environ, "KERAS_BACKEND": backend},
+        env={**os.environ, "KERAS_BACKEND": backend, "PYTEST_ADDOPTS": ""},  # in one process
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,14 @@ BACKEND = keras.backend.backend()
 N, B = 23, 4
 IDS = np.arange(N, dtype="float32").reshape(N, 1)
 Y = np.arange(N, dtype="float32")
+gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def few_functions_to_collect() -> Iterator[None]:
+    """Collect each test's models with it: hundreds at once hold up a later one, on TensorFlow for half a minute."""
+    yield
+    gc.collect()
 
 
 class Watched(keras.Sequential):
