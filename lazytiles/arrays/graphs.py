@@ -254,9 +254,9 @@ class _Packer:
         begins = np.flatnonzero(np.diff(pairs[:, 0], prepend=-1)).tolist()
         parts = []
         for begin, end in itertools.pairwise([*begins, len(pairs)]):
-            names = () if self.names is None else tuple(map(str, self.names[start + begin : start + end]))
+            names = () if self.names is None else self.names[start + begin : start + end].to_numpy(object)
             source = self._known(int(pairs[begin, 0]))
-            parts.append(source.part(pairs[begin:end, 1], _Names(names)))
+            parts.append(source.part(pairs[begin:end, 1], _Names(tuple(map(str, names)))))
         buffer = io.BytesIO()
         pickler = pickle.Pickler(buffer, protocol=5)
         pickler.fast = True  # the bytes of equal parts are equal, whichever of their strings are one object
