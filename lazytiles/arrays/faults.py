@@ -1,9 +1,8 @@
-"""What is wrong with the windows of a region's tiles, by the tags of its images, and how errors call them."""
+"""What is wrong with the windows of a region's tiles, by the tags of its images."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -12,71 +11,12 @@ from numpy.typing import NDArray
 
 from lazytiles.aliases import Fault, Int64s
 from lazytiles.arrays.form import TileForm
-from lazytiles.arrays.relations import MapBoxes, apart, are_placed
+from lazytiles.arrays.relations import apart, are_placed
 from lazytiles.errors import LazyTilesError, RegionError
 from lazytiles.images import Page, bands_read, check_resample
-from lazytiles.indexing import LazyArray, box_words, size_words
+from lazytiles.indexing import size_words
 
 _EXACT = 1e-6  # pixels by which a box may leave its image and still lie in it
-
-
-class Windowed(LazyArray):
-    """Windows of one region as a source, and the words for them: what tiles of images and of volumes share.
-
-    `name` is the region's; `tile_name` has the words for one of the windows, by its number.
-    """
-
-    _windows: Int64s | None
-    boxes: MapBoxes | None = None  # where windows are boxes on the ground
-
-    def __init__(self, name: str, tile_name: Callable[[int], str], *, whole: bool) -> None:
-        self.name, self.tile_name, self.whole = name, tile_name, whole
-        self.partner: Any = None  # the masks of these tiles, or the tiles of these masks
-        self.follows = False  # whether these are masks, whose base is that of their partner
-        self._lock = threading.RLock()
-
-    @property
-    def windows(self) -> Int64s:
-        """Starts, then stops of each tile, pixels."""
-        assert self._windows is not None
-        return self._windows
-
-    def pair(self, masks: Windowed) -> None:
-        """Let tiles and the masks of the same windows see that they have one extent."""
-        self.partner, masks.partner, masks.follows = masks, self, True
-
-    def describe(self, row: int) -> str:
-        """The words for one of its windows, with its box as users write it."""
-        shown = ", the whole" if self.whole else f" with {self._box(row)}"
-        return f"{self.tile_name(row)}{shown} of region {self.name}"
-
-    def _box(self, row: int) -> str:
-        return box_words(self.windows[row]) if self.boxes is None else self.boxes.words(row)
-
-    def _words(self, row: int, cause: str) -> str:
-        box = "" if self.whole else f": {self._box(row)}"
-        return f"{self.tile_name(row)}{box}{cause}"
-
-    def faults(self) -> Iterator[Fault]:
-        """Everything that would fail when tiles of this region are read, by its tags; opens all that it has."""
-        raise NotImplementedError
-
-    def verify(self) -> list[str]:
-        """`faults` as messages, of each kind the first."""
-        found = ((kind, int(np.flatnonzero(bad)[0]), cause) for kind, bad, cause in self.faults())
-        return [
-            f"{self.describe(row)}{cause}" if kind == "unreadable image" else self._words(row, cause)
-            for kind, row, cause in found
-        ]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_lock": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.RLock())
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self.name!r}: {self.shape} {self.dtype}>"
 
 
 def outside(
@@ -84,8 +24,8 @@ def outside(
 ) -> tuple[NDArray[np.bool_], str]:
     """Which boxes leave a region of these extents, or where it is padded, do not meet it; and what is said of them."""
     if pad is not None:
-        apart = np.asarray(((high <= 0) | (low >= space)).any(axis=1))
-        return apart, f" does not meet {region}: there is nothing to pad; correct it"
+        beside = np.asarray(((high <= 0) | (low >= space)).any(axis=1))
+        return beside, f" does not meet {region}: there is nothing to pad; correct it"
     leaving = np.asarray(((low < -_EXACT) | (high > np.array(space) + slack)).any(axis=1))
     return leaving, f' leaves {region}; pass pad="reflect" or correct the box'
 

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.aliases import Box, Fault, Int64s
-from lazytiles.arrays.faults import Windowed, check_page, faults_on
+from lazytiles.arrays.faults import check_page, faults_on
 from lazytiles.arrays.form import ONE_PAGE, TileForm
 from lazytiles.arrays.gather import Gather, is_straight
 from lazytiles.arrays.making import is_whole
 from lazytiles.arrays.reading import read_tiles
 from lazytiles.arrays.relations import MapBoxes, Relation, Units, found_relation, level_of
+from lazytiles.arrays.sources import Windowed
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError
 from lazytiles.images import Level, Page, Region, cut_windows, has_invalid, slice_page
 from lazytiles.indexing import request, token

@@ -1,15 +1,76 @@
-"""What an array of many sources is given: the sources and how they agree, and positions among their samples."""
+"""What an array of many sources is given: the sources, what those of windows share, how all agree, and positions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lazytiles.aliases import Int64s
-from lazytiles.indexing import permutation
+from lazytiles.aliases import Fault, Int64s
+from lazytiles.arrays.relations import MapBoxes
+from lazytiles.indexing import LazyArray, box_words, permutation
+
+
+class Windowed(LazyArray):
+    """Windows of one region as a source, and the words for them: what tiles of images and of volumes share.
+
+    `name` is the region's; `tile_name` has the words for one of the windows, by its number.
+    """
+
+    _windows: Int64s | None
+    boxes: MapBoxes | None = None  # where windows are boxes on the ground
+
+    def __init__(self, name: str, tile_name: Callable[[int], str], *, whole: bool) -> None:
+        self.name, self.tile_name, self.whole = name, tile_name, whole
+        self.partner: Any = None  # the masks of these tiles, or the tiles of these masks
+        self.follows = False  # whether these are masks, whose base is that of their partner
+        self._lock = threading.RLock()
+
+    @property
+    def windows(self) -> Int64s:
+        """Starts, then stops of each tile, pixels."""
+        assert self._windows is not None
+        return self._windows
+
+    def pair(self, masks: Windowed) -> None:
+        """Let tiles and the masks of the same windows see that they have one extent."""
+        self.partner, masks.partner, masks.follows = masks, self, True
+
+    def describe(self, row: int) -> str:
+        """The words for one of its windows, with its box as users write it."""
+        shown = ", the whole" if self.whole else f" with {self._box(row)}"
+        return f"{self.tile_name(row)}{shown} of region {self.name}"
+
+    def _box(self, row: int) -> str:
+        return box_words(self.windows[row]) if self.boxes is None else self.boxes.words(row)
+
+    def _words(self, row: int, cause: str) -> str:
+        box = "" if self.whole else f": {self._box(row)}"
+        return f"{self.tile_name(row)}{box}{cause}"
+
+    def faults(self) -> Iterator[Fault]:
+        """Everything that would fail when tiles of this region are read, by its tags; opens all that it has."""
+        raise NotImplementedError
+
+    def verify(self) -> list[str]:
+        """`faults` as messages, of each kind the first."""
+        found = ((kind, int(np.flatnonzero(bad)[0]), cause) for kind, bad, cause in self.faults())
+        return [
+            f"{self.describe(row)}{cause}" if kind == "unreadable image" else self._words(row, cause)
+            for kind, row, cause in found
+        ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.RLock())
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.name!r}: {self.shape} {self.dtype}>"
 
 
 def positions(indices: Any) -> Int64s:

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lazytiles.aliases import Box, Fault, Int64s
-from lazytiles.arrays.faults import Windowed, outside
+from lazytiles.arrays.faults import outside
+from lazytiles.arrays.sources import Windowed
 from lazytiles.config import check_limit
 from lazytiles.errors import LazyTilesError, ManifestError, RegionError
 from lazytiles.images import Region, Windows, around, open_region, read_windows, resize, to_integers, valid_windows
