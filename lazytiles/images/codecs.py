@@ -112,9 +112,7 @@ class Codec:
         except Exception:
             if self.compression not in DEFLATE:
                 raise
-            limit = math.prod(self.segment) * self.dtype.itemsize
-            plain = zlib.decompressobj().decompress(data, limit)
-            array = self.decode(zlib.compress(plain, 0), index)[0]
+            array = self.decode(zlib.compress(_begin(data, math.prod(self.segment) * self.dtype.itemsize), 0), index)[0]
         decoded: NDArray[Any] = array[0]
         return decoded
 
@@ -193,6 +191,17 @@ class Codec:
         wrapped = wrap_lzw(datas, sizes, (rows, width, samples), height, self.dtype, *self.lzw)
         array: NDArray[Any] = imagecodecs.tiff_decode(wrapped)
         return array.reshape(rows, width, samples)
+
+
+def _begin(data: bytes, limit: int) -> bytes:
+    """The first bytes of what a deflate stream unpacks to, at most `limit`, whose checksum at its end is right."""
+    stream = zlib.decompressobj()
+    begin = stream.decompress(data, limit)
+    while not stream.eof and stream.unconsumed_tail:
+        stream.decompress(stream.unconsumed_tail, limit)
+    if not stream.eof:
+        raise ValueError("the deflate stream is cut short: it has no end")
+    return begin
 
 
 def codec_of(page: tifffile.TiffPage, dtype: np.dtype[Any], nodata: Any = None) -> Codec:

@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -238,11 +239,11 @@ def test_what_is_no_regular_file_is_refused_at_once(kind, tmp_path, monkeypatch)
             listener.close()
 
 
-def strip(data, *, bits, kind=1, predictor=1, shape=(20, 20)):
-    """A TIFF of one LZW strip of any bytes."""
+def strip(data, *, bits, kind=1, predictor=1, shape=(20, 20), compression=5):
+    """A TIFF of one strip of any bytes, LZW unless something else is asked for."""
     height, width = shape
     entries = [
-        (256, 3, width), (257, 3, height), (258, 3, bits), (259, 3, 5), (262, 3, 1), (273, 4, 8),
+        (256, 3, width), (257, 3, height), (258, 3, bits), (259, 3, compression), (262, 3, 1), (273, 4, 8),
         (277, 3, 1), (278, 3, height), (279, 4, len(data)), (317, 3, predictor), (339, 3, kind),
     ]  # fmt: skip
     body = data + b"\0" * (len(data) % 2)
@@ -309,3 +310,15 @@ def test_damage_stays_local(tmp_path):
                     region[box]
             else:
                 np.testing.assert_array_equal(region[box], image[box])
+
+
+def test_a_wrong_checksum_of_deflate_is_damage(tmp_path):
+    """A stream may be longer than its segment, but what it says of itself at its end must be true."""
+    image = np.random.default_rng(0).integers(0, 99, (16, 16), dtype=np.uint8)
+    path, longer = tmp_path / "a.tif", zlib.compress(image.tobytes() + bytes(999))
+    path.write_bytes(strip(longer, bits=8, shape=(16, 16), compression=8))
+    np.testing.assert_array_equal(lt.open_region(path), image)
+    for stream in (longer[:-1] + bytes([longer[-1] ^ 1]), longer[:-2]):
+        path.write_bytes(strip(stream, bits=8, shape=(16, 16), compression=8))
+        with pytest.raises(lt.SegmentError, match=r"segment 0 .*cannot be decoded"):
+            lt.open_region(path)[...]
