@@ -110,6 +110,11 @@ class SegmentCache:
                 entered.append(claim)
         return None
 
+    def enter_all(self, claims: Iterable[Claim]) -> dict[Claim, Claim]:
+        """Enter some claims of different segments; gives those that could not be, and what each has to wait for."""
+        with self._lock:
+            return {claim: other for claim in claims if (other := self.enter(claim)) is not None}
+
     def _welcomes(self, claim: Claim) -> bool:
         """Whether what a claim misses is worth keeping.
 

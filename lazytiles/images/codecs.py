@@ -6,6 +6,7 @@ own header before it is decoded, the end of a JPEG stream) and libtiff's LZW dec
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 import threading
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import imagecodecs
 import numpy as np
@@ -52,6 +53,8 @@ JPEG = frozenset({6, 7, 34892, 33007})
 CCITT = frozenset({2, 3, 4})
 DEFLATE = frozenset({8, 32946})
 LZW = 5
+# Of which many segments are decoded together, and with which predictors.
+_STRIPS = {LZW: {1, 2, 3}, 8: {1, 2}, 32946: {1, 2}, 50000: {1, 2}, 32773: {1}}
 LERC = 34887
 _MOST_CODECS = 256
 # What imagecodecs imports at its first use, beside what tifffile's decoder of a page asks for when it is made.
@@ -73,12 +76,17 @@ class Codec:
     tables: bytes | None  # JPEG tables and header shared by the segments
     header: bytes | None
     colors: Colors
-    lzw: tuple[int, str] | None  # predictor and byte order for libtiff's LZW decoder
+    strips: tuple[int, Literal["<", ">"]] | None  # predictor and byte order, where `decode_run` decodes many segments
     stored_row: tuple[int, int]  # bytes of a row and the fill order, for LZW streams that libtiff cannot decode alone
     nodata: Any  # what pixels become that a LERC stream calls invalid; None of whole numbers where there is none
 
+    @property
+    def ends_early(self) -> bool:
+        """Whether `decode_run` alone decodes it, and the upper rows of a segment without those below."""
+        return self.strips is not None and self.compression == LZW
+
     def __call__(self, data: bytes | memoryview, index: int, row: int, column: int) -> NDArray[Any]:
-        """One segment as an array (height, width, samples) that covers its part of the page; not for `lzw`.
+        """One segment as an array (height, width, samples) that covers its part of the page; not if it `ends_early`.
 
         Its number in the page and its place in the grid are told; what is wrong with its bytes is a ValueError.
         """
@@ -175,22 +183,32 @@ class Codec:
             return out
         raise reason
 
-    def decode_run(
-        self, datas: Sequence[bytes | memoryview], sizes: Sequence[int], row: int, rows: int
-    ) -> NDArray[Any]:
-        """Neighbouring LZW segments of one column as one array (rows, width, samples), by one call of libtiff.
+    def decode_run(self, datas: Sequence[bytes | memoryview], sizes: Sequence[int], rows: int) -> NDArray[Any]:
+        """Segments with `strips` one below the other as one array (rows, width, samples).
 
-        Their stored bytes come in any division, with the sizes of each. The first lies in this row of the grid; it ends
-        after so many pixel rows.
+        Their stored bytes come in any division, with the sizes of each. All but the last are whole; the array ends
+        after so many pixel rows of all of them.
         """
-        assert self.lzw is not None
+        assert self.strips is not None
         height, width, samples = self.segment
-        rows = min(rows, height * len(sizes))
-        if not self.tiled:
-            rows = min(rows, self.image[0] - row * height)
-        wrapped = wrap_lzw(datas, sizes, (rows, width, samples), height, self.dtype, *self.lzw)
-        array: NDArray[Any] = imagecodecs.tiff_decode(wrapped)
-        return array.reshape(rows, width, samples)
+        predictor, byteorder = self.strips
+        if self.compression == LZW:  # by one call of libtiff
+            shape = rows, width, samples
+            wrapped = wrap_lzw(datas, sizes, shape, height, self.dtype, predictor, byteorder)
+            array: NDArray[Any] = imagecodecs.tiff_decode(wrapped)
+            return array.reshape(shape)
+        stack = np.empty((rows, width, samples), self.dtype.newbyteorder(byteorder))
+        plain = stack.reshape(-1).view(np.uint8)
+        decompress, size = tifffile.TIFF.DECOMPRESSORS[self.compression], height * width * samples * stack.itemsize
+        together = datas if len(datas) == len(sizes) else divided(b"".join(datas), sizes)
+        for k, data in enumerate(together):
+            target = plain[k * size : (k + 1) * size]
+            if len(decompress(data, out=target)) < len(target):
+                raise ValueError(f"segment {k} of the run is cut short")
+        stack = stack.astype(self.dtype, copy=False)
+        if predictor == 2:
+            stack = tifffile.TIFF.UNPREDICTORS[predictor](stack, axis=-2, out=stack)
+        return stack
 
 
 def _begin(data: bytes, limit: int) -> bytes:
@@ -202,6 +220,12 @@ def _begin(data: bytes, limit: int) -> bytes:
     if not stream.eof:
         raise ValueError("the deflate stream is cut short: it has no end")
     return begin
+
+
+def divided(data: Any, sizes: Sequence[int]) -> list[memoryview]:
+    """The bytes of each of some segments that lie side by side."""
+    view = memoryview(data)
+    return [view[end - size : end] for size, end in zip(sizes, itertools.accumulate(sizes), strict=True)]
 
 
 def codec_of(page: tifffile.TiffPage, dtype: np.dtype[Any], nodata: Any = None) -> Codec:
@@ -224,7 +248,7 @@ def codec_of(page: tifffile.TiffPage, dtype: np.dtype[Any], nodata: Any = None) 
         colors = jpeg_decode_colorspace(page.photometric, page.planarconfig, page.extrasamples, page.is_jfif)
     bits = page.bitspersample if isinstance(page.bitspersample, int) else 0
     is_whole = bits in {8, 16, 32, 64} and bits == dtype.itemsize * 8 and page.sampleformat in {1, 2, 3}
-    is_plain = page.predictor in {1, 2, 3} and page.fillorder == 1 and not page.is_subsampled
+    is_plain = int(page.predictor) in _STRIPS.get(int(page.compression), ()) and page.fillorder == 1
     return Codec(
         compression=int(page.compression),
         segment=segment,
@@ -235,7 +259,9 @@ def codec_of(page: tifffile.TiffPage, dtype: np.dtype[Any], nodata: Any = None) 
         tables=page.jpegtables,
         header=page.jpegheader,
         colors=colors,
-        lzw=(int(page.predictor), page.parent.byteorder) if page.compression == LZW and is_whole and is_plain else None,
+        strips=(int(page.predictor), page.parent.byteorder)
+        if is_whole and is_plain and not page.is_subsampled
+        else None,
         stored_row=(-(-segment[1] * samples * bits // 8), int(page.fillorder)),
         nodata=np.nan if dtype.kind == "f" else nodata,
     )

@@ -109,7 +109,8 @@ class Chunks:
     shape: tuple[int, int, int]  # (height, width, samples) of the page
     segment: tuple[int, int]  # (height, width), pixels
     dtype: np.dtype[Any]  # native
-    lzw: None = None
+    strips: None = None
+    ends_early: bool = False
 
     def __call__(self, data: bytes | memoryview, index: int, row: int, column: int) -> NDArray[Any]:
         """The segment as an array (height, width, samples)."""

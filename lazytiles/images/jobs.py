@@ -1,9 +1,15 @@
-"""One job of a plan: a run of segments read, decoded, and scattered to the windows that want parts of it."""
+"""The jobs of a plan: runs of segments read, decoded, and scattered to the windows that want parts of them.
+
+A few jobs at a time go through each step together. What the step needs is at hand then, and the interpreter is handed
+over less often.
+"""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,13 +17,15 @@ import numpy as np
 from lazytiles.config import settings
 from lazytiles.errors import LazyTilesError, SegmentError
 from lazytiles.images.cache import Claim, Run, segment_cache
+from lazytiles.images.codecs import divided
 from lazytiles.images.files import pool
 from lazytiles.images.page import Page
-from lazytiles.images.plan import Plan, Targets
+from lazytiles.images.plan import RUN_BYTES, Plan, Targets
 from lazytiles.images.remote import Range
 
 Counts = tuple[int, int, int]
 COUNTED = ("segments_decoded", "bytes_read", "cache_hits")  # the counters that they are for
+TOGETHER = 2**18  # bytes that a thread decodes before it scatters them
 Piece = list[int]  # a line of `Plan.pieces`
 
 
@@ -28,14 +36,50 @@ class Settled(NamedTuple):
     failed: dict[int, LazyTilesError]
 
 
+@dataclass(slots=True, eq=False)
+class _Job:
+    """What one job asks for, and what has come of it."""
+
+    page: Page
+    segments: range  # of one column, all stored or all missing
+    row: int  # of the grid, in which the first lies
+    column: int
+    rows: int  # pixel rows that are wanted, from the top
+    stored: list[int]  # first byte, bytes, whether they lie side by side
+    pieces: list[Piece]
+    missing: Sequence[range] = ()  # the segments that are to be decoded
+    found: Sequence[Run] = ()
+    error: LazyTilesError | None = None  # why there is nothing else
+
+
+class _Part(NamedTuple):
+    """Neighbouring segments of a job that are to be decoded, and where all their bytes lie."""
+
+    job: _Job
+    segments: range
+    offset: int
+    size: int
+
+    @property
+    def row(self) -> int:
+        """Of the grid, in which the first lies."""
+        return self.job.row + self.segments.start - self.job.segments.start
+
+    @property
+    def rows(self) -> int:
+        """Pixel rows that are wanted of it."""
+        return self.job.rows - (self.segments.start - self.job.segments.start) * self.job.page.segment[0]
+
+
 class Jobs:
     """The jobs of a plan, to be done in any order by any threads, each once; `tally` collects what was counted."""
 
     def __init__(self, plan: Plan, targets: Targets, tally: list[Counts]) -> None:
         self.pages, self.bands = plan.windows.pages, plan.windows.bands
         self.targets, self.tally = targets, tally
-        # Lists are made job by job: of the whole plan, each reader process would make them all for its part.
-        self.jobs, self.ranges, self.starts, self.pieces = plan.jobs, plan.ranges, plan.starts, plan.pieces
+        self.jobs, self.starts, self.pieces = plan.jobs, plan.starts, plan.pieces
+        # Lists are made for a few jobs: of the whole plan, each reader process would make them all for its part.
+        self.lines = np.column_stack([plan.jobs, plan.ranges, plan.starts[:-1], plan.starts[1:]])
 
     def windows_of(self, number: int) -> list[int]:
         """The window of each piece of a job."""
@@ -50,34 +94,59 @@ class Jobs:
         spans = ((int(page.offsets[k]), int(page.counts[k])) for k in left)
         return [(page.file.path, a, a + n) for a, n in spans if n and a >= 0 and a + n <= page.file.size]
 
-    def do(self, number: int) -> Settled:
-        """Read and decode a job."""
-        at, first, length, row, column = self.jobs[number].tolist()
-        page, segments = self.pages[at], range(first, first + length)
-        height = page.segment[0]
-        pieces = self.pieces[self.starts[number] : self.starts[number + 1]].tolist()
-        try:
-            rows = max(piece[2] for piece in pieces)
-            runs = self._runs(page, segments, row, column, rows, self.ranges[number].tolist())
-            self._scatter(runs, pieces, first, height)
-            return Settled([piece[0] for piece in pieces], {})
-        except LazyTilesError as error:
-            if length == 1 and page.codec.lzw is None:
-                return Settled([], dict.fromkeys(sorted({piece[0] for piece in pieces}), error))
-        # Pieces that need nothing damaged of it are read by themselves; the others have failed.
-        good, failed = [], dict[int, LazyTilesError]()
-        for piece in pieces:
-            top, bottom = piece[1] // height, (piece[2] - 1) // height + 1
-            try:
-                rows = piece[2] - top * height
-                runs = self._runs(page, segments[top:bottom], row + top, column, rows, anew=True)
-                self._scatter(runs, [piece], first, height)
-                good.append(piece[0])
-            except LazyTilesError as reason:
-                failed[piece[0]] = reason
-        return Settled(good, failed)
+    def do(self, numbers: Sequence[int]) -> Settled:
+        """Read, decode and scatter some jobs, so many at a time as decode to `TOGETHER` bytes."""
+        done = Settled([], {})
+        some, nbytes, before = list[_Job](), 0, -1
+        where: Any = slice(numbers.start, numbers.stop) if isinstance(numbers, range) else numbers
+        for at, first, length, row, column, *stored, start, stop in self.lines[where].tolist():
+            pieces = self.pieces[start:stop].tolist()
+            if at != before:
+                try:
+                    page = self.pages[at]
+                except LazyTilesError as error:  # a reader process opens it now
+                    done.failed.update(dict.fromkeys([piece[0] for piece in pieces], error))
+                    continue
+                before, segment_bytes = at, page.segment_bytes if len(numbers) > 1 else 0
+            if some and nbytes + length * segment_bytes > TOGETHER:
+                self._do(some, done)
+                some, nbytes = [], 0
+            rows = pieces[0][2] if len(pieces) == 1 else max([piece[2] for piece in pieces])
+            some.append(_Job(page, range(first, first + length), row, column, rows, stored, pieces))
+            nbytes += length * segment_bytes
+        self._do(some, done)
+        return done
 
-    def _scatter(self, runs: list[Run], pieces: list[Piece], first: int, height: int) -> None:
+    def _do(self, jobs: list[_Job], done: Settled) -> None:
+        """Do some jobs in steps, and those that fail as far as their pieces can be had."""
+        left = jobs
+        while left:
+            left = self._make(left)
+        for job in jobs:
+            if job.error is None:
+                self._scatter(job.found, job.pieces, job.segments.start, job.page.segment[0])
+                done.pieces.extend([piece[0] for piece in job.pieces])
+            elif len(job.segments) == 1 and not job.page.codec.ends_early:
+                done.failed.update(dict.fromkeys([piece[0] for piece in job.pieces], job.error))
+            else:
+                self._do_by_pieces(job, done)
+
+    def _do_by_pieces(self, job: _Job, done: Settled) -> None:
+        """Do pieces that need nothing damaged of a job, each by itself and past the cache; the others have failed."""
+        height, first = job.page.segment[0], job.segments.start
+        for piece in job.pieces:
+            top, bottom = piece[1] // height, (piece[2] - 1) // height + 1
+            segments, rows = job.segments[top:bottom], piece[2] - top * height
+            unknown = [0, 0, 0]
+            part = _Job(job.page, segments, job.row + top, job.column, rows, unknown, [piece], [segments])
+            self._decode([part])
+            if part.error is None:
+                self._scatter(part.found, [piece], first, height)
+                done.pieces.append(piece[0])
+            else:
+                done.failed[piece[0]] = part.error
+
+    def _scatter(self, runs: Sequence[Run], pieces: list[Piece], first: int, height: int) -> None:
         """Write pieces of a job, whose first segment and rows in a segment are told, into their windows."""
         bands = self.bands
         if len(runs) == 1 and bands is None and not pieces[0][7]:  # most reads: whole pixels of one array
@@ -100,69 +169,172 @@ class Jobs:
                 else:
                     whole[rows, columns] = part if bands is None else part[..., list(bands)]
 
-    def _runs(
-        self,
-        page: Page,
-        segments: range,
-        row: int,
-        column: int,
-        rows: int,
-        where: list[int] | None = None,
-        *,
-        anew: bool = False,
-    ) -> list[Run]:
-        """Decoded segments of one column, all stored or all missing, out of the cache where it has them.
+    def _make(self, jobs: list[_Job]) -> list[_Job]:
+        """Find or decode the segments of some jobs; those are left that other threads decode now, one of them awaited.
 
-        The first lies at (row, column) of the grid. At the least so many pixel rows of them are decoded, from the top.
-        `where` is (offset, bytes, whether they lie side by side), if it is known; `anew` leaves the cache alone.
+        At the least as many pixel rows of them are decoded as are wanted, from the top.
         """
-        first, height = segments.start, page.segment[0]
-        if not page.counts[first]:
-            shape = (height * len(segments), page.segment[1], page.segment_samples)
-            blank = np.broadcast_to(np.array(page.fill, dtype=page.dtype), shape)  # not a byte for each pixel
-            return [Run(first, segments.stop, blank)]
-        if anew or not settings().cache_bytes:
-            return self._decode(page, segments, row, column, rows, where)
-        claim = Claim(page.key, first, segments.stop, page.segment_bytes)
-        made: list[Run] = []
-        try:
-            while (other := segment_cache.enter(claim)) is not None:
-                other.wait()
-            for part in claim.missing:
-                before = part.start - first
-                here = len(part) * height if claim.keeps else rows - before * height  # what is kept is kept whole
-                whole = where if len(part) == len(segments) else None
-                made += self._decode(page, part, row + before, column, here, whole)
-            if claim.keeps:
-                segment_cache.settle(claim, made)
-        finally:  # an interrupt, too, leaves no claim behind that others would wait for
-            segment_cache.leave(claim)
-        if claim.found:
-            self.tally.append((0, 0, len(segments) - sum(map(len, claim.missing))))
-        return [*claim.found, *made]
+        for job in jobs:
+            if job.stored[1]:
+                job.missing = [job.segments]
+                continue
+            shape = (job.page.segment[0] * len(job.segments), job.page.segment[1], job.page.segment_samples)
+            blank = np.broadcast_to(np.array(job.page.fill, dtype=job.page.dtype), shape)  # not a byte for each pixel
+            job.found = [Run(job.segments.start, job.segments.stop, blank)]
+        if settings().cache_bytes:
+            return self._make_kept([job for job in jobs if job.stored[1]])
+        self._decode(jobs)
+        return []
 
-    def _decode(
-        self, page: Page, segments: range, row: int, column: int, rows: int, where: list[int] | None
-    ) -> list[Run]:
-        if where is not None and len(segments) == 1:  # most jobs: what the plan says of the run is said of the segment
-            datas, sizes = [_stored(page, segments.start, where[0], where[1])], where[1:2]
-        else:
-            offsets, sizes = (table[segments.start : segments.stop].tolist() for table in (page.offsets, page.counts))
-            if where is None:
-                side_by_side = all(o + n == after for o, n, after in zip(offsets, sizes, offsets[1:], strict=False))
-                where = [offsets[0], sum(sizes), side_by_side]
-            if where[2]:
-                datas = [_stored(page, segments.start, where[0], where[1])]
-            else:
-                datas = [_stored(page, *span) for span in zip(segments, offsets, sizes, strict=True)]
-        self.tally.append((len(segments), sum(sizes), 0))
-        return _decoded(page, segments, row, column, rows, datas, sizes)
+    def _make_kept(self, jobs: list[_Job]) -> list[_Job]:
+        """The same beside a cache."""
+        claims = {
+            job: Claim(job.page.key, job.segments.start, job.segments.stop, job.page.segment_bytes) for job in jobs
+        }
+        try:
+            blocked = segment_cache.enter_all(claims.values())
+            hits = 0
+            for job, claim in claims.items():
+                if claim in blocked:
+                    continue
+                job.found, job.missing = claim.found, claim.missing
+                if claim.keeps:  # what is kept is kept whole
+                    job.rows = len(job.segments) * job.page.segment[0]
+                if claim.found:
+                    hits += len(job.segments) - sum(map(len, claim.missing))
+            self._decode([job for job, claim in claims.items() if claim not in blocked])
+            for job, claim in claims.items():
+                if claim.keeps and job.error is None:
+                    segment_cache.settle(claim, _apart(job.found[len(claim.found) :], job.page))
+        finally:  # an interrupt, too, leaves no claim behind that others would wait for
+            for claim in claims.values():
+                segment_cache.leave(claim)
+        if hits:
+            self.tally.append((0, 0, hits))
+        left = [job for job, claim in claims.items() if claim in blocked]
+        if left:
+            blocked[claims[left[0]]].wait()
+        return left
+
+    def _decode(self, jobs: list[_Job]) -> None:
+        """Read and decode what is missing of some jobs; what cannot be is their error."""
+        parts = list[_Part]()
+        for job in jobs:
+            offset, size, side_by_side = job.stored
+            for segments in job.missing:
+                if side_by_side and len(segments) == len(job.segments):
+                    parts.append(_Part(job, segments, offset, size))
+                    continue
+                for k in segments:
+                    parts.append(_Part(job, range(k, k + 1), int(job.page.offsets[k]), int(job.page.counts[k])))
+        at = 0
+        while at < len(parts):
+            n = _alike(parts, at) if len(parts) > 1 else 1
+            if n == 1 or not self._decode_together(parts[at : at + n]):
+                for part in parts[at : at + n]:
+                    self._decode_alone(part)
+            at += n
+
+    def _decode_alone(self, part: _Part) -> None:
+        """Read and decode a part; what is wrong with it is the error of its job."""
+        job, segments, offset, size = part
+        if job.error is not None:
+            return
+        try:
+            data = _stored(job.page, segments.start, offset, size)
+            self.tally.append((len(segments), size, 0))
+            before = segments.start - job.segments.start
+            rows = job.rows - before * job.page.segment[0]
+            runs = _decoded(job.page, segments, job.row + before, job.column, rows, data)
+            job.found = [*job.found, *runs] if job.found else runs
+        except LazyTilesError as error:
+            job.error = error
+
+    def _decode_together(self, parts: list[_Part]) -> bool:
+        """Read and decode parts of one page at once, and say whether that was possible."""
+        page, height = parts[0].job.page, parts[0].job.page.segment[0]
+        try:
+            datas = _read(page, parts)
+            last, whole = parts[-1], sum([len(part.segments) for part in parts[:-1]])
+            sizes = [size for part in parts for size in _sizes(page, part.segments, part.size)]
+            rows = height * whole + _rows(page, last.row, len(last.segments), last.rows)
+            array = page.codec.decode_run(datas, sizes, rows)
+        except Exception:  # one by one, what is damaged gets its name
+            return False
+        self.tally.append((len(sizes), sum(sizes), 0))
+        top, first = 0, parts[0].segments.start
+        for part, after in itertools.zip_longest(parts, parts[1:]):
+            if after is None or after.job is not part.job or after.segments.start != part.segments.stop:
+                bottom = top + height * (part.segments.stop - first)
+                part.job.found = [*part.job.found, Run(first, part.segments.stop, array[top:bottom])]
+                top, first = bottom, after.segments.start if after else 0
+        return True
 
 
 def kept_jobs(plan: Plan) -> list[bool]:
     """Which jobs of a plan this process keeps decoded."""
     pages = plan.windows.pages
     return segment_cache.held((pages[at].key, first, first + length) for at, first, length, _, _ in plan.jobs.tolist())
+
+
+def _apart(runs: Sequence[Run], page: Page) -> Sequence[Run]:
+    """Runs as they are kept: each segment by itself, but where they could only be decoded together."""
+    if page.codec.ends_early or all(run.stop - run.first == 1 for run in runs):
+        return runs
+    height = page.segment[0]
+    return [
+        Run(k, k + 1, run.array[(k - run.first) * height : (k - run.first + 1) * height])
+        for run in runs
+        for k in range(run.first, run.stop)
+    ]
+
+
+def _alike(parts: list[_Part], at: int) -> int:
+    """How many parts, from one of them on, may be decoded together: all segments but the last of them are whole.
+
+    Where decoding may end inside a segment, they are neighbours of one job; else a few small ones, wherever they lie.
+    """
+    page = parts[at].job.page
+    codec = page.codec
+    if codec.strips is None:
+        return 1
+    most, n = max(1, RUN_BYTES[1] // page.segment_bytes), 1
+    for before, after in itertools.pairwise(itertools.islice(parts, at, None)):
+        if after.job.page is not page:
+            break
+        if after.job is not before.job or after.segments.start != before.segments.stop:
+            if codec.ends_early or n >= most:
+                break
+            if not codec.tiled and (before.row + len(before.segments)) * page.segment[0] > codec.image[0]:
+                break  # it ends with a strip that is lower than the others
+        n += 1
+    return n
+
+
+def _rows(page: Page, row: int, segments: int, wanted: int) -> int:
+    """Pixel rows that are decoded of so many segments, the first in this row of the grid, if so many are wanted."""
+    rows = page.segment[0] * segments
+    if not page.codec.tiled:
+        rows = min(rows, page.codec.image[0] - row * page.segment[0])
+    return min(rows, wanted) if page.codec.ends_early else rows
+
+
+def _sizes(page: Page, segments: range, size: int) -> list[int]:
+    """The bytes of each of some segments that are so many together."""
+    sizes: list[int] = [size] if len(segments) == 1 else page.counts[segments.start : segments.stop].tolist()
+    return sizes
+
+
+def _read(page: Page, parts: list[_Part]) -> list[bytes]:
+    """The bytes of parts of a page, in which those that lie side by side are one."""
+    datas, at = list[bytes](), 0
+    while at < len(parts):
+        _, segments, offset, size = parts[at]
+        at += 1
+        while at < len(parts) and parts[at].offset == offset + size and not page.file.is_remote:
+            size, at = size + parts[at].size, at + 1
+        datas.append(_stored(page, segments.start, offset, size))
+    return datas
 
 
 def _stored(page: Page, segment: int, offset: int, size: int) -> bytes:
@@ -175,23 +347,22 @@ def _stored(page: Page, segment: int, offset: int, size: int) -> bytes:
     return pool.read(page.file, offset, size)
 
 
-def _decoded(
-    page: Page, segments: range, row: int, column: int, rows: int, datas: list[Any], sizes: list[int]
-) -> list[Run]:
+def _decoded(page: Page, segments: range, row: int, column: int, rows: int, data: bytes) -> list[Run]:
+    """Segments of one column, so many rows of pixels, by their bytes; the first lies at (row, column) of the grid."""
     codec, height = page.codec, page.segment[0]
-    if codec.lzw is not None and len(segments) > 1:
+    sizes = _sizes(page, segments, len(data))
+    if codec.strips is not None:
         with suppress(Exception):  # one by one, below, the damaged segment gets its name
-            return [Run(segments.start, segments.stop, codec.decode_run(datas, sizes, row, rows))]
-    if len(datas) < len(segments):
-        together = memoryview(datas[0])
-        datas = [together[end - size : end] for size, end in zip(sizes, itertools.accumulate(sizes), strict=True)]
+            array = codec.decode_run([data], sizes, _rows(page, row, len(segments), rows))
+            return [Run(segments.start, segments.stop, array)]
     runs = []
-    for k, (segment, data) in enumerate(zip(segments, datas, strict=True)):
+    datas: list[bytes | memoryview] = [data] if len(sizes) == 1 else [*divided(data, sizes)]
+    for k, (segment, stored) in enumerate(zip(segments, datas, strict=True)):
         try:
-            if codec.lzw is not None:
-                array = codec.decode_run([data], [len(data)], row + k, rows - k * height)
+            if codec.ends_early:
+                array = codec.decode_run([stored], [len(stored)], _rows(page, row + k, 1, rows - k * height))
             else:
-                array = codec(data, segment, row + k, column)
+                array = codec(stored, segment, row + k, column)
         except ImportError as error:
             raise ImportError(f"{page}: its codec cannot be imported: {error}; start the process anew") from error
         except MemoryError as error:

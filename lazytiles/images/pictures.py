@@ -190,7 +190,8 @@ class Picture:
     shape: tuple[int, int, int]  # (height, width, samples) that its header promises, and the dtype
     dtype: np.dtype[Any]
     deep: bool  # whether it is a PNG of 16-bit colours, which Pillow would cut to 8
-    lzw: None = None
+    strips: None = None
+    ends_early: bool = False
 
     def __call__(self, data: bytes | memoryview, index: int, row: int, column: int) -> NDArray[Any]:
         """The picture as an array (height, width, samples)."""

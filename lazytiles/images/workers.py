@@ -193,11 +193,7 @@ def _answer(number: int, numbers: Sequence[int]) -> Answer:
     try:
         with _lock:
             jobs = _plans[number]
-        for k in numbers:
-            try:
-                failed.update(jobs.do(k).failed)
-            except LazyTilesError as error:  # its page cannot be opened
-                failed.update(dict.fromkeys(jobs.windows_of(k), error))
+        failed = jobs.do(numbers).failed
         with suppress(IndexError):  # empty, by the threads of other connections, too
             while True:
                 for name, amount in zip(COUNTED, jobs.tally.pop(), strict=True):

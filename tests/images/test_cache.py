@@ -363,18 +363,18 @@ def test_a_lock_that_an_exception_left_behind_does_not_hold_up_its_own_thread(tm
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_memory_that_runs_out_in_a_decode_stops_all_threads_of_the_read(tmp_path, monkeypatch, threads):
+def test_memory_that_runs_out_in_a_job_stops_all_threads_of_the_read(tmp_path, monkeypatch, threads):
     image = pixels((256, 256))
     region = lt.open_region(write(tmp_path / "a.tif", image, compression="zlib", tile=(16, 16)))
-    decode, calls = jobs._decoded, []
+    scatter, calls = jobs.Jobs._scatter, []
 
     def failing(*args):
         calls.append(args)
         if len(calls) == 3:
             raise MemoryError
-        return decode(*args)
+        return scatter(*args)
 
-    monkeypatch.setattr(jobs, "_decoded", failing)
+    monkeypatch.setattr(jobs.Jobs, "_scatter", failing)
     with within_limits(threads=threads):
         with pytest.raises(MemoryError):
             region[...]

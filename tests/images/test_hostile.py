@@ -14,6 +14,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 
@@ -310,6 +311,45 @@ def test_damage_stays_local(tmp_path):
                     region[box]
             else:
                 np.testing.assert_array_equal(region[box], image[box])
+
+
+@pytest.mark.parametrize("compression", ["zlib", "zstd", "packbits", "lzw"])
+@pytest.mark.parametrize("cache_bytes", [0, 2**20])
+def test_damage_among_small_tiles_is_as_if_each_were_read_alone(cache_bytes, compression, tmp_path):
+    """Small segments are decoded many at a time; each is refused or not as when it is the only one."""
+    image = np.random.default_rng(0).integers(0, 99, (64, 64), dtype=np.uint16)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, image, tile=(16, 16), compression=compression)
+    with tifffile.TiffFile(path) as tiff:
+        places = list(zip(tiff.pages[0].dataoffsets, tiff.pages[0].databytecounts, strict=True))
+    rng = np.random.default_rng(1)
+    sound, refused = path.read_bytes(), 0
+    for trial in range(40):
+        data = bytearray(sound)
+        for k in rng.choice(len(places), 3, replace=False):
+            data[places[k][0] + int(rng.integers(places[k][1]))] ^= 1 << int(rng.integers(8))
+        path = tmp_path / f"{trial}.tif"
+        path.write_bytes(data)
+        corners = np.mgrid[0:64:16, 0:64:16].reshape(2, -1).T
+        boxes = np.column_stack([corners, corners + 16])
+        table = pd.DataFrame(boxes, columns=["ymin", "xmin", "ymax", "xmax"]).assign(
+            path=path.name, tile_id=[f"t{k}" for k in range(16)]
+        )
+        with within_limits(cache_bytes=cache_bytes):
+            tiles = lt.open_tiles(table, tmp_path)
+            together = {}
+            tiles.take_batches([np.array([k]) for k in range(16)], together.__setitem__)
+        for k, (y, x, _, _) in enumerate(boxes.tolist()):
+            with within_limits(cache_bytes=0):
+                region = lt.open_region(path)
+                if isinstance(together[k], Exception):
+                    refused += 1
+                    with pytest.raises(lt.SegmentError) as alone:
+                        region[y : y + 16, x : x + 16]
+                    assert str(alone.value) in str(together[k])
+                else:
+                    np.testing.assert_array_equal(np.squeeze(together[k]), region[y : y + 16, x : x + 16])
+    assert refused or compression == "packbits"  # almost any bytes of which mean something
 
 
 def test_a_wrong_checksum_of_deflate_is_damage(tmp_path):

@@ -23,7 +23,7 @@ import lazytiles as lt
 from lazytiles.buffers import shared_shelf
 from lazytiles.images import readers as room
 from lazytiles.images import workers
-from lazytiles.images.jobs import Jobs
+from lazytiles.images.jobs import Jobs, Settled
 from lazytiles.images.readers import readers
 from tests.limits import Counting, within_limits
 from tests.made import LAYOUTS, make
@@ -161,7 +161,9 @@ class Looked(list[Any]):
 
 
 def test_connections_of_a_worker_count_what_they_share_once(monkeypatch: Any) -> None:
-    monkeypatch.setitem(workers._plans, -1, SimpleNamespace(tally=Looked([(3, 0, 0)])))
+    monkeypatch.setitem(
+        workers._plans, -1, SimpleNamespace(tally=Looked([(3, 0, 0)]), do=lambda numbers: Settled([], {}))
+    )
     monkeypatch.setattr(workers, "_told", dict(lt.counters()))
     answers: list[Any] = []
     threads = [threading.Thread(target=lambda: answers.append(workers._answer(-1, []))) for _ in range(4)]
@@ -216,10 +218,10 @@ def test_a_part_that_kills_every_worker_is_an_error_with_its_tiles(tmp_path: Pat
     tiles, _ = opened(tmp_path, layouts=(TILED,), frames=("2016",))
     deadly = (
         "import os; from lazytiles.images.jobs import Jobs; do = Jobs.do\n"
-        "def die(self, k):\n"
-        "    page = self.pages[self.jobs[k][0]]\n"
-        "    os._exit(1) if '001.tif' in page.file.path else None\n"
-        "    return do(self, k)\n"
+        "def die(self, numbers):\n"
+        "    paths = [self.pages[k].file.path for k in self.jobs[numbers, 0]]\n"
+        "    os._exit(1) if any('001.tif' in path for path in paths) else None\n"
+        "    return do(self, numbers)\n"
         "Jobs.do = die\n"
     )
     monkeypatch.setattr(room, "PROGRAM", f"exec({deadly!r}); {room.PROGRAM}")
@@ -229,9 +231,12 @@ def test_a_part_that_kills_every_worker_is_an_error_with_its_tiles(tmp_path: Pat
     assert min(len(good), len(bad)) > 0
     results: dict[int, Any] = {}
     here, do = [], Jobs.do
-    monkeypatch.setattr(
-        Jobs, "do", lambda self, k: (here.append(self.pages[self.jobs[k, 0]].file.path), do(self, k))[1]
-    )
+
+    def told(self: Jobs, numbers: Any) -> Settled:
+        here.extend(self.pages[k].file.path for k in self.jobs[numbers, 0])
+        return do(self, numbers)
+
+    monkeypatch.setattr(Jobs, "do", told)
     tiles.take_batches([good, bad, good], results.__setitem__, readers=2)
     assert not [path for path in here if "001.tif" in path]  # what kills a worker would kill this process
     assert results[0].shape == results[2].shape == (len(good), *tiles.shape[1:])
