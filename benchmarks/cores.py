@@ -52,9 +52,9 @@ def sleep_instead(seconds: float) -> None:
         time.sleep(seconds)
         return blank(self.segment, self.dtype)
 
-    def run(self: Codec, datas: Any, sizes: Any, row: int, rows: int) -> np.ndarray:
+    def run(self: Codec, datas: Any, sizes: Any, rows: int) -> np.ndarray:
         time.sleep(seconds * len(sizes))
-        return blank((min(rows, self.segment[0] * len(sizes)), *self.segment[1:]), self.dtype)
+        return blank((rows, *self.segment[1:]), self.dtype)
 
     Codec.__call__ = one  # type: ignore[method-assign]
     Codec.decode_run = run  # type: ignore[method-assign]
@@ -65,32 +65,21 @@ class _Alone:
 
     def __init__(self, tiles: lt.MultiSourceArray, batches: list[np.ndarray]) -> None:
         plan = tiles.plan(np.concatenate(batches))
-        self.jobs = jobs_room.Jobs(plan, {}, [])
+        jobs = jobs_room.Jobs(plan, {}, [])
         self.numbers = range(len(plan.jobs))
-        kept: dict[int, list[bytes]] = {}
-        read = jobs_room.pool.read
-        for number in self.numbers:
-            kept[number] = []
-            jobs_room.pool.read = lambda *where, to=kept[number]: to.append(read(*where)) or to[-1]  # type: ignore[method-assign]
-            self._decode(number, None)
-        del jobs_room.pool.read  # type: ignore[method-assign]
-        self.kept = kept
+        self.given: list[tuple[Any, ...]] = []
+        for at, first, length, row, column, offset, size, _, start, stop in jobs.lines.tolist():
+            page, segments = jobs.pages[at], range(first, first + length)
+            rows = int(jobs.pieces[start:stop, 2].max())
+            self.given.append((page, segments, row, column, rows, jobs_room.pool.read(page.file, offset, size)))
 
-    def _decode(self, number: int, data: Any) -> None:
-        at, first, length, row, column = self.jobs.jobs[number].tolist()
-        page = self.jobs.pages[at]
-        pieces = self.jobs.pieces[self.jobs.starts[number] : self.jobs.starts[number + 1]]
-        if data is None:
-            where = self.jobs.ranges[number].tolist()
-            self.jobs._decode(page, range(first, first + length), row, column, int(pieces[:, 2].max()), where)
-        else:
-            sizes = page.counts[first : first + length].tolist()
-            jobs_room._decoded(page, range(first, first + length), row, column, int(pieces[:, 2].max()), data, sizes)
+    def _decode(self, number: int) -> None:
+        jobs_room._decoded(*self.given[number])
 
     def __call__(self, threads: int) -> None:
         with ThreadPoolExecutor(threads) as pool:
             parts = [self.numbers[k::threads] for k in range(threads)]
-            list(pool.map(lambda part: [self._decode(k, self.kept[k]) for k in part], parts))
+            list(pool.map(lambda part: [self._decode(k) for k in part], parts))
 
     def apart(self, processes: int) -> float:
         """Seconds of as many processes, from where all are there to where the last has done its part."""
@@ -100,7 +89,7 @@ class _Alone:
         def child(k: int) -> None:
             gate.wait()
             for number in self.numbers[k::processes]:
-                self._decode(number, self.kept[number])
+                self._decode(number)
             gate.wait()
 
         children = [fork.Process(target=child, args=(k,)) for k in range(processes)]

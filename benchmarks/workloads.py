@@ -168,6 +168,20 @@ def w5(folder: Path, *, full: bool) -> Workload:
     return Workload("W5 zstd", [paths], np.zeros(n, dtype=np.int64), windows, np.arange(n))
 
 
+def w6(folder: Path, *, full: bool) -> Workload:
+    """Small segments: 16 bits, zstd, 64-pixel tiles, windows of 128."""
+    images, edge = (16, 4096) if full else (4, 2048)
+
+    def make(k: int) -> NDArray[Any]:
+        return scene(np.random.default_rng(k), edge, edge, 1, "uint16")[..., 0]
+
+    paths = _images(folder / f"w6_{edge}", "small", images, make, compression="zstd", tile=(64, 64))
+    rng = np.random.default_rng(6)
+    n = 2048
+    windows = _random_windows(rng, n, (edge, edge), (128, 128))
+    return Workload("W6 small", [paths], rng.integers(0, images, n), windows, np.arange(n))
+
+
 def every(folder: Path, *, full: bool) -> list[Workload]:
     """All of them."""
     return [
@@ -181,4 +195,5 @@ def every(folder: Path, *, full: bool) -> list[Workload]:
         w3(folder, full=full, planar=True),
         w4(folder, full=full),
         w5(folder, full=full),
+        w6(folder, full=full),
     ]
