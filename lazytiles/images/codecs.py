@@ -57,6 +57,7 @@ LZW = 5
 _STRIPS = {LZW: {1, 2, 3}, 8: {1, 2}, 32946: {1, 2}, 50000: {1, 2}, 32773: {1}}
 LERC = 34887
 _MOST_CODECS = 256
+_SURPLUS = 2**24  # bytes beyond a segment, and as many as it has, that are unpacked to see the end of a deflate stream
 # What imagecodecs imports at its first use, beside what tifffile's decoder of a page asks for when it is made.
 _LATE = {LZW: ("tiff_decode", "bitorder_decode"), **dict.fromkeys(JPEG, ("jpeg8_decode", "ljpeg_decode"))}
 
@@ -214,9 +215,11 @@ class Codec:
 def _begin(data: bytes, limit: int) -> bytes:
     """The first bytes of what a deflate stream unpacks to, at most `limit`, whose checksum at its end is right."""
     stream = zlib.decompressobj()
-    begin = stream.decompress(data, limit)
+    begin, more = stream.decompress(data, limit), 0
     while not stream.eof and stream.unconsumed_tail:
-        stream.decompress(stream.unconsumed_tail, limit)
+        more += len(stream.decompress(stream.unconsumed_tail, _SURPLUS))
+        if more > _SURPLUS + limit:
+            raise ValueError("the deflate stream unpacks to far more than its segment holds")
     if not stream.eof:
         raise ValueError("the deflate stream is cut short: it has no end")
     return begin

@@ -247,7 +247,7 @@ def _advise(plan: Plan) -> None:
     heads = zip(page[begins].tolist(), offset[begins].tolist(), np.add.reduceat(size, begins).tolist(), strict=True)
     for at, first, nbytes in heads:
         key = plan.windows.pages[at].file
-        if nbytes and 0 <= first < key.size:
+        if nbytes > 0 and 0 <= first < key.size:
             ranges.setdefault(key, []).append((first, nbytes))
     for key, spans in ranges.items():
         with suppress(LazyTilesError):  # the read itself will say it, with the window's name

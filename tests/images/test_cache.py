@@ -382,3 +382,24 @@ def test_memory_that_runs_out_in_a_job_stops_all_threads_of_the_read(tmp_path, m
         assert there < 100
         assert not segment_cache._claims
         np.testing.assert_array_equal(region[...], image)
+
+
+@pytest.mark.parametrize("layout", [{"tile": (16, 16)}, {"rowsperstrip": 3}])
+@pytest.mark.parametrize("compression", ["zlib", "zstd", "packbits", "lzw"])
+def test_small_segments_are_the_same_from_any_cache(compression, layout, tmp_path):
+    image = pixels((130, 90, 2))
+    path = write(tmp_path / "a.tif", image, compression=compression, **layout)
+    rng = np.random.default_rng(0)
+    for budget, threads in ((0, 4), (image.nbytes // 3, 1), (image.nbytes // 3, 4), (2**24, 4)):
+        with within_limits(cache_bytes=budget, threads=threads):
+            lt.clear_cache()
+            region = lt.open_region(path)
+            for _ in range(30):
+                (y0, y1), (x0, x1) = (np.sort(rng.integers(0, n + 1, 2)) for n in image.shape[:2])
+                with Counting() as done:
+                    np.testing.assert_array_equal(region[y0:y1, x0:x1], image[y0:y1, x0:x1])
+                if y0 < y1 and x0 < x1:
+                    down, right = layout.get("tile", (3, 90))
+                    touched = ((y1 - 1) // down - y0 // down + 1) * ((x1 - 1) // right - x0 // right + 1)
+                    assert done.segments + done.hits == touched
+            assert segment_cache.nbytes <= budget

@@ -358,7 +358,8 @@ def test_a_wrong_checksum_of_deflate_is_damage(tmp_path):
     path, longer = tmp_path / "a.tif", zlib.compress(image.tobytes() + bytes(999))
     path.write_bytes(strip(longer, bits=8, shape=(16, 16), compression=8))
     np.testing.assert_array_equal(lt.open_region(path), image)
-    for stream in (longer[:-1] + bytes([longer[-1] ^ 1]), longer[:-2]):
+    bomb = zlib.compress(bytes(2**25))
+    for stream in (longer[:-1] + bytes([longer[-1] ^ 1]), longer[:-2], bomb):
         path.write_bytes(strip(stream, bits=8, shape=(16, 16), compression=8))
         with pytest.raises(lt.SegmentError, match=r"segment 0 .*cannot be decoded"):
             lt.open_region(path)[...]
