@@ -35,7 +35,7 @@ from lazytiles.images import jobs as jobs_room
 from lazytiles.images import readers as room
 from lazytiles.images.codecs import Codec
 
-BATCHES = 48
+BATCHES = 40  # of W2, about as many bytes as a flow reads ahead
 WAYS = ("threads", "readers", "alone", "apart", "loader")
 _blank: dict[tuple[int, ...], np.ndarray] = {}
 
