@@ -497,9 +497,15 @@ LONG_TRANSFORM = """
 import os, signal, threading, time
 import numpy as np
 from lazytiles import BatchFlow
-still = lambda batch, rng: time.sleep(200)
+begun = {begun!r}
+still = lambda batch, rng: (open(begun, "w").close(), time.sleep(200))
 flow = BatchFlow(np.zeros((4096, 8)), 4, transform=still, processes={processes}, threads=4, prefetch=4)
-threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
+def interrupt():
+    while not os.path.exists(begun):  # a process that is just being started has complaints of its own
+        time.sleep(0.05)
+    time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=interrupt, daemon=True).start()
 try:
     next(iter(flow))
 except KeyboardInterrupt:
@@ -508,8 +514,8 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.parametrize("processes", [0, 2])
-def test_no_exit_waits_for_a_long_transform(processes):
-    ends_well_when_interrupted(LONG_TRANSFORM.format(processes=processes))
+def test_no_exit_waits_for_a_long_transform(processes, tmp_path):
+    ends_well_when_interrupted(LONG_TRANSFORM.format(processes=processes, begun=str(tmp_path / "begun")))
 
 
 @pytest.fixture
