@@ -264,7 +264,7 @@ class Parts:
         self._left = [deque[int]() for _ in range((workers if self._keeps else 1) + 1)]
         self._leased: list[Connection] = []
         threads = max(workers * _threads_of(workers), settings().threads)
-        size = max(1, min(_MOST_JOBS, len(plan.jobs) // (4 * threads)))
+        size = max(1, min(_MOST_JOBS, len(plan.jobs) // (8 * threads)))
         every = [(k, np.flatnonzero(owners == k)) for k in range(-1, len(self._left) - 1)]
         cut = [(k, numbers[at : at + size]) for k, numbers in every for at in range(0, len(numbers), size)]
         cut.sort(key=lambda part: (part[0] >= 0, part[1][0]))  # what is kept here comes first
