@@ -53,8 +53,10 @@ JPEG = frozenset({6, 7, 34892, 33007})
 CCITT = frozenset({2, 3, 4})
 DEFLATE = frozenset({8, 32946})
 LZW = 5
+PACKBITS = 32773
+ZSTD = 50000
 # Of which many segments are decoded together, and with which predictors.
-_STRIPS = {LZW: {1, 2, 3}, 8: {1, 2}, 32946: {1, 2}, 50000: {1, 2}, 32773: {1}}
+_STRIPS = {LZW: (1, 2, 3), **dict.fromkeys(DEFLATE, (1, 2)), ZSTD: (1, 2), PACKBITS: (1,)}
 LERC = 34887
 _MOST_CODECS = 256
 _SURPLUS = 2**24  # bytes beyond a segment, and as many as it has, that are unpacked to see the end of a deflate stream
@@ -251,7 +253,8 @@ def codec_of(page: tifffile.TiffPage, dtype: np.dtype[Any], nodata: Any = None) 
         colors = jpeg_decode_colorspace(page.photometric, page.planarconfig, page.extrasamples, page.is_jfif)
     bits = page.bitspersample if isinstance(page.bitspersample, int) else 0
     is_whole = bits in {8, 16, 32, 64} and bits == dtype.itemsize * 8 and page.sampleformat in {1, 2, 3}
-    is_plain = int(page.predictor) in _STRIPS.get(int(page.compression), ()) and page.fillorder == 1
+    is_known = int(page.predictor) in _STRIPS.get(int(page.compression), ())
+    is_plain = is_known and is_whole and page.fillorder == 1 and not page.is_subsampled
     return Codec(
         compression=int(page.compression),
         segment=segment,
@@ -262,9 +265,7 @@ def codec_of(page: tifffile.TiffPage, dtype: np.dtype[Any], nodata: Any = None) 
         tables=page.jpegtables,
         header=page.jpegheader,
         colors=colors,
-        strips=(int(page.predictor), page.parent.byteorder)
-        if is_whole and is_plain and not page.is_subsampled
-        else None,
+        strips=(int(page.predictor), page.parent.byteorder) if is_plain else None,
         stored_row=(-(-segment[1] * samples * bits // 8), int(page.fillorder)),
         nodata=np.nan if dtype.kind == "f" else nodata,
     )

@@ -107,11 +107,11 @@ class Jobs:
                 except LazyTilesError as error:  # a reader process opens it now
                     done.failed.update(dict.fromkeys([piece[0] for piece in pieces], error))
                     continue
-                before, segment_bytes = at, page.segment_bytes if len(numbers) > 1 else 0
+                before, segment_bytes = at, page.segment_bytes
             if some and nbytes + length * segment_bytes > TOGETHER:
                 self._do(some, done)
                 some, nbytes = [], 0
-            rows = pieces[0][2] if len(pieces) == 1 else max([piece[2] for piece in pieces])
+            rows = max([piece[2] for piece in pieces])
             some.append(_Job(page, range(first, first + length), row, column, rows, stored, pieces))
             nbytes += length * segment_bytes
         self._do(some, done)
@@ -229,7 +229,7 @@ class Jobs:
                     parts.append(_Part(job, range(k, k + 1), int(job.page.offsets[k]), int(job.page.counts[k])))
         at = 0
         while at < len(parts):
-            n = _alike(parts, at) if len(parts) > 1 else 1
+            n = _alike(parts, at)
             if n == 1 or not self._decode_together(parts[at : at + n]):
                 for part in parts[at : at + n]:
                     self._decode_alone(part)
@@ -243,10 +243,8 @@ class Jobs:
         try:
             data = _stored(job.page, segments.start, offset, size)
             self.tally.append((len(segments), size, 0))
-            before = segments.start - job.segments.start
-            rows = job.rows - before * job.page.segment[0]
-            runs = _decoded(job.page, segments, job.row + before, job.column, rows, data)
-            job.found = [*job.found, *runs] if job.found else runs
+            runs = _decoded(job.page, segments, part.row, job.column, part.rows, data)
+            job.found = [*job.found, *runs]
         except LazyTilesError as error:
             job.error = error
 
@@ -302,13 +300,17 @@ def _alike(parts: list[_Part], at: int) -> int:
     for before, after in itertools.pairwise(itertools.islice(parts, at, None)):
         if after.job.page is not page:
             break
-        if after.job is not before.job or after.segments.start != before.segments.stop:
-            if codec.ends_early or n >= most:
-                break
-            if not codec.tiled and (before.row + len(before.segments)) * page.segment[0] > codec.image[0]:
-                break  # it ends with a strip that is lower than the others
+        is_below = after.job is before.job and after.segments.start == before.segments.stop
+        if not is_below and (codec.ends_early or n >= most or not _are_whole(before)):
+            break
         n += 1
     return n
+
+
+def _are_whole(part: _Part) -> bool:
+    """Whether no strip of a part is lower than the others."""
+    height, segments = part.job.page.segment[0], len(part.segments)
+    return _rows(part.job.page, part.row, segments, height * segments) == height * segments
 
 
 def _rows(page: Page, row: int, segments: int, wanted: int) -> int:
