@@ -277,14 +277,16 @@ def _places_of(
 
 def _table_in(path: Path, content: bytes, rows: int) -> pd.DataFrame:
     """The table in the bytes of a Parquet file, if it has a row for each row of the store and is no bomb."""
-    facts = parquet.ParquetFile(io.BytesIO(content)).metadata
+    file = parquet.ParquetFile(io.BytesIO(content), pre_buffer=False)
+    facts = file.metadata
     if facts.num_rows != rows:
         raise StoreError(f"{path} is damaged: its table has {facts.num_rows} rows, the store has {rows}")
     groups = [facts.row_group(k) for k in range(facts.num_row_groups)]
     unpacked = max(sum(group.total_byte_size for group in groups), 8 * rows * facts.num_columns)
     if unpacked > max(_SMALL_TABLE, _MOST_PACKED * len(content)):
         raise LimitError(f"{path} is refused: its table of {len(content)} bytes unpacks to {unpacked}")
-    return pd.read_parquet(io.BytesIO(content))
+    # Without threads: what one of Arrow still holds of Python when the interpreter ends would abort the process.
+    return file.read(use_threads=False).to_pandas(use_threads=False)
 
 
 def label_store(path: Path, about: Mapping[str, Any], *, check: bool) -> StoreArray:

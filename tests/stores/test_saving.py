@@ -493,6 +493,25 @@ def test_a_damaged_member_is_refused(tmp_path, member):
         verify_store(tmp_path / "tiles.zarr")
 
 
+def test_no_thread_of_arrow_reads_the_table(tmp_path):
+    """One that still holds what it read when the interpreter ends aborts the process, after all is done."""
+    export(tiles_of(), tmp_path / "tiles.npy")
+    code = """if True:
+        import os, sys
+        import numpy as np, pandas as pd, pyarrow as pa
+        from lazytiles.stores.saving import open_store
+        pa.array([1])  # its own threads of memory
+        before = len(os.listdir("/proc/self/task"))
+        tiles = open_store(sys.argv[1])
+        assert len(tiles.table) == 50
+        print(len(os.listdir("/proc/self/task")) - before, "pyarrow.dataset" in sys.modules)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "tiles.npy"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "0 False\n"
+
+
 def test_a_store_with_labels_is_not_appended_to(tmp_path):
     export(tiles_of(), tmp_path / "tiles.npy")
     with pytest.raises(
