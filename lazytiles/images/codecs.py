@@ -203,10 +203,11 @@ class Codec:
         stack = np.empty((rows, width, samples), self.dtype.newbyteorder(byteorder))
         plain = stack.reshape(-1).view(np.uint8)
         decompress, size = tifffile.TIFF.DECOMPRESSORS[self.compression], height * width * samples * stack.itemsize
-        together = datas if len(datas) == len(sizes) else divided(b"".join(datas), sizes)
-        for k, data in enumerate(together):
-            target = plain[k * size : (k + 1) * size]
-            if len(decompress(data, out=target)) < len(target):
+        data = datas[0] if len(datas) == 1 else b"".join(datas)
+        parts = [data] if self.compression == ZSTD and _are_frames(data, sizes, size) else divided(data, sizes)
+        for k, part in enumerate(parts):
+            target = plain[k * size : (k + 1) * size] if len(parts) > 1 else plain
+            if len(decompress(part, out=target)) < len(target):
                 raise ValueError(f"segment {k} of the run is cut short")
         stack = stack.astype(self.dtype, copy=False)
         if predictor == 2:
@@ -225,6 +226,21 @@ def _begin(data: bytes, limit: int) -> bytes:
     if not stream.eof:
         raise ValueError("the deflate stream is cut short: it has no end")
     return begin
+
+
+def _are_frames(data: bytes | memoryview, sizes: Sequence[int], content: int) -> bool:
+    """Whether streams of Zstandard begin alike, each with a frame of so many bytes of content (RFC 8878, 3.1.1.1).
+
+    One call decodes such frames one after the other. It refuses a frame that holds more or less than it says.
+    """
+    kind = data[4] if len(data) > 4 else 0
+    begin = 5 + (not kind & 0x20) + (0, 1, 2, 4)[kind & 3]  # where the size of the content stands
+    end = begin + (kind >> 5 & 1, 2, 4, 8)[kind >> 6]
+    said = int.from_bytes(data[begin:end], "little") + (256 if kind >> 6 == 1 else 0)
+    head = bytes(data[:end])
+    starts = itertools.accumulate(sizes[:-1], initial=0)
+    is_said = head[:4] == b"\x28\xb5\x2f\xfd" and end > begin and said == content
+    return is_said and all(data[at : at + end] == head for at in starts)
 
 
 def divided(data: Any, sizes: Sequence[int]) -> list[memoryview]:
