@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -25,9 +23,12 @@ _ONE_IN = 17  # of the runs that are not welcome is kept, to see if it is found;
 _MEMORY = 64  # finds after which all of them count half
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # not frozen: a new one would take twice as long
 class Run:
-    """Neighbouring segments ``first:stop`` that were decoded together, one below the other in one array."""
+    """Neighbouring segments ``first:stop`` that were decoded together, one below the other in one array.
+
+    It does not change.
+    """
 
     first: int
     stop: int
@@ -63,9 +64,6 @@ class Claim:
         self.ready.wait()
 
 
-_first = attrgetter("first")
-
-
 class SegmentCache:
     """Least-recently-used runs of decoded segments, keyed by the identity of their file and their page.
 
@@ -77,7 +75,7 @@ class SegmentCache:
     """
 
     def __init__(self) -> None:
-        self._runs: dict[Hashable, list[Run]] = {}  # of each page, in the order of their segments, none twice
+        self._runs: dict[Hashable, dict[int, Run]] = {}  # of each page, by the number of each of its segments
         self._recent: OrderedDict[Run, tuple[Hashable, int]] = OrderedDict()  # page, number among the kept
         self._claims: dict[Hashable, list[Claim]] = {}
         self._lock = threading.RLock()
@@ -98,11 +96,7 @@ class SegmentCache:
                     other.ready = other.ready or threading.Event()
                     return other
             claim.found, claim.missing = self._split(claim.key, first, stop)
-            latest = self._entered - len(self._recent) // 4
-            self._soon += sum(self._recent[run][1] > latest for run in claim.found)
-            self._finds += len(claim.found)
-            if self._finds > _MEMORY:  # the past counts less and less
-                self._finds, self._soon = self._finds // 2, self._soon // 2
+            self._note(claim.found)
             claim.keeps = bool(claim.missing) and self._welcomes(claim)
             if claim.keeps:
                 if entered is None:
@@ -114,6 +108,15 @@ class SegmentCache:
         """Enter some claims of different segments; gives those that could not be, and what each has to wait for."""
         with self._lock:
             return {claim: other for claim in claims if (other := self.enter(claim)) is not None}
+
+    def _note(self, found: Sequence[Run]) -> None:
+        """Remember whether what was found was kept of late."""
+        latest = self._entered - len(self._recent) // 4
+        for run in found:
+            self._finds += 1
+            self._soon += self._recent[run][1] > latest
+        if self._finds > _MEMORY:  # the past counts less and less
+            self._finds, self._soon = self._finds // 2, self._soon // 2
 
     def _welcomes(self, claim: Claim) -> bool:
         """Whether what a claim misses is worth keeping.
@@ -132,17 +135,17 @@ class SegmentCache:
         """The runs that hold some of the segments, and the segments that no run holds."""
         found: list[Run] = []
         missing: list[range] = []
-        runs = self._runs.get(key, [])
-        for at in range(max(0, bisect_right(runs, first, key=_first) - 1), len(runs)):
-            run = runs[at]
-            if run.first >= stop:
-                break
-            if run.stop > first:
-                if run.first > first:
-                    missing.append(range(first, run.first))
-                found.append(run)
-                self._recent.move_to_end(run)
-                first = run.stop
+        runs, at = self._runs.get(key, {}), first
+        while at < stop:
+            run = runs.get(at)
+            if run is None:
+                at += 1
+                continue
+            if at > first:
+                missing.append(range(first, at))
+            found.append(run)
+            self._recent.move_to_end(run)
+            first = at = run.stop
         if first < stop:
             missing.append(range(first, stop))
         return found, missing
@@ -158,8 +161,7 @@ class SegmentCache:
             for run in kept:
                 if run.nbytes <= budget:
                     gone += self._shrink(budget - run.nbytes)
-                    beside = self._runs.setdefault(claim.key, [])
-                    beside.insert(bisect_right(beside, run.first, key=_first), run)
+                    self._runs.setdefault(claim.key, {}).update(dict.fromkeys(range(run.first, run.stop), run))
                     self._entered += 1
                     self._recent[run] = claim.key, self._entered
                     self.nbytes += run.nbytes
@@ -206,7 +208,8 @@ class SegmentCache:
     def _forget_run(self, run: Run, key: Hashable) -> Run:
         self.nbytes -= run.nbytes
         runs = self._runs[key]
-        del runs[bisect_right(runs, run.first, key=_first) - 1]
+        for k in range(run.first, run.stop):
+            del runs[k]
         if not runs:
             del self._runs[key]
         return run
@@ -227,10 +230,16 @@ class SegmentCache:
         finally:
             self.leave(claim)
 
-    def held(self, wanted: Iterable[tuple[Hashable, int, int]]) -> list[bool]:
-        """Which of some (page, first, stop) are kept wholly now; they count as used, and go after the others."""
+    def kept(self, wanted: Iterable[tuple[Hashable, int, int]]) -> list[list[Run] | None]:
+        """The runs of each of some (page, first, stop) of which all is kept now, which count as used; or None."""
+        kept = list[list[Run] | None]()
         with self._lock:
-            return [not self._split(*each)[1] for each in wanted]
+            for each in wanted:
+                found, missing = self._split(*each)
+                if not missing:
+                    self._note(found)
+                kept.append(None if missing else found)
+        return kept
 
     def missing(self, key: Hashable, first: int, stop: int) -> list[range]:
         """Which of the segments ``first:stop`` are not kept now."""
@@ -240,7 +249,7 @@ class SegmentCache:
     def drop(self, key: Hashable, is_over: Callable[[int], bool]) -> None:
         """Forget those runs of a page whose last segment will not be asked for again."""
         with self._changing():
-            for run in [run for run in self._runs.get(key, ()) if is_over(run.stop - 1)]:
+            for run in [run for run in set(self._runs.get(key, {}).values()) if is_over(run.stop - 1)]:
                 del self._recent[run]
                 self._forget_run(run, key)
 

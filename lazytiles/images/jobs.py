@@ -9,11 +9,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from lazytiles.aliases import Int64s
 from lazytiles.config import settings
 from lazytiles.errors import LazyTilesError, SegmentError
 from lazytiles.images.cache import Claim, Run, segment_cache
@@ -45,7 +46,9 @@ class _Job:
     row: int  # of the grid, in which the first lies
     column: int
     rows: int  # pixel rows that are wanted, from the top
-    stored: list[int]  # first byte, bytes, whether they lie side by side
+    offset: int  # of the first stored byte
+    size: int
+    side_by_side: int  # whether the stored bytes of its segments lie so
     pieces: list[Piece]
     missing: Sequence[range] = ()  # the segments that are to be decoded
     found: Sequence[Run] = ()
@@ -79,7 +82,9 @@ class Jobs:
         self.targets, self.tally = targets, tally
         self.jobs, self.starts, self.pieces = plan.jobs, plan.starts, plan.pieces
         # Lists are made for a few jobs: of the whole plan, each reader process would make them all for its part.
-        self.lines = np.column_stack([plan.jobs, plan.ranges, plan.starts[:-1], plan.starts[1:]])
+        rows = np.maximum.reduceat(plan.pieces[:, 2], plan.starts[:-1])
+        self.lines = np.column_stack([plan.jobs, rows, plan.ranges, plan.starts[:-1], plan.starts[1:]])
+        self.kept: dict[int, list[Run]] = {}  # of jobs that are not done, found decoded; looked up no more
 
     def windows_of(self, number: int) -> list[int]:
         """The window of each piece of a job."""
@@ -94,12 +99,20 @@ class Jobs:
         spans = ((int(page.offsets[k]), int(page.counts[k])) for k in left)
         return [(page.file.path, a, a + n) for a, n in spans if n and a >= 0 and a + n <= page.file.size]
 
+    def find(self) -> list[bool]:
+        """Look for what is kept decoded, and say of each job whether all of it is."""
+        found = kept_jobs(self.pages, self.jobs)
+        self.kept = {k: runs for k, runs in enumerate(found) if runs}
+        return list(map(bool, found))
+
     def do(self, numbers: Sequence[int]) -> Settled:
         """Read, decode and scatter some jobs, so many at a time as decode to `TOGETHER` bytes."""
         done = Settled([], {})
         some, nbytes, before = list[_Job](), 0, -1
         where: Any = slice(numbers.start, numbers.stop) if isinstance(numbers, range) else numbers
-        for at, first, length, row, column, *stored, start, stop in self.lines[where].tolist():
+        lines = self.lines[where].tolist()
+        for number, line in zip(numbers, lines, strict=True):
+            at, first, length, row, column, rows, offset, size, side_by_side, start, stop = line
             pieces = self.pieces[start:stop].tolist()
             if at != before:
                 try:
@@ -108,11 +121,16 @@ class Jobs:
                     done.failed.update(dict.fromkeys([piece[0] for piece in pieces], error))
                     continue
                 before, segment_bytes = at, page.segment_bytes
+            job = _Job(page, range(first, first + length), row, column, rows, offset, size, side_by_side, pieces)
+            if self.kept and (found := self.kept.pop(number, None)):
+                job.found = found
+                self._scatter(job, done)
+                self.tally.append((0, 0, length))
+                continue
             if some and nbytes + length * segment_bytes > TOGETHER:
                 self._do(some, done)
                 some, nbytes = [], 0
-            rows = max([piece[2] for piece in pieces])
-            some.append(_Job(page, range(first, first + length), row, column, rows, stored, pieces))
+            some.append(job)
             nbytes += length * segment_bytes
         self._do(some, done)
         return done
@@ -124,8 +142,7 @@ class Jobs:
             left = self._make(left)
         for job in jobs:
             if job.error is None:
-                self._scatter(job.found, job.pieces, job.segments.start, job.page.segment[0])
-                done.pieces.extend([piece[0] for piece in job.pieces])
+                self._scatter(job, done)
             elif len(job.segments) == 1 and not job.page.codec.ends_early:
                 done.failed.update(dict.fromkeys([piece[0] for piece in job.pieces], job.error))
             else:
@@ -133,30 +150,30 @@ class Jobs:
 
     def _do_by_pieces(self, job: _Job, done: Settled) -> None:
         """Do pieces that need nothing damaged of a job, each by itself and past the cache; the others have failed."""
-        height, first = job.page.segment[0], job.segments.start
+        height = job.page.segment[0]
         for piece in job.pieces:
             top, bottom = piece[1] // height, (piece[2] - 1) // height + 1
             segments, rows = job.segments[top:bottom], piece[2] - top * height
-            unknown = [0, 0, 0]
-            part = _Job(job.page, segments, job.row + top, job.column, rows, unknown, [piece], [segments])
+            part = _Job(job.page, segments, job.row + top, job.column, rows, 0, 0, 0, [], [segments])
             self._decode([part])
             if part.error is None:
-                self._scatter(part.found, [piece], first, height)
-                done.pieces.append(piece[0])
+                self._scatter(replace(part, segments=job.segments, pieces=[piece]), done)
             else:
                 done.failed[piece[0]] = part.error
 
-    def _scatter(self, runs: Sequence[Run], pieces: list[Piece], first: int, height: int) -> None:
-        """Write pieces of a job, whose first segment and rows in a segment are told, into their windows."""
-        bands = self.bands
-        if len(runs) == 1 and bands is None and not pieces[0][7]:  # most reads: whole pixels of one array
-            targets, block, top = self.targets, runs[0].array, (runs[0].first - first) * height
-            for window, y0, y1, x0, x1, y, x, _ in pieces:
+    def _scatter(self, job: _Job, done: Settled) -> None:
+        """Write the pieces of a job into their windows."""
+        targets, bands, height, first = self.targets, self.bands, job.page.segment[0], job.segments.start
+        done.pieces.extend([piece[0] for piece in job.pieces])
+        if len(job.found) == 1 and bands is None and not job.pieces[0][7]:  # most reads: whole pixels of one array
+            run = job.found[0]
+            block, top = run.array, (run.first - first) * height
+            for window, y0, y1, x0, x1, y, x, _ in job.pieces:
                 targets[window][y : y + y1 - y0, x : x + x1 - x0] = block[y0 - top : y1 - top, x0:x1]
             return
-        for window, y0, y1, x0, x1, y, x, band in pieces:
-            whole = self.targets[window]
-            for run in runs:
+        for window, y0, y1, x0, x1, y, x, band in job.pieces:
+            whole = targets[window]
+            for run in job.found:
                 top = (run.first - first) * height
                 start, stop = max(y0, top), min(y1, top + len(run.array))
                 if stop <= start:
@@ -175,14 +192,14 @@ class Jobs:
         At the least as many pixel rows of them are decoded as are wanted, from the top.
         """
         for job in jobs:
-            if job.stored[1]:
+            if job.size:
                 job.missing = [job.segments]
                 continue
             shape = (job.page.segment[0] * len(job.segments), job.page.segment[1], job.page.segment_samples)
             blank = np.broadcast_to(np.array(job.page.fill, dtype=job.page.dtype), shape)  # not a byte for each pixel
             job.found = [Run(job.segments.start, job.segments.stop, blank)]
         if settings().cache_bytes:
-            return self._make_kept([job for job in jobs if job.stored[1]])
+            return self._make_kept([job for job in jobs if job.size])
         self._decode(jobs)
         return []
 
@@ -220,10 +237,9 @@ class Jobs:
         """Read and decode what is missing of some jobs; what cannot be is their error."""
         parts = list[_Part]()
         for job in jobs:
-            offset, size, side_by_side = job.stored
             for segments in job.missing:
-                if side_by_side and len(segments) == len(job.segments):
-                    parts.append(_Part(job, segments, offset, size))
+                if job.side_by_side and len(segments) == len(job.segments):
+                    parts.append(_Part(job, segments, job.offset, job.size))
                     continue
                 for k in segments:
                     parts.append(_Part(job, range(k, k + 1), int(job.page.offsets[k]), int(job.page.counts[k])))
@@ -269,10 +285,10 @@ class Jobs:
         return True
 
 
-def kept_jobs(plan: Plan) -> list[bool]:
-    """Which jobs of a plan this process keeps decoded."""
-    pages = plan.windows.pages
-    return segment_cache.held((pages[at].key, first, first + length) for at, first, length, _, _ in plan.jobs.tolist())
+def kept_jobs(pages: Sequence[Page], jobs: Int64s) -> list[list[Run] | None]:
+    """What is kept decoded of each of some jobs of a plan, if all of it is."""
+    keys = {at: pages[at].key for at in np.unique(jobs[:, 0]).tolist()}
+    return segment_cache.kept((keys[at], first, first + length) for at, first, length, _, _ in jobs.tolist())
 
 
 def _apart(runs: Sequence[Run], page: Page) -> Sequence[Run]:
@@ -296,12 +312,13 @@ def _alike(parts: list[_Part], at: int) -> int:
     codec = page.codec
     if codec.strips is None:
         return 1
+    apart = not codec.ends_early
     most, n = max(1, RUN_BYTES[1] // page.segment_bytes), 1
     for before, after in itertools.pairwise(itertools.islice(parts, at, None)):
         if after.job.page is not page:
             break
         is_below = after.job is before.job and after.segments.start == before.segments.stop
-        if not is_below and (codec.ends_early or n >= most or not _are_whole(before)):
+        if not is_below and not (apart and n < most and (codec.tiled or _are_whole(before))):
             break
         n += 1
     return n

@@ -20,7 +20,7 @@ from lazytiles.buffers import Placed
 from lazytiles.config import count, settings
 from lazytiles.errors import LazyTilesError
 from lazytiles.images.files import FileKey, pool
-from lazytiles.images.jobs import COUNTED, TOGETHER, Counts, Jobs, kept_jobs
+from lazytiles.images.jobs import COUNTED, TOGETHER, Counts, Jobs
 from lazytiles.images.mapped import row_ranges, slice_windows
 from lazytiles.images.plan import Plan, Targets, Windows, planned
 from lazytiles.images.readers import Parts
@@ -151,7 +151,7 @@ def _from_here(
     """What a plan of local files says, by readers or by threads."""
     if len(plan.raw):
         progress.settle(*slice_windows(plan.windows, plan.raw.tolist(), jobs.targets))
-    first = partial(_advise, plan) if len(plan.jobs) > 1 else None
+    first = partial(_advise, plan, jobs) if len(plan.jobs) > 1 else None
     if placed is not None and readers:
         with Parts(plan, placed, jobs, readers, lambda done: progress.settle(*done), progress.is_enough) as parts:
             # One thread talks to the workers; others read while no worker is ready, or what is kept here.
@@ -164,8 +164,10 @@ def _from_here(
         threads = min(threads, max(1, useful), _MOST_FOR_SMALL_JOBS)
     order: Sequence[int] = range(len(plan.jobs))
     if settings().cache_bytes:  # first what is kept decoded: what the others decode would push it out of the cache
-        held = kept_jobs(plan)
+        held = jobs.find()
         order = sorted(order, key=lambda k: not held[k]) if any(held) else order
+        if all(held) and plan.bytes_decoded < _LARGE_JOB * len(plan.jobs):
+            threads = 1  # nothing but small copies
     cut = _parts(plan, order, threads)
     work = partial(_settled, jobs, cut, progress)
     yield from _by_crew(work, len(cut), progress, min(threads, len(cut)), first=first, aside=aside)
@@ -238,9 +240,12 @@ def _changed_files(plan: Plan) -> dict[int, LazyTilesError]:
     return failed
 
 
-def _advise(plan: Plan) -> None:
-    """Tell the system what will be read."""
-    page, (offset, size) = plan.jobs[:, 0], plan.ranges[:, :2].T
+def _advise(plan: Plan, jobs: Jobs) -> None:
+    """Tell the system what will be read, but for what is kept decoded."""
+    wanted = np.delete(np.arange(len(plan.jobs)), list(jobs.kept))
+    if not len(wanted):
+        return
+    page, (offset, size) = plan.jobs[wanted, 0], plan.ranges[wanted, :2].T
     # What lies side by side is one range.
     begins = np.flatnonzero(np.r_[True, (page[1:] != page[:-1]) | (offset[1:] != (offset + size)[:-1])])
     ranges: dict[FileKey, list[tuple[int, int]]] = {}

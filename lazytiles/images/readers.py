@@ -231,7 +231,9 @@ def is_sendable(plan: Plan) -> bool:
     """
     if not all(page.origin is not None and not page.file.is_remote for page in plan.windows.pages):
         return False
-    return len(plan.jobs) >= _LEAST_JOBS or (settings().cache_bytes > 0 and not all(kept_jobs(plan)))
+    return len(plan.jobs) >= _LEAST_JOBS or (
+        settings().cache_bytes > 0 and not all(kept_jobs(plan.windows.pages, plan.jobs))
+    )
 
 
 class Parts:
@@ -258,7 +260,7 @@ class Parts:
             seeds = [crc32(repr((page.file.path, page.number)).encode()) for page in pages]
             places = plan.jobs[:, [0, 3, 4]].tolist()
             keepers = [seeds[at] + row // tall[at] + 31 * (column // tall[at]) for at, row, column in places]
-            owners = np.where(kept_jobs(plan), -1, np.array(keepers) % workers)
+            owners = np.where(jobs.find(), -1, np.array(keepers) % workers)
         self._suspects = deque[int]()  # begun by workers that have died
         # Of each worker, or of all where nothing is kept, and last of this process: the parts not begun.
         self._left = [deque[int]() for _ in range((workers if self._keeps else 1) + 1)]

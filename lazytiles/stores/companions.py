@@ -286,7 +286,8 @@ def _table_in(path: Path, content: bytes, rows: int) -> pd.DataFrame:
     if unpacked > max(_SMALL_TABLE, _MOST_PACKED * len(content)):
         raise LimitError(f"{path} is refused: its table of {len(content)} bytes unpacks to {unpacked}")
     # Without threads: what one of Arrow still holds of Python when the interpreter ends would abort the process.
-    return file.read(use_threads=False).to_pandas(use_threads=False)
+    table: pd.DataFrame = file.read(use_threads=False).to_pandas(use_threads=False)
+    return table
 
 
 def label_store(path: Path, about: Mapping[str, Any], *, check: bool) -> StoreArray:
