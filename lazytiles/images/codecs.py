@@ -13,10 +13,9 @@ import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, cast
 
 import imagecodecs
 import numpy as np
@@ -24,14 +23,22 @@ import tifffile
 from numpy.typing import NDArray
 from tifffile.tifffile import jpeg_decode_colorspace
 
-Frame = tuple[int, int, int, bytes, bytes]
 Colors = tuple[int | str | None, int | str | None]  # of a JPEG stream and of its pixels, as imagecodecs names them
 
 _LINE = 32  # bytes of the widest store of libjpeg-turbo
 
 
-def jpeg_frame(data: bytes) -> Frame | None:
-    """Height, width, samples, components' ids and sampling factors by a JPEG stream's frame header, or None."""
+class Frame(NamedTuple):
+    """What the frame header of a JPEG stream says (ITU T.81 B.2.2)."""
+
+    shape: tuple[int, int, int]  # (height, width, samples)
+    names: bytes  # the components' ids
+    factors: bytes  # and sampling factors
+    end: int  # of the header in the stream
+
+
+def jpeg_frame(data: bytes | memoryview) -> Frame | None:
+    """The frame header of a JPEG stream, or None."""
     at = 2
     while data[:2] == b"\xff\xd8" and at + 9 < len(data) and data[at] == 0xFF:
         marker = data[at + 1]
@@ -41,7 +48,8 @@ def jpeg_frame(data: bytes) -> Frame | None:
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width, samples = struct.unpack_from(">HHB", data, at + 5)
             end = at + 10 + 3 * samples
-            return height, width, samples, data[at + 10 : end : 3], data[at + 11 : end : 3]
+            names, factors = bytes(data[at + 10 : end : 3]), bytes(data[at + 11 : end : 3])
+            return Frame((height, width, samples), names, factors, end)
         if marker == 0xDA:
             return None
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
@@ -133,36 +141,39 @@ class Codec:
             raise ValueError("the JPEG stream is cut short: no end marker")
         frame = jpeg_frame(data)
         if frame is not None:
-            (height, width, samples, names, factors), segment = frame, self.segment
+            (height, width, samples), segment = frame.shape, self.segment
             if not (needed[0] <= height <= segment[0] + 15 and needed[1] <= width <= segment[1] + 15):
                 raise ValueError(f"the JPEG frame is {height} x {width}, the tags say {segment[0]} x {segment[1]}")
             if samples != segment[2]:
                 raise ValueError(f"the JPEG frame has {samples} samples a pixel, the tags say {segment[2]}")
-            if names == b"RGB":  # the stream itself says so, whatever the page's tags say
-                return self._turbo(data, frame[:3], _RGB)
-            if self.header is None:
-                # tifffile would make colours of bands that are none; what is subsampled is Y, Cb and Cr all the same.
-                is_verbatim = self.colors in (_GRAY, _RGB)
-                colors = (None, None) if is_verbatim and len(set(factors)) > 1 else self.colors
-                if frame[:3] == segment or (is_verbatim and colors is self.colors):
-                    with suppress(Exception):  # tifffile, below, knows other kinds of streams, or says what is wrong
-                        return self._turbo(data, frame[:3], colors)
+            colors = self._colors_of(frame)
+            if colors is not None:
+                try:
+                    out = _off_the_lines(frame.shape, self.dtype)
+                    self._turbo(data, colors, out)
+                    return out
+                except Exception:  # tifffile, below, knows other kinds of streams, or says what is wrong
+                    if frame.names == b"RGB":  # but not that they are that
+                        raise
         decoded: NDArray[Any] = self.decode(data, index, jpegtables=self.tables, jpegheader=self.header)[0][0]
         return decoded
 
-    def _turbo(self, data: bytes, shape: tuple[int, int, int], colors: Colors) -> NDArray[Any]:
-        """A JPEG stream by libjpeg-turbo as a new array of the shape of its frame.
+    def _colors_of(self, frame: Frame) -> Colors | None:
+        """Between which colours libjpeg-turbo converts a stream; None where it cannot be left to it."""
+        if frame.names == b"RGB":  # the stream itself says so, whatever the page's tags say
+            return _RGB
+        if self.header is not None:
+            return None
+        # tifffile would make colours of bands that are none; what is subsampled is Y, Cb and Cr all the same.
+        is_verbatim = self.colors in (_GRAY, _RGB)
+        if is_verbatim and len(set(frame.factors)) > 1:
+            return (None, None) if frame.shape == self.segment else None
+        return self.colors if is_verbatim or frame.shape == self.segment else None
 
-        It writes rows that begin at a multiple of its widest store past the processor's caches. Pixels that are read
-        again at once come much faster (by a third and more) from rows that begin elsewhere.
-        """
-        nbytes = shape[0] * shape[1] * shape[2] * self.dtype.itemsize
-        memory = np.empty(nbytes + _LINE, np.uint8)
-        begin = (_LINE // 2 - memory.ctypes.data) % _LINE
-        out: NDArray[Any] = memory[begin : begin + nbytes].view(self.dtype).reshape(shape)
-        target = out if shape[2] > 1 else out[..., 0]
-        imagecodecs.jpeg8_decode(data, tables=self.tables, colorspace=colors[0], outcolorspace=colors[1], out=target)
-        return out
+    def _turbo(self, data: bytes | memoryview, colors: Colors, out: NDArray[Any]) -> None:
+        """A JPEG stream by libjpeg-turbo, into an array of the shape of its frame."""
+        target, stream = out if out.shape[2] > 1 else out[..., 0], cast(bytes, data)  # any buffer will do
+        imagecodecs.jpeg8_decode(stream, tables=self.tables, colorspace=colors[0], outcolorspace=colors[1], out=target)
 
     def _image(self, data: bytes, needed: tuple[int, int]) -> NDArray[Any]:
         """An image codec, held to the extent that the tags give: it refuses before it allocates."""
@@ -193,6 +204,8 @@ class Codec:
         after so many pixel rows of all of them.
         """
         assert self.strips is not None
+        if self.compression in JPEG:
+            return self._jpegs(datas, sizes, rows)
         height, width, samples = self.segment
         predictor, byteorder = self.strips
         if self.compression == LZW:  # by one call of libtiff
@@ -204,7 +217,7 @@ class Codec:
         plain = stack.reshape(-1).view(np.uint8)
         decompress, size = tifffile.TIFF.DECOMPRESSORS[self.compression], height * width * samples * stack.itemsize
         data = datas[0] if len(datas) == 1 else b"".join(datas)
-        parts = [data] if self.compression == ZSTD and _are_frames(data, sizes, size) else divided(data, sizes)
+        parts = [data] if self.compression == ZSTD and _are_frames(data, sizes) else divided(data, sizes)
         for k, part in enumerate(parts):
             target = plain[k * size : (k + 1) * size] if len(parts) > 1 else plain
             if len(decompress(part, out=target)) < len(target):
@@ -213,6 +226,34 @@ class Codec:
         if predictor == 2:
             stack = tifffile.TIFF.UNPREDICTORS[predictor](stack, axis=-2, out=stack)
         return stack
+
+    def _jpegs(self, datas: Sequence[bytes | memoryview], sizes: Sequence[int], rows: int) -> NDArray[Any]:
+        """`decode_run` of JPEG streams that begin alike, up to the end of frame headers that say what the tags say."""
+        height, width, samples = self.segment
+        data = datas[0] if len(datas) == 1 else b"".join(datas)
+        frame = jpeg_frame(data)
+        colors = None if frame is None else self._colors_of(frame)
+        if frame is None or colors is None or frame.shape != self.segment:
+            raise ValueError("the JPEG stream is of another kind than its page")
+        streams, head = divided(data, sizes), bytes(data[: frame.end])
+        if any(stream[: frame.end] != head or b"\xff\xd9" not in bytes(stream[-64:]) for stream in streams):
+            raise ValueError("the JPEG streams of the run differ, or one is cut short")
+        stack = _off_the_lines((rows, width, samples), self.dtype)
+        for k, stream in enumerate(streams):
+            self._turbo(stream, colors, stack[k * height : (k + 1) * height])
+        return stack
+
+
+def _off_the_lines(shape: tuple[int, int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """A new array for libjpeg-turbo, which writes rows past the processor's caches that begin at its widest store.
+
+    Pixels that are read again at once come much faster (by a third and more) from rows that begin elsewhere.
+    """
+    nbytes = math.prod(shape) * dtype.itemsize
+    memory = np.empty(nbytes + _LINE, np.uint8)
+    begin = (_LINE // 2 - memory.__array_interface__["data"][0]) % _LINE
+    out: NDArray[Any] = memory[begin : begin + nbytes].view(dtype).reshape(shape)
+    return out
 
 
 def _begin(data: bytes, limit: int) -> bytes:
@@ -228,18 +269,17 @@ def _begin(data: bytes, limit: int) -> bytes:
     return begin
 
 
-def _are_frames(data: bytes | memoryview, sizes: Sequence[int], content: int) -> bool:
-    """Whether streams of Zstandard begin alike, each with a frame of so many bytes of content (RFC 8878, 3.1.1.1).
+def _are_frames(data: bytes | memoryview, sizes: Sequence[int]) -> bool:
+    """Whether streams of Zstandard begin alike, each with a frame that says what it holds (RFC 8878, 3.1.1.1).
 
     One call decodes such frames one after the other. It refuses a frame that holds more or less than it says.
     """
     kind = data[4] if len(data) > 4 else 0
     begin = 5 + (not kind & 0x20) + (0, 1, 2, 4)[kind & 3]  # where the size of the content stands
     end = begin + (kind >> 5 & 1, 2, 4, 8)[kind >> 6]
-    said = int.from_bytes(data[begin:end], "little") + (256 if kind >> 6 == 1 else 0)
     head = bytes(data[:end])
     starts = itertools.accumulate(sizes[:-1], initial=0)
-    is_said = head[:4] == b"\x28\xb5\x2f\xfd" and end > begin and said == content
+    is_said = head[:4] == b"\x28\xb5\x2f\xfd" and end > begin
     return is_said and all(data[at : at + end] == head for at in starts)
 
 
@@ -269,6 +309,7 @@ def codec_of(page: tifffile.TiffPage, dtype: np.dtype[Any], nodata: Any = None) 
         colors = jpeg_decode_colorspace(page.photometric, page.planarconfig, page.extrasamples, page.is_jfif)
     bits = page.bitspersample if isinstance(page.bitspersample, int) else 0
     is_whole = bits in {8, 16, 32, 64} and bits == dtype.itemsize * 8 and page.sampleformat in {1, 2, 3}
+    is_jpeg = page.compression == 7 and page.jpegheader is None and dtype == np.uint8
     is_known = int(page.predictor) in _STRIPS.get(int(page.compression), ())
     is_plain = is_known and is_whole and page.fillorder == 1 and not page.is_subsampled
     return Codec(
@@ -281,7 +322,7 @@ def codec_of(page: tifffile.TiffPage, dtype: np.dtype[Any], nodata: Any = None) 
         tables=page.jpegtables,
         header=page.jpegheader,
         colors=colors,
-        strips=(int(page.predictor), page.parent.byteorder) if is_plain else None,
+        strips=(int(page.predictor), page.parent.byteorder) if is_plain or is_jpeg else None,
         stored_row=(-(-segment[1] * samples * bits // 8), int(page.fillorder)),
         nodata=np.nan if dtype.kind == "f" else nodata,
     )

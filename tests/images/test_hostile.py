@@ -13,6 +13,7 @@ import sys
 import zlib
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pandas as pd
 import pytest
@@ -313,11 +314,12 @@ def test_damage_stays_local(tmp_path):
                 np.testing.assert_array_equal(region[box], image[box])
 
 
-@pytest.mark.parametrize("compression", ["zlib", "zstd", "packbits", "lzw"])
+@pytest.mark.parametrize("compression", ["zlib", "zstd", "packbits", "lzw", "jpeg"])
 @pytest.mark.parametrize("cache_bytes", [0, 2**20])
 def test_damage_among_small_tiles_is_as_if_each_were_read_alone(cache_bytes, compression, tmp_path):
     """Small segments are decoded many at a time; each is refused or not as when it is the only one."""
-    image = np.random.default_rng(0).integers(0, 99, (64, 64), dtype=np.uint16)
+    dtype = np.uint8 if compression == "jpeg" else np.uint16
+    image = np.random.default_rng(0).integers(0, 99, (64, 64), dtype=dtype)
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, image, tile=(16, 16), compression=compression)
     with tifffile.TiffFile(path) as tiff:
@@ -350,6 +352,81 @@ def test_damage_among_small_tiles_is_as_if_each_were_read_alone(cache_bytes, com
                 else:
                     np.testing.assert_array_equal(np.squeeze(together[k]), region[y : y + 16, x : x + 16])
     assert refused or compression == "packbits"  # almost any bytes of which mean something
+
+
+def zstd_frame(content, descriptor):
+    """A frame of Zstandard that holds bytes as they are, with the frame header that its descriptor asks for."""
+    flag, single = descriptor >> 6, descriptor & 0x20
+    window = b"" if single else b"\x58"
+    size = len(content) - (256 if flag == 1 else 0)
+    said = b"" if flag == 0 and not single else size.to_bytes((1, 2, 4, 8)[flag], "little")
+    block = (len(content) << 3 | 1).to_bytes(3, "little")
+    return b"\x28\xb5\x2f\xfd" + bytes([descriptor]) + window + said + block + content
+
+
+@pytest.mark.parametrize(("rows", "width"), [(8, 10), (16, 16), (32, 40)])
+def test_frames_of_zstandard_of_any_kind_are_read(rows, width, tmp_path):
+    """With and without the size of their content, in one or several bytes, alike or not."""
+    image = np.random.default_rng(rows).integers(0, 255, (16 * rows, width), np.uint8)
+    strips = [image[y : y + rows].tobytes() for y in range(0, 16 * rows, rows)]
+    kinds = [0x00, 0x80, 0xA0, 0xC0, 0xE0, *([0x20] if rows * width < 256 else [0x40, 0x60])]
+    for chosen in [*([kind] for kind in kinds), kinds]:
+        path = tmp_path / "a.tif"
+        streams = [zstd_frame(strip, chosen[k % len(chosen)]) for k, strip in enumerate(strips)]
+        tifffile.imwrite(path, iter(streams), shape=image.shape, dtype="u1", rowsperstrip=rows, compression="zstd")
+        np.testing.assert_array_equal(tifffile.imread(path), image)
+        with within_limits(cache_bytes=0):
+            np.testing.assert_array_equal(lt.open_region(path), image)
+
+
+@pytest.mark.parametrize("descriptor", [0x00, 0x60, 0xA0])
+def test_a_frame_does_not_fill_the_tile_of_another(descriptor, tmp_path):
+    """Streams that are together as long as their tiles, and each too short or too long, are refused one by one."""
+    content, path = bytes(range(256)) * 4, tmp_path / "a.tif"
+    whole = zstd_frame(content[:512], descriptor)
+
+    def opened(streams):
+        shape = 16, 32 * len(streams)
+        tifffile.imwrite(path, iter(streams), shape=shape, dtype="u1", tile=(16, 32), compression="zstd")
+        return lt.open_region(path)
+
+    short, long = (zstd_frame(content[:cut], descriptor) for cut in (400, 624))
+    with within_limits(cache_bytes=0, threads=1):  # many are decoded together
+        region = opened([whole] * 30 + [short, long] + [whole] * 32)
+        for wrong in (slice(None), slice(960, 992), slice(992, 1024)):
+            with pytest.raises(lt.SegmentError, match=r"segment 3[01] "):
+                region[:, wrong]
+        for left in (slice(0, 30 * 32), slice(32 * 32, None)):
+            tiles = region[:, left].reshape(16, -1, 32).swapaxes(0, 1).reshape(-1, 512)
+            np.testing.assert_array_equal(tiles, np.broadcast_to(np.frombuffer(content[:512], np.uint8), tiles.shape))
+        # Of joined streams cut at another place, too, none is taken for whole.
+        with pytest.raises(lt.SegmentError, match=r"segment 3[12] "):
+            opened([whole] * 31 + [whole[:-9], whole[-9:] + whole] + [whole] * 31)[...]
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_jpeg_tiles_of_several_kinds_are_read(samples, tmp_path):
+    """Streams with tables, colours or sampling of their own; one that is cut short is refused."""
+    image = np.random.default_rng(samples).integers(0, 255, (8, 8, samples), np.uint8).repeat(16, 0).repeat(16, 1)
+    tiles = [image[y : y + 16, x : x + 16] for y in range(0, 128, 16) for x in range(0, 128, 16)]
+    path, kinds = tmp_path / "a.tif", [{"level": 95}, {"level": 80}]
+    if samples == 3:
+        kinds += [{"level": 95, "colorspace": "rgb", "outcolorspace": "rgb"}, {"level": 95, "subsampling": "420"}]
+    for chosen in ([0], [0] * 9 + [1], [0] * 5 + [len(kinds) - 1], [*range(len(kinds))]):
+        streams = [
+            imagecodecs.jpeg8_encode(np.squeeze(tile), **kinds[chosen[k % len(chosen)]]) for k, tile in enumerate(tiles)
+        ]
+        options = {"photometric": "ycbcr", "shape": image.shape} if samples == 3 else {"shape": image.shape[:2]}
+        tifffile.imwrite(path, iter(streams), dtype="u1", tile=(16, 16), compression="jpeg", **options)
+        with within_limits(cache_bytes=0, threads=1):
+            found = np.asarray(lt.open_region(path)).reshape(image.shape)
+            assert abs(found.astype(int) - image).max() < 20
+            streams[40] = streams[40][:-2]
+            tifffile.imwrite(path, iter(streams), dtype="u1", tile=(16, 16), compression="jpeg", **options)
+            region = lt.open_region(path)
+            with pytest.raises(lt.SegmentError, match="segment 40 "):
+                region[...]
+            np.testing.assert_array_equal(region[:80], found.reshape(region.shape)[:80])
 
 
 def test_a_wrong_checksum_of_deflate_is_damage(tmp_path):
