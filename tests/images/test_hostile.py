@@ -172,7 +172,8 @@ for event, args in list(seen):
     else:
         assert event in ("exec", "compile") and "tile" not in args and "region" not in args[:20], (event, args)
 """
-    environment = {**os.environ, "PYTHONPATH": str(Path(lt.__file__).parents[1])}
+    # Without reader processes, whose start runs and opens what it needs.
+    environment = {**os.environ, "PYTHONPATH": str(Path(lt.__file__).parents[1]), "LAZYTILES_READERS": "0"}
     ran = subprocess.run(
         [sys.executable, "-c", program, str(hostile_dir)], capture_output=True, text=True, env=environment, timeout=120
     )
