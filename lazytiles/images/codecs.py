@@ -56,6 +56,11 @@ def jpeg_frame(data: bytes | memoryview) -> Frame | None:
     return None
 
 
+def _has_end(data: bytes | memoryview) -> bool:
+    """Whether a JPEG stream has its end marker; bytes that fill its place may follow."""
+    return b"\xff\xd9" in bytes(data[-64:])
+
+
 _GRAY, _RGB = ("gray", "gray"), ("rgb", "rgb")  # color spaces that libjpeg does not convert
 JPEG = frozenset({6, 7, 34892, 33007})
 CCITT = frozenset({2, 3, 4})
@@ -137,7 +142,7 @@ class Codec:
 
     def _jpeg(self, data: bytes, index: int, needed: tuple[int, int]) -> NDArray[Any]:
         """A JPEG stream, seen to be complete and as large as its tile before it is decoded (ITU T.81 B.2)."""
-        if b"\xff\xd9" not in data[-64:]:
+        if not _has_end(data):
             raise ValueError("the JPEG stream is cut short: no end marker")
         frame = jpeg_frame(data)
         if frame is not None:
@@ -204,8 +209,6 @@ class Codec:
         after so many pixel rows of all of them.
         """
         assert self.strips is not None
-        if self.compression in JPEG:
-            return self._jpegs(datas, sizes, rows)
         height, width, samples = self.segment
         predictor, byteorder = self.strips
         if self.compression == LZW:  # by one call of libtiff
@@ -213,10 +216,12 @@ class Codec:
             wrapped = wrap_lzw(datas, sizes, shape, height, self.dtype, predictor, byteorder)
             array: NDArray[Any] = imagecodecs.tiff_decode(wrapped)
             return array.reshape(shape)
+        data = datas[0] if len(datas) == 1 else b"".join(datas)
+        if self.compression in JPEG:
+            return self._jpegs(data, sizes, rows)
         stack = np.empty((rows, width, samples), self.dtype.newbyteorder(byteorder))
         plain = stack.reshape(-1).view(np.uint8)
         decompress, size = tifffile.TIFF.DECOMPRESSORS[self.compression], height * width * samples * stack.itemsize
-        data = datas[0] if len(datas) == 1 else b"".join(datas)
         parts = [data] if self.compression == ZSTD and _are_frames(data, sizes) else divided(data, sizes)
         for k, part in enumerate(parts):
             target = plain[k * size : (k + 1) * size] if len(parts) > 1 else plain
@@ -227,16 +232,15 @@ class Codec:
             stack = tifffile.TIFF.UNPREDICTORS[predictor](stack, axis=-2, out=stack)
         return stack
 
-    def _jpegs(self, datas: Sequence[bytes | memoryview], sizes: Sequence[int], rows: int) -> NDArray[Any]:
+    def _jpegs(self, data: bytes | memoryview, sizes: Sequence[int], rows: int) -> NDArray[Any]:
         """`decode_run` of JPEG streams that begin alike, up to the end of frame headers that say what the tags say."""
         height, width, samples = self.segment
-        data = datas[0] if len(datas) == 1 else b"".join(datas)
         frame = jpeg_frame(data)
         colors = None if frame is None else self._colors_of(frame)
         if frame is None or colors is None or frame.shape != self.segment:
             raise ValueError("the JPEG stream is of another kind than its page")
         streams, head = divided(data, sizes), bytes(data[: frame.end])
-        if any(stream[: frame.end] != head or b"\xff\xd9" not in bytes(stream[-64:]) for stream in streams):
+        if any(stream[: frame.end] != head or not _has_end(stream) for stream in streams):
             raise ValueError("the JPEG streams of the run differ, or one is cut short")
         stack = _off_the_lines((rows, width, samples), self.dtype)
         for k, stream in enumerate(streams):

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lazytiles.aliases import Int64s
 from lazytiles.config import settings
 from lazytiles.errors import LazyTilesError, SegmentError
 from lazytiles.images.cache import Claim, Run, segment_cache
@@ -101,7 +100,8 @@ class Jobs:
 
     def find(self) -> list[bool]:
         """Look for what is kept decoded, and say of each job whether all of it is."""
-        found = kept_jobs(self.pages, self.jobs)
+        keys = {at: self.pages[at].key for at in np.unique(self.jobs[:, 0]).tolist()}
+        found = segment_cache.kept((keys[at], first, first + n) for at, first, n, _, _ in self.jobs.tolist())
         self.kept = {k: runs for k, runs in enumerate(found) if runs}
         return list(map(bool, found))
 
@@ -157,7 +157,7 @@ class Jobs:
             part = _Job(job.page, segments, job.row + top, job.column, rows, 0, 0, 0, [], [segments])
             self._decode([part])
             if part.error is None:
-                self._scatter(replace(part, segments=job.segments, pieces=[piece]), done)
+                self._scatter(replace(job, pieces=[piece], found=part.found), done)
             else:
                 done.failed[piece[0]] = part.error
 
@@ -283,12 +283,6 @@ class Jobs:
                 part.job.found = [*part.job.found, Run(first, part.segments.stop, array[top:bottom])]
                 top, first = bottom, after.segments.start if after else 0
         return True
-
-
-def kept_jobs(pages: Sequence[Page], jobs: Int64s) -> list[list[Run] | None]:
-    """What is kept decoded of each of some jobs of a plan, if all of it is."""
-    keys = {at: pages[at].key for at in np.unique(jobs[:, 0]).tolist()}
-    return segment_cache.kept((keys[at], first, first + length) for at, first, length, _, _ in jobs.tolist())
 
 
 def _apart(runs: Sequence[Run], page: Page) -> Sequence[Run]:

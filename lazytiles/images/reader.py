@@ -159,14 +159,15 @@ def _from_here(
             tasks = [parts.run, *[parts.help] * others]
             yield from _by_crew(lambda k: tasks[k](), len(tasks), progress, len(tasks), first=first, aside=aside)
         return
-    if plan.bytes_decoded < _LARGE_JOB * len(plan.jobs):
+    is_small = plan.bytes_decoded < _LARGE_JOB * len(plan.jobs)
+    if is_small:
         useful = plan.bytes_decoded // (_LEAST_FOR_A_THREAD * len(plan.jobs))
         threads = min(threads, max(1, useful), _MOST_FOR_SMALL_JOBS)
     order: Sequence[int] = range(len(plan.jobs))
     if settings().cache_bytes:  # first what is kept decoded: what the others decode would push it out of the cache
         held = jobs.find()
         order = sorted(order, key=lambda k: not held[k]) if any(held) else order
-        if all(held) and plan.bytes_decoded < _LARGE_JOB * len(plan.jobs):
+        if all(held) and is_small:
             threads = 1  # nothing but small copies
     cut = _parts(plan, order, threads)
     work = partial(_settled, jobs, cut, progress)

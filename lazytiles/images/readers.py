@@ -29,7 +29,7 @@ from lazytiles.buffers import Memory, Placed, shared_shelf
 from lazytiles.config import configure, count, settings, usable_cpus, when_configured
 from lazytiles.errors import LazyTilesError
 from lazytiles.images.cache import segment_cache
-from lazytiles.images.jobs import Jobs, Settled, kept_jobs
+from lazytiles.images.jobs import Jobs, Settled
 from lazytiles.images.plan import Plan
 from lazytiles.images.workers import Answer, Sheet, receive, send
 
@@ -229,11 +229,13 @@ def is_sendable(plan: Plan) -> bool:
 
     They open the files by themselves, which must be possible.
     """
-    if not all(page.origin is not None and not page.file.is_remote for page in plan.windows.pages):
+    pages, jobs = plan.windows.pages, plan.jobs
+    if not all(page.origin is not None and not page.file.is_remote for page in pages):
         return False
-    return len(plan.jobs) >= _LEAST_JOBS or (
-        settings().cache_bytes > 0 and not all(kept_jobs(plan.windows.pages, plan.jobs))
-    )
+    if len(jobs) >= _LEAST_JOBS:
+        return True
+    missing = (segment_cache.missing(pages[at].key, first, first + n) for at, first, n, _, _ in jobs.tolist())
+    return settings().cache_bytes > 0 and any(missing)
 
 
 class Parts:
