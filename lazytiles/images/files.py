@@ -15,7 +15,7 @@ import resource
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -118,8 +118,12 @@ class FileKey:
 
 @dataclass(slots=True)
 class _Handle:
-    """One open file: descriptor, map made on demand, and how many readers are on it."""
+    """One open file: descriptor, map made on demand, and how many readers are on it.
 
+    Whoever opens the file gets the same key: that very object is found without a comparison.
+    """
+
+    key: FileKey
     fd: int
     readers: int = 0
     view: mmap.mmap | None = None
@@ -230,12 +234,20 @@ class FilePool:
             if handle.view is not None and stop > start:
                 handle.view.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
-    def advise(self, key: FileKey, ranges: Sequence[tuple[int, int]]) -> None:
+    def advise(self, key: FileKey, ranges: Iterable[tuple[int, int]]) -> None:
         """Tell the system which (offset, size) will be read soon."""
         if hasattr(os, "posix_fadvise"):
             with self._reading(key) as handle:
                 for offset, size in ranges:
                     os.posix_fadvise(handle.fd, offset, size, os.POSIX_FADV_WILLNEED)
+
+    def is_in_memory(self, key: FileKey, offset: int) -> bool:
+        """Whether the system has a byte of a file at hand; not where it cannot say so."""
+        try:
+            with self._reading(key) as handle:
+                return os.preadv(handle.fd, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+        except (AttributeError, OSError):  # BlockingIOError where it would have to be fetched
+            return False
 
     def clear(self) -> None:
         """Close every descriptor that nobody is reading from, and forget what servers have said."""
@@ -277,7 +289,8 @@ class FilePool:
             with self._lock:
                 handle = self._handles.get(key)
                 if handle is None:
-                    handle = self._handles[key] = _Handle(fd)
+                    key = wanted or key
+                    handle = self._handles[key] = _Handle(key, fd)
                 self._handles.move_to_end(key)
                 handle.readers += wanted is not None
                 surplus = len(self._handles) - self.limit()
@@ -285,7 +298,7 @@ class FilePool:
                     idle = (known for known, one in self._handles.items() if not one.readers)
                     for known in list(itertools.islice(idle, surplus)):
                         self._handles.pop(known).close()
-                return key, handle
+                return handle.key, handle
         finally:
             if handle is None or handle.fd != fd:
                 os.close(fd)

@@ -287,3 +287,36 @@ print([os.waitstatus_to_exitcode(os.waitpid(c, 0)[1]) for c in children])
         env={**os.environ, "PYTHONPATH": str(Path(lt.__file__).parents[1])},
     )
     assert ran.stdout.strip() == "[7, 7, 7]", ran.stderr[-2000:]
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="the system does not say what it has in memory")
+def test_what_is_in_memory_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(bytes(2**20))
+    key = pool.identify(str(path))
+    pool.read(key, 0, 2**20)
+    with open(path, "rb") as file:
+        try:
+            os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT)
+        except OSError:
+            pytest.skip("this file system does not say what is in memory")
+    assert pool.is_in_memory(key, 2**19)
+    assert not pool.is_in_memory(key, 2**20)  # its end
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if pool.is_in_memory(key, 2**19):
+        pytest.skip("this file system keeps what it is told to drop")
+    pool.read(key, 2**19, 1)
+    assert pool.is_in_memory(key, 2**19)
+
+
+def test_the_key_of_an_open_file_is_one_object(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"1")
+    pool.clear()
+    first = pool.identify(str(path))
+    assert pool.identify(str(path)) is first
+    pool.clear()
+    pool.read(first, 0, 1)
+    assert pool.identify(str(path)) is first  # opened anew by the key that was asked for

@@ -72,7 +72,8 @@ def open_pages(key: FileKey, asked: Asked) -> Opened:
 def reopened(key: FileKey, origin: tuple[Asked, int]) -> Page:
     """A page of a file that was opened before, maybe in another process; a file that has changed is refused."""
     pool.check(key)
-    pool.identify(key.path)
+    known = pool.identify(key.path)
+    key = known if known == key else key  # the very object under which the file is open
     asked, k = origin
     return (_kept(key, asked) if asked.is_array else open_pages(key, asked).pages)[k]
 
