@@ -65,12 +65,11 @@ class _Alone:
 
     def __init__(self, tiles: lt.MultiSourceArray, batches: list[np.ndarray]) -> None:
         plan = tiles.plan(np.concatenate(batches))
-        jobs = jobs_room.Jobs(plan, {}, [])
+        jobs = jobs_room.Jobs.of(plan, {})
         self.numbers = range(len(plan.jobs))
         self.given: list[tuple[Any, ...]] = []
-        for at, first, length, row, column, offset, size, _, start, stop in jobs.lines.tolist():
+        for at, first, length, row, column, rows, offset, size, *_ in jobs.lines.tolist():
             page, segments = jobs.pages[at], range(first, first + length)
-            rows = int(jobs.pieces[start:stop, 2].max())
             self.given.append((page, segments, row, column, rows, jobs_room.pool.read(page.file, offset, size)))
 
     def _decode(self, number: int) -> None:

@@ -10,10 +10,11 @@ import itertools
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from lazytiles.aliases import Int64s
 from lazytiles.config import settings
 from lazytiles.errors import LazyTilesError, SegmentError
 from lazytiles.images.cache import Claim, Run, segment_cache
@@ -74,25 +75,42 @@ class _Part(NamedTuple):
 
 
 class Jobs:
-    """The jobs of a plan, to be done in any order by any threads, each once; `tally` collects what was counted."""
+    """The jobs of a plan, to be done in any order by any threads, each once; `tally` collects what was counted.
 
-    def __init__(self, plan: Plan, targets: Targets, tally: list[Counts]) -> None:
-        self.pages, self.bands = plan.windows.pages, plan.windows.bands
-        self.targets, self.tally = targets, tally
-        self.jobs, self.starts, self.pieces = plan.jobs, plan.starts, plan.pieces
+    Attributes
+    ----------
+    lines : int64, shape (j, 11): page, first segment, segments, row, column, pixel rows that are wanted, first byte,
+        bytes, whether its segments lie side by side, and which pieces are its own (start, stop)
+    pieces : as those of the plan: what belongs to neighbouring jobs lies side by side
+    """
+
+    def __init__(
+        self, pages: Sequence[Page], bands: tuple[int, ...] | None, lines: Int64s, pieces: Int64s, targets: Targets
+    ) -> None:
+        self.pages, self.bands, self.targets = pages, bands, targets
         # Lists are made for a few jobs: of the whole plan, each reader process would make them all for its part.
-        rows = np.maximum.reduceat(plan.pieces[:, 2], plan.starts[:-1])
-        self.lines = np.column_stack([plan.jobs, rows, plan.ranges, plan.starts[:-1], plan.starts[1:]])
+        self.lines, self.pieces = lines, pieces
+        self.tally: list[Counts] = []
         self.kept: dict[int, list[Run]] = {}  # of jobs that are not done, found decoded; looked up no more
 
-    def windows_of(self, number: int) -> list[int]:
-        """The window of each piece of a job."""
-        windows: list[int] = self.pieces[self.starts[number] : self.starts[number + 1], 0].tolist()
+    @classmethod
+    def of(cls, plan: Plan, targets: Targets) -> Self:
+        """All of them."""
+        rows = np.maximum.reduceat(plan.pieces[:, 2], plan.starts[:-1])
+        lines = np.column_stack([plan.jobs, rows, plan.ranges, plan.starts[:-1], plan.starts[1:]])
+        return cls(plan.windows.pages, plan.windows.bands, lines, plan.pieces, targets)
+
+    def windows_of(self, numbers: Sequence[int]) -> list[int]:
+        """The window of each piece of some jobs."""
+        if not isinstance(numbers, range):
+            return [window for number in numbers for window in self.windows_of(range(number, number + 1))]
+        start, stop = self.lines[numbers[0], 9], self.lines[numbers[-1], 10]
+        windows: list[int] = self.pieces[start:stop, 0].tolist()
         return windows
 
     def wanted(self, number: int) -> list[Range]:
         """The byte ranges of the segments of a job that are not kept decoded."""
-        at, first, length = self.jobs[number, :3].tolist()
+        at, first, length = self.lines[number, :3].tolist()
         page = self.pages[at]
         left = [k for part in segment_cache.missing(page.key, first, first + length) for k in part]
         spans = ((int(page.offsets[k]), int(page.counts[k])) for k in left)
@@ -100,8 +118,8 @@ class Jobs:
 
     def find(self) -> list[bool]:
         """Look for what is kept decoded, and say of each job whether all of it is."""
-        keys = {at: self.pages[at].key for at in np.unique(self.jobs[:, 0]).tolist()}
-        found = segment_cache.kept((keys[at], first, first + n) for at, first, n, _, _ in self.jobs.tolist())
+        keys = {at: self.pages[at].key for at in np.unique(self.lines[:, 0]).tolist()}
+        found = segment_cache.kept((keys[at], first, first + n) for at, first, n in self.lines[:, :3].tolist())
         self.kept = {k: runs for k, runs in enumerate(found) if runs}
         return list(map(bool, found))
 
@@ -109,9 +127,7 @@ class Jobs:
         """Read, decode and scatter some jobs, so many at a time as decode to `TOGETHER` bytes."""
         done = Settled([], {})
         some, nbytes, before = list[_Job](), 0, -1
-        where: Any = slice(numbers.start, numbers.stop) if isinstance(numbers, range) else numbers
-        lines = self.lines[where].tolist()
-        for number, line in zip(numbers, lines, strict=True):
+        for number, line in zip(numbers, self.lines[_at(numbers)].tolist(), strict=True):
             at, first, length, row, column, rows, offset, size, side_by_side, start, stop = line
             pieces = self.pieces[start:stop].tolist()
             if at != before:
@@ -285,6 +301,11 @@ class Jobs:
         return True
 
 
+def _at(numbers: Sequence[int]) -> Any:
+    """Some numbers, neighbours or not, as an index."""
+    return slice(numbers.start, numbers.stop) if isinstance(numbers, range) else numbers
+
+
 def _apart(runs: Sequence[Run], page: Page) -> Sequence[Run]:
     """Runs as they are kept: each segment by itself, but where they could only be decoded together."""
     if page.codec.ends_early or all(run.stop - run.first == 1 for run in runs):
@@ -304,7 +325,7 @@ def _alike(parts: list[_Part], at: int) -> int:
     """
     page = parts[at].job.page
     codec = page.codec
-    if codec.strips is None:
+    if at + 1 == len(parts) or codec.strips is None:
         return 1
     apart = not codec.ends_early
     most, n = max(1, RUN_BYTES[1] // page.segment_bytes), 1

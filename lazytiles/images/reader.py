@@ -20,7 +20,7 @@ from lazytiles.buffers import Placed
 from lazytiles.config import count, settings
 from lazytiles.errors import LazyTilesError
 from lazytiles.images.files import FileKey, pool
-from lazytiles.images.jobs import COUNTED, TOGETHER, Counts, Jobs
+from lazytiles.images.jobs import COUNTED, TOGETHER, Jobs
 from lazytiles.images.mapped import row_ranges, slice_windows
 from lazytiles.images.plan import Plan, Targets, Windows, planned
 from lazytiles.images.readers import Parts
@@ -34,6 +34,7 @@ _LARGE_JOB = 2**20  # bytes decoded
 _MOST_FOR_SMALL_JOBS = 8
 _LEAST_FOR_A_THREAD = 2**12  # bytes of a small job for each of the threads
 _MOST_JOBS = 64  # that a thread does at one go
+_LOOKED_AT = 16  # places of a plan, to see whether its files are in memory
 _SHARES = 4  # of the jobs that each thread has at the least
 
 
@@ -128,10 +129,10 @@ def carry_out(
     ------
     Arrived, each batch of the plan that has a window once, in the order in which they arrive
     """
-    progress, tally = _Progress(plan, stop), list[Counts]()
+    progress = _Progress(plan, stop)
     threads = threads or settings().threads
     progress.settle(plan.empty.tolist(), _changed_files(plan))
-    jobs = Jobs(plan, targets, tally)
+    jobs = Jobs.of(plan, targets)
     try:
         if any(page.file.is_remote for page in plan.windows.pages):
             yield from _from_afar(plan, jobs, progress, threads)
@@ -140,7 +141,7 @@ def carry_out(
         if not progress.is_enough():
             raise LazyTilesError(f"{progress.left} batches were neither read nor refused; please report this")
     finally:
-        sums = np.array([(0, plan.raw_bytes, 0), *tally]).sum(axis=0).tolist()
+        sums = np.array([(0, plan.raw_bytes, 0), *jobs.tally]).sum(axis=0).tolist()
         for name, amount in zip(COUNTED, sums, strict=True):
             count(name, amount)
 
@@ -151,14 +152,19 @@ def _from_here(
     """What a plan of local files says, by readers or by threads."""
     if len(plan.raw):
         progress.settle(*slice_windows(plan.windows, plan.raw.tolist(), jobs.targets))
-    first = partial(_advise, plan, jobs) if len(plan.jobs) > 1 else None
     if placed is not None and readers:
         with Parts(plan, placed, jobs, readers, lambda done: progress.settle(*done), progress.is_enough) as parts:
-            # One thread talks to the workers; others read while no worker is ready, or what is kept here.
+            # One thread talks to the workers, and one tells the system what they will read; others read while no worker
+            # is ready, or what is kept here.
             others = threads - 1 if parts.is_local else 0
-            tasks = [parts.run, *[parts.help] * others]
-            yield from _by_crew(lambda k: tasks[k](), len(tasks), progress, len(tasks), first=first, aside=aside)
+            tasks: list[Callable[[], None]] = [
+                parts.run,
+                partial(_advise, plan, jobs, looks=True),
+                *[parts.help] * others,
+            ]
+            yield from _by_crew(lambda k: tasks[k](), len(tasks), progress, len(tasks), aside=aside)
         return
+    first = partial(_advise, plan, jobs) if len(plan.jobs) > 1 else None
     is_small = plan.bytes_decoded < _LARGE_JOB * len(plan.jobs)
     if is_small:
         useful = plan.bytes_decoded // (_LEAST_FOR_A_THREAD * len(plan.jobs))
@@ -241,22 +247,27 @@ def _changed_files(plan: Plan) -> dict[int, LazyTilesError]:
     return failed
 
 
-def _advise(plan: Plan, jobs: Jobs) -> None:
-    """Tell the system what will be read, but for what is kept decoded."""
+def _advise(plan: Plan, jobs: Jobs, *, looks: bool = False) -> None:
+    """Tell the system what will be read, but for what is kept decoded; if it `looks`, not where all is in memory."""
     wanted = np.delete(np.arange(len(plan.jobs)), list(jobs.kept))
-    if not len(wanted):
-        return
+    keys = [page.file for page in plan.windows.pages]
+    limit = np.array([key.size for key in keys])
     page, (offset, size) = plan.jobs[wanted, 0], plan.ranges[wanted, :2].T
+    is_there = (size > 0) & (offset >= 0) & (offset < limit[page])
+    page, offset, size = page[is_there], offset[is_there], size[is_there]
+    step = -(-len(page) // _LOOKED_AT) or 1
+    with suppress(LazyTilesError):  # the read itself will say it, with the window's name
+        few = zip(page[::step].tolist(), offset[::step].tolist(), strict=True)
+        if not len(page) or (looks and all(pool.is_in_memory(keys[at], first) for at, first in few)):
+            return
     # What lies side by side is one range.
     begins = np.flatnonzero(np.r_[True, (page[1:] != page[:-1]) | (offset[1:] != (offset + size)[:-1])])
     ranges: dict[FileKey, list[tuple[int, int]]] = {}
     heads = zip(page[begins].tolist(), offset[begins].tolist(), np.add.reduceat(size, begins).tolist(), strict=True)
     for at, first, nbytes in heads:
-        key = plan.windows.pages[at].file
-        if nbytes > 0 and 0 <= first < key.size:
-            ranges.setdefault(key, []).append((first, nbytes))
+        ranges.setdefault(keys[at], []).append((first, nbytes))
     for key, spans in ranges.items():
-        with suppress(LazyTilesError):  # the read itself will say it, with the window's name
+        with suppress(LazyTilesError):
             pool.advise(key, spans)
 
 

@@ -15,9 +15,9 @@ import time
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 from zlib import crc32
@@ -31,13 +31,13 @@ from lazytiles.errors import LazyTilesError
 from lazytiles.images.cache import segment_cache
 from lazytiles.images.jobs import Jobs, Settled
 from lazytiles.images.plan import Plan
-from lazytiles.images.workers import Answer, Sheet, receive, send
+from lazytiles.images.workers import Answer, Sheet, Wire
 
 PROGRAM = "from lazytiles.images.workers import serve; serve({fds})"  # what a worker runs
 _MOST_THREADS = 4  # of a worker
 _STARTS = 3  # workers that may die before they were ready, until no more are started
 _LEAST_JOBS = 16  # of a plan that is worth sending
-_MOST_JOBS = 16  # of a part
+_MOST_SEGMENTS = 16  # of a part, about
 _AHEAD = 2  # parts that a connection has at once, so that a worker never waits for the next
 _TALL, _WIDE = 1024, 4  # rows of strips, and rows and columns of tiles, that one worker keeps together
 _PATIENCE_S = 0.1  # between looks for workers that have come, and for a worker to end
@@ -52,19 +52,28 @@ class Connection:
     """One thread of one worker; for one reading thread at a time."""
 
     def __init__(self, worker: Worker, ours: socket.socket) -> None:
-        self.worker, self.socket = worker, ours
+        self.worker, self._wire = worker, Wire(ours)
         self.parts = deque[int]()  # asked for and not answered
         self._plan = -1  # the number of the plan that the other end has last got
         self._known: dict[int, weakref.ref[Memory]] = {}  # the memory that it knows
 
     def fileno(self) -> int:
         """For `select`."""
-        return self.socket.fileno()
+        return self._wire.socket.fileno()
+
+    def close(self) -> None:
+        """The worker ends then."""
+        self._wire.socket.close()
+
+    @property
+    def has_more(self) -> bool:
+        """Whether something of an answer is here that `select` does not know of."""
+        return self._wire.has_more
 
     def receive(self) -> Any:
         """The next message of the worker, waited for."""
         try:
-            return receive(self.socket)[0]
+            return self._wire.receive()[0]
         except (EOFError, OSError) as error:
             raise GoneError from error
 
@@ -76,12 +85,12 @@ class Connection:
                 gone = tuple(number for number, memory in self._known.items() if memory() is None)
                 fresh = tuple((memory.number, memory.nbytes) for memory in new.values())
                 fds = [memory.fd for memory in new.values() if memory.fd is not None]
-                send(self.socket, sheet._replace(new=fresh, gone=gone), fds)
+                self._wire.send(sheet._replace(new=fresh, gone=gone), fds)
                 self._plan = sheet.number
                 self._known.update((number, weakref.ref(memory)) for number, memory in new.items())
                 for number in gone:
                     del self._known[number]
-            send(self.socket, (sheet.number, numbers))
+            self._wire.send((sheet.number, numbers))
         except OSError as error:
             raise GoneError from error
         self.parts.append(part)
@@ -117,7 +126,7 @@ class Worker:
     def close(self, *, at_once: bool = False) -> None:
         """Let it end by itself, or end it; nothing of it writes afterwards."""
         for connection in self.connections:
-            connection.socket.close()
+            connection.close()
         if at_once:
             self._process.kill()
         try:
@@ -208,7 +217,7 @@ class Readers:
         """Start anew in a forked child; the workers are the parent's."""
         for worker in self.workers:
             for connection in worker.connections:
-                connection.socket.close()
+                connection.close()
         self.__init__()  # type: ignore[misc]  # the same object stays imported everywhere
         configure(readers=0)  # such a child is one of many, as those of a `DataLoader` are
 
@@ -260,22 +269,24 @@ class Parts:
             pages = plan.windows.pages
             tall = [_TALL if page.grid[1] == 1 else _WIDE for page in pages]
             seeds = [crc32(repr((page.file.path, page.number)).encode()) for page in pages]
-            places = plan.jobs[:, [0, 3, 4]].tolist()
+            places = jobs.lines[:, [0, 3, 4]].tolist()
             keepers = [seeds[at] + row // tall[at] + 31 * (column // tall[at]) for at, row, column in places]
             owners = np.where(jobs.find(), -1, np.array(keepers) % workers)
         self._suspects = deque[int]()  # begun by workers that have died
         # Of each worker, or of all where nothing is kept, and last of this process: the parts not begun.
         self._left = [deque[int]() for _ in range((workers if self._keeps else 1) + 1)]
         self._leased: list[Connection] = []
+        self._hungry: Iterable[Connection] = ()  # those of them that may have less to do than they could
         threads = max(workers * _threads_of(workers), settings().threads)
-        size = max(1, min(_MOST_JOBS, len(plan.jobs) // (8 * threads)))
         every = [(k, np.flatnonzero(owners == k)) for k in range(-1, len(self._left) - 1)]
-        cut = [(k, numbers[at : at + size]) for k, numbers in every for at in range(0, len(numbers), size)]
+        most = max(1, _MOST_SEGMENTS * len(plan.jobs) // int(plan.jobs[:, 2].sum()))
+        share = threads // workers if self._keeps else threads
+        cut = [(k, part) for k, numbers in every for part in _cut(numbers, share, most)]
         cut.sort(key=lambda part: (part[0] >= 0, part[1][0]))  # what is kept here comes first
-        self._parts = [numbers.tolist() for _, numbers in cut]
+        self._parts = [_short(numbers.tolist()) for _, numbers in cut]
         for part, (owner, _) in enumerate(cut):
             self._left[owner].append(part)
-        self._tables, self._sheet, self._memories = _sheet_of(plan, placed, workers)
+        self._tables, self._sheet, self._memories = _sheet_of(plan, placed, jobs, workers)
 
     @property
     def is_local(self) -> bool:
@@ -307,14 +318,13 @@ class Parts:
             looked = time.monotonic()
             while not self._is_enough():
                 if not self._leased or time.monotonic() > looked + _PATIENCE_S:
-                    self._leased += readers.lease(self._workers)
+                    self._lease()
                     looked = time.monotonic()
-                for connection in self._leased:
+                hungry, self._hungry = self._hungry, ()
+                for connection in hungry:
                     self._feed(connection)
-                busy = [connection for connection in self._leased if connection.parts]
-                if busy:
-                    for connection in select.select(busy, [], [], _PATIENCE_S)[0]:
-                        self._collect(connection)
+                if any(connection.parts for connection in self._leased):
+                    self._collect()
                 elif any(self._left) and self._suspects and readers.workers and not self._leased:
                     time.sleep(_PATIENCE_S / 10)  # until others are ready: what killed these may kill this process
                 elif any(self._left):  # of workers that are not ready, or busy with other plans
@@ -330,6 +340,17 @@ class Parts:
             self._leased = []
             raise
 
+    def _lease(self) -> None:
+        self._attend([*self._leased, *readers.lease(self._workers)])
+
+    def _attend(self, connections: list[Connection]) -> None:
+        """These are the leased ones from now on."""
+        self._leased = self._hungry = connections
+        self._by_fd = {connection.fileno(): connection for connection in connections}
+        self._poll = select.poll()
+        for fd in self._by_fd:
+            self._poll.register(fd, select.POLLIN)
+
     def _feed(self, connection: Connection) -> None:
         if connection not in self._leased:  # its worker has died meanwhile, by what another connection of it says
             return
@@ -342,16 +363,22 @@ class Parts:
                 self._lost(connection.worker)
                 return
 
-    def _collect(self, connection: Connection) -> None:
-        if connection not in self._leased:
-            return
-        try:
-            answer: Answer = connection.receive()
-        except GoneError:
-            self._lost(connection.worker)
-            return
-        part = connection.parts.popleft()
-        self._take(answer, [window for number in self._parts[part] for window in self._jobs.windows_of(number)])
+    def _collect(self) -> None:
+        """Wait for answers, and take those that are there."""
+        self._hungry = [self._by_fd[fd] for fd, _ in self._poll.poll(_PATIENCE_S * 1000)]
+        for connection in self._hungry:
+            self._receive(connection)
+
+    def _receive(self, connection: Connection) -> None:
+        while connection in self._leased:  # its worker may have died meanwhile, by what another connection of it says
+            try:
+                answer = Answer(*connection.receive())
+            except GoneError:
+                self._lost(connection.worker)
+                return
+            self._take(answer, self._jobs.windows_of(self._parts[connection.parts.popleft()]))
+            if not connection.has_more:
+                return
 
     def _take(self, answer: Answer, windows: list[int]) -> None:
         for name, amount in answer.counted.items():
@@ -364,31 +391,32 @@ class Parts:
     def _lost(self, worker: Worker) -> None:
         """A worker has died: its parts are begun again, but for one that has killed two."""
         gone = [connection for connection in self._leased if connection.worker is worker]
-        self._leased = [connection for connection in self._leased if connection.worker is not worker]
+        left = [connection for connection in self._leased if connection.worker is not worker]
         readers.replace(worker)
         for connection in gone:
             for k, part in enumerate(connection.parts):
                 # Those behind the first had not begun.
                 (self._suspects if k == 0 else self._left[0]).append(part)
             connection.parts.clear()
+        self._attend(left)  # to what it has left, too
 
     def _try_alone(self) -> None:
         """Do the jobs of a part one by one with nothing beside, after a worker has died of it or of another."""
         part = self._suspects.popleft()
         for number in self._parts[part]:
             while not self._leased:
-                self._leased = readers.lease(self._workers)
+                self._lease()
                 if not self._leased and not readers.workers:
                     raise LazyTilesError("reader processes die and cannot be started anew; read with readers=0")
                 time.sleep(0 if self._leased else _PATIENCE_S / 10)
-            connection, windows = self._leased[0], self._jobs.windows_of(number)
+            connection, windows = self._leased[0], self._jobs.windows_of([number])
             try:
                 connection.ask(self._sheet, self._memories, part, [number])
-                answer: Answer = connection.receive()
+                answer = Answer(*connection.receive())
             except GoneError:
                 connection.parts.clear()
                 self._lost(connection.worker)
-                at, segment = self._jobs.jobs[number][:2]
+                at, segment = self._jobs.lines[number, :2].tolist()
                 error = LazyTilesError(
                     f"{self._jobs.pages[at]}: two reader processes died while they read segment {segment}: memory ran "
                     "out, or its codec crashed; read it with readers=0 to see which, or leave its windows out"
@@ -399,7 +427,7 @@ class Parts:
                 self._take(answer, windows)
 
     def __enter__(self) -> Self:
-        self._leased = readers.lease(self._workers)
+        self._lease()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -417,32 +445,53 @@ class Parts:
             readers.give_back(self._leased)
 
 
-def _sheet_of(plan: Plan, placed: Placed, workers: int) -> tuple[NDArray[np.uint8], Sheet, list[Memory]]:
+def _cut(numbers: NDArray[np.intp], threads: int, most: int) -> Iterator[NDArray[np.intp]]:
+    """Jobs in parts for so many threads: large ones at first, as each is a message, and small ones at last."""
+    at = 0
+    while at < len(numbers):
+        size = max(1, min(most, (len(numbers) - at) // threads))
+        yield numbers[at : at + size]
+        at += size
+
+
+def _short(numbers: list[int]) -> Sequence[int]:
+    """Rising numbers, as a range where they are neighbours: that is short to send and quick to look up."""
+    neighbours = range(numbers[0], numbers[-1] + 1)
+    return neighbours if len(neighbours) == len(numbers) else numbers
+
+
+def _sheet_of(plan: Plan, placed: Placed, jobs: Jobs, workers: int) -> tuple[NDArray[np.uint8], Sheet, list[Memory]]:
     """A plan as an array in shared memory, where its parts lie, and all the memory that workers need for it."""
     numbers = np.array([memory.number for memory in placed.memories])
     places = np.column_stack([numbers[placed.where[:, 0]], placed.where[:, 1:]])
-    tables = [np.ascontiguousarray(each) for each in (plan.jobs, plan.starts, plan.pieces, plan.ranges, places)]
-    pages = np.frombuffer(pickle.dumps([(page.file, page.origin) for page in plan.windows.pages], protocol=5), np.uint8)
-    parts = [*(each.reshape(-1).view(np.uint8) for each in tables), pages]
-    ends = np.cumsum([len(part) for part in parts]).tolist()
-    flat = shared_shelf.empty((ends[-1],), np.dtype(np.uint8))
+    origins = [pickle.dumps((page.file, page.origin), protocol=5) for page in plan.windows.pages]
+    ends = np.cumsum([len(origin) for origin in origins], dtype=np.int64)
+    tables = [
+        *map(np.ascontiguousarray, (jobs.lines, jobs.pieces, places, ends)),
+        np.frombuffer(b"".join(origins), np.uint8),
+    ]
+    parts = [table.reshape(-1).view(np.uint8) for table in tables]
+    stops = np.cumsum([len(part) for part in parts]).tolist()
+    flat = shared_shelf.empty((stops[-1],), np.dtype(np.uint8))
     np.concatenate(parts, out=flat)
     place = shared_shelf.place(flat)
-    begins = [place.offset + end - len(part) for end, part in zip(ends, parts, strict=True)]
+    begins = [place.offset + stop - len(part) for stop, part in zip(stops, parts, strict=True)]
     limits = settings()
-    own = asdict(limits) | {"readers": 0, "cache_bytes": limits.cache_bytes // (workers + 1)}
-    own["open_files"] = max(1, limits.open_files // (workers + 1))
     folder = None
     with suppress(OSError):
         folder = os.getcwd()
     sheet = Sheet(
         next(_sheets),
-        tuple((place.memory.number, begin, each.shape) for begin, each in zip(begins, tables, strict=False)),
-        (place.memory.number, begins[-1], len(pages)),
+        tuple((place.memory.number, begin, table.shape) for begin, table in zip(begins, tables, strict=True)),
         plan.windows.bands,
         plan.windows.pages[0].dtype,
         folder,
-        own,
+        replace(
+            limits,
+            readers=0,
+            cache_bytes=limits.cache_bytes // (workers + 1),
+            open_files=max(1, limits.open_files // (workers + 1)),
+        ),
         segment_cache.clears,
     )
     return flat, sheet, [place.memory, *placed.memories]

@@ -7,6 +7,7 @@ to be done next, and that they are done.
 
 from __future__ import annotations
 
+import array
 import mmap
 import os
 import pickle
@@ -23,17 +24,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lazytiles.config import configure, count, counters, settings
+from lazytiles.config import Settings, configure, count, counters, settings
 from lazytiles.errors import LazyTilesError
 from lazytiles.images.cache import clear_cache, segment_cache
-from lazytiles.images.files import FileKey
-from lazytiles.images.jobs import COUNTED, Jobs
+from lazytiles.images.jobs import COUNTED, Counts, Jobs
 from lazytiles.images.layouts.opening import reopened
 from lazytiles.images.page import Page
-from lazytiles.images.plan import Plan, Windows
 
-_HEAD = struct.Struct("<Q")  # bytes of a message
-_MOST_DESCRIPTORS = 250  # in one message
+_HEAD = struct.Struct("<QI")  # of a message: its bytes, and the descriptors with it
+_ROOM = socket.CMSG_SPACE(250 * array.array("i").itemsize)  # for the descriptors of one message
+_LEAST = 2**12  # bytes asked for at once
 _MOST_PAGES = 2048  # that a worker keeps facts of
 _MOST_PLANS = 8  # that a worker keeps
 
@@ -42,12 +42,13 @@ class Sheet(NamedTuple):
     """A plan as workers see it."""
 
     number: int  # of the plan
-    tables: tuple[tuple[int, int, tuple[int, ...]], ...]  # the memory, first byte and shape of its five arrays
-    pages: tuple[int, int, int]  # the memory, first byte and bytes of what each page is opened by, pickled
+    # The memory, first byte and shape of its arrays: lines and pieces of `Jobs`, where each window lies, and of what
+    # each page is opened by, pickled, where it ends and the bytes.
+    tables: tuple[tuple[int, int, tuple[int, ...]], ...]
     bands: tuple[int, ...] | None
     dtype: np.dtype[Any]  # of the pixels
     folder: str | None  # the working directory that names of files are relative to; None where there is none any more
-    limits: dict[str, Any]  # the settings under which it is read
+    limits: Settings  # under which it is read
     clears: int  # how often the cache of the process that asks was cleared
     new: tuple[tuple[int, int], ...] = ()  # (number, bytes) of the memory whose descriptors come with the sheet
     gone: tuple[int, ...] = ()  # numbers of the memory that will not be used again
@@ -61,34 +62,46 @@ class Answer(NamedTuple):
     error: BaseException | None = None
 
 
-def send(connection: socket.socket, message: object, fds: Sequence[int] = ()) -> None:
-    """Send a message, and descriptors with it."""
-    data = pickle.dumps(message, protocol=5)
-    if fds:
-        socket.send_fds(connection, [_HEAD.pack(len(data))], list(fds))
-        connection.sendall(data)
-    else:
-        connection.sendall(_HEAD.pack(len(data)) + data)
+class Wire:
+    """One end of a connection, over which whole messages go, and descriptors with them."""
 
+    def __init__(self, own: socket.socket) -> None:
+        self.socket = own
+        self._got = b""  # and not taken
+        self._fds = array.array("i")
 
-def receive(connection: socket.socket) -> tuple[Any, list[int]]:
-    """The next message and the descriptors that came with it; EOFError where the other side has gone."""
-    head, fds, _, _ = socket.recv_fds(connection, _HEAD.size, _MOST_DESCRIPTORS)
-    if not head:
-        raise EOFError
-    if len(head) < _HEAD.size:
-        head += _exactly(connection, _HEAD.size - len(head))
-    return pickle.loads(_exactly(connection, *_HEAD.unpack(head))), fds  # noqa: S301  # from the other end
+    def send(self, message: object, fds: Sequence[int] = ()) -> None:
+        """Send a message, and descriptors with it."""
+        data = pickle.dumps(message, protocol=5)
+        head = _HEAD.pack(len(data), len(fds))
+        if fds:
+            socket.send_fds(self.socket, [head], list(fds))
+            self.socket.sendall(data)
+        else:
+            self.socket.sendall(head + data)
 
+    def receive(self) -> tuple[Any, list[int]]:
+        """The next message and the descriptors that came with it; EOFError where the other side has gone."""
+        size, n = _HEAD.unpack(self._take(_HEAD.size))
+        message = pickle.loads(self._take(size))  # noqa: S301  # from the other end
+        fds, self._fds = self._fds[:n].tolist(), self._fds[n:]
+        return message, fds
 
-def _exactly(connection: socket.socket, size: int) -> bytes:
-    data = connection.recv(size)
-    while len(data) < size:
-        more = connection.recv(size - len(data))
-        if not more:
-            raise EOFError
-        data += more
-    return data
+    @property
+    def has_more(self) -> bool:
+        """Whether something of a next message has come already, so that the system may not say it again."""
+        return bool(self._got)
+
+    def _take(self, size: int) -> bytes:
+        while len(self._got) < size:
+            data, told, _, _ = self.socket.recvmsg(max(_LEAST, size), _ROOM)
+            if not data:
+                raise EOFError
+            for _, _, fds in told:
+                self._fds.frombytes(fds[: len(fds) - len(fds) % self._fds.itemsize])
+            self._got += data
+        taken, self._got = self._got[:size], self._got[size:]
+        return taken
 
 
 # In the worker: one set of maps and plans for all its connections.
@@ -110,15 +123,17 @@ def serve(fds: Sequence[int]) -> None:
 
 
 def _serve(fd: int) -> None:
-    with socket.socket(fileno=fd) as connection, suppress(OSError, EOFError):
-        send(connection, "ready")
+    with socket.socket(fileno=fd) as own, suppress(OSError, EOFError):
+        wire = Wire(own)
+        wire.send("ready")
         wrong: BaseException | None = None
         while True:
-            message, fds = receive(connection)
+            message, fds = wire.receive()
             if isinstance(message, Sheet):
                 wrong = _take_over(message, fds)
             else:
-                send(connection, _answer(*message) if wrong is None else Answer({}, {}, wrong))
+                answer = _answer(*message) if wrong is None else Answer({}, {}, wrong)
+                wire.send(tuple(answer))
     os._exit(0)  # where one connection ends, all of them do
 
 
@@ -136,8 +151,8 @@ def _take_over(sheet: Sheet, fds: Sequence[int]) -> BaseException | None:
             if sheet.folder is not None:
                 with suppress(OSError):  # one that is no more: what lies in it is missed when it is read
                     os.chdir(sheet.folder)
-            if sheet.limits != asdict(settings()):
-                configure(**sheet.limits)
+            if sheet.limits != settings():
+                configure(**asdict(sheet.limits))
             if sheet.clears > segment_cache.clears:
                 clear_cache()
                 segment_cache.clears = sheet.clears
@@ -151,28 +166,27 @@ def _take_over(sheet: Sheet, fds: Sequence[int]) -> BaseException | None:
 
 
 def _jobs_of(sheet: Sheet) -> Jobs:
-    # The tables are copied: their memory is used again when the plan is over.
-    tables = [np.ndarray(shape, np.int64, _maps[memory], offset).copy() for memory, offset, shape in sheet.tables]
-    jobs, starts, pieces, ranges, places = tables
-    memory, offset, size = sheet.pages
-    pages: Any = _Pages(pickle.loads(_maps[memory][offset : offset + size]))  # noqa: S301  # from the other end
-    none = np.empty(0, np.int64)
-    windows = Windows(pages, none, none.reshape(0, 4), sheet.bands)
-    plan = Plan(windows, none, none, none, 0, jobs, starts, pieces, ranges, 0, 0, 0, 0)
-    return Jobs(plan, _Targets(places, sheet.dtype), [])
+    lines, pieces, places, ends, origins = (
+        np.ndarray(shape, np.int64 if k < len(sheet.tables) - 1 else np.uint8, _maps[memory], offset)
+        for k, (memory, offset, shape) in enumerate(sheet.tables)
+    )
+    pages: Any = _Pages(origins.tobytes(), ends.tolist())
+    return Jobs(pages, sheet.bands, lines, pieces, _Targets(places, sheet.dtype))
 
 
-_page = lru_cache(_MOST_PAGES)(reopened)
+@lru_cache(_MOST_PAGES)
+def _page(origin: bytes) -> Page:
+    return reopened(*pickle.loads(origin))  # noqa: S301  # from the other end
 
 
 class _Pages:
     """Pages that are opened when they are first wanted."""
 
-    def __init__(self, origins: Sequence[tuple[FileKey, Any]]) -> None:
-        self._origins = origins
+    def __init__(self, origins: bytes, ends: list[int]) -> None:
+        self._origins, self._ends = origins, ends
 
     def __getitem__(self, k: int) -> Page:
-        return _page(*self._origins[k])
+        return _page(self._origins[self._ends[k - 1] if k else 0 : self._ends[k]])
 
 
 class _Targets:
@@ -193,11 +207,12 @@ def _answer(number: int, numbers: Sequence[int]) -> Answer:
     try:
         with _lock:
             jobs = _plans[number]
-        failed = jobs.do(numbers).failed
+        failed, tally = jobs.do(numbers).failed, list[Counts]()
         with suppress(IndexError):  # empty, by the threads of other connections, too
             while True:
-                for name, amount in zip(COUNTED, jobs.tally.pop(), strict=True):
-                    count(name, amount)
+                tally.append(jobs.tally.pop())
+        for name, amounts in zip(COUNTED, zip(*tally, strict=True), strict=False):
+            count(name, sum(amounts))
     except BaseException as error:
         wrong = error
     with _lock:  # what was counted since the other side was last told

@@ -54,7 +54,7 @@ def regions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[lt.Region
 def one_by_one(plan: Plan, targets: Any) -> dict[int, list[str]]:
     """The definition: what is sliced, then each job in its turn; of the windows that fail, all that is wrong."""
     found = [slice_windows(plan.windows, plan.raw.tolist(), targets)[1]]
-    jobs = Jobs(plan, targets, [])
+    jobs = Jobs.of(plan, targets)
     found += [jobs.do([number]).failed for number in range(len(plan.jobs))]
     failed: dict[int, list[str]] = {}
     for each in found:

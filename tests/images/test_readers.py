@@ -6,23 +6,30 @@ import gc
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 
 import lazytiles as lt
 from lazytiles.buffers import shared_shelf
 from lazytiles.images import readers as room
 from lazytiles.images import workers
+from lazytiles.images.files import FilePool
 from lazytiles.images.jobs import Jobs, Settled
 from lazytiles.images.readers import readers
 from tests.limits import Counting, within_limits
@@ -219,7 +226,7 @@ def test_a_part_that_kills_every_worker_is_an_error_with_its_tiles(tmp_path: Pat
     deadly = (
         "import os; from lazytiles.images.jobs import Jobs; do = Jobs.do\n"
         "def die(self, numbers):\n"
-        "    paths = [self.pages[k].file.path for k in self.jobs[numbers, 0]]\n"
+        "    paths = [self.pages[k].file.path for k in self.lines[numbers, 0]]\n"
         "    os._exit(1) if any('001.tif' in path for path in paths) else None\n"
         "    return do(self, numbers)\n"
         "Jobs.do = die\n"
@@ -233,7 +240,7 @@ def test_a_part_that_kills_every_worker_is_an_error_with_its_tiles(tmp_path: Pat
     here, do = [], Jobs.do
 
     def told(self: Jobs, numbers: Any) -> Settled:
-        here.extend(self.pages[k].file.path for k in self.jobs[numbers, 0])
+        here.extend(self.pages[k].file.path for k in self.lines[numbers, 0])
         return do(self, numbers)
 
     monkeypatch.setattr(Jobs, "do", told)
@@ -371,3 +378,69 @@ def test_workers_are_small(tmp_path: Path) -> None:
         assert int(facts["VmRSS"].split()[0]) - int(facts["RssShmem"].split()[0]) < 120 * 1024
         loaded = Path(f"/proc/{worker.pid}/maps").read_text()
         assert not any(name in loaded for name in ("tensorflow", "pandas", "pyarrow", "torch"))
+
+
+@given(st.lists(st.tuples(st.integers(0, 20_000), st.integers(0, 3)), min_size=1, max_size=12), st.integers(0, 99))
+@examples(max_examples=40, deadline=None)
+def test_messages_arrive_whole_with_their_descriptors(told: list[tuple[int, int]], seed: int) -> None:
+    rng = random.Random(seed)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, tempfile.TemporaryFile() as file:
+        there, got = workers.Wire(theirs), list[Any]()
+
+        def receive() -> None:
+            with suppress(EOFError):
+                while True:
+                    time.sleep(rng.choice([0, 0.001]))  # so that several are there at once, or a part of one
+                    got.append(there.receive())
+
+        thread = threading.Thread(target=receive)
+        thread.start()
+        for number, (size, fds) in enumerate(told):
+            workers.Wire(ours).send((number, b"x" * size), [file.fileno()] * fds)
+        ours.shutdown(socket.SHUT_WR)
+        thread.join(60)
+        assert [(message[0], len(message[1]), len(fds)) for message, fds in got] == [
+            (number, *each) for number, each in enumerate(told)
+        ]
+        for fd in [fd for _, fds in got for fd in fds]:
+            assert os.path.sameopenfile(fd, file.fileno())
+            os.close(fd)
+        assert not there.has_more
+
+
+@given(st.lists(st.integers(0, 10_000), unique=True), st.integers(1, 40), st.integers(1, 20))
+def test_parts_are_all_jobs_once_the_largest_first(numbers: list[int], threads: int, most: int) -> None:
+    parts = [part.tolist() for part in room._cut(np.array(sorted(numbers), np.intp), threads, most)]
+    assert [number for part in parts for number in part] == sorted(numbers)
+    sizes = [len(part) for part in parts]
+    assert sizes == sorted(sizes, reverse=True)
+    assert max(sizes, default=1) <= most
+    assert len(parts) >= min(len(numbers), threads)  # each thread has one
+    for part in parts:
+        assert list(room._short(part)) == part
+        assert isinstance(room._short(part), range) == (part[-1] - part[0] + 1 == len(part))
+
+
+def test_windows_of_neighbours_are_those_of_each(tmp_path: Path) -> None:
+    tiles, _ = opened(tmp_path)
+    jobs = Jobs.of(tiles.plan(np.arange(len(tiles))), {})
+    every = [jobs.windows_of([number]) for number in range(len(jobs.lines))]
+    assert sum(map(len, every)) == len(jobs.pieces) > len(every) > 10
+    for part in (range(len(every)), range(3, 4), range(2, 9)):
+        assert (
+            jobs.windows_of(part) == jobs.windows_of([*part]) == [window for number in part for window in every[number]]
+        )
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="nothing is advised without posix_fadvise")
+def test_readers_advise_of_what_is_not_in_memory(tmp_path: Path, monkeypatch: Any) -> None:
+    tiles, dense = opened(tmp_path, layouts=(TILED,))
+    start(tiles, 1)
+    advised, advise = list[int](), os.posix_fadvise
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, at, size, how: advised.append(at) or advise(fd, at, size, how))
+    for is_there, places in ((True, 0), (False, 2)):
+        monkeypatch.setattr(FilePool, "is_in_memory", lambda *_, is_there=is_there: is_there)
+        np.testing.assert_array_equal(tiles.take(np.arange(len(tiles)), readers=1), dense)
+        assert len(advised) >= places
+        assert bool(advised) == bool(places)
