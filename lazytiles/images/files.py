@@ -15,7 +15,7 @@ import resource
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -234,7 +234,7 @@ class FilePool:
             if handle.view is not None and stop > start:
                 handle.view.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
-    def advise(self, key: FileKey, ranges: Iterable[tuple[int, int]]) -> None:
+    def advise(self, key: FileKey, ranges: Sequence[tuple[int, int]]) -> None:
         """Tell the system which (offset, size) will be read soon."""
         if hasattr(os, "posix_fadvise"):
             with self._reading(key) as handle:

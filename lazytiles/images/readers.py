@@ -269,7 +269,7 @@ class Parts:
             pages = plan.windows.pages
             tall = [_TALL if page.grid[1] == 1 else _WIDE for page in pages]
             seeds = [crc32(repr((page.file.path, page.number)).encode()) for page in pages]
-            places = jobs.lines[:, [0, 3, 4]].tolist()
+            places = plan.jobs[:, [0, 3, 4]].tolist()
             keepers = [seeds[at] + row // tall[at] + 31 * (column // tall[at]) for at, row, column in places]
             owners = np.where(jobs.find(), -1, np.array(keepers) % workers)
         self._suspects = deque[int]()  # begun by workers that have died
@@ -465,9 +465,9 @@ def _sheet_of(plan: Plan, placed: Placed, jobs: Jobs, workers: int) -> tuple[NDA
     numbers = np.array([memory.number for memory in placed.memories])
     places = np.column_stack([numbers[placed.where[:, 0]], placed.where[:, 1:]])
     origins = [pickle.dumps((page.file, page.origin), protocol=5) for page in plan.windows.pages]
-    ends = np.cumsum([len(origin) for origin in origins], dtype=np.int64)
+    bounds = np.cumsum([0, *map(len, origins)], dtype=np.int64)
     tables = [
-        *map(np.ascontiguousarray, (jobs.lines, jobs.pieces, places, ends)),
+        *map(np.ascontiguousarray, (jobs.lines, jobs.pieces, places, bounds)),
         np.frombuffer(b"".join(origins), np.uint8),
     ]
     parts = [table.reshape(-1).view(np.uint8) for table in tables]

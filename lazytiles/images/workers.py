@@ -43,7 +43,7 @@ class Sheet(NamedTuple):
 
     number: int  # of the plan
     # The memory, first byte and shape of its arrays: lines and pieces of `Jobs`, where each window lies, and of what
-    # each page is opened by, pickled, where it ends and the bytes.
+    # each page is opened by, pickled, where it begins (and, once more, where the last ends) and the bytes.
     tables: tuple[tuple[int, int, tuple[int, ...]], ...]
     bands: tuple[int, ...] | None
     dtype: np.dtype[Any]  # of the pixels
@@ -166,11 +166,11 @@ def _take_over(sheet: Sheet, fds: Sequence[int]) -> BaseException | None:
 
 
 def _jobs_of(sheet: Sheet) -> Jobs:
-    lines, pieces, places, ends, origins = (
+    lines, pieces, places, bounds, origins = (
         np.ndarray(shape, np.int64 if k < len(sheet.tables) - 1 else np.uint8, _maps[memory], offset)
         for k, (memory, offset, shape) in enumerate(sheet.tables)
     )
-    pages: Any = _Pages(origins.tobytes(), ends.tolist())
+    pages: Any = _Pages(origins.tobytes(), bounds.tolist())
     return Jobs(pages, sheet.bands, lines, pieces, _Targets(places, sheet.dtype))
 
 
@@ -182,11 +182,11 @@ def _page(origin: bytes) -> Page:
 class _Pages:
     """Pages that are opened when they are first wanted."""
 
-    def __init__(self, origins: bytes, ends: list[int]) -> None:
-        self._origins, self._ends = origins, ends
+    def __init__(self, origins: bytes, bounds: list[int]) -> None:
+        self._origins, self._bounds = origins, bounds
 
     def __getitem__(self, k: int) -> Page:
-        return _page(self._origins[self._ends[k - 1] if k else 0 : self._ends[k]])
+        return _page(self._origins[self._bounds[k] : self._bounds[k + 1]])
 
 
 class _Targets:
